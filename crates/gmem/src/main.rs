@@ -1,0 +1,2 @@
+//! gmem
+fn main() {}
