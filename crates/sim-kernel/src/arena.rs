@@ -53,9 +53,14 @@ impl<T: Zeroable, const FIRST: u32> Arena<T, FIRST> {
         }
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         assert!(index < u32::MAX - (1 << FIRST), "arena is full");
+        self.ensure(index);
+        index
+    }
+
+    /// Makes sure that the bucket of `index` exists, for owners that hand out indexes themselves.
+    pub fn ensure(&self, index: u32) {
         let (bucket, _) = Self::locate(index);
         self.buckets[bucket].get_or_init(|| bytemuck::allocation::zeroed_slice_box(1 << (FIRST as usize + bucket)));
-        index
     }
 
     /// Gives an element back. The caller sees to it that nobody uses it any more.

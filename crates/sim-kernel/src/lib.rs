@@ -7,6 +7,8 @@ mod addr;
 mod arena;
 mod cx;
 mod errno;
+pub mod fs;
+pub mod mm;
 pub mod sched;
 pub mod sync;
 

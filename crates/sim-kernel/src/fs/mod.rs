@@ -1,0 +1,7 @@
+//! Files: open files with reference counts, descriptor tables, inodes with page caches.
+
+mod fd;
+mod file;
+
+pub use fd::{FdTable, RawFd};
+pub use file::{Fault, FaultError, File, FileOperations, MmapRequest, Stat};

@@ -1,0 +1,579 @@
+//! Host physical memory: frames, their reference counts and flags, and their bytes (`struct page`, `mm/page_alloc.c`).
+//!
+//! A frame costs 24 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
+//! recognisable garbage pattern, so that a forgotten zeroing is seen as data), *zero*, or has a buffer of 4 KiB. Frames come one by
+//! one or as 512 aligned ones (a transparent huge page).
+//!
+//! Simplified: no zones, no NUMA nodes, no buddy merging (512 single frames never become a huge page again), no reclaim. The
+//! allocator itself is not raced: taking and giving back a frame is part of the caller's step.
+//!
+//! Two counts exist for checking only: `mapcount` (host page-table entries that name the frame) and `sptes` (stage-2 entries that
+//! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
+
+use crate::sched::{Access, ObjId};
+use crate::sync::PageLocks;
+use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
+use bytemuck::Zeroable;
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// 64-bit words in a page.
+pub const WORDS_PER_PAGE: usize = 512;
+
+bitflags::bitflags! {
+    /// State bits of a frame (`enum pageflags`).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct FrameFlags: u64 {
+        /// `PG_locked`: the folio lock.
+        const LOCKED = 1 << 0;
+        /// `PG_uptodate`: the contents are defined.
+        const UPTODATE = 1 << 1;
+        /// `PG_hwpoison`: the memory is broken.
+        const HWPOISON = 1 << 2;
+        /// In use; clear while the frame is in the allocator.
+        const ALLOCATED = 1 << 3;
+        /// Holds a page table.
+        const TABLE = 1 << 4;
+        /// `PG_reserved`: one of the shared zero pages; its mappings are not counted and it is never freed.
+        const RESERVED = 1 << 5;
+    }
+}
+
+/// Bits of the flag word below the page index.
+const INDEX_SHIFT: u32 = 12;
+/// Contents: nothing known.
+const UNDEFINED: u32 = 0;
+/// Contents: all zero.
+const ZERO: u32 = 1;
+/// Contents: buffer number `content - FIRST_BUFFER`.
+const FIRST_BUFFER: u32 = 2;
+
+/// Metadata of one frame.
+#[derive(Zeroable)]
+#[repr(C)]
+struct Frame {
+    /// [`FrameFlags`] below bit 12, the page index in its file above.
+    flags_index: AtomicU64,
+    refcount: AtomicU32,
+    /// Number of the address space that caches the frame; 0 = none.
+    mapping: AtomicU32,
+    /// Host page-table entries in the low half, stage-2 entries in the high half.
+    maps: AtomicU32,
+    content: AtomicU32,
+}
+
+/// The bytes of a frame.
+#[derive(Zeroable)]
+#[repr(transparent)]
+struct PageBytes([AtomicU64; WORDS_PER_PAGE]);
+
+/// What the allocator hands out from.
+#[derive(Default)]
+struct Zone {
+    single: Vec<u32>,
+    huge: Vec<u32>,
+    /// Unused rest of the block that single frames are cut from.
+    cut: std::ops::Range<u32>,
+    next_block: u32,
+    used: u64,
+}
+
+/// All memory of one simulated host.
+///
+/// ```
+/// use sim_kernel::{mm::PhysMem, sched::Sim};
+/// Sim::sequential().solo(|cx| {
+///     let memory = PhysMem::new(cx, 1 << 20);
+///     let pfn = memory.alloc_zeroed().unwrap();
+///     memory.write_u32(cx, pfn, 8, 7);
+///     assert_eq!(memory.read_u32(cx, pfn, 8), 7);
+///     memory.put(cx, pfn);
+///     assert_eq!(memory.used_frames(), 0);
+/// });
+/// ```
+pub struct PhysMem {
+    frames: Arena<Frame, 9>,
+    contents: Arena<PageBytes, 2>,
+    zone: parking_lot::Mutex<Zone>,
+    limit: u64,
+    locks: PageLocks,
+    counts: ObjId,
+    bytes: ObjId,
+}
+
+impl PhysMem {
+    /// A host with `bytes` of memory, rounded down to pages. Nothing is allocated for it yet.
+    pub fn new(cx: &Cx<'_>, bytes: u64) -> PhysMem {
+        PhysMem {
+            frames: Arena::new(),
+            contents: Arena::new(),
+            zone: Default::default(),
+            limit: bytes / crate::PAGE_SIZE,
+            locks: PageLocks::new(cx, "folio_lock"),
+            counts: cx.new_object("folio_ref"),
+            bytes: cx.new_object("memory"),
+        }
+    }
+
+    #[inline]
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        self.frames.get(pfn.0 as u32)
+    }
+
+    /// Frames in use.
+    pub fn used_frames(&self) -> u64 {
+        self.zone.lock().used
+    }
+
+    /// Frames that can still be allocated.
+    pub fn free_frames(&self) -> u64 {
+        self.limit - self.zone.lock().used
+    }
+
+    fn new_block(&self, zone: &mut Zone) -> u32 {
+        let base = zone.next_block;
+        assert!(base < u32::MAX - 1024, "more than 16 TiB of frames");
+        zone.next_block += PAGES_PER_PMD as u32;
+        self.frames.ensure(base);
+        base
+    }
+
+    fn init(&self, index: u32, content: u32) {
+        let frame = self.frames.get(index);
+        debug_assert_eq!(frame.refcount.load(Ordering::Relaxed), 0, "a free frame has no references");
+        frame.flags_index.store(FrameFlags::ALLOCATED.bits(), Ordering::Relaxed);
+        frame.mapping.store(0, Ordering::Relaxed);
+        frame.content.store(content, Ordering::Relaxed);
+        frame.refcount.store(1, Ordering::Release);
+    }
+
+    fn alloc_with(&self, content: u32) -> Result<Pfn, Errno> {
+        let mut zone = self.zone.lock();
+        if zone.used >= self.limit {
+            return Err(Errno::ENOMEM);
+        }
+        let index = match zone.single.pop() {
+            Some(index) => index,
+            None => {
+                if zone.cut.is_empty() {
+                    let base = self.new_block(&mut zone);
+                    // Frame 0 stays unused, so that a zero frame number is never a valid one.
+                    zone.cut = base.max(1)..base + PAGES_PER_PMD as u32;
+                }
+                zone.cut.next().expect("the block is not empty")
+            }
+        };
+        zone.used += 1;
+        drop(zone);
+        self.init(index, content);
+        Ok(Pfn(u64::from(index)))
+    }
+
+    /// One frame with undefined contents and one reference.
+    ///
+    /// # Errors
+    /// `ENOMEM` if all memory is in use.
+    pub fn alloc(&self) -> Result<Pfn, Errno> {
+        self.alloc_with(UNDEFINED)
+    }
+
+    /// One zeroed frame with one reference.
+    ///
+    /// # Errors
+    /// `ENOMEM` if all memory is in use.
+    pub fn alloc_zeroed(&self) -> Result<Pfn, Errno> {
+        self.alloc_with(ZERO)
+    }
+
+    /// 512 zeroed frames, aligned to 512, each with one reference: a transparent huge page.
+    ///
+    /// # Errors
+    /// `ENOMEM` if fewer frames are left.
+    pub fn alloc_huge_zeroed(&self) -> Result<Pfn, Errno> {
+        let mut zone = self.zone.lock();
+        if zone.used + PAGES_PER_PMD > self.limit {
+            return Err(Errno::ENOMEM);
+        }
+        let base = match zone.huge.pop() {
+            Some(base) => base,
+            None => {
+                // Block 0 is cut into single frames (its frame 0 is never used).
+                if zone.next_block == 0 {
+                    let first = self.new_block(&mut zone);
+                    zone.single.extend((first + 1..first + PAGES_PER_PMD as u32).rev());
+                }
+                self.new_block(&mut zone)
+            }
+        };
+        zone.used += PAGES_PER_PMD;
+        drop(zone);
+        for index in base..base + PAGES_PER_PMD as u32 {
+            self.init(index, ZERO);
+        }
+        Ok(Pfn(u64::from(base)))
+    }
+
+    /// One frame for a page table, every word set to `fill`, with one reference.
+    ///
+    /// # Errors
+    /// `ENOMEM` if all memory is in use.
+    pub fn alloc_table(&self, fill: u64) -> Result<Pfn, Errno> {
+        let buffer = self.contents.alloc();
+        for word in &self.contents.get(buffer).0 {
+            word.store(fill, Ordering::Relaxed);
+        }
+        let pfn = self.alloc_with(FIRST_BUFFER + buffer).inspect_err(|_| self.contents.free(buffer))?;
+        self.frame(pfn).flags_index.fetch_or(FrameFlags::TABLE.bits(), Ordering::Relaxed);
+        Ok(pfn)
+    }
+
+    /// A word of a page table, without a scheduling point of its own: callers wrap it in a [`Word`](crate::sync::Word).
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    #[inline]
+    pub fn table_word(&self, table: Pfn, index: usize) -> &AtomicU64 {
+        let content = self.frame(table).content.load(Ordering::Acquire);
+        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        &self.contents.get(content - FIRST_BUFFER).0[index]
+    }
+
+    /// One more reference, taken by somebody who already has one.
+    ///
+    /// # Panics
+    /// If the frame is free.
+    pub fn get(&self, pfn: Pfn) {
+        let old = self.frame(pfn).refcount.fetch_add(1, Ordering::Relaxed);
+        assert!(old > 0, "a reference was taken to {pfn:?}, which is free");
+    }
+
+    /// `folio_try_get`: one more reference unless the frame is free.
+    #[track_caller]
+    #[must_use]
+    pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
+        cx.point(Access::Rmw, self.counts, pfn.0);
+        self.frame(pfn)
+            .refcount
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| if n == 0 { None } else { Some(n + 1) })
+            .is_ok()
+    }
+
+    /// One reference less; the last one gives the frame back to the allocator.
+    ///
+    /// # Panics
+    /// If nobody held a reference, or the frame is given back while it is locked, in a page cache, or named by a host page-table
+    /// entry or a stage-2 entry (INV-105, INV-203).
+    #[track_caller]
+    pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
+        cx.point(Access::Rmw, self.counts, pfn.0);
+        self.put_unscheduled(pfn);
+    }
+
+    /// As [`PhysMem::put`], as part of a step that was already announced.
+    pub fn put_unscheduled(&self, pfn: Pfn) {
+        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
+        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
+        if old == 1 {
+            self.free(pfn);
+        }
+    }
+
+    fn free(&self, pfn: Pfn) {
+        let frame = self.frame(pfn);
+        let flags = self.flags(pfn);
+        assert!(!flags.contains(FrameFlags::LOCKED), "INV-105: {pfn:?} is freed while it is locked");
+        assert_eq!(self.mapcount(pfn), 0, "INV-203: {pfn:?} is freed while a host page table names it");
+        assert_eq!(self.spte_count(pfn), 0, "INV-203: {pfn:?} is freed while a stage-2 entry names it");
+        assert_eq!(frame.mapping.load(Ordering::Relaxed), 0, "INV-105: {pfn:?} is freed while a page cache holds it");
+        let content = frame.content.swap(UNDEFINED, Ordering::Relaxed);
+        if content >= FIRST_BUFFER {
+            self.contents.free(content - FIRST_BUFFER);
+        }
+        frame.flags_index.store(0, Ordering::Relaxed);
+        let mut zone = self.zone.lock();
+        zone.used -= 1;
+        zone.single.push(pfn.0 as u32);
+    }
+
+    /// Gives back the 512 frames of a huge page of which nobody else holds a reference to any part.
+    ///
+    /// # Panics
+    /// As [`PhysMem::put`], or if another reference exists.
+    pub fn put_huge(&self, cx: &Cx<'_>, base: Pfn) {
+        cx.point_range(Access::Rmw, self.counts, base.0, PAGES_PER_PMD);
+        let exclusive = (0..PAGES_PER_PMD).all(|i| self.refcount(base + i) == 1);
+        if !exclusive {
+            for i in 0..PAGES_PER_PMD {
+                self.put_unscheduled(base + i);
+            }
+            return;
+        }
+        for i in 0..PAGES_PER_PMD {
+            self.put_unscheduled(base + i);
+        }
+        let mut zone = self.zone.lock();
+        let keep = zone.single.len() - PAGES_PER_PMD as usize;
+        zone.single.truncate(keep);
+        zone.huge.push(base.0 as u32);
+    }
+
+    /// The reference count, for checkers.
+    pub fn refcount(&self, pfn: Pfn) -> u32 {
+        self.frame(pfn).refcount.load(Ordering::SeqCst)
+    }
+
+    /// The state bits.
+    pub fn flags(&self, pfn: Pfn) -> FrameFlags {
+        FrameFlags::from_bits_truncate(self.frame(pfn).flags_index.load(Ordering::Acquire))
+    }
+
+    /// Sets state bits.
+    pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
+        self.frame(pfn).flags_index.fetch_or(flags.bits(), Ordering::AcqRel);
+    }
+
+    /// Clears state bits.
+    pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
+        self.frame(pfn).flags_index.fetch_and(!flags.bits(), Ordering::AcqRel);
+    }
+
+    /// Whether the frame is in use.
+    pub fn is_allocated(&self, pfn: Pfn) -> bool {
+        (pfn.0 as u32) < self.zone.lock().next_block && self.flags(pfn).contains(FrameFlags::ALLOCATED)
+    }
+
+    /// `folio_lock`: sleeps until the folio lock is free.
+    #[track_caller]
+    pub fn lock(&self, cx: &Cx<'_>, pfn: Pfn) {
+        self.locks.lock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits());
+    }
+
+    /// `folio_trylock`.
+    #[track_caller]
+    #[must_use]
+    pub fn try_lock(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
+        self.locks.try_lock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits())
+    }
+
+    /// `folio_unlock`.
+    pub fn unlock(&self, cx: &Cx<'_>, pfn: Pfn) {
+        self.locks.unlock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits());
+    }
+
+    /// Number of the address space that caches the frame, if any (`folio->mapping`).
+    pub fn mapping(&self, pfn: Pfn) -> Option<u32> {
+        let mapping = self.frame(pfn).mapping.load(Ordering::Acquire);
+        (mapping != 0).then_some(mapping)
+    }
+
+    /// The frame's index in its file (`folio->index`); stays when the frame leaves the page cache.
+    pub fn index(&self, pfn: Pfn) -> Pgoff {
+        Pgoff(self.frame(pfn).flags_index.load(Ordering::Acquire) >> INDEX_SHIFT)
+    }
+
+    /// The frame enters the page cache of address space `mapping` at `index`.
+    ///
+    /// # Panics
+    /// If it is in one already (INV-101).
+    pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
+        let frame = self.frame(pfn);
+        assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
+        let old = frame.mapping.swap(mapping, Ordering::AcqRel);
+        assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
+        let low = (1 << INDEX_SHIFT) - 1;
+        let _ = frame
+            .flags_index
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| Some((w & low) | (index.0 << INDEX_SHIFT)));
+    }
+
+    /// The frame leaves the page cache.
+    ///
+    /// # Panics
+    /// If a stage-2 entry still names it (INV-201: unmapped before it is removed).
+    pub fn clear_mapping(&self, pfn: Pfn) {
+        assert_eq!(self.spte_count(pfn), 0, "INV-201: {pfn:?} leaves the page cache while a stage-2 entry names it");
+        self.frame(pfn).mapping.store(0, Ordering::Release);
+    }
+
+    /// Host page-table entries that name the frame.
+    pub fn mapcount(&self, pfn: Pfn) -> u32 {
+        self.frame(pfn).maps.load(Ordering::Relaxed) & 0xffff
+    }
+
+    /// One more host page-table entry names the frame.
+    pub fn add_mapcount(&self, pfn: Pfn) {
+        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+            return;
+        }
+        let old = self.frame(pfn).maps.fetch_add(1, Ordering::Relaxed);
+        assert!(old & 0xffff != 0xffff, "more than 65,535 host mappings of {pfn:?}");
+    }
+
+    /// One host page-table entry less names the frame.
+    pub fn sub_mapcount(&self, pfn: Pfn) {
+        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+            return;
+        }
+        let old = self.frame(pfn).maps.fetch_sub(1, Ordering::Relaxed);
+        assert!(old & 0xffff != 0, "mapcount of {pfn:?} below zero");
+    }
+
+    /// Stage-2 entries that name the frame.
+    pub fn spte_count(&self, pfn: Pfn) -> u32 {
+        self.frame(pfn).maps.load(Ordering::Relaxed) >> 16
+    }
+
+    /// One more stage-2 entry names the frame.
+    ///
+    /// # Panics
+    /// If the frame is free (INV-203).
+    pub fn add_spte(&self, pfn: Pfn) {
+        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+            return;
+        }
+        assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
+        let old = self.frame(pfn).maps.fetch_add(1 << 16, Ordering::Relaxed);
+        assert!(old >> 16 != 0xffff, "more than 65,535 stage-2 mappings of {pfn:?}");
+    }
+
+    /// One stage-2 entry less names the frame.
+    pub fn sub_spte(&self, pfn: Pfn) {
+        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+            return;
+        }
+        let old = self.frame(pfn).maps.fetch_sub(1 << 16, Ordering::Relaxed);
+        assert!(old >> 16 != 0, "stage-2 mappings of {pfn:?} below zero");
+    }
+
+    /// `clear_highpage`: the frame's bytes become zero. One step.
+    #[track_caller]
+    pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
+        cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        let content = self.frame(pfn).content.swap(ZERO, Ordering::AcqRel);
+        if content >= FIRST_BUFFER {
+            self.contents.free(content - FIRST_BUFFER);
+        }
+    }
+
+    /// Copies the bytes of a frame (`copy_highpage`), for copy-on-write. One step.
+    pub fn copy(&self, cx: &Cx<'_>, from: Pfn, to: Pfn) {
+        cx.point_range(Access::Store, self.bytes, to.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        match self.frame(from).content.load(Ordering::Acquire) {
+            content if content >= FIRST_BUFFER => {
+                let source = &self.contents.get(content - FIRST_BUFFER).0;
+                for (i, word) in source.iter().enumerate() {
+                    self.word_mut(to, i).store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+            }
+            content => {
+                let old = self.frame(to).content.swap(content, Ordering::AcqRel);
+                if old >= FIRST_BUFFER {
+                    self.contents.free(old - FIRST_BUFFER);
+                }
+            }
+        }
+    }
+
+    /// What an undefined word reads as: recognisable, and different for every frame.
+    fn garbage(pfn: Pfn) -> u64 {
+        0xdead_0000_beef_0000 | ((pfn.0 & 0xffff) << 32) | (pfn.0 & 0xffff)
+    }
+
+    /// The bytes as a buffer to write into, made now if there is none.
+    fn word_mut(&self, pfn: Pfn, index: usize) -> &AtomicU64 {
+        let frame = self.frame(pfn);
+        loop {
+            let content = frame.content.load(Ordering::Acquire);
+            if content >= FIRST_BUFFER {
+                return &self.contents.get(content - FIRST_BUFFER).0[index];
+            }
+            let fill = if content == ZERO { 0 } else { Self::garbage(pfn) };
+            let buffer = self.contents.alloc();
+            for word in &self.contents.get(buffer).0 {
+                word.store(fill, Ordering::Relaxed);
+            }
+            let made =
+                frame.content.compare_exchange(content, FIRST_BUFFER + buffer, Ordering::AcqRel, Ordering::Acquire);
+            if made.is_err() {
+                self.contents.free(buffer);
+            }
+        }
+    }
+
+    /// A word of the frame's bytes without a scheduling point: for checkers and reports.
+    pub fn peek_u64(&self, pfn: Pfn, index: usize) -> u64 {
+        match self.frame(pfn).content.load(Ordering::Acquire) {
+            UNDEFINED => Self::garbage(pfn),
+            ZERO => 0,
+            content => self.contents.get(content - FIRST_BUFFER).0[index].load(Ordering::Acquire),
+        }
+    }
+
+    /// Whether the frame's contents were never defined.
+    pub fn is_undefined(&self, pfn: Pfn) -> bool {
+        self.frame(pfn).content.load(Ordering::Acquire) == UNDEFINED
+    }
+
+    /// Reads the 64-bit word at byte `offset`, which must be a multiple of 8.
+    #[track_caller]
+    pub fn read_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u64 {
+        let index = Self::word_index(offset, 8);
+        cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.peek_u64(pfn, index)
+    }
+
+    /// Reads the 32-bit word at byte `offset`, which must be a multiple of 4.
+    #[track_caller]
+    pub fn read_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u32 {
+        let index = Self::word_index(offset, 4);
+        cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        (self.peek_u64(pfn, index) >> ((offset & 4) * 8)) as u32
+    }
+
+    /// Writes the 64-bit word at byte `offset`, which must be a multiple of 8.
+    #[track_caller]
+    pub fn write_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u64) {
+        let index = Self::word_index(offset, 8);
+        cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.word_mut(pfn, index).store(value, Ordering::Release);
+    }
+
+    /// Writes the 32-bit word at byte `offset`, which must be a multiple of 4.
+    #[track_caller]
+    pub fn write_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) {
+        self.change_u32(cx, Access::Store, pfn, offset, |_| value);
+    }
+
+    /// Adds to the 32-bit word at byte `offset` atomically and returns the old value (`lock add`).
+    #[track_caller]
+    pub fn fetch_add_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) -> u32 {
+        self.change_u32(cx, Access::Rmw, pfn, offset, |old| old.wrapping_add(value))
+    }
+
+    #[track_caller]
+    fn change_u32(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
+        let index = Self::word_index(offset, 4);
+        cx.point(access, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        let shift = (offset & 4) * 8;
+        let update = |word: u64| {
+            let new = u64::from(change((word >> shift) as u32));
+            Some((word & !(0xffff_ffff << shift)) | (new << shift))
+        };
+        let old = self.word_mut(pfn, index).fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
+        (old.unwrap_or_else(|word| word) >> shift) as u32
+    }
+
+    fn word_index(offset: u64, size: u64) -> usize {
+        assert!(
+            offset < crate::PAGE_SIZE && offset.is_multiple_of(size),
+            "access of {size} bytes at page offset {offset}"
+        );
+        (offset / 8) as usize
+    }
+}
+
+impl fmt::Debug for PhysMem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PhysMem").field("limit", &self.limit).field("used", &self.used_frames()).finish()
+    }
+}
