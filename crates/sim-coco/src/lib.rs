@@ -1,1 +1,60 @@
-//! sim-coco
+//! Confidential machines as their vendors define them: hardware and firmware, no Linux.
+//!
+//! [`ConfidentialMachine`] is the boundary between KVM and the machine beneath. Every VM has one [`Backend`]; SEV-SNP, TDX and
+//! pKVM become further backends. Default and software-protected VMs run on [`Plain`], a machine that protects nothing: it lets
+//! every access through and keeps count of what it was asked, so that the boundary is exercised by every VM.
+
+mod machine;
+mod plain;
+
+pub use machine::{AccessKind, ConfidentialMachine, GuestAccess, HostAccess, MachineFault};
+pub use plain::Plain;
+
+use sim_kernel::{Cx, Pfn};
+use sim_mmu::{Gfn, Level};
+
+/// The machine under one VM, dispatched without a virtual call.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Backend {
+    /// No protection by hardware.
+    Plain(Plain),
+}
+
+impl ConfidentialMachine for Backend {
+    fn has_private_memory(&self) -> bool {
+        match self {
+            Backend::Plain(m) => m.has_private_memory(),
+        }
+    }
+
+    fn make_private(&self, cx: &Cx<'_>, gfn: Gfn, pfn: Pfn) -> Result<(), MachineFault> {
+        match self {
+            Backend::Plain(m) => m.make_private(cx, gfn, pfn),
+        }
+    }
+
+    fn reclaim(&self, cx: &Cx<'_>, pfn: Pfn) -> Result<(), MachineFault> {
+        match self {
+            Backend::Plain(m) => m.reclaim(cx, pfn),
+        }
+    }
+
+    fn max_mapping_level(&self, pfn: Pfn) -> Option<Level> {
+        match self {
+            Backend::Plain(m) => m.max_mapping_level(pfn),
+        }
+    }
+
+    fn check_guest(&self, cx: &Cx<'_>, access: &GuestAccess) -> Result<(), MachineFault> {
+        match self {
+            Backend::Plain(m) => m.check_guest(cx, access),
+        }
+    }
+
+    fn check_host(&self, cx: &Cx<'_>, access: &HostAccess) -> Result<(), MachineFault> {
+        match self {
+            Backend::Plain(m) => m.check_host(cx, access),
+        }
+    }
+}

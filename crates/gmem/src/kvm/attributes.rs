@@ -1,0 +1,203 @@
+//! Memory attributes: which guest frames are private (`KVM_SET_MEMORY_ATTRIBUTES`, `kvm->mem_attr_array`).
+//!
+//! Attributes belong to the VM, not to its slots. Changing them, a *conversion*, brackets the change of the array with an
+//! invalidation, so that a fault that saw the old attribute cannot install a mapping afterwards. A conversion allocates, frees,
+//! zeroes and copies nothing.
+
+use super::lpage_info::{LARGE_LEVELS, Mixed};
+use super::memslots::Memslot;
+use super::uapi::*;
+use super::vm::Vm;
+use sim_coco::ConfidentialMachine;
+use sim_kernel::xarray::{NodeBudget, Value, XArray};
+use sim_kernel::{Cx, Errno, PAGE_SIZE};
+use sim_mmu::tdp::{MayYield, Roots};
+use sim_mmu::{Gfn, GfnRange, Gpa};
+use std::sync::Arc;
+
+/// The attribute array of a VM: frame number to attribute bits, absent meaning 0.
+#[derive(Debug)]
+pub struct MemoryAttributes {
+    array: XArray<Value>,
+}
+
+impl MemoryAttributes {
+    /// No attributes.
+    pub fn new(cx: &Cx<'_>, budget: &Arc<NodeBudget>) -> MemoryAttributes {
+        MemoryAttributes { array: XArray::with_budget(cx, "mem_attr_array", Arc::clone(budget)) }
+    }
+
+    fn entry(value: u64) -> Option<Value> {
+        (value != 0).then_some(Value(value))
+    }
+
+    /// `kvm_get_memory_attributes`: read without any lock.
+    #[inline]
+    #[track_caller]
+    pub fn get(&self, cx: &Cx<'_>, gfn: Gfn) -> u64 {
+        self.array.load(cx, gfn.0).map_or(0, |v| v.0)
+    }
+
+    /// The attribute without a scheduling point: under `slots_lock`, and for checkers.
+    pub fn peek(&self, gfn: Gfn) -> u64 {
+        self.array.peek(gfn.0).map_or(0, |v| v.0)
+    }
+
+    /// Whether the frame is private, without a scheduling point.
+    pub fn is_private(&self, gfn: Gfn) -> bool {
+        self.peek(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+    }
+
+    /// Whether every frame of the range has this attribute, without a scheduling point.
+    pub fn peek_all_equal(&self, range: GfnRange, value: u64) -> bool {
+        self.array.peek_all_equal(range.start.0, range.end.0 - 1, Self::entry(value))
+    }
+
+    /// First frame at or after `from` and before `end` that has an attribute other than 0, without a scheduling point.
+    pub fn next_present(&self, from: Gfn, end: Gfn) -> Option<Gfn> {
+        if from >= end {
+            return None;
+        }
+        self.array.peek_find(from.0, end.0 - 1).map(|(index, _)| Gfn(index))
+    }
+}
+
+impl Vm {
+    /// `kvm_supported_mem_attributes`.
+    pub fn supported_attributes(&self) -> u64 {
+        if self.machine.has_private_memory() { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 }
+    }
+
+    /// `KVM_SET_MEMORY_ATTRIBUTES`.
+    ///
+    /// # Errors
+    /// `EINVAL` for flags, unsupported attributes, an empty, wrapping or unaligned range; `ENOMEM` if the array cannot grow, and then
+    /// nothing has changed.
+    pub fn set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, args: &kvm_memory_attributes) -> Result<(), Errno> {
+        if args.flags != 0 || args.attributes & !self.supported_attributes() != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let end = args.address.wrapping_add(args.size);
+        if args.size == 0 || end < args.address {
+            return Err(Errno::EINVAL);
+        }
+        if !args.address.is_multiple_of(PAGE_SIZE) || !args.size.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        let range = GfnRange { start: Gpa(args.address).gfn(), end: Gpa(end).gfn() };
+        self.vm_set_mem_attributes(cx, range, args.attributes)
+    }
+
+    /// `kvm_vm_set_mem_attributes`: the conversion itself.
+    fn vm_set_mem_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange, value: u64) -> Result<(), Errno> {
+        let (first, last) = (range.start.0, range.end.0 - 1);
+        let array = &self.attributes.array;
+        let _slots = self.slots_lock.lock(cx);
+
+        // C1: nothing to do, and then nothing is done.
+        if array.all_equal(cx, first, last, MemoryAttributes::entry(value)) {
+            return Ok(());
+        }
+        // C2: make sure that storing cannot fail half way.
+        if value != 0 {
+            array.reserve_range(cx, first, last)?;
+        }
+
+        self.pre_set_memory_attributes(cx, range); // C3
+        array.store_each(cx, first, last, MemoryAttributes::entry(value)).expect("every index was reserved"); // C4
+        self.post_set_memory_attributes(cx, range, value); // C5
+        Ok(())
+    }
+
+    /// The slots that intersect the range, in all address spaces, with the part of the range that each covers.
+    fn slots_in(&self, range: GfnRange) -> Vec<(Arc<Memslot>, GfnRange)> {
+        let mut found = Vec::new();
+        for as_id in 0..self.address_spaces() {
+            self.memslots.peek_active(as_id, |set| {
+                for slot in set.in_gfn_range(range) {
+                    found.push((Arc::clone(slot), slot.gfns().clip(&range)));
+                }
+            });
+        }
+        found
+    }
+
+    /// Opens an invalidation over the converted frames and zaps them.
+    fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) {
+        let slots = self.slots_in(range);
+        if slots.is_empty() {
+            return;
+        }
+        let mut lock = self.mmu.mmu_lock.write(cx);
+        self.mmu.invalidate.begin(cx, &mut lock);
+        let mut flush = sim_mmu::tdp::FlushNeeded::none();
+        for (slot, part) in &slots {
+            self.mmu.invalidate.add_range(cx, &mut lock, *part);
+            self.arch_pre_set_memory_attributes(cx, &mut lock, slot, *part);
+            let more =
+                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), *part, Roots::ValidAndInvalid, MayYield::Yes, &**self);
+            flush = flush.merge(more);
+        }
+        flush.discharge(cx, &**self);
+    }
+
+    /// 4.1: a concurrent fault on an unconverted neighbour must not install a huge mapping that covers converting frames.
+    fn arch_pre_set_memory_attributes(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut sim_kernel::sync::RwLockWriteGuard<'_, ()>,
+        slot: &Memslot,
+        part: GfnRange,
+    ) {
+        for level in LARGE_LEVELS {
+            let span = level.span();
+            let block_of = |gfn: Gfn| Gfn(gfn.0 / span * span);
+            let (head, tail) = (block_of(part.start), block_of(Gfn(part.end.0 - 1)));
+            let mut widen = |start: Gfn| {
+                let block = GfnRange { start, end: start + span };
+                let covered = part.start <= block.start && block.end <= part.end;
+                let inside = slot.base_gfn <= block.start && block.end <= slot.gfns().end;
+                if !covered && inside && !slot.lpage_info.is_mixed(start, level) {
+                    self.mmu.invalidate.add_range(cx, lock, block);
+                }
+            };
+            widen(head);
+            if tail != head {
+                widen(tail);
+            }
+        }
+    }
+
+    /// Closes the invalidation and says which blocks are mixed now.
+    fn post_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange, value: u64) {
+        let slots = self.slots_in(range);
+        if slots.is_empty() {
+            return;
+        }
+        let mut lock = self.mmu.mmu_lock.write(cx);
+        self.mmu.invalidate.end(cx, &mut lock);
+        for (slot, part) in &slots {
+            self.update_mixed(slot, *part, value);
+        }
+        self.check_converted(&slots);
+    }
+
+    /// 4.3: MIXED of every block that the part touches, 2 MiB first, because 1 GiB uses the results.
+    fn update_mixed(&self, slot: &Memslot, part: GfnRange, value: u64) {
+        for level in LARGE_LEVELS {
+            let span = level.span();
+            let mut block = part.start.0 / span * span;
+            while block < part.end.0 {
+                let start = Gfn(block);
+                let end = start + span;
+                if part.start <= start && end <= part.end {
+                    slot.lpage_info.set_mixed(start, level, Mixed::No);
+                } else if slot.base_gfn <= start && end <= slot.gfns().end {
+                    let mixed = slot.lpage_info.classify(start, level, value, &self.attributes);
+                    slot.lpage_info.set_mixed(start, level, mixed);
+                }
+                block += span;
+            }
+        }
+    }
+}

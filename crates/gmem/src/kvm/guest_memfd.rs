@@ -1,0 +1,520 @@
+//! guest_memfd: memory of a guest that is a file, not a mapping (`virt/kvm/guest_memfd.c`).
+//!
+//! The inode is the memory; the file is one VM's view of it, with the bindings of that VM's slots. Taking memory away (punching a
+//! hole, releasing the file, hardware poison) holds `invalidate_lock` and brackets the change with an invalidation of the guest
+//! frames that the bindings name. Nothing here zeroes memory before it is exposed: allocating leaves a page as it is, and the first
+//! look-up or host fault clears it under the folio lock.
+
+use super::host::Host;
+use super::memslots::Memslot;
+use super::process::Process;
+use super::uapi::*;
+use super::vm::Vm;
+use sim_coco::{ConfidentialMachine, MachineFault};
+use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
+use sim_kernel::mm::{FrameFlags, IMmap};
+use sim_kernel::xarray::{Handle, XArray};
+use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
+use sim_mmu::{FlushNeeded, Gfn, GfnRange, Invalidation, MayYield, RootFilter};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+/// The memory of a guest_memfd.
+pub struct GmemInode {
+    host: Arc<Host>,
+    ino: u32,
+    size: u64,
+    flags: u64,
+    mapping: AddressSpace,
+    /// `gmem_file_list`: the views of all VMs. One in Linux 7.3, which has no way to make a second.
+    files: parking_lot::Mutex<Vec<Weak<GmemFile>>>,
+}
+
+/// One VM's view of a guest_memfd: what its descriptor refers to.
+pub struct GmemFile {
+    vm: Arc<Vm>,
+    inode: Arc<GmemInode>,
+    /// Page index to slot, for every bound page.
+    bindings: XArray<Handle>,
+    /// The slots behind the handles in `bindings`. Changes under `invalidate_lock`, like the bindings.
+    slots: parking_lot::Mutex<BTreeMap<u32, Arc<Memslot>>>,
+}
+
+/// A page of guest memory that a look-up found, with a reference for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GmemPage {
+    /// The frame.
+    pub pfn: Pfn,
+}
+
+impl GmemInode {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The page cache.
+    pub fn mapping(&self) -> &AddressSpace {
+        &self.mapping
+    }
+
+    fn is_init_shared(&self) -> bool {
+        self.flags & GUEST_MEMFD_FLAG_INIT_SHARED != 0
+    }
+
+    fn views(&self) -> Vec<Arc<GmemFile>> {
+        self.files.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// First exposure of a locked page: its contents become defined.
+    fn make_uptodate(&self, cx: &Cx<'_>, pfn: Pfn) {
+        let phys = &self.host.phys;
+        if !phys.flags(pfn).contains(FrameFlags::UPTODATE) {
+            phys.zero(cx, pfn);
+            phys.set_flags(pfn, FrameFlags::UPTODATE);
+        }
+    }
+
+    /// `kvm_gmem_punch_hole`: frees a range of pages, wherever it lies.
+    fn punch_hole(&self, cx: &Cx<'_>, pages: Range<u64>) {
+        let _lock = self.mapping.invalidate_lock.write(cx);
+        let open: Vec<_> = self.views().into_iter().map(|view| (view.invalidate_begin(cx, &pages), view)).collect();
+        self.truncate(cx, pages.clone());
+        for (invalidation, view) in open {
+            view.invalidate_end(cx, &pages, invalidation);
+        }
+    }
+
+    fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
+        let views = self.views();
+        self.mapping.truncate(cx, pages, &mut |pfn| {
+            for view in &views {
+                view.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
+            }
+        });
+    }
+
+    /// `kvm_gmem_allocate`: pages exist afterwards, their contents are still undefined.
+    fn allocate(&self, cx: &Cx<'_>, pages: Range<u64>) -> Result<(), Errno> {
+        let _lock = self.mapping.invalidate_lock.read(cx);
+        for index in pages {
+            if cx.signal_pending() {
+                return Err(Errno::EINTR);
+            }
+            let pfn = self.mapping.find_or_create(cx, Pgoff(index))?;
+            self.host.phys.unlock(cx, pfn);
+            self.host.phys.put(cx, pfn);
+            cx.cond_resched();
+        }
+        Ok(())
+    }
+
+    /// `kvm_gmem_error_folio`, called by the memory-failure worker with the page locked: nothing maps it any more.
+    fn error_folio(&self, cx: &Cx<'_>, pfn: Pfn) {
+        let _lock = self.mapping.invalidate_lock.read(cx);
+        let index = self.host.phys.index(pfn).0;
+        let pages = index..index + 1;
+        for view in self.views() {
+            let invalidation = view.invalidate_begin(cx, &pages);
+            view.invalidate_end(cx, &pages, invalidation);
+        }
+    }
+
+    /// `memory_failure` on a page of this file: marks it broken, unmaps it everywhere and keeps it out of use for good.
+    ///
+    /// # Errors
+    /// `EHWPOISON` if it is marked already; `ENOENT` if no page is there; `EBUSY` otherwise, because guest_memfd keeps the page in
+    /// its cache, which the generic code takes for a failure.
+    pub fn memory_failure(&self, cx: &Cx<'_>, index: Pgoff) -> Result<(), Errno> {
+        let phys = &self.host.phys;
+        let pfn = self.mapping.peek(index).ok_or(Errno::ENOENT)?;
+        if phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+            return Err(Errno::EHWPOISON);
+        }
+        phys.set_flags(pfn, FrameFlags::HWPOISON);
+        // This reference is never given back.
+        phys.get(pfn);
+        phys.lock(cx, pfn);
+        self.mapping.i_mmap().unmap_page(cx, index);
+        if phys.mapping(pfn).is_some() {
+            self.error_folio(cx, pfn);
+        }
+        phys.unlock(cx, pfn);
+        Err(Errno::EBUSY)
+    }
+}
+
+impl fmt::Debug for GmemInode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GmemInode").field("ino", &self.ino).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl Vm {
+    /// `KVM_CREATE_GUEST_MEMFD`: returns a descriptor of `caller`.
+    ///
+    /// # Errors
+    /// `EINVAL` for flags that the VM does not offer and for sizes that are not positive or not whole pages; `EMFILE`.
+    pub fn create_guest_memfd(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        caller: &Process,
+        args: &kvm_create_guest_memfd,
+    ) -> Result<RawFd, Errno> {
+        let valid = self.check_extension(Cap::GuestMemfdFlags as u64) as u64;
+        if args.flags & !valid != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if args.size as i64 <= 0 || !args.size.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        caller.fds.reserve()?;
+        let host = &self.host;
+        let ino = host.new_ino();
+        let inode = Arc::new(GmemInode {
+            host: Arc::clone(host),
+            ino,
+            size: args.size,
+            flags: args.flags,
+            mapping: AddressSpace::new(cx, &host.phys, &host.node_budget, ino),
+            files: Default::default(),
+        });
+        let view = Arc::new(GmemFile {
+            vm: Arc::clone(self),
+            inode,
+            bindings: XArray::with_budget(cx, "gmem->bindings", Arc::clone(&host.node_budget)),
+            slots: Default::default(),
+        });
+        self.get(cx);
+        view.inode.files.lock().push(Arc::downgrade(&view));
+        let file = File::new(cx, view);
+        caller.install(cx, file)
+    }
+
+    /// The view behind a file that is known to be a guest_memfd.
+    pub(crate) fn gmem_of<'a>(&self, file: &'a Arc<File>) -> &'a GmemFile {
+        file.downcast::<GmemFile>().expect("checked when the slot was prepared")
+    }
+
+    /// First half of binding: the file exists, is one of this VM's, and has the range. Returns it with a reference.
+    ///
+    /// # Errors
+    /// `EBADF`, `EINVAL`.
+    pub(crate) fn gmem_prepare(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        caller: &Process,
+        mem: &kvm_userspace_memory_region2,
+    ) -> Result<Arc<File>, Errno> {
+        let file = caller.fds.get(cx, mem.guest_memfd as RawFd)?;
+        let valid = file.downcast::<GmemFile>().is_some_and(|view| {
+            let end = mem.guest_memfd_offset.checked_add(mem.memory_size);
+            Arc::ptr_eq(&view.vm, self)
+                && mem.guest_memfd_offset.is_multiple_of(PAGE_SIZE)
+                && end.is_some_and(|end| end <= view.inode.size)
+        });
+        if valid {
+            Ok(file)
+        } else {
+            file.put(cx);
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// Second half of binding: the slot owns its range of the file from now on.
+    ///
+    /// # Errors
+    /// `EEXIST` if part of the range belongs to another slot; `ENOMEM`.
+    pub(crate) fn gmem_commit_bind(&self, cx: &Cx<'_>, file: &Arc<File>, slot: &Arc<Memslot>) -> Result<(), Errno> {
+        let view = self.gmem_of(file);
+        let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
+        assert!((last + 1) << PAGE_SHIFT <= view.inode.size, "INV-306: a binding ends after its file");
+        let _lock = view.inode.mapping.invalidate_lock.write(cx);
+        if view.bindings.find(cx, first, last).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        view.slots.lock().insert(slot.handle, Arc::clone(slot));
+        if let Err(errno) = view.bindings.store_range(cx, first, last, Some(Handle(slot.handle))) {
+            view.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
+            view.slots.lock().remove(&slot.handle);
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    /// `kvm_gmem_unbind`: the slot gives its range back; `slots_lock` is held.
+    ///
+    /// The file may be on its way to release (count already zero): that needs `slots_lock` first, so it is still intact.
+    pub(crate) fn gmem_unbind(&self, cx: &Cx<'_>, slot: &Arc<Memslot>) {
+        if !slot.has_gmem() {
+            return;
+        }
+        let Some(file) = slot.gmem.file(cx).and_then(|file| file.upgrade()) else { return };
+        let view = self.gmem_of(&file);
+        let _lock = view.inode.mapping.invalidate_lock.write(cx);
+        let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
+        view.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
+        view.slots.lock().remove(&slot.handle);
+        slot.gmem.set_file(cx, None);
+    }
+
+    /// `kvm_gmem_get_pfn`: the page behind a guest frame of a bound slot, with a reference. Takes no `invalidate_lock`: the caller's
+    /// sequence tells it later whether the answer still holds.
+    ///
+    /// # Errors
+    /// `EFAULT` if the file is gone or going; `EIO` if it does not know the slot, which is a bug; `ENOMEM`; `EHWPOISON`.
+    pub(crate) fn gmem_get_pfn(self: &Arc<Vm>, cx: &Cx<'_>, slot: &Memslot, gfn: Gfn) -> Result<GmemPage, Errno> {
+        slot.assert_live();
+        let file = slot.gmem_get_file(cx).ok_or(Errno::EFAULT)?;
+        let result = self.gmem_get_folio(cx, &file, slot, gfn);
+        file.put(cx);
+        result
+    }
+
+    fn gmem_get_folio(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        file: &Arc<File>,
+        slot: &Memslot,
+        gfn: Gfn,
+    ) -> Result<GmemPage, Errno> {
+        let view = self.gmem_of(file);
+        let index = slot.gmem_index(gfn);
+        // G2, G3: is this really the slot's file, and does the file agree?
+        if !slot.gmem.file(cx).is_some_and(|now| std::ptr::eq(now.as_ptr(), Arc::as_ptr(file))) {
+            return Err(Errno::EFAULT);
+        }
+        if view.bindings.load(cx, index.0) != Some(Handle(slot.handle)) {
+            return Err(Errno::EIO);
+        }
+        let inode = &view.inode;
+        let phys = &inode.host.phys;
+        let pfn = inode.mapping.find_or_create(cx, index)?;
+        assert!(phys.refcount(pfn) >= 2, "INV-104: a page that was looked up is cached and referenced");
+        let result = if phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+            Err(Errno::EHWPOISON)
+        } else {
+            inode.make_uptodate(cx, pfn);
+            self.gmem_make_private(cx, inode, gfn, pfn)
+        };
+        phys.unlock(cx, pfn);
+        match result {
+            Ok(()) => Ok(GmemPage { pfn }),
+            Err(errno) => {
+                phys.put(cx, pfn);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Gives the page of a private inode to the guest before it is mapped.
+    fn gmem_make_private(&self, cx: &Cx<'_>, inode: &GmemInode, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
+        if inode.is_init_shared() {
+            return Ok(());
+        }
+        self.machine.make_private(cx, gfn, pfn).map_err(|fault| match fault {
+            MachineFault::Busy => Errno::EAGAIN,
+            _ => Errno::EFAULT,
+        })
+    }
+}
+
+impl Memslot {
+    /// `kvm_gmem_get_file`: the slot's file with a reference, unless it is being released.
+    fn gmem_get_file(&self, cx: &Cx<'_>) -> Option<Arc<File>> {
+        let file = self.gmem.file(cx)?.upgrade()?;
+        if !file.get_if_live(cx) {
+            return None;
+        }
+        // The memory of a released file may hold another one by now: is this still the file that the slot names?
+        if self.gmem.file(cx).is_some_and(|now| std::ptr::eq(now.as_ptr(), Arc::as_ptr(&file))) {
+            return Some(file);
+        }
+        file.put(cx);
+        None
+    }
+}
+
+impl GmemFile {
+    /// The inode.
+    pub fn inode(&self) -> &Arc<GmemInode> {
+        &self.inode
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    /// Whether the host may map the file.
+    pub fn is_mappable(&self) -> bool {
+        self.inode.flags & GUEST_MEMFD_FLAG_MMAP != 0
+    }
+
+    /// The slot that owns a page of the file, without a scheduling point: for checkers.
+    pub fn peek_binding(&self, index: Pgoff) -> Option<u32> {
+        self.bindings.peek(index.0).map(|handle| handle.0)
+    }
+
+    /// The bindings that intersect a range of pages, as guest frames: once for every chunk of the array.
+    fn bound_frames(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Vec<(u16, GfnRange)> {
+        let mut found = Vec::new();
+        if pages.is_empty() {
+            return found;
+        }
+        self.bindings.for_each_range(cx, pages.start, pages.end - 1, |_, handle| {
+            let slot = Arc::clone(self.slots.lock().get(&handle.0).expect("INV-303: a binding names a slot of the VM"));
+            slot.assert_live();
+            let pgoff = slot.gmem.pgoff.0;
+            let first = pgoff.max(pages.start) - pgoff;
+            let end = (pgoff + slot.npages).min(pages.end) - pgoff;
+            found.push((slot.as_id, GfnRange::new(slot.base_gfn + first, slot.base_gfn + end)));
+        });
+        found
+    }
+
+    /// `kvm_gmem_invalidate_begin`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
+    /// holds `invalidate_lock`. `None` if nothing is bound, and then nothing happened.
+    fn invalidate_begin(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
+        let frames = self.bound_frames(cx, pages);
+        if frames.is_empty() {
+            return None;
+        }
+        let mmu = &self.vm.mmu;
+        let mut lock = mmu.mmu_lock.write(cx);
+        let invalidation = mmu.invalidate.begin(cx, &mut lock);
+        let mut flush = FlushNeeded::NONE;
+        for (as_id, range) in frames {
+            mmu.invalidate.add_range(cx, &mut lock, range);
+            let more =
+                mmu.zap_leafs(cx, &mut lock, Some(as_id), RootFilter::All, range, MayYield::Yes, &*self.vm);
+            flush = flush.merge(more);
+        }
+        flush.discharge(cx, &*self.vm);
+        Some(invalidation)
+    }
+
+    /// `kvm_gmem_invalidate_end`. The bindings are as they were, because `invalidate_lock` was held throughout.
+    fn invalidate_end(&self, cx: &Cx<'_>, pages: &Range<u64>, invalidation: Option<Invalidation>) {
+        let bound = !pages.is_empty() && self.bindings.find(cx, pages.start, pages.end - 1).is_some();
+        assert_eq!(bound, invalidation.is_some(), "INV-301: the bindings changed inside an invalidation");
+        if let Some(invalidation) = invalidation {
+            let mut lock = self.vm.mmu.mmu_lock.write(cx);
+            self.vm.mmu.invalidate.end(cx, &mut lock, invalidation);
+        }
+    }
+
+    fn pages(&self) -> Range<u64> {
+        0..self.inode.size >> PAGE_SHIFT
+    }
+}
+
+impl FileOperations for GmemFile {
+    /// `kvm_gmem_release`, then, because this is the inode's only file, `kvm_gmem_evict_inode`.
+    fn release(&self, cx: &Cx<'_>) {
+        {
+            let _slots = self.vm.slots_lock.lock(cx);
+            let _lock = self.inode.mapping.invalidate_lock.write(cx);
+            for slot in self.slots.lock().values() {
+                slot.assert_live();
+            }
+            let bound: Vec<_> = self.slots.lock().values().cloned().collect();
+            for slot in &bound {
+                slot.gmem.set_file(cx, None);
+            }
+            let pages = self.pages();
+            let invalidation = self.invalidate_begin(cx, &pages);
+            self.invalidate_end(cx, &pages, invalidation);
+            self.inode.files.lock().retain(|view| !std::ptr::eq(view.as_ptr(), self));
+        }
+        for slot in std::mem::take(&mut *self.slots.lock()).into_values() {
+            let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
+            self.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
+        }
+        self.vm.put(cx);
+        self.inode.mapping.truncate(cx, 0..u64::MAX, &mut |pfn| {
+            self.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
+        });
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn fallocate(&self, cx: &Cx<'_>, mode: u32, offset: u64, len: u64) -> Result<(), Errno> {
+        if mode & FALLOC_FL_KEEP_SIZE == 0 || mode & !(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE) != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        let pages = offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT;
+        if mode & FALLOC_FL_PUNCH_HOLE != 0 {
+            self.inode.punch_hole(cx, pages);
+            return Ok(());
+        }
+        if offset + len > self.inode.size {
+            return Err(Errno::EINVAL);
+        }
+        self.inode.allocate(cx, pages)
+    }
+
+    fn stat(&self, _cx: &Cx<'_>) -> Stat {
+        Stat {
+            ino: u64::from(self.inode.ino),
+            mode: 0o100_600,
+            nlink: 1,
+            size: self.inode.size,
+            blksize: PAGE_SIZE,
+            // guest_memfd does not account its pages to the inode.
+            blocks: 0,
+        }
+    }
+
+    fn mmap(&self, _cx: &Cx<'_>, request: &MmapRequest) -> Result<(), Errno> {
+        if !self.is_mappable() {
+            return Err(Errno::ENODEV);
+        }
+        if request.shared { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn may_exec(&self) -> bool {
+        false
+    }
+
+    /// `kvm_gmem_fault_user_mapping`.
+    fn fault(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Result<Fault, FaultError> {
+        let inode = &self.inode;
+        if pgoff.0 >= inode.size >> PAGE_SHIFT || !inode.is_init_shared() {
+            return Err(FaultError::Sigbus);
+        }
+        let pfn = inode.mapping.find_or_create(cx, pgoff).map_err(|errno| match errno {
+            Errno::ENOMEM => FaultError::Oom,
+            _ => FaultError::Sigbus,
+        })?;
+        if inode.host.phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+            inode.host.phys.unlock(cx, pfn);
+            inode.host.phys.put(cx, pfn);
+            return Err(FaultError::HwPoison);
+        }
+        inode.make_uptodate(cx, pfn);
+        Ok(Fault { pfn })
+    }
+
+    fn i_mmap(&self) -> Option<&Arc<IMmap>> {
+        Some(self.inode.mapping.i_mmap())
+    }
+
+    fn is_resident(&self, cx: &Cx<'_>, pgoff: Pgoff) -> bool {
+        self.inode.mapping.is_uptodate(cx, pgoff)
+    }
+}
+
+impl fmt::Debug for GmemFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GmemFile").field("inode", &self.inode).finish_non_exhaustive()
+    }
+}

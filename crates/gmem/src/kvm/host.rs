@@ -1,0 +1,71 @@
+//! The host: memory, configuration, and what is unique on it.
+
+use super::config::MachineConfig;
+use super::process::Process;
+use sim_kernel::mm::PhysMem;
+use sim_kernel::xarray::NodeBudget;
+use sim_kernel::{Cx, Errno};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Bytes that the kernel needs for one xarray node.
+const XARRAY_NODE_BYTES: u64 = 576;
+
+/// One simulated host.
+pub struct Host {
+    pub(crate) config: MachineConfig,
+    pub(crate) phys: Arc<PhysMem>,
+    /// Nodes that all xarrays together may have.
+    pub(crate) node_budget: Arc<NodeBudget>,
+    next_ino: AtomicU32,
+    charged: AtomicU64,
+}
+
+impl Host {
+    /// A host with this configuration and nothing running on it.
+    pub fn new(cx: &Cx<'_>, config: MachineConfig) -> Arc<Host> {
+        let phys = Arc::new(PhysMem::new(cx, config.memory));
+        let node_budget = Arc::new(NodeBudget::new(config.memory / XARRAY_NODE_BYTES));
+        Arc::new(Host { config, phys, node_budget, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })
+    }
+
+    /// A new process.
+    pub fn process(self: &Arc<Host>, cx: &Cx<'_>) -> Arc<Process> {
+        Process::new(cx, self)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// The memory.
+    pub fn phys(&self) -> &Arc<PhysMem> {
+        &self.phys
+    }
+
+    /// A number for an inode and its address space, never given twice.
+    pub(crate) fn new_ino(&self) -> u32 {
+        self.next_ino.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Accounts kernel memory that the simulator itself does not spend.
+    ///
+    /// # Errors
+    /// `ENOMEM` if the host has less left.
+    pub(crate) fn charge(&self, bytes: u64) -> Result<(), Errno> {
+        let charge = |charged: u64| charged.checked_add(bytes).filter(|&sum| sum <= self.config.memory);
+        self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).map(|_| ()).map_err(|_| Errno::ENOMEM)
+    }
+
+    pub(crate) fn uncharge(&self, bytes: u64) {
+        self.charged.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("config", &self.config).field("phys", &self.phys).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,9 @@
+//! KVM: VMs, vCPUs, memory slots, memory attributes, guest_memfd and the fault path (`virt/kvm/`, `arch/x86/kvm/`).
+//!
+//! One file per mechanism, named after what kernel people search for. Locks carry the kernel's names and are taken in its order:
+//! `vcpu->mutex`, `slots_lock`, `slots_arch_lock`, `mmap_lock`, `invalidate_lock`, folio lock, `mn_invalidate_lock`, `mmu_lock`.
+//!
+//! What is absent: nested virtualisation and shadow paging, SMM beyond the second address space, interrupts, devices.
+
+pub mod config;
+pub mod uapi;

@@ -1,0 +1,117 @@
+//! KVM as an MMU notifier: what happens when the host's page tables change (`kvm_mmu_notifier_*`).
+//!
+//! A start opens an invalidation over the guest frames of every slot whose host addresses intersect, an end closes it. Because a
+//! change of the slots waits until no pair is open, start and end see the same slots.
+
+use super::memslots::Memslot;
+use super::vm::{Vm, WeakVm};
+use sim_kernel::mm::MmuNotifier;
+use sim_kernel::{Cx, HvaRange};
+use sim_mmu::GfnRange;
+use sim_mmu::tdp::{FlushNeeded, MayYield, Roots};
+use std::fmt;
+use std::sync::Arc;
+
+/// What `mn_invalidate_lock` protects.
+#[derive(Debug, Default)]
+pub struct NotifierState {
+    /// `mn_active_invalidate_count`: start/end pairs that are open.
+    pub active_invalidate_count: u64,
+}
+
+/// The notifier of one VM.
+pub(crate) struct KvmMmuNotifier {
+    vm: WeakVm,
+}
+
+impl KvmMmuNotifier {
+    pub(crate) fn new(vm: &Arc<Vm>) -> KvmMmuNotifier {
+        KvmMmuNotifier { vm: Arc::downgrade(vm) }
+    }
+}
+
+impl fmt::Debug for KvmMmuNotifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KvmMmuNotifier")
+    }
+}
+
+impl MmuNotifier for KvmMmuNotifier {
+    fn invalidate_range_start(&self, cx: &Cx<'_>, range: HvaRange) {
+        let Some(vm) = self.vm.upgrade() else { return };
+        vm.mn_invalidate_lock.lock(cx).active_invalidate_count += 1;
+        vm.notifier_start(cx, range);
+    }
+
+    fn invalidate_range_end(&self, cx: &Cx<'_>, range: HvaRange) {
+        let Some(vm) = self.vm.upgrade() else { return };
+        vm.notifier_end(cx, range);
+        let last = {
+            let mut state = vm.mn_invalidate_lock.lock(cx);
+            let count = state.active_invalidate_count;
+            state.active_invalidate_count =
+                count.checked_sub(1).expect("INV-301: a notifier ended that never started");
+            count == 1
+        };
+        if last {
+            vm.mn_memslots_update_wait.wake_up_all(cx);
+        }
+    }
+}
+
+impl Vm {
+    /// The parts of slots at these host addresses, in all address spaces. The caller is inside SRCU.
+    fn slots_at(&self, cx: &Cx<'_>, range: HvaRange) -> Vec<(Arc<Memslot>, GfnRange)> {
+        let mut found = Vec::new();
+        for as_id in 0..self.address_spaces() {
+            self.memslots.read(cx, as_id, |set| {
+                for slot in set.in_hva_range(range) {
+                    let gfns = slot.gfns_at(range).expect("the slot intersects the range");
+                    found.push((Arc::clone(slot), gfns));
+                }
+            });
+        }
+        found
+    }
+
+    fn notifier_start(self: &Arc<Vm>, cx: &Cx<'_>, range: HvaRange) {
+        let _srcu = self.srcu.read(cx);
+        let slots = self.slots_at(cx, range);
+        if slots.is_empty() {
+            return;
+        }
+        let mut lock = self.mmu.mmu_lock.write(cx);
+        self.mmu.invalidate.begin(cx, &mut lock);
+        let mut flush = FlushNeeded::none();
+        for (slot, gfns) in &slots {
+            self.mmu.invalidate.add_range(cx, &mut lock, *gfns);
+            let more =
+                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), *gfns, Roots::ValidAndInvalid, MayYield::Yes, &**self);
+            flush = flush.merge(more);
+        }
+        flush.discharge(cx, &**self);
+    }
+
+    fn notifier_end(self: &Arc<Vm>, cx: &Cx<'_>, range: HvaRange) {
+        let _srcu = self.srcu.read(cx);
+        if self.slots_at(cx, range).is_empty() {
+            return;
+        }
+        let mut lock = self.mmu.mmu_lock.write(cx);
+        self.mmu.invalidate.end(cx, &mut lock);
+    }
+
+    /// Waits until no notifier pair is open and runs `publish` while none can start.
+    pub(crate) fn wait_for_notifiers_and(&self, cx: &Cx<'_>, publish: impl FnOnce()) {
+        loop {
+            let state = self.mn_invalidate_lock.lock(cx);
+            if state.active_invalidate_count == 0 {
+                publish();
+                return;
+            }
+            drop(state);
+            self.mn_memslots_update_wait
+                .wait_event(cx, || self.mn_invalidate_lock.peek(|s| s.active_invalidate_count == 0));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! A process of the host: the VMM. Its address space, its descriptors, and the plain system calls on files.
+//!
+//! The checks of `fallocate` that every file system shares are here (`vfs_fallocate`), as are those of `mmap` that come before the
+//! file is looked at.
+
+use super::host::Host;
+use super::uapi::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
+use sim_kernel::fs::{FdTable, File, RawFd, Stat};
+use sim_kernel::mm::{Advice, Mm, MmapArgs, Prot, Signal};
+use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
+use std::fmt;
+use std::sync::Arc;
+
+/// `fallocate` modes besides KEEP_SIZE and PUNCH_HOLE.
+const FALLOC_FL_COLLAPSE_RANGE: u32 = 0x08;
+const FALLOC_FL_ZERO_RANGE: u32 = 0x10;
+const FALLOC_FL_INSERT_RANGE: u32 = 0x20;
+const FALLOC_FL_UNSHARE_RANGE: u32 = 0x40;
+const FALLOC_FL_WRITE_ZEROES: u32 = 0x80;
+const FALLOC_FL_MODE_MASK: u32 = FALLOC_FL_PUNCH_HOLE
+    | FALLOC_FL_COLLAPSE_RANGE
+    | FALLOC_FL_ZERO_RANGE
+    | FALLOC_FL_INSERT_RANGE
+    | FALLOC_FL_UNSHARE_RANGE
+    | FALLOC_FL_WRITE_ZEROES;
+
+/// Largest file offset.
+const MAX_LFS_FILESIZE: u64 = i64::MAX as u64;
+
+/// A process.
+pub struct Process {
+    pub(crate) host: Arc<Host>,
+    pub(crate) mm: Arc<Mm>,
+    pub(crate) fds: FdTable,
+}
+
+/// What `mmap` maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapped {
+    /// Anonymous memory.
+    Anonymous,
+    /// A file, from this byte on.
+    File {
+        /// Descriptor of the file.
+        fd: RawFd,
+        /// First byte, a multiple of the page size.
+        offset: u64,
+    },
+}
+
+/// Whether stores go to the file or to a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// `MAP_SHARED`.
+    Shared,
+    /// `MAP_PRIVATE`.
+    Private,
+}
+
+impl Process {
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>) -> Arc<Process> {
+        Arc::new(Process {
+            host: Arc::clone(host),
+            mm: Mm::new(cx, Arc::clone(&host.phys)),
+            fds: FdTable::new(cx, host.config.files_max),
+        })
+    }
+
+    /// The address space.
+    pub fn mm(&self) -> &Arc<Mm> {
+        &self.mm
+    }
+
+    /// The descriptors.
+    pub fn fds(&self) -> &FdTable {
+        &self.fds
+    }
+
+    /// The host that the process runs on.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Puts a new file into the descriptor table; on failure the file is released.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub(crate) fn install(&self, cx: &Cx<'_>, file: Arc<File>) -> Result<RawFd, Errno> {
+        self.fds.install(cx, Arc::clone(&file)).inspect_err(|_| file.put_sync(cx))
+    }
+
+    /// Ends a system call: work that was put off until no lock is held runs now.
+    fn finish<R>(&self, cx: &Cx<'_>, result: R) -> R {
+        cx.task_work_run();
+        result
+    }
+
+    /// `fallocate(2)`.
+    ///
+    /// # Errors
+    /// In this order: `EBADF` for a descriptor that is not open; `EINVAL` for a negative offset or a length that is not positive;
+    /// `EOPNOTSUPP` for modes that do not exist; `EFBIG`; then what the file answers.
+    pub fn fallocate(&self, cx: &Cx<'_>, fd: RawFd, mode: u32, offset: i64, len: i64) -> Result<(), Errno> {
+        let result = self.fds.with(cx, fd, |file| {
+            if offset < 0 || len <= 0 {
+                return Err(Errno::EINVAL);
+            }
+            check_fallocate_mode(mode)?;
+            let (offset, len) = (offset as u64, len as u64);
+            if offset + len > MAX_LFS_FILESIZE {
+                return Err(Errno::EFBIG);
+            }
+            file.operations().fallocate(cx, mode, offset, len)
+        });
+        self.finish(cx, result)
+    }
+
+    /// `ftruncate(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL` for a negative size; `EBADF`; then what the file answers.
+    pub fn ftruncate(&self, cx: &Cx<'_>, fd: RawFd, size: i64) -> Result<(), Errno> {
+        if size < 0 {
+            return Err(Errno::EINVAL);
+        }
+        let result = self.fds.with(cx, fd, |file| file.operations().truncate(cx, size as u64));
+        self.finish(cx, result)
+    }
+
+    /// `fstat(2)`.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn fstat(&self, cx: &Cx<'_>, fd: RawFd) -> Result<Stat, Errno> {
+        let result = self.fds.with(cx, fd, |file| Ok(file.operations().stat(cx)));
+        self.finish(cx, result)
+    }
+
+    /// `pread(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL` for a negative offset; `EBADF`; `ESPIPE` for a file without a position; then what the file answers.
+    pub fn pread(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, len: u64) -> Result<Vec<u8>, Errno> {
+        if offset < 0 {
+            return Err(Errno::EINVAL);
+        }
+        let result = self.fds.with(cx, fd, |file| {
+            if !file.operations().is_seekable() {
+                return Err(Errno::ESPIPE);
+            }
+            file.operations().read_at(cx, offset as u64, len)
+        });
+        self.finish(cx, result)
+    }
+
+    /// `pwrite(2)`; returns the number of bytes written.
+    ///
+    /// # Errors
+    /// As [`Process::pread`].
+    pub fn pwrite(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, bytes: &[u8]) -> Result<u64, Errno> {
+        if offset < 0 {
+            return Err(Errno::EINVAL);
+        }
+        let result = self.fds.with(cx, fd, |file| {
+            if !file.operations().is_seekable() {
+                return Err(Errno::ESPIPE);
+            }
+            file.operations().write_at(cx, offset as u64, bytes)
+        });
+        self.finish(cx, result)
+    }
+
+    /// `lseek(2)`; returns the new position.
+    ///
+    /// # Errors
+    /// `EBADF`; `EINVAL` for an unknown `whence`; `ESPIPE` for a file without a position; then what the file answers.
+    pub fn lseek(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, whence: u32) -> Result<u64, Errno> {
+        let result = self.fds.with(cx, fd, |file| {
+            if whence > 4 {
+                return Err(Errno::EINVAL);
+            }
+            file.operations().seek(cx, offset, whence)
+        });
+        self.finish(cx, result)
+    }
+
+    /// `dup(2)`.
+    ///
+    /// # Errors
+    /// `EBADF`, `EMFILE`.
+    pub fn dup(&self, cx: &Cx<'_>, fd: RawFd) -> Result<RawFd, Errno> {
+        let result = self.fds.dup(cx, fd);
+        self.finish(cx, result)
+    }
+
+    /// `close(2)`: the last reference releases the file before this returns.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn close(&self, cx: &Cx<'_>, fd: RawFd) -> Result<(), Errno> {
+        self.fds.close(cx, fd)
+    }
+
+    /// `memfd_create(2)`: an ordinary file in memory, of this size.
+    ///
+    /// # Errors
+    /// `EINVAL` for flags that do not exist; `EMFILE`.
+    pub fn memfd_create(&self, cx: &Cx<'_>, size: u64, flags: u32) -> Result<RawFd, Errno> {
+        // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC.
+        if flags & !(1 | 2 | 8 | 16) != 0 || flags & (8 | 16) == (8 | 16) {
+            return Err(Errno::EINVAL);
+        }
+        let file = sim_kernel::fs::Shmem::create(cx, &self.host.phys, self.host.new_ino(), size)?;
+        self.install(cx, file)
+    }
+
+    /// `mmap(2)` at an address of the kernel's choice, a multiple of `align`.
+    ///
+    /// # Errors
+    /// In this order: `EINVAL` for an unaligned offset; `EBADF`; `EINVAL` for an empty mapping; `EOVERFLOW`; then what the file answers;
+    /// `ENOMEM`.
+    pub fn mmap(
+        &self,
+        cx: &Cx<'_>,
+        len: u64,
+        prot: Prot,
+        sharing: Sharing,
+        mapped: Mapped,
+        align: u64,
+    ) -> Result<Hva, Errno> {
+        let shared = sharing == Sharing::Shared;
+        let result = match mapped {
+            Mapped::Anonymous => {
+                self.mm.mmap(cx, &MmapArgs { len, prot, shared, file: None, offset: 0, align })
+            }
+            Mapped::File { offset, .. } if !offset.is_multiple_of(PAGE_SIZE) => Err(Errno::EINVAL),
+            Mapped::File { fd, offset } => self.fds.with(cx, fd, |file| {
+                self.mm.mmap(cx, &MmapArgs { len, prot, shared, file: Some(file), offset, align })
+            }),
+        };
+        self.finish(cx, result)
+    }
+
+    /// `munmap(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL` for an unaligned address or an empty range.
+    pub fn munmap(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<(), Errno> {
+        let result = self.mm.munmap(cx, addr, len);
+        self.finish(cx, result)
+    }
+
+    /// `mprotect(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOMEM`, `EACCES`.
+    pub fn mprotect(&self, cx: &Cx<'_>, addr: Hva, len: u64, prot: Prot) -> Result<(), Errno> {
+        let result = self.mm.mprotect(cx, addr, len, prot);
+        self.finish(cx, result)
+    }
+
+    /// `madvise(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOMEM`, `EACCES`, `EFAULT`, as the advice has it.
+    pub fn madvise(&self, cx: &Cx<'_>, addr: Hva, len: u64, advice: Advice) -> Result<(), Errno> {
+        let result = self.mm.madvise(cx, addr, len, advice);
+        self.finish(cx, result)
+    }
+
+    /// `mincore(2)`: for every page whether it is resident.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOMEM`.
+    pub fn mincore(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<bool>, Errno> {
+        self.mm.mincore(cx, addr, len)
+    }
+
+    /// `mlock(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOMEM`.
+    pub fn mlock(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<(), Errno> {
+        let result = self.mm.mlock(cx, addr, len);
+        self.finish(cx, result)
+    }
+
+    /// The process loads a 32-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn read_u32(&self, cx: &Cx<'_>, addr: Hva) -> Result<u32, Signal> {
+        self.mm.read_u32(cx, addr)
+    }
+
+    /// The process stores a 32-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn write_u32(&self, cx: &Cx<'_>, addr: Hva, value: u32) -> Result<(), Signal> {
+        self.mm.write_u32(cx, addr, value)
+    }
+
+    /// The process ends: its memory goes, then its descriptors are closed.
+    pub fn exit(&self, cx: &Cx<'_>) {
+        self.mm.exit_mmap(cx);
+        cx.task_work_run();
+        self.fds.close_all(cx);
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("fds", &self.fds).finish_non_exhaustive()
+    }
+}
+
+/// `vfs_fallocate`'s checks of the mode.
+fn check_fallocate_mode(mode: u32) -> Result<(), Errno> {
+    if mode & !(FALLOC_FL_MODE_MASK | FALLOC_FL_KEEP_SIZE) != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let keep_size = mode & FALLOC_FL_KEEP_SIZE != 0;
+    match mode & FALLOC_FL_MODE_MASK {
+        0 | FALLOC_FL_UNSHARE_RANGE | FALLOC_FL_ZERO_RANGE => Ok(()),
+        FALLOC_FL_PUNCH_HOLE if keep_size => Ok(()),
+        FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE | FALLOC_FL_WRITE_ZEROES if !keep_size => Ok(()),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}

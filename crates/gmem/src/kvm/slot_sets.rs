@@ -1,0 +1,83 @@
+//! The two sets of slots of every address space, and which of them is active (`kvm->memslots[]`).
+
+use super::memslots::{Memslot, MemslotSet};
+use super::uapi::KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
+use sim_kernel::Cx;
+use sim_kernel::sync::Atomic64;
+use sim_mmu::Gfn;
+use std::sync::Arc;
+
+/// Address spaces that exist at most: normal and SMM.
+pub const KVM_MAX_ADDRESS_SPACES: usize = 2;
+
+#[derive(Debug)]
+struct AddressSpace {
+    /// 0 or 1: which set readers use. Written under `slots_lock` and `mn_invalidate_lock`, read inside SRCU.
+    active: Atomic64,
+    /// The lock is never contended: only the inactive set is written, and nobody reads it.
+    sets: [parking_lot::RwLock<MemslotSet>; 2],
+}
+
+/// All slots of a VM.
+#[derive(Debug)]
+pub struct SlotSets {
+    spaces: [AddressSpace; KVM_MAX_ADDRESS_SPACES],
+}
+
+impl SlotSets {
+    /// No slots; the generation of an address space starts at its number.
+    pub fn new(cx: &Cx<'_>) -> SlotSets {
+        let space = |as_id: u64| AddressSpace {
+            active: Atomic64::new(cx, "kvm->memslots", 0),
+            sets: [0, 1].map(|_| parking_lot::RwLock::new(MemslotSet { generation: as_id, ..Default::default() })),
+        };
+        SlotSets { spaces: [space(0), space(1)] }
+    }
+
+    /// Looks at the active set as a reader inside SRCU does.
+    #[track_caller]
+    pub fn read<R>(&self, cx: &Cx<'_>, as_id: u32, look: impl FnOnce(&MemslotSet) -> R) -> R {
+        let space = &self.spaces[as_id as usize];
+        look(&space.sets[space.active.load(cx) as usize].read())
+    }
+
+    /// `gfn_to_memslot`, inside SRCU.
+    #[track_caller]
+    pub fn gfn_to_memslot(&self, cx: &Cx<'_>, as_id: u32, gfn: Gfn) -> Option<Arc<Memslot>> {
+        self.read(cx, as_id, |set| set.by_gfn(gfn).cloned())
+    }
+
+    /// Looks at the active set without a scheduling point: under `slots_lock`, and for checkers.
+    pub fn peek_active<R>(&self, as_id: u32, look: impl FnOnce(&MemslotSet) -> R) -> R {
+        let space = &self.spaces[as_id as usize];
+        look(&space.sets[space.active.peek() as usize].read())
+    }
+
+    /// Looks at the inactive set without a scheduling point, for checkers.
+    pub fn peek_inactive<R>(&self, as_id: u32, look: impl FnOnce(&MemslotSet) -> R) -> R {
+        let space = &self.spaces[as_id as usize];
+        look(&space.sets[1 - space.active.peek() as usize].read())
+    }
+
+    /// Changes the inactive set; the caller holds `slots_lock`.
+    pub fn inactive<R>(&self, as_id: u16, change: impl FnOnce(&mut MemslotSet) -> R) -> R {
+        let space = &self.spaces[as_id as usize];
+        let mut set = space.sets[1 - space.active.peek() as usize].try_write().expect("nobody uses the inactive set");
+        change(&mut set)
+    }
+
+    /// `rcu_assign_pointer(kvm->memslots[as_id], …)`: the inactive set becomes the active one.
+    #[track_caller]
+    pub fn publish(&self, cx: &Cx<'_>, as_id: u16) {
+        self.spaces[as_id as usize].active.rmw(cx, |active| 1 - active);
+    }
+
+    /// Stores the final generation of the set that was just published.
+    #[track_caller]
+    pub fn set_generation(&self, cx: &Cx<'_>, as_id: u16, generation: u64) {
+        assert_eq!(generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, 0, "INV-309: generation overflow");
+        let space = &self.spaces[as_id as usize];
+        space.active.at(cx).rmw(|active| active);
+        space.sets[space.active.peek() as usize].write().generation = generation;
+    }
+}

@@ -1,0 +1,415 @@
+//! A VM (`struct kvm`): its locks, its slots, its MMU, and how it lives and dies.
+
+use super::attributes::MemoryAttributes;
+use super::host::Host;
+use super::lpage_info::LARGE_LEVELS;
+use super::memslots::Memslot;
+use super::notifier::{KvmMmuNotifier, NotifierState};
+use super::set_memory_region::SlotsState;
+use super::slot_sets::SlotSets;
+use super::uapi::*;
+use super::vcpu::{Request, Vcpu};
+use sim_coco::{Backend, ConfidentialMachine, Plain};
+use sim_kernel::fs::{FileOperations, Stat};
+use sim_kernel::mm::{Mm, MmuNotifier};
+use sim_kernel::sync::{Mutex, RefCount, Srcu, WaitQueue};
+use sim_kernel::{Cx, Errno};
+use sim_mmu::tdp::{RemoteFlush, TdpConfig, TdpMmu};
+use sim_mmu::{Gfn, GfnRange, Level};
+use std::any::Any;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+/// Kind of a VM (`KVM_CREATE_VM`'s argument).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum VmType {
+    /// `KVM_X86_DEFAULT_VM`.
+    Default,
+    /// `KVM_X86_SW_PROTECTED_VM`.
+    SwProtected,
+}
+
+impl VmType {
+    /// The types that `KVM_CAP_VM_TYPES` reports, as a mask.
+    pub const SUPPORTED: u64 = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM;
+
+    /// The type with this number.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is not supported.
+    pub fn from_number(number: u64) -> Result<VmType, Errno> {
+        match number {
+            KVM_X86_DEFAULT_VM => Ok(VmType::Default),
+            KVM_X86_SW_PROTECTED_VM => Ok(VmType::SwProtected),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// A virtual machine.
+pub struct Vm {
+    pub(crate) host: Arc<Host>,
+    /// Address space of the process that made the VM.
+    pub(crate) mm: Arc<Mm>,
+    pub(crate) vm_type: VmType,
+    pub(crate) machine: Backend,
+    pub(crate) users: RefCount,
+    pub(crate) slots_lock: Mutex<SlotsState>,
+    pub(crate) slots_arch_lock: Mutex<()>,
+    pub(crate) srcu: Srcu,
+    pub(crate) memslots: SlotSets,
+    pub(crate) attributes: MemoryAttributes,
+    pub(crate) mmu: TdpMmu,
+    pub(crate) mn_invalidate_lock: Mutex<NotifierState>,
+    pub(crate) mn_memslots_update_wait: WaitQueue,
+    pub(crate) vcpus: parking_lot::RwLock<Vec<Arc<Vcpu>>>,
+    /// Capabilities and quirks; written by ioctls, read everywhere.
+    pub(crate) hypercall_exits: AtomicU64,
+    disabled_quirks: AtomicU64,
+    manual_dirty_log: AtomicU64,
+    bugged: AtomicBool,
+    destroyed: AtomicBool,
+    charged: AtomicU64,
+    notifier: OnceLock<Arc<dyn MmuNotifier>>,
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm").field("vm_type", &self.vm_type).field("users", &self.users).finish_non_exhaustive()
+    }
+}
+
+impl Vm {
+    /// `kvm_create_vm`: a VM with one reference, following changes of `mm`.
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
+        let config = TdpConfig {
+            kind: host.config.stage2,
+            levels: 4,
+            max_gfn: Gfn(1 << (host.config.maxphyaddr - 12)),
+            mmio_caching: true,
+            eager_page_split: host.config.eager_page_split,
+            max_level: Level::L1G,
+        };
+        let vm = Arc::new(Vm {
+            host: Arc::clone(host),
+            mm: Arc::clone(mm),
+            vm_type,
+            machine: Backend::Plain(match vm_type {
+                VmType::Default => Plain::shared_only(),
+                VmType::SwProtected => Plain::software_protected(),
+            }),
+            users: RefCount::new(cx, "kvm->users_count", 1),
+            slots_lock: Mutex::new(cx, "slots_lock", SlotsState::default()),
+            slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
+            srcu: Srcu::new(cx, "kvm->srcu"),
+            memslots: SlotSets::new(cx),
+            attributes: MemoryAttributes::new(cx, &host.node_budget),
+            mmu: TdpMmu::new(cx, Arc::clone(&host.phys), config),
+            mn_invalidate_lock: Mutex::new(cx, "mn_invalidate_lock", NotifierState::default()),
+            mn_memslots_update_wait: WaitQueue::new(cx, "mn_memslots_update_rcuwait"),
+            vcpus: Default::default(),
+            hypercall_exits: AtomicU64::new(0),
+            disabled_quirks: AtomicU64::new(0),
+            manual_dirty_log: AtomicU64::new(0),
+            bugged: AtomicBool::new(false),
+            destroyed: AtomicBool::new(false),
+            charged: AtomicU64::new(0),
+            notifier: OnceLock::new(),
+        });
+        let notifier: Arc<dyn MmuNotifier> = Arc::new(KvmMmuNotifier::new(&vm));
+        mm.register_notifier(cx, Arc::clone(&notifier));
+        vm.notifier.set(notifier).expect("a VM registers once");
+        vm
+    }
+
+    /// Address spaces of the VM: one if it has private memory, else two (SMM).
+    pub fn address_spaces(&self) -> u32 {
+        if self.machine.has_private_memory() { 1 } else { 2 }
+    }
+
+    /// Kind of the VM.
+    pub fn vm_type(&self) -> VmType {
+        self.vm_type
+    }
+
+    /// The machine beneath.
+    pub fn machine(&self) -> &Backend {
+        &self.machine
+    }
+
+    /// The VM's TDP MMU.
+    pub fn mmu(&self) -> &TdpMmu {
+        &self.mmu
+    }
+
+    /// The VM's slots.
+    pub fn memslots(&self) -> &SlotSets {
+        &self.memslots
+    }
+
+    /// The VM's memory attributes.
+    pub fn attributes(&self) -> &MemoryAttributes {
+        &self.attributes
+    }
+
+    /// Largest guest frame that can exist.
+    pub fn max_gfn(&self) -> Gfn {
+        Gfn((1 << (self.host.config.maxphyaddr - 12)) - 1)
+    }
+
+    /// Gates common to all ioctls of a VM and its vCPUs.
+    ///
+    /// # Errors
+    /// `EIO` if the caller's address space is not the VM's, or the VM is broken.
+    pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
+        if !Arc::ptr_eq(mm, &self.mm) || self.is_bugged() { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// `KVM_BUG_ON`: an inconsistency inside KVM; the VM is dead from now on.
+    pub(crate) fn bug(&self, cx: &Cx<'_>) {
+        self.bugged.store(true, Ordering::SeqCst);
+        self.make_all_requests(cx, Request::VmDead);
+    }
+
+    /// Whether the VM is broken.
+    pub fn is_bugged(&self) -> bool {
+        self.bugged.load(Ordering::SeqCst)
+    }
+
+    /// Accounts kernel memory for the VM's metadata, until the VM is destroyed.
+    ///
+    /// # Errors
+    /// `ENOMEM` if the host has less left.
+    pub(crate) fn charge_memory(&self, bytes: u64) -> Result<(), Errno> {
+        self.host.charge(bytes)?;
+        self.charged.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// `KVM_CHECK_EXTENSION`, on a VM.
+    pub fn check_extension(&self, cap: u64) -> i32 {
+        check_extension(cap, Some(self))
+    }
+
+    /// `KVM_ENABLE_CAP`.
+    ///
+    /// # Errors
+    /// `EINVAL` for flags, unknown capabilities and unknown bits of known ones.
+    pub fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
+        if cap.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        match Cap::from_number(u64::from(cap.cap)) {
+            Some(Cap::ExitHypercall) => {
+                if cap.args[0] & !(1 << KVM_HC_MAP_GPA_RANGE) != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                self.hypercall_exits.store(cap.args[0], Ordering::SeqCst);
+                Ok(())
+            }
+            Some(Cap::DisableQuirks2) => {
+                if cap.args[0] & !KVM_X86_QUIRK_SLOT_ZAP_ALL != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                self.disabled_quirks.fetch_or(cap.args[0], Ordering::SeqCst);
+                Ok(())
+            }
+            Some(Cap::ManualDirtyLogProtect2) => {
+                // Initially-set (bit 1) only makes sense together with manual protection (bit 0).
+                if cap.args[0] & !3 != 0 || cap.args[0] == 2 {
+                    return Err(Errno::EINVAL);
+                }
+                self.manual_dirty_log.store(cap.args[0], Ordering::SeqCst);
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Whether user space clears the dirty log itself (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`).
+    pub(crate) fn dirty_log_is_manual(&self) -> bool {
+        self.manual_dirty_log.load(Ordering::SeqCst) & 1 != 0
+    }
+
+    /// Whether a new dirty bitmap starts with every page dirty.
+    pub(crate) fn dirty_log_initially_set(&self) -> bool {
+        self.manual_dirty_log.load(Ordering::SeqCst) & 2 != 0
+    }
+
+    /// Whether deleting a slot zaps every mapping of the VM (`KVM_X86_QUIRK_SLOT_ZAP_ALL`).
+    pub(crate) fn zaps_all_on_delete(&self) -> bool {
+        self.vm_type == VmType::Default
+            && self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0
+    }
+
+    /// `kvm_mmu_zap_all_fast`: marks all roots invalid, makes every vCPU drop them, then takes them apart.
+    pub(crate) fn zap_all_fast(&self, cx: &Cx<'_>) {
+        {
+            let mut lock = self.mmu.mmu_lock.write(cx);
+            self.mmu.invalidate_all_roots(cx, &mut lock);
+            self.make_all_requests(cx, Request::FreeObsoleteRoots);
+        }
+        self.mmu.zap_invalidated_roots(cx);
+    }
+
+    /// `kvm_arch_memslots_updated`: the MMIO generation may have wrapped; every vCPU looks at its requests.
+    pub(crate) fn arch_memslots_updated(&self, cx: &Cx<'_>, generation: u64) {
+        // Generations advance by the number of address spaces; the bits below that are the address space's number.
+        let step = u64::from(self.address_spaces());
+        if (generation / step * step) & sim_mmu::MMIO_GENERATION_MASK == 0 {
+            self.zap_all_fast(cx);
+        }
+        self.kick_all(cx);
+    }
+
+    /// One more reference.
+    pub(crate) fn get(&self, cx: &Cx<'_>) {
+        self.users.get(cx);
+    }
+
+    /// One reference less; the last one destroys the VM.
+    pub(crate) fn put(self: &Arc<Vm>, cx: &Cx<'_>) {
+        if self.users.put(cx) {
+            self.destroy(cx);
+        }
+    }
+
+    /// `kvm_destroy_vm`.
+    fn destroy(self: &Arc<Vm>, cx: &Cx<'_>) {
+        let notifier = self.notifier.get().expect("registered when made");
+        self.mm.unregister_notifier(cx, notifier);
+        assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
+        for vcpu in self.vcpus.write().drain(..) {
+            vcpu.destroy(cx);
+        }
+        self.mmu.zap_all(cx);
+        for as_id in 0..self.address_spaces() {
+            self.memslots.peek_active(as_id, |set| {
+                for slot in set.iter() {
+                    assert!(slot.gmem.peek_file().is_none(), "INV-407: a VM dies with a slot that is bound");
+                    slot.free();
+                }
+            });
+        }
+        self.host.uncharge(self.charged.load(Ordering::Relaxed));
+        self.destroyed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the last reference is gone.
+    pub fn is_destroyed(&self) -> bool {
+        self.destroyed.load(Ordering::SeqCst)
+    }
+
+    /// Enabling or disabling dirty logging on a slot changes what is mapped (`kvm_mmu_slot_apply_flags`).
+    pub(crate) fn apply_dirty_logging_change(self: &Arc<Vm>, cx: &Cx<'_>, old: &Memslot, new: &Arc<Memslot>) {
+        let was = old.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
+        let is = new.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
+        if was == is {
+            return;
+        }
+        if !is {
+            self.mmu.recover_huge_pages(cx, new.as_id, &self.slot_view(new), &**self);
+            return;
+        }
+        if self.dirty_log_initially_set() {
+            return;
+        }
+        if self.host.config.eager_page_split {
+            self.mmu.split_huge_pages(cx, new.as_id, new.gfns(), Level::L4K);
+        }
+        self.mmu.wrprot_slot(cx, new.as_id, new.gfns());
+        self.flush_remote_tlbs(cx);
+    }
+
+    /// Frames of the range that could be mapped huge, for reports: the largest level that the slot's metadata allows.
+    pub fn allowed_level(&self, slot: &Memslot, gfn: Gfn) -> Level {
+        let allowed = LARGE_LEVELS.iter().rev().find(|&&level| !slot.lpage_info.is_disallowed(gfn, level));
+        allowed.copied().unwrap_or(Level::L4K)
+    }
+
+    /// `kvm_zap_gfn_range`: an invalidation of its own around a zap of the range, in all address spaces.
+    pub fn zap_gfn_range(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) {
+        use sim_mmu::tdp::{MayYield, Roots};
+        let mut lock = self.mmu.mmu_lock.write(cx);
+        self.mmu.invalidate.begin(cx, &mut lock);
+        self.mmu.invalidate.add_range(cx, &mut lock, range);
+        let flush = self.mmu.zap_leafs(cx, &mut lock, None, range, Roots::ValidOnly, MayYield::Yes, &**self);
+        flush.discharge(cx, &**self);
+        self.mmu.invalidate.end(cx, &mut lock);
+    }
+}
+
+/// `kvm_vm_ioctl_check_extension`; without a VM, what `/dev/kvm` answers.
+pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
+    let private = vm.map(|vm| vm.machine.has_private_memory());
+    match Cap::from_number(cap) {
+        None => 0,
+        Some(cap) => match cap {
+            Cap::UserMemory
+            | Cap::UserMemory2
+            | Cap::SyncMmu
+            | Cap::ReadonlyMem
+            | Cap::MemoryFaultInfo
+            | Cap::GuestMemfd
+            | Cap::PreFaultMemory
+            | Cap::EnableCapVm => 1,
+            Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
+            Cap::MaxVcpus => KVM_MAX_VCPUS as i32,
+            Cap::MultiAddressSpace => {
+                if private == Some(true) {
+                    1
+                } else {
+                    2
+                }
+            }
+            Cap::ManualDirtyLogProtect2 => 3,
+            Cap::ExitHypercall => 1 << KVM_HC_MAP_GPA_RANGE,
+            Cap::DisableQuirks2 => KVM_X86_QUIRK_SLOT_ZAP_ALL as i32,
+            Cap::MemoryAttributes => {
+                if private == Some(false) {
+                    0
+                } else {
+                    KVM_MEMORY_ATTRIBUTE_PRIVATE as i32
+                }
+            }
+            Cap::VmTypes => VmType::SUPPORTED as i32,
+            Cap::GuestMemfdFlags => {
+                if private == Some(true) {
+                    GUEST_MEMFD_FLAG_MMAP as i32
+                } else {
+                    (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as i32
+                }
+            }
+        },
+    }
+}
+
+/// The file behind a VM's descriptor.
+#[derive(Debug)]
+pub(crate) struct VmFile {
+    pub(crate) vm: Arc<Vm>,
+}
+
+impl FileOperations for VmFile {
+    fn release(&self, cx: &Cx<'_>) {
+        self.vm.put(cx);
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn stat(&self, _cx: &Cx<'_>) -> Stat {
+        anonymous_inode_stat()
+    }
+}
+
+/// What `fstat` says of the descriptors that KVM makes on the anonymous inode.
+pub(crate) fn anonymous_inode_stat() -> Stat {
+    Stat { ino: 1, mode: 0o600, nlink: 1, size: 0, blksize: 4096, blocks: 0 }
+}
+
+/// A reference to a VM that does not keep it alive.
+pub(crate) type WeakVm = Weak<Vm>;
