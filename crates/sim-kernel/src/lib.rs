@@ -9,6 +9,7 @@ mod cx;
 mod errno;
 pub mod sched;
 pub mod sync;
+pub mod xarray;
 
 pub use addr::{Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, Pgoff, TASK_SIZE};
 pub use arena::Arena;
