@@ -11,6 +11,7 @@ pub mod fs;
 pub mod mm;
 pub mod sched;
 pub mod sync;
+pub mod xarray;
 
 pub use addr::{Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, Pgoff, TASK_SIZE};
 pub use arena::Arena;
