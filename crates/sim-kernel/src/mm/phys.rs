@@ -10,6 +10,7 @@
 //! Two counts exist for checking only: `mapcount` (host page-table entries that name the frame) and `sptes` (stage-2 entries that
 //! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
 
+use super::zero::ZeroPages;
 use crate::sched::{Access, ObjId};
 use crate::sync::PageLocks;
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
@@ -99,6 +100,7 @@ pub struct PhysMem {
     locks: PageLocks,
     counts: ObjId,
     bytes: ObjId,
+    zero_pages: ZeroPages,
 }
 
 impl PhysMem {
@@ -112,7 +114,12 @@ impl PhysMem {
             locks: PageLocks::new(cx, "folio_lock"),
             counts: cx.new_object("folio_ref"),
             bytes: cx.new_object("memory"),
+            zero_pages: ZeroPages::default(),
         }
+    }
+
+    pub(super) fn zero_pages(&self) -> &ZeroPages {
+        &self.zero_pages
     }
 
     #[inline]
@@ -548,6 +555,12 @@ impl PhysMem {
     #[track_caller]
     pub fn fetch_add_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) -> u32 {
         self.change_u32(cx, Access::Rmw, pfn, offset, |old| old.wrapping_add(value))
+    }
+
+    /// Replaces the bits of `mask` in the 32-bit word at byte `offset`, in one step: how bytes are stored.
+    #[track_caller]
+    pub(crate) fn merge_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32, mask: u32) {
+        self.change_u32(cx, Access::Rmw, pfn, offset, |old| (old & !mask) | (value & mask));
     }
 
     #[track_caller]

@@ -1,0 +1,204 @@
+//! Virtual memory areas (`struct vm_area_struct`, `mm/vma.c`): what a process mapped where, sorted by address.
+//!
+//! Neighbours that are equal in everything are one area: an area is cut where a call changes part of it and merges back when
+//! the parts become equal again. Who cuts must first split huge pages across the cut ([`super::Mm`] does).
+//!
+//! Simplified: a `BTreeMap` for the maple tree, no per-area locks, no limit on the number of areas, no stack that grows.
+
+use crate::fs::File;
+use crate::{Hva, HvaRange, PAGE_SIZE, PMD_SIZE, Pgoff};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+bitflags::bitflags! {
+    /// Access rights of a mapping (`PROT_*`).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Prot: u8 {
+        /// `PROT_READ`.
+        const READ = 1;
+        /// `PROT_WRITE`.
+        const WRITE = 2;
+        /// `PROT_EXEC`.
+        const EXEC = 4;
+    }
+}
+
+impl Prot {
+    /// Reading and writing, the rights of ordinary memory.
+    pub const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+    /// Rights from the letters `r`, `w` and `x`, in any order; `None` if there is another letter.
+    ///
+    /// ```
+    /// use sim_kernel::mm::Prot;
+    /// assert_eq!(Prot::from_letters("rw"), Some(Prot::RW));
+    /// assert_eq!(Prot::from_letters(""), Some(Prot::empty()));
+    /// assert_eq!(Prot::from_letters("q"), None);
+    /// ```
+    pub fn from_letters(letters: &str) -> Option<Prot> {
+        letters.chars().try_fold(Prot::empty(), |prot, letter| match letter {
+            'r' => Some(prot | Prot::READ),
+            'w' => Some(prot | Prot::WRITE),
+            'x' => Some(prot | Prot::EXEC),
+            _ => None,
+        })
+    }
+
+    /// `vma_is_accessible`: the processor lets the process read, as it does with any right at all.
+    pub(super) fn is_accessible(self) -> bool {
+        !self.is_empty()
+    }
+}
+
+/// What `MADV_HUGEPAGE` and `MADV_NOHUGEPAGE` left (`VM_HUGEPAGE`, `VM_NOHUGEPAGE`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum HugeAdvice {
+    #[default]
+    None,
+    Huge,
+    NoHuge,
+}
+
+/// The file part behind an area.
+#[derive(Clone, Debug)]
+pub(super) struct Backing {
+    /// The area holds one reference.
+    pub(super) file: Arc<File>,
+    /// File page at the area's start.
+    pub(super) pgoff: Pgoff,
+}
+
+/// One area.
+#[derive(Clone, Debug)]
+pub(super) struct Vma {
+    pub(super) range: HvaRange,
+    pub(super) prot: Prot,
+    pub(super) shared: bool,
+    pub(super) advice: HugeAdvice,
+    pub(super) locked: bool,
+    /// `None`: anonymous memory.
+    pub(super) backing: Option<Backing>,
+}
+
+impl Vma {
+    /// The file page at an address of the area.
+    pub(super) fn pgoff(&self, hva: Hva) -> Option<Pgoff> {
+        let backing = self.backing.as_ref()?;
+        Some(backing.pgoff + (hva.page() - self.range.start.page()))
+    }
+
+    /// Whether the 2 MiB block around the address lies inside the area.
+    pub(super) fn contains_block(&self, hva: Hva) -> bool {
+        let base = hva.pmd_base();
+        self.range.start <= base && base + PMD_SIZE <= self.range.end
+    }
+
+    /// `vma_can_merge`: `next` continues this area.
+    fn continues_in(&self, next: &Vma) -> bool {
+        let same_backing = match (&self.backing, &next.backing) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(&a.file, &b.file) && self.pgoff(self.range.end) == Some(b.pgoff),
+            _ => false,
+        };
+        self.range.end == next.range.start
+            && self.prot == next.prot
+            && self.shared == next.shared
+            && self.advice == next.advice
+            && self.locked == next.locked
+            && same_backing
+    }
+}
+
+/// The areas of one process.
+#[derive(Debug, Default)]
+pub(super) struct VmaTree {
+    areas: BTreeMap<Hva, Vma>,
+}
+
+impl VmaTree {
+    /// `vma_lookup`: the area that contains the address.
+    pub(super) fn find(&self, hva: Hva) -> Option<&Vma> {
+        self.areas.range(..=hva).next_back().map(|(_, vma)| vma).filter(|vma| hva < vma.range.end)
+    }
+
+    /// `find_vma`: the first area that ends after the address.
+    pub(super) fn find_from(&self, hva: Hva) -> Option<&Vma> {
+        self.find(hva).or_else(|| self.areas.range(hva..).next().map(|(_, vma)| vma))
+    }
+
+    /// The last area that starts before the address.
+    pub(super) fn find_before(&self, hva: Hva) -> Option<&Vma> {
+        self.areas.range(..hva).next_back().map(|(_, vma)| vma)
+    }
+
+    /// All areas, from the highest down.
+    pub(super) fn descending(&self) -> impl Iterator<Item = &Vma> {
+        self.areas.values().rev()
+    }
+
+    /// Whether an area shares a byte with the range.
+    pub(super) fn intersects(&self, range: HvaRange) -> bool {
+        self.find_from(range.start).is_some_and(|vma| vma.range.start < range.end)
+    }
+
+    pub(super) fn insert(&mut self, vma: Vma) {
+        assert!(!vma.range.is_empty() && vma.range.start.is_page_aligned() && vma.range.end.is_page_aligned());
+        assert!(!self.intersects(vma.range), "a mapping at {:?} overlaps another", vma.range);
+        self.areas.insert(vma.range.start, vma);
+    }
+
+    pub(super) fn remove(&mut self, start: Hva) -> Vma {
+        self.areas.remove(&start).expect("an area starts there")
+    }
+
+    pub(super) fn get_mut(&mut self, start: Hva) -> &mut Vma {
+        self.areas.get_mut(&start).expect("an area starts there")
+    }
+
+    /// Cuts the area that contains the address in its inside; returns the upper part, for which the caller takes a file reference.
+    pub(super) fn split(&mut self, at: Hva) -> Option<&Vma> {
+        let start = self.find(at)?.range.start;
+        if start == at {
+            return None;
+        }
+        let lower = self.get_mut(start);
+        let mut upper = lower.clone();
+        let pgoff = lower.pgoff(at);
+        lower.range.end = at;
+        upper.range.start = at;
+        if let (Some(backing), Some(pgoff)) = (&mut upper.backing, pgoff) {
+            backing.pgoff = pgoff;
+        }
+        self.areas.insert(at, upper);
+        self.areas.get(&at)
+    }
+
+    /// Joins the areas that meet at the address, if they are equal; returns the upper one, whose file reference is left over.
+    pub(super) fn merge(&mut self, at: Hva) -> Option<Vma> {
+        let lower = self.find_before(at)?;
+        let upper = self.areas.get(&at)?;
+        if !lower.continues_in(upper) {
+            return None;
+        }
+        let (start, upper) = (lower.range.start, self.remove(at));
+        self.get_mut(start).range.end = upper.range.end;
+        Some(upper)
+    }
+
+    /// Whether areas cover the whole range without a hole.
+    pub(super) fn covers(&self, range: HvaRange) -> bool {
+        let mut at = range.start;
+        while at < range.end {
+            match self.find(at) {
+                Some(vma) => at = vma.range.end,
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+/// A length rounded up to pages; `None` if that does not fit.
+pub(super) fn page_align(len: u64) -> Option<u64> {
+    len.checked_next_multiple_of(PAGE_SIZE)
+}
