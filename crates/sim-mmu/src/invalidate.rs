@@ -1,0 +1,131 @@
+//! The invalidation and retry protocol between whoever takes memory away and page faults (`kvm_mmu_invalidate_begin`,
+//! `kvm_mmu_invalidate_range_add`, `kvm_mmu_invalidate_end` of `virt/kvm/kvm_main.c`, `mmu_invalidate_retry_gfn` of
+//! `include/linux/kvm_host.h`).
+//!
+//! Writers hold mmu_lock for writing. Readers snapshot the sequence, look their frame up and test again: without the lock as an
+//! optimisation, and at last under mmu_lock, which is the test that counts. The four words are atomic because the lockless test
+//! reads them while a writer changes them.
+
+use crate::addr::{Gfn, GfnRange};
+use sim_kernel::Cx;
+use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard};
+
+/// `INVALID_GPA`: no range was added yet.
+const UNSET: u64 = u64::MAX;
+
+/// State of the invalidations of one VM.
+#[derive(Debug)]
+pub struct MmuInvalidate {
+    seq: Atomic64,
+    in_progress: Atomic64,
+    range_start: Atomic64,
+    range_end: Atomic64,
+}
+
+/// An invalidation that was begun. It must be given to [`MmuInvalidate::end`]; dropping it fails an assertion (INV-301).
+#[derive(Debug)]
+#[must_use = "an invalidation that was begun must be ended"]
+pub struct Invalidation {
+    ended: bool,
+}
+
+impl Drop for Invalidation {
+    fn drop(&mut self) {
+        assert!(self.ended || std::thread::panicking(), "INV-301: an invalidation was begun and never ended");
+    }
+}
+
+impl MmuInvalidate {
+    /// No invalidation is open; the sequence starts at 0.
+    pub fn new(cx: &Cx<'_>) -> MmuInvalidate {
+        MmuInvalidate {
+            seq: Atomic64::new(cx, "mmu_invalidate_seq", 0),
+            in_progress: Atomic64::new(cx, "mmu_invalidate_in_progress", 0),
+            range_start: Atomic64::new(cx, "mmu_invalidate_range_start", UNSET),
+            range_end: Atomic64::new(cx, "mmu_invalidate_range_end", UNSET),
+        }
+    }
+
+    /// `kvm_mmu_invalidate_begin`. At least one range must be added before the lock is released.
+    pub fn begin(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>) -> Invalidation {
+        // Only the first of several overlapping invalidations forgets the old range: the others extend it.
+        if self.in_progress.fetch_add(cx, 1) == 0 {
+            self.range_start.store(cx, UNSET);
+            self.range_end.store(cx, UNSET);
+        }
+        Invalidation { ended: false }
+    }
+
+    /// `kvm_mmu_invalidate_range_add`: the range becomes part of the hull that faults stay away from. Before its zap.
+    ///
+    /// # Panics
+    /// If the range is empty, or no invalidation is open (INV-301).
+    pub fn add_range(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
+        assert!(!range.is_empty(), "INV-302: the empty range {range:?} was added to an invalidation");
+        assert!(self.in_progress.peek() > 0, "INV-301: a range was added while no invalidation is open");
+        let hull = self.range().map_or(range, |old| old.hull(&range));
+        self.range_start.store(cx, hull.start.0);
+        self.range_end.store(cx, hull.end.0);
+    }
+
+    /// `kvm_mmu_invalidate_end`: faults that looked their frame up before now will retry.
+    ///
+    /// # Panics
+    /// If no invalidation is open (INV-301), or no range was added (INV-302).
+    pub fn end(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, mut invalidation: Invalidation) {
+        invalidation.ended = true;
+        // The sequence first: whoever sees no invalidation in progress also sees the new sequence.
+        self.seq.fetch_add(cx, 1);
+        let open = self.in_progress.fetch_add(cx, 1u64.wrapping_neg());
+        assert!(open > 0, "INV-301: an invalidation was ended that was never begun");
+        assert!(self.range().is_some(), "INV-302: an invalidation ended without a range");
+    }
+
+    /// The sequence as a fault remembers it, before it looks anything up.
+    pub fn seq(&self, cx: &Cx<'_>) -> u64 {
+        self.seq.load(cx)
+    }
+
+    /// `mmu_invalidate_retry_gfn`, the test that decides: whether what a fault looked up since `seq` may be gone.
+    ///
+    /// # Panics
+    /// If an invalidation is open and has no range although mmu_lock was free (INV-302).
+    pub fn retry_gfn(&self, _lock: &RwLockReadGuard<'_, ()>, seq: u64, gfn: Gfn) -> bool {
+        if self.in_progress.peek() > 0 {
+            let range = self.range();
+            assert!(range.is_some(), "INV-302: an invalidation is open without a range while mmu_lock was released");
+            if range.is_some_and(|range| range.contains(gfn)) {
+                return true;
+            }
+        }
+        self.seq.peek() != seq
+    }
+
+    /// `mmu_invalidate_retry_gfn_unsafe`: the same without the lock. It may be wrong in both directions.
+    pub fn retry_gfn_lockless(&self, cx: &Cx<'_>, seq: u64, gfn: Gfn) -> bool {
+        if self.in_progress.load(cx) > 0 {
+            // Both bounds UNSET while the first range is still missing: contains nothing.
+            let range = GfnRange::new(Gfn(self.range_start.load(cx)), Gfn(self.range_end.load(cx)));
+            if range.contains(gfn) {
+                return true;
+            }
+        }
+        self.seq.load(cx) != seq
+    }
+
+    /// Invalidations open now: for checkers.
+    pub fn in_progress(&self) -> u64 {
+        self.in_progress.peek()
+    }
+
+    /// The hull of the ranges added since no invalidation was open; stale while none is. For checkers.
+    pub fn range(&self) -> Option<GfnRange> {
+        let start = self.range_start.peek();
+        (start != UNSET).then(|| GfnRange::new(Gfn(start), Gfn(self.range_end.peek())))
+    }
+
+    /// The sequence without a scheduling point: for checkers.
+    pub fn peek_seq(&self) -> u64 {
+        self.seq.peek()
+    }
+}
