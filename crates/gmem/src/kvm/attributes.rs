@@ -9,10 +9,9 @@ use super::memslots::Memslot;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
-use sim_kernel::xarray::{NodeBudget, Value, XArray};
+use sim_kernel::xarray::{NodeCache, Value, XArray, XaFlags};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
-use sim_mmu::tdp::{MayYield, Roots};
-use sim_mmu::{Gfn, GfnRange, Gpa};
+use sim_mmu::{FlushNeeded, Gfn, GfnRange, Gpa, Invalidation, MayYield, RootFilter};
 use std::sync::Arc;
 
 /// The attribute array of a VM: frame number to attribute bits, absent meaning 0.
@@ -23,8 +22,8 @@ pub struct MemoryAttributes {
 
 impl MemoryAttributes {
     /// No attributes.
-    pub fn new(cx: &Cx<'_>, budget: &Arc<NodeBudget>) -> MemoryAttributes {
-        MemoryAttributes { array: XArray::with_budget(cx, "mem_attr_array", Arc::clone(budget)) }
+    pub fn new(cx: &Cx<'_>, nodes: &Arc<NodeCache>) -> MemoryAttributes {
+        MemoryAttributes { array: XArray::new_in(cx, "mem_attr_array", nodes, XaFlags::empty()) }
     }
 
     fn entry(value: u64) -> Option<Value> {
@@ -49,8 +48,8 @@ impl MemoryAttributes {
     }
 
     /// Whether every frame of the range has this attribute, without a scheduling point.
-    pub fn peek_all_equal(&self, range: GfnRange, value: u64) -> bool {
-        self.array.peek_all_equal(range.start.0, range.end.0 - 1, Self::entry(value))
+    pub fn peek_all_equal(&self, cx: &Cx<'_>, range: GfnRange, value: u64) -> bool {
+        self.array.peek_all_equal(cx, range.start.0, range.end.0 - 1, Self::entry(value))
     }
 
     /// First frame at or after `from` and before `end` that has an attribute other than 0, without a scheduling point.
@@ -103,9 +102,9 @@ impl Vm {
             array.reserve_range(cx, first, last)?;
         }
 
-        self.pre_set_memory_attributes(cx, range); // C3
+        let invalidation = self.pre_set_memory_attributes(cx, range); // C3
         array.store_each(cx, first, last, MemoryAttributes::entry(value)).expect("every index was reserved"); // C4
-        self.post_set_memory_attributes(cx, range, value); // C5
+        self.post_set_memory_attributes(cx, range, value, invalidation); // C5
         Ok(())
     }
 
@@ -122,23 +121,24 @@ impl Vm {
         found
     }
 
-    /// Opens an invalidation over the converted frames and zaps them.
-    fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) {
+    /// Opens an invalidation over the converted frames and zaps them; nothing happens if no slot covers any of them.
+    fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) -> Option<Invalidation> {
         let slots = self.slots_in(range);
         if slots.is_empty() {
-            return;
+            return None;
         }
         let mut lock = self.mmu.mmu_lock.write(cx);
-        self.mmu.invalidate.begin(cx, &mut lock);
-        let mut flush = sim_mmu::tdp::FlushNeeded::none();
+        let invalidation = self.mmu.invalidate.begin(cx, &mut lock);
+        let mut flush = FlushNeeded::NONE;
         for (slot, part) in &slots {
             self.mmu.invalidate.add_range(cx, &mut lock, *part);
             self.arch_pre_set_memory_attributes(cx, &mut lock, slot, *part);
             let more =
-                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), *part, Roots::ValidAndInvalid, MayYield::Yes, &**self);
+                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), RootFilter::All, *part, MayYield::Yes, &**self);
             flush = flush.merge(more);
         }
         flush.discharge(cx, &**self);
+        Some(invalidation)
     }
 
     /// 4.1: a concurrent fault on an unconverted neighbour must not install a huge mapping that covers converting frames.
@@ -154,10 +154,8 @@ impl Vm {
             let block_of = |gfn: Gfn| Gfn(gfn.0 / span * span);
             let (head, tail) = (block_of(part.start), block_of(Gfn(part.end.0 - 1)));
             let mut widen = |start: Gfn| {
-                let block = GfnRange { start, end: start + span };
-                let covered = part.start <= block.start && block.end <= part.end;
-                let inside = slot.base_gfn <= block.start && block.end <= slot.gfns().end;
-                if !covered && inside && !slot.lpage_info.is_mixed(start, level) {
+                let block = GfnRange::with_len(start, span);
+                if !part.covers(&block) && slot.gfns().covers(&block) && !slot.lpage_info.is_mixed(start, level) {
                     self.mmu.invalidate.add_range(cx, lock, block);
                 }
             };
@@ -169,21 +167,28 @@ impl Vm {
     }
 
     /// Closes the invalidation and says which blocks are mixed now.
-    fn post_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange, value: u64) {
+    fn post_set_memory_attributes(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        range: GfnRange,
+        value: u64,
+        invalidation: Option<Invalidation>,
+    ) {
+        let Some(invalidation) = invalidation else { return };
         let slots = self.slots_in(range);
-        if slots.is_empty() {
-            return;
-        }
         let mut lock = self.mmu.mmu_lock.write(cx);
-        self.mmu.invalidate.end(cx, &mut lock);
+        // INV-208: whatever was mapped with the old attribute is gone, and nothing came back.
         for (slot, part) in &slots {
-            self.update_mixed(slot, *part, value);
+            self.assert_unmapped(slot.as_id, *part);
         }
-        self.check_converted(&slots);
+        self.mmu.invalidate.end(cx, &mut lock, invalidation);
+        for (slot, part) in &slots {
+            self.update_mixed(cx, slot, *part, value);
+        }
     }
 
     /// 4.3: MIXED of every block that the part touches, 2 MiB first, because 1 GiB uses the results.
-    fn update_mixed(&self, slot: &Memslot, part: GfnRange, value: u64) {
+    fn update_mixed(&self, cx: &Cx<'_>, slot: &Memslot, part: GfnRange, value: u64) {
         for level in LARGE_LEVELS {
             let span = level.span();
             let mut block = part.start.0 / span * span;
@@ -193,7 +198,7 @@ impl Vm {
                 if part.start <= start && end <= part.end {
                     slot.lpage_info.set_mixed(start, level, Mixed::No);
                 } else if slot.base_gfn <= start && end <= slot.gfns().end {
-                    let mixed = slot.lpage_info.classify(start, level, value, &self.attributes);
+                    let mixed = slot.lpage_info.classify(cx, start, level, value, &self.attributes);
                     slot.lpage_info.set_mixed(start, level, mixed);
                 }
                 block += span;

@@ -13,7 +13,7 @@ use super::vm::Vm;
 use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap};
-use sim_kernel::xarray::{Handle, XArray};
+use sim_kernel::xarray::{Handle, XArray, XaFlags};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
 use sim_mmu::{FlushNeeded, Gfn, GfnRange, Invalidation, MayYield, RootFilter};
 use std::any::Any;
@@ -179,13 +179,13 @@ impl Vm {
             ino,
             size: args.size,
             flags: args.flags,
-            mapping: AddressSpace::new(cx, &host.phys, &host.node_budget, ino),
+            mapping: AddressSpace::new(cx, &host.phys, &host.nodes, ino),
             files: Default::default(),
         });
         let view = Arc::new(GmemFile {
             vm: Arc::clone(self),
             inode,
-            bindings: XArray::with_budget(cx, "gmem->bindings", Arc::clone(&host.node_budget)),
+            bindings: XArray::new_in(cx, "gmem->bindings", &host.nodes, XaFlags::empty()),
             slots: Default::default(),
         });
         self.get(cx);

@@ -3,7 +3,7 @@
 use super::config::MachineConfig;
 use super::process::Process;
 use sim_kernel::mm::PhysMem;
-use sim_kernel::xarray::NodeBudget;
+use sim_kernel::xarray::NodeCache;
 use sim_kernel::{Cx, Errno};
 use std::fmt;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ const XARRAY_NODE_BYTES: u64 = 576;
 pub struct Host {
     pub(crate) config: MachineConfig,
     pub(crate) phys: Arc<PhysMem>,
-    /// Nodes that all xarrays together may have.
-    pub(crate) node_budget: Arc<NodeBudget>,
+    /// Where all xarrays take their nodes from.
+    pub(crate) nodes: Arc<NodeCache>,
     next_ino: AtomicU32,
     charged: AtomicU64,
 }
@@ -26,8 +26,9 @@ impl Host {
     /// A host with this configuration and nothing running on it.
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> Arc<Host> {
         let phys = Arc::new(PhysMem::new(cx, config.memory));
-        let node_budget = Arc::new(NodeBudget::new(config.memory / XARRAY_NODE_BYTES));
-        Arc::new(Host { config, phys, node_budget, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })
+        let nodes = Arc::new(NodeCache::new());
+        nodes.set_limit(config.memory / XARRAY_NODE_BYTES);
+        Arc::new(Host { config, phys, nodes, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })
     }
 
     /// A new process.

@@ -6,7 +6,7 @@
 
 use super::attributes::MemoryAttributes;
 use bytemuck::allocation::zeroed_slice_box;
-use sim_kernel::{Hva, PAGE_SHIFT};
+use sim_kernel::{Cx, Hva, PAGE_SHIFT};
 use sim_mmu::{Gfn, GfnRange, Level};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -82,7 +82,7 @@ impl LpageInfo {
     }
 
     /// Classifies every block that lies entirely in the slot from the attributes as they are: for a new slot.
-    pub fn init_mixed(&self, range: GfnRange, attributes: &MemoryAttributes) {
+    pub fn init_mixed(&self, cx: &Cx<'_>, range: GfnRange, attributes: &MemoryAttributes) {
         for level in LARGE_LEVELS {
             let span = level.span();
             let mut start = range.start.0.next_multiple_of(span);
@@ -96,16 +96,16 @@ impl LpageInfo {
                     break;
                 }
                 let value = attributes.peek(Gfn(start));
-                self.set_mixed(Gfn(start), level, self.classify(Gfn(start), level, value, attributes));
+                self.set_mixed(Gfn(start), level, self.classify(cx, Gfn(start), level, value, attributes));
                 start += span;
             }
         }
     }
 
     /// Whether the block at `start`, which lies entirely in the slot, has attribute `value` everywhere.
-    pub fn classify(&self, start: Gfn, level: Level, value: u64, attributes: &MemoryAttributes) -> Mixed {
+    pub fn classify(&self, cx: &Cx<'_>, start: Gfn, level: Level, value: u64, attributes: &MemoryAttributes) -> Mixed {
         let uniform = match level {
-            Level::L2M => attributes.peek_all_equal(GfnRange { start, end: start + level.span() }, value),
+            Level::L2M => attributes.peek_all_equal(cx, GfnRange::with_len(start, level.span()), value),
             // The 2 MiB blocks were classified just before.
             _ => (0..level.span() / Level::L2M.span()).all(|i| {
                 let block = start + i * Level::L2M.span();

@@ -7,3 +7,21 @@
 
 pub mod config;
 pub mod uapi;
+pub mod attributes;
+mod check;
+mod dirty_log;
+mod fault;
+pub mod guest_memfd;
+pub mod host;
+mod hva;
+pub mod ioctl;
+pub mod lpage_info;
+pub mod memslots;
+mod notifier;
+mod prefault;
+pub mod process;
+mod run;
+mod set_memory_region;
+pub mod slot_sets;
+pub mod vcpu;
+pub mod vm;

@@ -7,17 +7,10 @@ use super::memslots::Memslot;
 use super::vm::{Vm, WeakVm};
 use sim_kernel::mm::MmuNotifier;
 use sim_kernel::{Cx, HvaRange};
-use sim_mmu::GfnRange;
-use sim_mmu::tdp::{FlushNeeded, MayYield, Roots};
+use sim_mmu::{FlushNeeded, GfnRange, Invalidation, MayYield, RootFilter};
 use std::fmt;
 use std::sync::Arc;
-
-/// What `mn_invalidate_lock` protects.
-#[derive(Debug, Default)]
-pub struct NotifierState {
-    /// `mn_active_invalidate_count`: start/end pairs that are open.
-    pub active_invalidate_count: u64,
-}
+use std::sync::atomic::Ordering;
 
 /// The notifier of one VM.
 pub(crate) struct KvmMmuNotifier {
@@ -39,7 +32,10 @@ impl fmt::Debug for KvmMmuNotifier {
 impl MmuNotifier for KvmMmuNotifier {
     fn invalidate_range_start(&self, cx: &Cx<'_>, range: HvaRange) {
         let Some(vm) = self.vm.upgrade() else { return };
-        vm.mn_invalidate_lock.lock(cx).active_invalidate_count += 1;
+        {
+            let _lock = vm.mn_invalidate_lock.lock(cx);
+            vm.mn_active_invalidate_count.fetch_add(1, Ordering::SeqCst);
+        }
         vm.notifier_start(cx, range);
     }
 
@@ -47,10 +43,9 @@ impl MmuNotifier for KvmMmuNotifier {
         let Some(vm) = self.vm.upgrade() else { return };
         vm.notifier_end(cx, range);
         let last = {
-            let mut state = vm.mn_invalidate_lock.lock(cx);
-            let count = state.active_invalidate_count;
-            state.active_invalidate_count =
-                count.checked_sub(1).expect("INV-301: a notifier ended that never started");
+            let _lock = vm.mn_invalidate_lock.lock(cx);
+            let count = vm.mn_active_invalidate_count.fetch_sub(1, Ordering::SeqCst);
+            assert!(count > 0, "INV-301: a notifier ended that never started");
             count == 1
         };
         if last {
@@ -81,15 +76,17 @@ impl Vm {
             return;
         }
         let mut lock = self.mmu.mmu_lock.write(cx);
-        self.mmu.invalidate.begin(cx, &mut lock);
-        let mut flush = FlushNeeded::none();
+        let invalidation = self.mmu.invalidate.begin(cx, &mut lock);
+        let mut flush = FlushNeeded::NONE;
         for (slot, gfns) in &slots {
             self.mmu.invalidate.add_range(cx, &mut lock, *gfns);
             let more =
-                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), *gfns, Roots::ValidAndInvalid, MayYield::Yes, &**self);
+                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), RootFilter::All, *gfns, MayYield::Yes, &**self);
             flush = flush.merge(more);
         }
         flush.discharge(cx, &**self);
+        // Under mmu_lock, so that the list and the count agree; the kernel has no such list.
+        self.mn_open.lock().push(invalidation);
     }
 
     fn notifier_end(self: &Arc<Vm>, cx: &Cx<'_>, range: HvaRange) {
@@ -98,20 +95,21 @@ impl Vm {
             return;
         }
         let mut lock = self.mmu.mmu_lock.write(cx);
-        self.mmu.invalidate.end(cx, &mut lock);
+        let invalidation = self.mn_open.lock().pop().expect("INV-301: the start of this notifier found a slot too");
+        self.mmu.invalidate.end(cx, &mut lock, invalidation);
     }
 
     /// Waits until no notifier pair is open and runs `publish` while none can start.
     pub(crate) fn wait_for_notifiers_and(&self, cx: &Cx<'_>, publish: impl FnOnce()) {
         loop {
-            let state = self.mn_invalidate_lock.lock(cx);
-            if state.active_invalidate_count == 0 {
+            let lock = self.mn_invalidate_lock.lock(cx);
+            if self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0 {
                 publish();
                 return;
             }
-            drop(state);
+            drop(lock);
             self.mn_memslots_update_wait
-                .wait_event(cx, || self.mn_invalidate_lock.peek(|s| s.active_invalidate_count == 0));
+                .wait_event(cx, || self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0);
         }
     }
 }

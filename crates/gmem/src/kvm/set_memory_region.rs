@@ -12,8 +12,7 @@ use sim_coco::ConfidentialMachine;
 use sim_kernel::fs::File;
 use sim_kernel::sync::MutexGuard;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SHIFT, PAGE_SIZE, Pgoff, TASK_SIZE};
-use sim_mmu::tdp::{MayYield, Roots};
-use sim_mmu::{Gfn, GfnRange, Gpa};
+use sim_mmu::{Gfn, GfnRange, Gpa, MayYield, RootFilter};
 use std::sync::Arc;
 
 /// What a request changes (`enum kvm_mr_change`).
@@ -232,7 +231,7 @@ impl Vm {
                 self.charge_memory(LpageInfo::bytes(new.gfns))?;
                 let info = LpageInfo::new(new.gfns, new.userspace_addr);
                 if self.machine.has_private_memory() {
-                    info.init_mixed(new.gfns, &self.attributes);
+                    info.init_mixed(cx, new.gfns, &self.attributes);
                 }
                 Arc::new(info)
             }
@@ -326,8 +325,8 @@ impl Vm {
             cx,
             &mut lock,
             Some(slot.as_id),
+            RootFilter::ValidOnly,
             slot.gfns(),
-            Roots::ValidOnly,
             MayYield::Yes,
             &**self,
         );

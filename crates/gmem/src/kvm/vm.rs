@@ -4,7 +4,7 @@ use super::attributes::MemoryAttributes;
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::notifier::{KvmMmuNotifier, NotifierState};
+use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
 use super::uapi::*;
@@ -14,8 +14,7 @@ use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
 use sim_kernel::sync::{Mutex, RefCount, Srcu, WaitQueue};
 use sim_kernel::{Cx, Errno};
-use sim_mmu::tdp::{RemoteFlush, TdpConfig, TdpMmu};
-use sim_mmu::{Gfn, GfnRange, Level};
+use sim_mmu::{Invalidation, Gfn, GfnRange, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, RootFilter, TdpConfig, TdpMmu};
 use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -62,7 +61,11 @@ pub struct Vm {
     pub(crate) memslots: SlotSets,
     pub(crate) attributes: MemoryAttributes,
     pub(crate) mmu: TdpMmu,
-    pub(crate) mn_invalidate_lock: Mutex<NotifierState>,
+    pub(crate) mn_invalidate_lock: Mutex<()>,
+    /// `mn_active_invalidate_count`: start/end pairs that are open. Changed under `mn_invalidate_lock`, read by the sleeper.
+    pub(crate) mn_active_invalidate_count: AtomicU64,
+    /// The invalidations that notifier starts opened and ends will close; which end closes which does not matter.
+    pub(crate) mn_open: parking_lot::Mutex<Vec<Invalidation>>,
     pub(crate) mn_memslots_update_wait: WaitQueue,
     pub(crate) vcpus: parking_lot::RwLock<Vec<Arc<Vcpu>>>,
     /// Capabilities and quirks; written by ioctls, read everywhere.
@@ -105,9 +108,11 @@ impl Vm {
             slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
             srcu: Srcu::new(cx, "kvm->srcu"),
             memslots: SlotSets::new(cx),
-            attributes: MemoryAttributes::new(cx, &host.node_budget),
+            attributes: MemoryAttributes::new(cx, &host.nodes),
             mmu: TdpMmu::new(cx, Arc::clone(&host.phys), config),
-            mn_invalidate_lock: Mutex::new(cx, "mn_invalidate_lock", NotifierState::default()),
+            mn_invalidate_lock: Mutex::new(cx, "mn_invalidate_lock", ()),
+            mn_active_invalidate_count: AtomicU64::new(0),
+            mn_open: Default::default(),
             mn_memslots_update_wait: WaitQueue::new(cx, "mn_memslots_update_rcuwait"),
             vcpus: Default::default(),
             hypercall_exits: AtomicU64::new(0),
@@ -258,7 +263,7 @@ impl Vm {
     pub(crate) fn arch_memslots_updated(&self, cx: &Cx<'_>, generation: u64) {
         // Generations advance by the number of address spaces; the bits below that are the address space's number.
         let step = u64::from(self.address_spaces());
-        if (generation / step * step) & sim_mmu::MMIO_GENERATION_MASK == 0 {
+        if (generation / step * step) & MMIO_SPTE_GEN_MASK == 0 {
             self.zap_all_fast(cx);
         }
         self.kick_all(cx);
@@ -280,11 +285,13 @@ impl Vm {
     fn destroy(self: &Arc<Vm>, cx: &Cx<'_>) {
         let notifier = self.notifier.get().expect("registered when made");
         self.mm.unregister_notifier(cx, notifier);
+        assert!(self.mn_open.lock().is_empty(), "INV-407: a VM dies inside a notifier");
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
         for vcpu in self.vcpus.write().drain(..) {
             vcpu.destroy(cx);
         }
         self.mmu.zap_all(cx);
+        self.mmu.uninit(cx);
         for as_id in 0..self.address_spaces() {
             self.memslots.peek_active(as_id, |set| {
                 for slot in set.iter() {
@@ -310,16 +317,20 @@ impl Vm {
             return;
         }
         if !is {
-            self.mmu.recover_huge_pages(cx, new.as_id, &self.slot_view(new), &**self);
+            let mut lock = self.mmu.mmu_lock.read(cx);
+            self.mmu.recover_huge_pages(cx, &mut lock, new.as_id, &self.slot_view(new), &**self);
             return;
         }
         if self.dirty_log_initially_set() {
             return;
         }
         if self.host.config.eager_page_split {
-            self.mmu.split_huge_pages(cx, new.as_id, new.gfns(), Level::L4K);
+            let mut lock = self.mmu.mmu_lock.read(cx);
+            self.mmu.split_huge_pages(cx, MmuLock::Read(&mut lock), new.as_id, new.gfns(), Level::L4K);
         }
-        self.mmu.wrprot_slot(cx, new.as_id, new.gfns());
+        let mut lock = self.mmu.mmu_lock.read(cx);
+        self.mmu.wrprot_slot(cx, &mut lock, new.as_id, new.gfns(), Level::L4K);
+        drop(lock);
         self.flush_remote_tlbs(cx);
     }
 
@@ -331,13 +342,12 @@ impl Vm {
 
     /// `kvm_zap_gfn_range`: an invalidation of its own around a zap of the range, in all address spaces.
     pub fn zap_gfn_range(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) {
-        use sim_mmu::tdp::{MayYield, Roots};
         let mut lock = self.mmu.mmu_lock.write(cx);
-        self.mmu.invalidate.begin(cx, &mut lock);
+        let invalidation = self.mmu.invalidate.begin(cx, &mut lock);
         self.mmu.invalidate.add_range(cx, &mut lock, range);
-        let flush = self.mmu.zap_leafs(cx, &mut lock, None, range, Roots::ValidOnly, MayYield::Yes, &**self);
+        let flush = self.mmu.zap_leafs(cx, &mut lock, None, RootFilter::ValidOnly, range, MayYield::Yes, &**self);
         flush.discharge(cx, &**self);
-        self.mmu.invalidate.end(cx, &mut lock);
+        self.mmu.invalidate.end(cx, &mut lock, invalidation);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::mm::{FrameFlags, IMmap, PhysMem};
 use crate::sync::RwLock;
-use crate::xarray::{Handle, NodeBudget, XArray};
+use crate::xarray::{Handle, InsertError, NodeCache, XArray, XaFlags};
 use crate::{Cx, Errno, Pfn, Pgoff};
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,14 +27,14 @@ pub struct AddressSpace {
 
 impl AddressSpace {
     /// An empty cache; `id` is unique on the host and not 0.
-    pub fn new(cx: &Cx<'_>, phys: &Arc<PhysMem>, budget: &Arc<NodeBudget>, id: u32) -> AddressSpace {
+    pub fn new(cx: &Cx<'_>, phys: &Arc<PhysMem>, nodes: &Arc<NodeCache>, id: u32) -> AddressSpace {
         assert_ne!(id, 0, "an address space has a number");
         AddressSpace {
             id,
             phys: Arc::clone(phys),
             invalidate_lock: RwLock::new(cx, "invalidate_lock", ()),
-            pages: XArray::with_budget(cx, "i_pages", Arc::clone(budget)),
-            i_mmap: Arc::default(),
+            pages: XArray::new_in(cx, "i_pages", nodes, XaFlags::empty()),
+            i_mmap: Arc::new(IMmap::new(cx)),
         }
     }
 
@@ -128,17 +128,16 @@ impl AddressSpace {
         self.phys.set_mapping(pfn, self.id, index);
         let handle = Handle(u32::try_from(pfn.0).expect("frame numbers have 32 bits"));
         match self.pages.insert(cx, index.0, handle) {
-            Ok(None) => {
+            Ok(()) => {
                 self.phys.get(pfn);
                 Ok(())
             }
-            Ok(Some(_)) => {
+            Err(error) => {
                 self.phys.clear_mapping(pfn);
-                Err(Errno::EEXIST)
-            }
-            Err(errno) => {
-                self.phys.clear_mapping(pfn);
-                Err(errno)
+                Err(match error {
+                    InsertError::Busy(_) => Errno::EEXIST,
+                    InsertError::NoMemory => Errno::ENOMEM,
+                })
             }
         }
     }

@@ -295,6 +295,17 @@ impl<E: XaEntry> XArray<E> {
         first > last || self.core.all_equal(cx, first, last, entry::word_of(entry))
     }
 
+    /// As [`XArray::all_equal`], as part of a step that was already announced: under the lock that writers hold.
+    pub fn peek_all_equal(&self, cx: &Cx<'_>, first: u64, last: u64, entry: Option<E>) -> bool {
+        first > last || self.core.all_equal(cx, first, last, entry::word_of(entry))
+    }
+
+    /// The first index in `[start, max]` that has an entry, without a scheduling point: for checkers.
+    pub fn peek_find(&self, start: u64, max: u64) -> Option<(u64, E)> {
+        let index = self.core.next_present(start, max)?;
+        self.peek(index).map(|entry| (index, entry))
+    }
+
     /// The first entry that has an index in `[start, max]`, and the first such index (`xa_find`): `start` itself if it is in the
     /// middle of an entry.
     #[track_caller]

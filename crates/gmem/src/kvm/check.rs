@@ -1,0 +1,110 @@
+//! Invariants that KVM itself asserts while it runs: cheap, at the step that could break them, and on in release builds.
+//!
+//! Together with the counts that frames keep of their stage-2 and host mappings (INV-201, INV-203, INV-105 in
+//! [`sim_kernel::mm::PhysMem`]) and the bookkeeping of the invalidation protocol (INV-301, INV-302 in
+//! [`sim_mmu::MmuInvalidate`]). [`Vm::check_invariants`] walks everything, for quiescent moments.
+
+use super::guest_memfd::GmemFile;
+use super::memslots::Memslot;
+use super::vm::Vm;
+use sim_coco::ConfidentialMachine;
+use sim_kernel::mm::FrameFlags;
+use sim_mmu::{GfnRange, TdpFault};
+use std::collections::BTreeMap;
+
+impl Vm {
+    /// INV-201, INV-208: under `mmu_lock` and after the stale test, what the fault found is still the truth.
+    pub(crate) fn check_before_map(&self, fault: &TdpFault, slot: &Memslot) {
+        slot.assert_live();
+        let Some(pfn) = fault.pfn else { return };
+        let gfn = fault.gfn();
+        if self.machine.has_private_memory() && !slot.is_gmem_only() {
+            assert_eq!(
+                fault.is_private,
+                self.attributes.is_private(gfn),
+                "INV-208: {gfn:?} is mapped from the wrong backing for its attribute"
+            );
+        }
+        if fault.is_private || slot.is_gmem_only() {
+            let file = slot.gmem.peek_file().and_then(|file| file.upgrade());
+            let file = file.unwrap_or_else(|| panic!("INV-201: {gfn:?} is mapped after its guest_memfd was released"));
+            let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");
+            let index = slot.gmem_index(gfn);
+            let cached = view.inode().mapping().peek(index);
+            assert_eq!(cached, Some(pfn), "INV-201: {gfn:?} is mapped to a page that is not the file's at {index:?}");
+            assert_eq!(view.peek_binding(index), Some(slot.handle), "INV-303: {gfn:?} is mapped without a binding");
+            let flags = self.host.phys.flags(pfn);
+            assert!(flags.contains(FrameFlags::UPTODATE), "INV-106: {gfn:?} is mapped before its page was cleared");
+            assert!(!flags.contains(FrameFlags::HWPOISON), "INV-211: {gfn:?} is mapped to a broken page");
+        }
+    }
+
+    /// INV-208: at the end of a conversion nothing is mapped in the converted frames.
+    pub(crate) fn assert_unmapped(&self, as_id: u16, range: GfnRange) {
+        let mapped = self.mmu.first_leaf_in(as_id, range);
+        assert!(mapped.is_none(), "INV-208: {mapped:?} is mapped in the middle of a conversion of {range:?}");
+    }
+
+    /// Everything that must hold while no operation is under way: slots, bindings, page caches, stage 2.
+    ///
+    /// # Panics
+    /// If something does not, naming the invariant.
+    pub fn check_invariants(&self) {
+        assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
+        self.mmu.assert_consistent();
+        let mut by_handle = BTreeMap::new();
+        for as_id in 0..self.address_spaces() {
+            let active: Vec<_> = self.memslots.peek_active(as_id, |set| set.iter().cloned().collect());
+            let inactive: Vec<_> = self.memslots.peek_inactive(as_id, |set| set.iter().map(|s| s.handle).collect());
+            let handles: Vec<_> = active.iter().map(|s| s.handle).collect();
+            assert_eq!(handles, inactive, "INV-308: the two sets of an address space differ");
+            for slot in active {
+                slot.assert_live();
+                assert!(!slot.is_invalid(), "INV-308: a stand-in is left");
+                self.check_binding(&slot);
+                by_handle.insert((as_id, slot.base_gfn), slot);
+            }
+        }
+        let as_ids = self.address_spaces();
+        self.mmu.for_each_leaf(|leaf| {
+            if leaf.invalid_root || u32::from(leaf.as_id) >= as_ids {
+                return;
+            }
+            let slot = by_handle.range(..=(u32::from(leaf.as_id), leaf.gfn)).next_back().map(|(_, slot)| slot);
+            let slot = slot.filter(|slot| slot.as_id == leaf.as_id && slot.contains(leaf.gfn));
+            let slot = slot.unwrap_or_else(|| panic!("INV-204: {:?} is mapped outside every slot", leaf.gfn));
+            self.check_leaf(slot, &leaf);
+        });
+    }
+
+    /// INV-303, INV-304, INV-310 for one slot.
+    fn check_binding(&self, slot: &Memslot) {
+        let Some(file) = slot.gmem.peek_file().and_then(|file| file.upgrade()) else { return };
+        assert!(slot.has_gmem(), "INV-310: a slot without guest_memfd has a file");
+        let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");
+        assert_eq!(slot.is_gmem_only(), view.is_mappable(), "INV-310: GMEM_ONLY follows from the file");
+        for index in [slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1] {
+            let bound = view.peek_binding(sim_kernel::Pgoff(index));
+            assert_eq!(bound, Some(slot.handle), "INV-303: page {index} of the file is not bound to its slot");
+        }
+    }
+
+    /// INV-201, INV-208, INV-213 for one leaf.
+    fn check_leaf(&self, slot: &Memslot, leaf: &sim_mmu::LeafInfo) {
+        let pfn = leaf.spte.pfn();
+        assert!(self.host.phys.is_allocated(pfn), "INV-203: {:?} is mapped to a free frame", leaf.gfn);
+        let is_private = self.attributes.is_private(leaf.gfn);
+        if is_private || slot.is_gmem_only() {
+            assert_eq!(leaf.level, sim_mmu::Level::L4K, "INV-213: guest_memfd has small pages");
+            let file = slot.gmem.peek_file().and_then(|file| file.upgrade());
+            let file = file.unwrap_or_else(|| panic!("INV-201: {:?} outlived its guest_memfd", leaf.gfn));
+            let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");
+            let cached = view.inode().mapping().peek(slot.gmem_index(leaf.gfn));
+            assert_eq!(cached, Some(pfn), "INV-201: {:?} is not the file's page", leaf.gfn);
+        } else if leaf.level != sim_mmu::Level::L4K {
+            let block = GfnRange::with_len(leaf.gfn, leaf.level.span());
+            let private = self.attributes.next_present(block.start, block.end);
+            assert!(private.is_none(), "INV-209: a huge leaf at {:?} covers private {private:?}", leaf.gfn);
+        }
+    }
+}

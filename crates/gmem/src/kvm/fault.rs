@@ -1,0 +1,336 @@
+//! The page-fault path: from a stage-2 fault to a mapping, an exit, or another try (`arch/x86/kvm/mmu/mmu.c`).
+//!
+//! What may vanish is looked up without `mmu_lock`, under a snapshot of the invalidation sequence; the mapping is made under
+//! `mmu_lock` after testing that the snapshot still holds.
+
+use super::hva::{HvaPfn, Intent};
+use super::memslots::Memslot;
+use super::uapi::*;
+use super::vcpu::{ExitInfo, Vcpu, VcpuState};
+use super::vm::Vm;
+use sim_coco::ConfidentialMachine;
+use sim_kernel::mm::HostLevel;
+use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
+use sim_mmu::{Gfn, GfnRange, Gpa, Level, NoSlot, RetPf, Root, SlotView, SpteState, Stage2Fault, TdpFault};
+use std::sync::Arc;
+
+/// A slot as the MMU asks about it.
+#[derive(Debug)]
+pub(crate) struct KvmSlotView<'a> {
+    vm: &'a Vm,
+    slot: &'a Memslot,
+}
+
+impl SlotView for KvmSlotView<'_> {
+    fn range(&self) -> GfnRange {
+        self.slot.gfns()
+    }
+
+    fn is_dirty_logged(&self) -> bool {
+        self.slot.dirty_bitmap.is_some()
+    }
+
+    fn mark_page_dirty(&self, _cx: &Cx<'_>, gfn: Gfn) {
+        if let Some(bitmap) = &self.slot.dirty_bitmap {
+            bitmap.set(gfn - self.slot.base_gfn);
+        }
+    }
+
+    fn lpage_disallowed(&self, gfn: Gfn, level: Level) -> bool {
+        self.slot.lpage_info.is_disallowed(gfn, level)
+    }
+
+    fn host_level(&self, cx: &Cx<'_>, gfn: Gfn, fault: Option<&TdpFault>) -> Level {
+        let is_private = match fault {
+            Some(fault) => fault.is_private,
+            None => self.vm.attributes.is_private(gfn),
+        };
+        if is_private || self.slot.is_gmem_only() {
+            // guest_memfd only has small pages; the machine may limit further but never widen.
+            return Level::L4K;
+        }
+        match self.vm.mm.host_mapping_level(cx, self.slot.hva(gfn)) {
+            HostLevel::Page4K => Level::L4K,
+            HostLevel::Page2M => Level::L2M,
+        }
+    }
+}
+
+impl Vm {
+    pub(crate) fn slot_view<'a>(&'a self, slot: &'a Memslot) -> KvmSlotView<'a> {
+        KvmSlotView { vm: self, slot }
+    }
+}
+
+/// A fault on its way: what the MMU needs, and what KVM knows beside it.
+#[derive(Debug)]
+struct Fault {
+    tdp: TdpFault,
+    slot: Option<Arc<Memslot>>,
+    /// The snapshot of the invalidation sequence.
+    mmu_seq: u64,
+    /// The frame on which the fault holds a reference.
+    page: Option<Pfn>,
+}
+
+/// How fault-in went on.
+enum FaultIn {
+    /// There is something to map.
+    Map,
+    /// The fault ended here.
+    Done(RetPf),
+}
+
+impl Vcpu {
+    /// `kvm_mmu_page_fault`: handles a fault of the running guest.
+    ///
+    /// # Errors
+    /// What `KVM_RUN` answers; `state.exit` is a memory-fault exit where one was prepared.
+    pub(crate) fn page_fault(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        fault: &Stage2Fault,
+        kind: sim_mmu::Access,
+    ) -> Result<RetPf, Errno> {
+        let vm = &self.vm;
+        let Some(root) = state.root.clone() else { return Ok(RetPf::Retry) };
+        let gfn = fault.gpa.gfn();
+        // Only software-protected VMs: the attribute decides, read without lock or sequence.
+        let is_private = vm.machine.has_private_memory()
+            && !fault.reserved
+            && vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        if fault.reserved {
+            match self.handle_mmio_page_fault(cx, state, &root, fault.gpa) {
+                RetPf::Continue => {}
+                done => return Ok(done),
+            }
+        }
+        let tdp = TdpFault {
+            gpa: fault.gpa,
+            write: kind == sim_mmu::Access::Write,
+            exec: kind == sim_mmu::Access::Exec,
+            present: fault.present,
+            rsvd: fault.reserved,
+            prefetch: false,
+            is_private,
+            pfn: None,
+            map_writable: false,
+            max_level: Level::L1G,
+            mmio_generation: 0,
+        };
+        let result = self.do_page_fault(cx, state, &root, tdp)?;
+        if result == RetPf::Emulate && is_private {
+            self.prepare_memory_fault(state, fault.gpa, is_private);
+            return Err(Errno::EFAULT);
+        }
+        Ok(result)
+    }
+
+    /// `handle_mmio_page_fault`: the entry says that no slot is here; is that still so?
+    fn handle_mmio_page_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, root: &Root, gpa: Gpa) -> RetPf {
+        let generation = self.vm.memslots.read(cx, u32::from(root.as_id()), |set| set.generation);
+        if state.mmio_cache == Some((gpa.gfn().0, generation)) {
+            return RetPf::Emulate;
+        }
+        let (spte, level) = self.vm.mmu.walk_lockless(cx, root, gpa);
+        if self.vm.mmu.classify(spte.0, level) != SpteState::Mmio {
+            return RetPf::Retry;
+        }
+        if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS != 0
+            || self.vm.mmu.masks().mmio_spte_generation(spte) != generation & sim_mmu::MMIO_SPTE_GEN_MASK
+        {
+            return RetPf::Continue;
+        }
+        state.mmio_cache = Some((gpa.gfn().0, generation));
+        RetPf::Emulate
+    }
+
+    /// `kvm_mmu_prepare_memory_fault_exit`.
+    pub(crate) fn prepare_memory_fault(&self, state: &mut VcpuState, gpa: Gpa, is_private: bool) {
+        state.exit = ExitInfo::MemoryFault {
+            flags: if is_private { KVM_MEMORY_EXIT_FLAG_PRIVATE } else { 0 },
+            gpa: gpa.gfn().gpa(),
+            size: PAGE_SIZE,
+        };
+    }
+
+    /// The slot of a frame in this vCPU's address space, through the cache of the last one.
+    pub(crate) fn gfn_to_memslot(&self, cx: &Cx<'_>, state: &mut VcpuState, gfn: Gfn) -> (u64, Option<Arc<Memslot>>) {
+        self.vm.memslots.read(cx, 0, |set| {
+            if let Some((generation, slot)) = &state.last_used_slot
+                && *generation == set.generation
+                && slot.contains(gfn)
+            {
+                slot.assert_live();
+                return (set.generation, Some(Arc::clone(slot)));
+            }
+            let slot = set.by_gfn(gfn).cloned();
+            state.last_used_slot = slot.as_ref().map(|slot| (set.generation, Arc::clone(slot)));
+            (set.generation, slot)
+        })
+    }
+
+    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`.
+    pub(crate) fn do_page_fault(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        root: &Arc<Root>,
+        tdp: TdpFault,
+    ) -> Result<RetPf, Errno> {
+        let vm = &self.vm;
+        let (_, slot) = self.gfn_to_memslot(cx, state, tdp.gfn());
+
+        // 3.2: without mmu_lock, only what needs no new mapping.
+        let view = slot.as_deref().map(|slot| vm.slot_view(slot));
+        let attribute_agrees = !vm.machine.has_private_memory() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
+        if !tdp.rsvd && attribute_agrees {
+            let result = vm.mmu.fast_page_fault(cx, root, &tdp, view.as_ref());
+            if result != RetPf::Invalid {
+                return Ok(result);
+            }
+        }
+
+        let mut fault = Fault { tdp, slot: slot.clone(), mmu_seq: 0, page: None };
+        match self.faultin(cx, state, &mut fault)? {
+            FaultIn::Done(result) => return Ok(result),
+            FaultIn::Map => {}
+        }
+        let result = {
+            let lock = vm.mmu.mmu_lock.read(cx);
+            let stale = root.is_invalid()
+                || (fault.slot.is_some() && vm.mmu.invalidate.retry_gfn(&lock, fault.mmu_seq, fault.tdp.gfn()));
+            let result = if stale {
+                Ok(RetPf::Retry)
+            } else {
+                match &view {
+                    Some(view) => {
+                        vm.check_before_map(&fault.tdp, view.slot);
+                        vm.mmu.map(cx, &lock, root, &fault.tdp, Some(view), &**vm)
+                    }
+                    None => vm.mmu.map(cx, &lock, root, &fault.tdp, None::<&NoSlot>, &**vm),
+                }
+            };
+            if let Some(pfn) = fault.page.take() {
+                vm.host.phys.put(cx, pfn);
+            }
+            result
+        };
+        result
+    }
+
+    fn is_private_now(&self, cx: &Cx<'_>, gfn: Gfn) -> bool {
+        self.vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+    }
+
+    /// `kvm_mmu_faultin_pfn`: finds what to map, without `mmu_lock`.
+    fn faultin(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &mut Fault) -> Result<FaultIn, Errno> {
+        let vm = &self.vm;
+        let gfn = fault.tdp.gfn();
+        // F2: before everything that may change.
+        fault.mmu_seq = vm.mmu.invalidate.seq(cx);
+        // F3.
+        if vm.machine.has_private_memory() && fault.tdp.is_private != self.is_private_now(cx, gfn) {
+            self.prepare_memory_fault(state, fault.tdp.gpa, fault.tdp.is_private);
+            return Err(Errno::EFAULT);
+        }
+        // F4.
+        let Some(slot) = fault.slot.clone() else { return self.handle_noslot_fault(cx, state, fault) };
+        // F5.
+        if slot.is_invalid() {
+            return if fault.tdp.prefetch { Err(Errno::EAGAIN) } else { Ok(FaultIn::Done(RetPf::Retry)) };
+        }
+        // F6.
+        if vm.mmu.invalidate.retry_gfn_lockless(cx, fault.mmu_seq, gfn) {
+            return Ok(FaultIn::Done(RetPf::Retry));
+        }
+        // F7, F8.
+        if fault.tdp.is_private || slot.is_gmem_only() {
+            self.faultin_pfn_gmem(cx, state, fault, &slot)?;
+        } else {
+            match self.faultin_pfn_hva(cx, state, fault, &slot)? {
+                FaultIn::Map => {}
+                done => return Ok(done),
+            }
+        }
+        // F9.
+        if vm.mmu.invalidate.retry_gfn_lockless(cx, fault.mmu_seq, gfn) {
+            if let Some(pfn) = fault.page.take() {
+                vm.host.phys.put(cx, pfn);
+            }
+            return Ok(FaultIn::Done(RetPf::Retry));
+        }
+        Ok(FaultIn::Map)
+    }
+
+    /// `kvm_handle_noslot_fault`.
+    fn handle_noslot_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &mut Fault) -> Result<FaultIn, Errno> {
+        if fault.tdp.is_private {
+            self.prepare_memory_fault(state, fault.tdp.gpa, true);
+            return Err(Errno::EFAULT);
+        }
+        let gfn = fault.tdp.gfn();
+        let generation = self.vm.memslots.read(cx, 0, |set| set.generation);
+        state.mmio_cache = Some((gfn.0, generation));
+        fault.tdp.mmio_generation = generation;
+        if gfn > self.vm.max_gfn() || !self.vm.mmu.config().mmio_caching {
+            return Ok(FaultIn::Done(RetPf::Emulate));
+        }
+        Ok(FaultIn::Map)
+    }
+
+    /// `kvm_mmu_faultin_pfn_gmem`.
+    fn faultin_pfn_gmem(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        fault: &mut Fault,
+        slot: &Memslot,
+    ) -> Result<(), Errno> {
+        let found = if slot.has_gmem() {
+            self.vm.gmem_get_pfn(cx, slot, fault.tdp.gfn())
+        } else {
+            Err(Errno::EFAULT)
+        };
+        match found {
+            Ok(page) => {
+                fault.page = Some(page.pfn);
+                fault.tdp.pfn = Some(page.pfn);
+                fault.tdp.map_writable = !slot.is_readonly();
+                fault.tdp.max_level = Level::L4K;
+                Ok(())
+            }
+            Err(errno) => {
+                self.prepare_memory_fault(state, fault.tdp.gpa, fault.tdp.is_private);
+                Err(errno)
+            }
+        }
+    }
+
+    /// `__kvm_mmu_faultin_pfn`.
+    fn faultin_pfn_hva(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        fault: &mut Fault,
+        slot: &Memslot,
+    ) -> Result<FaultIn, Errno> {
+        let intent = if fault.tdp.write { Intent::Write } else { Intent::Read };
+        match self.vm.follow_pfn(cx, slot, fault.tdp.gfn(), intent) {
+            HvaPfn::Page(page) => {
+                fault.page = Some(page.pfn);
+                fault.tdp.pfn = Some(page.pfn);
+                fault.tdp.map_writable = page.writable;
+                Ok(FaultIn::Map)
+            }
+            HvaPfn::ReadOnly => Ok(FaultIn::Done(RetPf::Emulate)),
+            HvaPfn::HwPoison => Ok(FaultIn::Done(RetPf::Retry)),
+            HvaPfn::Error(Errno::EINTR) => {
+                state.exit = ExitInfo::Intr;
+                Err(Errno::EINTR)
+            }
+            HvaPfn::Error(errno) => Err(errno),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! `KVM_PRE_FAULT_MEMORY`: populates stage 2 without an access (`kvm_vcpu_pre_fault_memory`).
+
+use super::uapi::*;
+use super::vcpu::{Vcpu, VcpuState};
+use sim_coco::ConfidentialMachine;
+use sim_kernel::{Cx, Errno, PAGE_SIZE};
+use sim_mmu::{Gpa, Level, RetPf, TdpFault};
+
+impl Vcpu {
+    /// `KVM_PRE_FAULT_MEMORY`. `range` is updated to what is left, whatever the answer.
+    ///
+    /// # Errors
+    /// `EINVAL` for flags and malformed ranges; otherwise only if nothing was populated: `EINTR`, `ENOENT` where no slot is,
+    /// `EAGAIN` where one is being deleted, `EFAULT` and others from the fault path.
+    pub fn pre_fault_memory(&self, cx: &Cx<'_>, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
+        if range.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if !range.gpa.is_multiple_of(PAGE_SIZE)
+            || !range.size.is_multiple_of(PAGE_SIZE)
+            || range.gpa.wrapping_add(range.size) <= range.gpa
+        {
+            return Err(Errno::EINVAL);
+        }
+        let mut state = self.mutex.lock(cx);
+        let result = {
+            let _srcu = self.vm.srcu.read(cx);
+            let full = range.size;
+            let mut result = Ok(());
+            while range.size > 0 {
+                if cx.signal_pending() {
+                    result = Err(Errno::EINTR);
+                    break;
+                }
+                match self.pre_fault_one(cx, &mut state, Gpa(range.gpa), range.size) {
+                    Ok(bytes) => {
+                        range.gpa += bytes;
+                        range.size -= bytes;
+                    }
+                    Err(errno) => {
+                        result = Err(errno);
+                        break;
+                    }
+                }
+                cx.cond_resched();
+            }
+            if range.size < full { Ok(()) } else { result }
+        };
+        drop(state);
+        cx.task_work_run();
+        result
+    }
+
+    /// `kvm_arch_vcpu_pre_fault_memory`: returns the bytes up to the end of the mapping, `size` at most.
+    fn pre_fault_one(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, size: u64) -> Result<u64, Errno> {
+        let vm = &self.vm;
+        if state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx)) {
+            let root = state.root.take().expect("just seen");
+            vm.mmu.put_root(cx, root);
+        }
+        let root = match &state.root {
+            Some(root) => root.clone(),
+            None => {
+                let root = vm.mmu.load_root(cx, 0)?;
+                state.root = Some(root.clone());
+                root
+            }
+        };
+        let is_private = vm.machine.has_private_memory()
+            && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        let level = self.map_page(cx, state, root, gpa, is_private)?;
+        let bytes = level.span() * PAGE_SIZE;
+        let end = (gpa.0 & !(bytes - 1)).saturating_add(bytes);
+        Ok((end - gpa.0).min(size))
+    }
+
+    /// `kvm_tdp_map_page`.
+    fn map_page(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        mut root: std::sync::Arc<sim_mmu::Root>,
+        gpa: Gpa,
+        is_private: bool,
+    ) -> Result<Level, Errno> {
+        loop {
+            if cx.signal_pending() {
+                return Err(Errno::EINTR);
+            }
+            if self.vm.is_bugged() {
+                return Err(Errno::EIO);
+            }
+            let fault = TdpFault {
+                gpa,
+                write: false,
+                exec: false,
+                present: false,
+                rsvd: false,
+                prefetch: true,
+                is_private,
+                pfn: None,
+                map_writable: false,
+                max_level: Level::L1G,
+                mmio_generation: 0,
+            };
+            match self.do_page_fault(cx, state, &root, fault)? {
+                RetPf::Retry => {
+                    if root.is_invalid_lockless(cx) {
+                        state.root = None;
+                        self.vm.mmu.put_root(cx, root);
+                        root = self.vm.mmu.load_root(cx, 0)?;
+                        state.root = Some(root.clone());
+                    }
+                    cx.cond_resched();
+                }
+                RetPf::Fixed | RetPf::Spurious | RetPf::WriteProtected => {
+                    return Ok(self.vm.mmu.walk_lockless(cx, &root, gpa).1);
+                }
+                RetPf::Emulate => {
+                    if is_private {
+                        self.prepare_memory_fault(state, gpa, true);
+                        return Err(Errno::EFAULT);
+                    }
+                    return Err(Errno::ENOENT);
+                }
+                other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
+            }
+        }
+    }
+}

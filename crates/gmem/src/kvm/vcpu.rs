@@ -1,0 +1,321 @@
+//! A vCPU (`struct kvm_vcpu`): its guest program, its requests, its place in or out of the guest.
+//!
+//! The guest is a short straight-line program of memory accesses and hypercalls that ends in `hlt`. Registers are what such a
+//! program needs: `rbx` receives reads, `rax` the answer of a hypercall.
+//!
+//! A remote TLB flush sets a request and waits until the vCPU is out of the guest; the vCPU serves requests before it enters. There
+//! is no TLB yet: what a flush must wait for is the access that is between its walk and its effect.
+
+use super::memslots::Memslot;
+use super::vm::{Vm, VmFile, anonymous_inode_stat};
+use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
+use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
+use sim_kernel::{Cx, Errno};
+use sim_mmu::{Gpa, RemoteFlush, Root};
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// `vcpu->mode`: outside, and every request will be seen before the next entry.
+const OUTSIDE_GUEST_MODE: u64 = 0;
+/// `vcpu->mode`: the guest runs.
+const IN_GUEST_MODE: u64 = 1;
+/// `vcpu->mode`: the guest was kicked and is on its way out.
+const EXITING_GUEST_MODE: u64 = 2;
+
+/// What another task asks of a vCPU (`KVM_REQ_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Request {
+    /// `KVM_REQ_TLB_FLUSH`.
+    TlbFlush = 1 << 0,
+    /// `KVM_REQ_VM_DEAD`.
+    VmDead = 1 << 1,
+    /// `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
+    FreeObsoleteRoots = 1 << 2,
+}
+
+/// One instruction of a guest program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestInsn {
+    /// `mov ebx, [gpa]`.
+    Read {
+        /// Where.
+        gpa: Gpa,
+    },
+    /// `mov [gpa], value`.
+    Write {
+        /// Where.
+        gpa: Gpa,
+        /// What.
+        value: u32,
+    },
+    /// `lock add [gpa], value`.
+    Rmw {
+        /// Where.
+        gpa: Gpa,
+        /// What is added.
+        value: u32,
+    },
+    /// `vmcall` or `vmmcall`.
+    Hypercall {
+        /// `rax`.
+        nr: u64,
+        /// `rbx`, `rcx`, `rdx`, `rsi`.
+        args: [u64; 4],
+    },
+}
+
+/// How wide the guest's registers are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CpuMode {
+    /// 32-bit protected mode, paging off: as in the recordings.
+    Protected32,
+    /// 64-bit mode, addresses identity-mapped.
+    #[default]
+    Long64,
+}
+
+/// Registers that a program can see.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GuestRegs {
+    /// Number of the instruction that is next; the program's length once it halts.
+    pub rip: usize,
+    /// What the last read got.
+    pub rbx: u64,
+    /// What the last hypercall answered.
+    pub rax: u64,
+}
+
+/// Why KVM_RUN came back (`struct kvm_run`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum ExitInfo {
+    /// `KVM_EXIT_UNKNOWN`: nothing was said.
+    #[default]
+    Unknown,
+    /// `KVM_EXIT_HLT`: the program ended.
+    Hlt,
+    /// `KVM_EXIT_MMIO`.
+    Mmio {
+        /// Guest physical address.
+        gpa: Gpa,
+        /// Bytes.
+        len: u32,
+        /// The value of a write; for a read, what user space supplies before it runs again.
+        data: u64,
+        /// Whether the guest writes.
+        is_write: bool,
+    },
+    /// `KVM_EXIT_HYPERCALL`.
+    Hypercall {
+        /// Number.
+        nr: u64,
+        /// Arguments.
+        args: [u64; 4],
+        /// What the guest gets; user space may change it.
+        ret: u64,
+    },
+    /// `KVM_EXIT_INTR`: a signal is pending.
+    Intr,
+    /// `KVM_EXIT_INTERNAL_ERROR`.
+    InternalError {
+        /// `KVM_INTERNAL_ERROR_*`.
+        suberror: u32,
+    },
+    /// `KVM_EXIT_MEMORY_FAULT`; comes with an error of the ioctl.
+    MemoryFault {
+        /// `KVM_MEMORY_EXIT_FLAG_*`.
+        flags: u64,
+        /// Page-aligned guest physical address.
+        gpa: Gpa,
+        /// Bytes, always a page.
+        size: u64,
+    },
+}
+
+/// What `vcpu->mutex` protects.
+#[derive(Debug, Default)]
+pub(crate) struct VcpuState {
+    pub(crate) root: Option<Arc<Root>>,
+    /// `vcpu->last_used_slot`, with the generation of the set that it came from.
+    pub(crate) last_used_slot: Option<(u64, Arc<Memslot>)>,
+    /// The page of the last MMIO access and the generation for which that is known.
+    pub(crate) mmio_cache: Option<(u64, u64)>,
+    pub(crate) program: Vec<GuestInsn>,
+    pub(crate) regs: GuestRegs,
+    pub(crate) mode: CpuMode,
+    /// Where instructions are fetched from; `None`: fetches are not modelled.
+    pub(crate) code: Option<Gpa>,
+    pub(crate) exit: ExitInfo,
+    /// The access of the current instruction whose exit user space is handling.
+    pub(crate) pending_exit: bool,
+    pub(crate) immediate_exit: bool,
+}
+
+/// A vCPU.
+pub struct Vcpu {
+    pub(crate) vm: Arc<Vm>,
+    id: u64,
+    pub(crate) mutex: Mutex<VcpuState>,
+    guest_mode: Atomic64,
+    requests: Atomic64,
+    outside: WaitQueue,
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Vcpu {
+    /// `KVM_CREATE_VCPU`'s argument.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    /// `kvm_make_request`.
+    fn make_request(&self, cx: &Cx<'_>, request: Request) {
+        self.requests.rmw(cx, |r| r | request as u64);
+    }
+
+    /// `kvm_check_request`: takes the request if it is there.
+    pub(crate) fn check_request(&self, cx: &Cx<'_>, request: Request) -> bool {
+        if self.requests.peek() & request as u64 == 0 {
+            return false;
+        }
+        self.requests.rmw(cx, |r| r & !(request as u64)) & request as u64 != 0
+    }
+
+    /// Whether any request waits.
+    pub(crate) fn has_requests(&self, cx: &Cx<'_>) -> bool {
+        self.requests.load(cx) != 0
+    }
+
+    /// Requests without a scheduling point: for checkers.
+    pub fn peek_requests(&self) -> u64 {
+        self.requests.peek()
+    }
+
+    pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) {
+        self.guest_mode.store(cx, IN_GUEST_MODE);
+    }
+
+    pub(crate) fn leave_guest_mode(&self, cx: &Cx<'_>) {
+        if self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE) == EXITING_GUEST_MODE {
+            self.outside.wake_unscheduled(cx);
+        }
+    }
+
+    /// Whether the guest runs now, without a scheduling point: for checkers.
+    pub fn is_in_guest(&self) -> bool {
+        self.guest_mode.peek() != OUTSIDE_GUEST_MODE
+    }
+
+    /// `kvm_vcpu_kick`: if the guest runs, makes it leave. Does not wait.
+    fn kick(&self, cx: &Cx<'_>) -> bool {
+        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).is_ok()
+            || self.guest_mode.peek() == EXITING_GUEST_MODE
+    }
+
+    /// Drops everything that the vCPU holds, when the VM is destroyed.
+    pub(crate) fn destroy(&self, cx: &Cx<'_>) {
+        let root = self.mutex.lock(cx).root.take();
+        if let Some(root) = root {
+            self.vm.mmu.put_root(cx, root);
+        }
+    }
+}
+
+impl Vm {
+    /// `KVM_CREATE_VCPU`.
+    ///
+    /// # Errors
+    /// `EINVAL` if the id is too large; `EEXIST` if it is taken.
+    pub(crate) fn create_vcpu(self: &Arc<Vm>, cx: &Cx<'_>, id: u64) -> Result<Arc<Vcpu>, Errno> {
+        if id >= super::uapi::KVM_MAX_VCPUS {
+            return Err(Errno::EINVAL);
+        }
+        let vcpu = Arc::new(Vcpu {
+            vm: Arc::clone(self),
+            id,
+            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::default()),
+            guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
+            requests: Atomic64::new(cx, "vcpu->requests", 0),
+            outside: WaitQueue::new(cx, "vcpu_kick_wait"),
+        });
+        let mut vcpus = self.vcpus.write();
+        if vcpus.iter().any(|v| v.id == id) {
+            return Err(Errno::EEXIST);
+        }
+        vcpus.push(Arc::clone(&vcpu));
+        Ok(vcpu)
+    }
+
+    pub(crate) fn all_vcpus(&self) -> Vec<Arc<Vcpu>> {
+        self.vcpus.read().clone()
+    }
+
+    /// `kvm_make_all_cpus_request` with WAIT: no vCPU is in the guest with the request unseen when this returns.
+    pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) {
+        let vcpus = self.all_vcpus();
+        for vcpu in &vcpus {
+            vcpu.make_request(cx, request);
+        }
+        let kicked: Vec<_> = vcpus.iter().filter(|vcpu| vcpu.kick(cx)).collect();
+        for vcpu in kicked {
+            // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
+            vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
+        }
+    }
+
+    /// Kicks every vCPU without a request and without waiting.
+    pub(crate) fn kick_all(&self, cx: &Cx<'_>) {
+        for vcpu in self.all_vcpus() {
+            vcpu.kick(cx);
+        }
+    }
+}
+
+impl RemoteFlush for Vm {
+    fn flush_remote_tlbs(&self, cx: &Cx<'_>) {
+        self.make_all_requests(cx, Request::TlbFlush);
+    }
+}
+
+/// The file behind a vCPU's descriptor.
+#[derive(Debug)]
+pub(crate) struct VcpuFile {
+    pub(crate) vcpu: Arc<Vcpu>,
+}
+
+impl FileOperations for VcpuFile {
+    fn release(&self, cx: &Cx<'_>) {
+        self.vcpu.vm.put(cx);
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn stat(&self, _cx: &Cx<'_>) -> Stat {
+        anonymous_inode_stat()
+    }
+}
+
+/// Makes a descriptor for a VM or vCPU that was just created, which takes over the object's reference.
+pub(crate) fn install_vm(cx: &Cx<'_>, process: &super::process::Process, vm: Arc<Vm>) -> Result<RawFd, Errno> {
+    process.install(cx, File::new(cx, Arc::new(VmFile { vm })))
+}
+
+/// As [`install_vm`], for a vCPU; it counts as one more user of its VM.
+pub(crate) fn install_vcpu(cx: &Cx<'_>, process: &super::process::Process, vcpu: Arc<Vcpu>) -> Result<RawFd, Errno> {
+    vcpu.vm.get(cx);
+    process.install(cx, File::new(cx, Arc::new(VcpuFile { vcpu })))
+}
