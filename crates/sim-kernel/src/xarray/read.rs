@@ -131,7 +131,7 @@ impl<'a> Walk<'a> {
                     }
                 }
             }
-            let Some(next) = ((*index >> shift) + 1).checked_mul(1 << shift) else { return Ok(None) };
+            let Some(next) = (*index | ((1 << shift) - 1)).checked_add(1) else { return Ok(None) };
             *index = next;
             slot += 1;
             landing = false;
