@@ -401,8 +401,7 @@ proptest! {
             } else {
                 sim.solo(body);
             }
-            let taken = result.lock().unwrap().take().expect("it ran");
-            taken
+            result.lock().unwrap().take().expect("it ran")
         };
         let (one, result) = run(false);
         result?;
@@ -479,8 +478,11 @@ proptest! {
     }
 }
 
-/// The tree without the numbers of its nodes: base, shift, slots in use, values.
-fn shape<E>(array: &XArray<E>) -> Vec<(u64, u32, Vec<(usize, u64)>)> {
+/// First index, shift and the used slots of a node; references to nodes are 0.
+type Node = (u64, u32, Vec<(usize, u64)>);
+
+/// The tree without the numbers of its nodes.
+fn shape<E>(array: &XArray<E>) -> Vec<Node> {
     let strip = |slots: Vec<(usize, u64)>| slots.into_iter().map(|(s, w)| (s, if w > 4096 { 0 } else { w })).collect();
     array.shape().map(|n| (n.base, n.shift, strip(n.slots))).collect()
 }
