@@ -562,6 +562,10 @@ fn a_reservation_is_invisible_and_makes_a_store_safe() {
     solo(|cx| {
         let cache = Arc::new(NodeCache::new());
         let array: XArray<Value> = XArray::new_in(cx, "attributes", &cache, XaFlags::empty());
+        array.store(cx, 0, Some(Value(8))).unwrap();
+        array.reserve_range(cx, 0, 0).unwrap();
+        assert_eq!(array.head_word(), 0x11, "nothing to reserve");
+        array.erase(cx, 0);
         array.reserve(cx, 0).unwrap();
         assert_eq!(shape(&array), [(0, 0, vec![(0, 0x406)])], "reserving forces a node");
         assert_eq!((array.load(cx, 0), array.find(cx, 0, u64::MAX), array.iter(cx, 0, 9).count()), (None, None, 0));
