@@ -386,7 +386,8 @@ impl<E: XaEntry> XArray<E> {
         if cx.is_native() {
             return;
         }
-        let (first, last) = self.core.extent(index);
+        // Alone, nobody asks how far the entry reaches.
+        let (first, last) = if cx.is_solo() { (index, index) } else { self.core.extent(index) };
         self.core.announce_store(cx, first, last);
     }
 }

@@ -46,6 +46,12 @@ impl Node {
         assert!(shift != FREED, "an xarray reader walks a freed node");
         u32::from(shift)
     }
+    /// The node's shift, for a reader who notices by other means that nodes were freed.
+    #[inline]
+    pub(super) fn shift_if_used(&self) -> Option<u32> {
+        let shift = self.shift.load(Ordering::Relaxed);
+        (shift != FREED).then_some(u32::from(shift))
+    }
     #[inline]
     pub(super) fn offset(&self) -> usize {
         usize::from(self.offset.load(Ordering::Relaxed))
@@ -65,6 +71,10 @@ impl Node {
     #[inline]
     pub(super) fn slot(&self, slot: usize) -> u64 {
         self.slots[slot].load(Ordering::Acquire)
+    }
+    /// The words of some slots.
+    pub(super) fn slots(&self, first: usize, last: usize) -> &[AtomicU64] {
+        &self.slots[first..=last]
     }
     /// The slot of this node that decodes `index`.
     #[inline]
@@ -163,6 +173,8 @@ pub struct NodeCache {
     arena: Arena<Node, 1>,
     used: AtomicU64,
     limit: AtomicU64,
+    /// Counts the nodes that were made available again.
+    released: AtomicU64,
 }
 
 impl NodeCache {
@@ -172,7 +184,12 @@ impl NodeCache {
 
     /// An empty cache; nothing is allocated.
     pub fn new() -> NodeCache {
-        NodeCache { arena: Arena::new(), used: AtomicU64::new(0), limit: AtomicU64::new(NodeCache::LIMIT_DEFAULT) }
+        NodeCache {
+            arena: Arena::new(),
+            used: AtomicU64::new(0),
+            limit: AtomicU64::new(NodeCache::LIMIT_DEFAULT),
+            released: AtomicU64::new(0),
+        }
     }
 
     /// Sets how many nodes may be linked in all arrays of this cache together; at the limit, allocation fails with `ENOMEM`.
@@ -220,6 +237,13 @@ impl NodeCache {
         self.used.fetch_sub(nodes, Ordering::Relaxed);
     }
 
+    /// Changes before a node that was in use can read as anything else: who sees a word of a node's next life, and then
+    /// reads this, sees that it changed.
+    #[inline]
+    pub(super) fn released(&self) -> u64 {
+        self.released.load(Ordering::Acquire)
+    }
+
     #[inline]
     pub(super) fn get(&self, id: u32) -> &Node {
         self.arena.get(id)
@@ -234,6 +258,7 @@ impl NodeCache {
 
     /// Makes a node available again: the grace period is over, nobody reads it any more.
     pub(super) fn release(&self, id: u32) {
+        self.released.fetch_add(1, Ordering::AcqRel);
         let node = self.get(id);
         // Readers that come here in spite of it notice by the shift. Zeroed now, the next user finds an empty node.
         node.shift.store(FREED, Ordering::Relaxed);
@@ -244,7 +269,7 @@ impl NodeCache {
             mark.store(0, Ordering::Relaxed);
         }
         for slot in &node.slots {
-            slot.store(NULL, Ordering::Relaxed);
+            slot.store(NULL, Ordering::Release);
         }
         self.arena.free(id);
     }

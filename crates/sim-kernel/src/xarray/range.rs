@@ -8,6 +8,7 @@ use super::node::{CHUNK_MASK, CHUNK_SHIFT, Core, Node, SHIFT_MAX, SLOTS};
 use super::write::{Prepaid, Writer, top_shift};
 use crate::sched::Access;
 use crate::{Cx, Errno};
+use std::sync::atomic::Ordering;
 
 /// One entry as it stands in one node: `slots` consecutive slots of a node with this shift.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -258,7 +259,9 @@ impl Core {
         }
         let node = self.node(writer.create(first, 0, top_shift(last), none)?);
         let (first_slot, last_slot) = (node.slot_of(first), node.slot_of(last));
-        let has_large = node.shift() > 0 || (first_slot..SLOTS).any(|s| as_sibling(node.slot(s)).is_some());
+        // An entry of several slots is replaced as a whole, so it is left to the single store.
+        let has_large = node.shift() > 0
+            || node.count() > 0 && (first_slot..SLOTS.min(last_slot + 2)).any(|s| as_sibling(node.slot(s)).is_some());
         match word {
             RESERVED if node.shift() > 0 => {}
             RESERVED => reserve_slots(node, first_slot, last_slot),
@@ -355,14 +358,18 @@ fn reserve_slots(node: &Node, first: usize, last: usize) {
 
 /// Fills slots none of which belongs to a multi-index entry.
 fn fill_slots(node: &Node, first: usize, last: usize, word: u64) {
-    let (mut count, mut values) = (0, 0);
-    for slot in first..=last {
-        let old = node.slot(slot);
-        count += i32::from(old == NULL);
-        values += i32::from(is_value(word)) - i32::from(is_value(old));
-        node.set_slot(slot, word);
+    let slots = node.slots(first, last);
+    let (mut absent, mut values) = (slots.len(), 0);
+    if node.count() > 0 {
+        let old = || slots.iter().map(|s| s.load(Ordering::Relaxed));
+        absent = old().filter(|&w| w == NULL).count();
+        values = old().filter(|&w| is_value(w)).count();
     }
-    node.account(count, values);
+    for slot in slots {
+        slot.store(word, Ordering::Release);
+    }
+    let values_now = if is_value(word) { slots.len() } else { 0 };
+    node.account(absent as i32, values_now as i32 - values as i32);
 }
 
 #[cfg(test)]

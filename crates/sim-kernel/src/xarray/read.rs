@@ -5,7 +5,7 @@
 //! of going up by parent pointers.
 
 use super::entry::{NULL, RESERVED, RETRY, XaEntry, as_node, as_sibling, entry_of, visible};
-use super::node::{CHUNK_MASK, Core, Node, SLOTS};
+use super::node::{CHUNK_MASK, CHUNK_SHIFT, Core, Node, SLOTS};
 use crate::Cx;
 use crate::sched::Access;
 use crate::sync::{RcuReadGuard, rcu_read_lock};
@@ -131,7 +131,7 @@ impl<'a> Walk<'a> {
                     }
                 }
             }
-            let Some(next) = ((*index >> shift) + 1).checked_mul(1 << shift) else { return Ok(None) };
+            let Some(next) = (*index | ((1 << shift) - 1)).checked_add(1) else { return Ok(None) };
             *index = next;
             slot += 1;
             landing = false;
@@ -260,14 +260,49 @@ impl Core {
     }
 
     /// The word at `index`; the reserved entry is not hidden.
+    ///
+    /// A walk that nothing interrupts needs no read section: it checks that no node was reused meanwhile, which is cheaper
+    /// natively, where entering a section is a full memory barrier, and trivially so in a simulated execution.
     #[inline]
     pub(super) fn load(&self, cx: &Cx<'_>, index: u64) -> u64 {
-        let head = self.head();
-        if as_node(head).is_none() {
-            return if index == 0 { head } else { NULL };
+        if self.is_fine_grained() {
+            let walk = Walk::new(self, cx);
+            return retry(|| walk.load(index));
         }
-        let walk = Walk::new(self, cx);
-        retry(|| walk.load(index))
+        loop {
+            let released = self.cache.released();
+            let found = self.load_unprotected(index);
+            if self.cache.released() == released {
+                match found {
+                    Ok(word) => return word,
+                    // Sent back by a writer, which natively may still be busy.
+                    Err(Restart) => assert!(cx.is_native(), "an xarray reader walks an unlinked node"),
+                }
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Walks by the shifts that nodes must have, so that it ends whatever it reads.
+    #[inline]
+    fn load_unprotected(&self, index: u64) -> Result<u64, Restart> {
+        let head = self.head();
+        let Some(id) = as_node(head) else { return Ok(if index == 0 { head } else { NULL }) };
+        let mut node = self.node(id);
+        let Some(mut shift) = node.shift_if_used() else { return Err(Restart) };
+        if index >> shift > CHUNK_MASK {
+            return Ok(NULL);
+        }
+        loop {
+            let (_, word) = node.read((index >> shift & CHUNK_MASK) as usize);
+            match as_node(word) {
+                Some(_) if shift == 0 => return Err(Restart),
+                Some(id) => node = self.node(id),
+                None if word == RETRY => return Err(Restart),
+                None => return Ok(word),
+            }
+            shift -= CHUNK_SHIFT;
+        }
     }
 
     /// The entry at `index` and where it stands.

@@ -29,8 +29,6 @@ pub(super) fn top_shift(index: u64) -> u32 {
 #[derive(Default)]
 pub(super) struct Prepaid {
     last: u64,
-    /// The path ends at this shift.
-    shift: u32,
     nodes: u32,
 }
 
@@ -155,7 +153,7 @@ impl<'a> Writer<'a> {
         let below = missing.from.map_or(0, |from| (from - shift) / CHUNK_SHIFT + 1);
         let nodes = missing.growth + below;
         self.core.cache.take(nodes)?;
-        Ok(Prepaid { last, shift, nodes })
+        Ok(Prepaid { last, nodes })
     }
 
     /// Gives back what another writer's nodes made unnecessary.
@@ -171,7 +169,7 @@ impl<'a> Writer<'a> {
         while let Some(level) = at {
             let above = level + CHUNK_SHIFT;
             let same = above > SHIFT_MAX || index >> above == prepaid.last >> above;
-            if same && level >= prepaid.shift {
+            if same {
                 shared += 1;
             } else {
                 other += 1;
@@ -211,13 +209,17 @@ impl<'a> Writer<'a> {
     /// The node in which an entry of the given shift at `index` stands, created if need be; a higher one if a large entry
     /// covers the place (`xas_create`).
     pub(super) fn create(&self, index: u64, shift: u32, top: u32, prepaid: &mut Prepaid) -> Result<u32, Errno> {
-        let missing = self.missing(index, shift, top);
-        self.pay(&missing, index, shift, prepaid)?;
-        if self.core.head() == NULL {
-            self.set_head(node_ref(self.alloc(top, None, 0)));
-        } else {
-            self.grow(top);
+        let head = self.core.head();
+        let tall = as_node(head).is_some_and(|id| self.core.node(id).shift() >= top);
+        if !tall {
+            self.pay(&self.missing(index, shift, top), index, shift, prepaid)?;
+            if head == NULL {
+                self.set_head(node_ref(self.alloc(top, None, 0)));
+            } else {
+                self.grow(top);
+            }
         }
+        let mut paid = !tall;
         let mut id = as_node(self.core.head()).expect("the head was made a node");
         loop {
             let node = self.core.node(id);
@@ -229,6 +231,11 @@ impl<'a> Writer<'a> {
             id = match as_node(word) {
                 Some(below) => below,
                 None if word == NULL => {
+                    if !paid {
+                        let missing = Missing { growth: 0, from: Some(node.shift() - CHUNK_SHIFT) };
+                        self.pay(&missing, index, shift, prepaid)?;
+                        paid = true;
+                    }
                     let below = self.alloc(node.shift() - CHUNK_SHIFT, Some(id), slot);
                     node.set_slot(slot, node_ref(below));
                     node.account(1, 0);
