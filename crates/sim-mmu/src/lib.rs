@@ -2,7 +2,6 @@
 //!
 //! The crate knows no VM and no vCPU: what it must know of memslots it asks through [`SlotView`], and TLBs are flushed through
 //! [`RemoteFlush`].
-#![allow(unused_variables, dead_code)] // TEMPORARY: bodies follow
 
 mod addr;
 mod fault;

@@ -1,0 +1,170 @@
+//! The common handler of every change of an entry and the rules for writing one (`handle_changed_spte`, `handle_removed_pt`,
+//! `tdp_mmu_set_spte_atomic`, `tdp_mmu_set_spte` of `arch/x86/kvm/mmu/tdp_mmu.c`, `tdp_iter.h`).
+//!
+//! The order of events is that of the recordings: a table that is unlinked reports its 512 children first, a child that is a
+//! table its own children before itself, and the entry that pointed to it comes last.
+
+use super::iter::TdpIter;
+use super::{KVM_TDP_MMU_SPTE_CHANGED, TdpMmu};
+use crate::addr::{Gfn, Level, PT_ENTRIES};
+use crate::spte::Spte;
+use sim_kernel::{Cx, Pfn};
+
+/// An entry was found changed; the iterator has the new value.
+#[derive(Debug)]
+pub(super) struct Raced;
+
+/// What happens to the per-frame counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Frames {
+    /// They follow the entry.
+    Count,
+    /// A huge leaf becomes a table of leafs that name the same frames.
+    Inherited,
+}
+
+/// Under which rules entries change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) as_id: u16,
+    /// mmu_lock is held for reading only.
+    pub(super) shared: bool,
+    /// No task can install an entry here.
+    pub(super) unraced: bool,
+    pub(super) frames: Frames,
+}
+
+impl Rules {
+    pub(super) fn of(iter: &TdpIter, shared: bool) -> Rules {
+        Rules { as_id: iter.as_id, shared, unraced: iter.unraced, frames: Frames::Count }
+    }
+}
+
+impl TdpMmu {
+    /// `tdp_mmu_set_spte_atomic`: compare-exchange from the iterator's snapshot, under mmu_lock for reading.
+    pub(super) fn set_spte_atomic(
+        &self,
+        cx: &Cx<'_>,
+        iter: &mut TdpIter,
+        new: Spte,
+        frames: Frames,
+    ) -> Result<(), Raced> {
+        assert!(!iter.yielded, "MMU-INV-053: an entry is written from a snapshot that a yield made void");
+        assert!(!iter.old_spte.is_frozen(), "MMU-INV-003: a frozen entry is overwritten");
+        if let Err(found) = iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0) {
+            iter.old_spte = Spte(found);
+            return Err(Raced);
+        }
+        let rules = Rules { frames, ..Rules::of(iter, true) };
+        self.handle_changed_spte(cx, rules, iter.gfn, iter.level, iter.old_spte, new);
+        Ok(())
+    }
+
+    /// `tdp_mmu_iter_set_spte`: under mmu_lock for writing.
+    pub(super) fn set_spte(&self, cx: &Cx<'_>, iter: &mut TdpIter, new: Spte, frames: Frames) {
+        assert!(!iter.yielded, "MMU-INV-053: an entry is written from a snapshot that a yield made void");
+        let frozen = iter.old_spte.is_frozen() || new.is_frozen();
+        assert!(!frozen, "MMU-INV-003: a live entry is frozen or thawed under mmu_lock for writing");
+        iter.old_spte = self.write_spte(cx, iter.table(), iter.index(), iter.level, iter.old_spte, new);
+        let rules = Rules { frames, ..Rules::of(iter, false) };
+        self.handle_changed_spte(cx, rules, iter.gfn, iter.level, iter.old_spte, new);
+    }
+
+    /// `kvm_tdp_mmu_write_spte`: the value that was replaced. Only a leaf with volatile bits needs the exchange: all other
+    /// concurrent changes may be lost.
+    fn write_spte(&self, cx: &Cx<'_>, table: Pfn, index: usize, level: Level, old: Spte, new: Spte) -> Spte {
+        let word = self.tables.word(cx, table, index);
+        if old.is_leaf(level) && self.tables.masks.has_volatile_bits(old) {
+            Spte(word.xchg(new.0))
+        } else {
+            word.store(new.0);
+            old
+        }
+    }
+
+    /// `handle_changed_spte`: statistics, removal of a subtree, the event.
+    pub(super) fn handle_changed_spte(&self, cx: &Cx<'_>, rules: Rules, gfn: Gfn, level: Level, old: Spte, new: Spte) {
+        if old == new {
+            return;
+        }
+        let tables = &self.tables;
+        tables.masks.assert_well_formed(new, level);
+        assert!(gfn.is_aligned(level), "MMU-INV-014: {gfn:?} is no page of {level:?}");
+        let (was_leaf, is_leaf) = (old.is_leaf(level), new.is_leaf(level));
+        if was_leaf && is_leaf {
+            assert_eq!(old.pfn(), new.pfn(), "MMU-INV-012: {gfn:?} changes its frame without having been zapped");
+            let h = tables.masks.host_writable;
+            assert!(new.has(h) || !old.has(h), "MMU-INV-011: {gfn:?} loses host-writable without having been zapped");
+        }
+        if !old.is_present() && !new.is_present() {
+            let mmio = tables.masks.is_mmio(old) || tables.masks.is_mmio(new);
+            assert!(mmio || new.is_frozen(), "MMU-INV-013: {gfn:?} went from {old:?} to {new:?}");
+        }
+        if was_leaf != is_leaf {
+            tables.update_page_stats(level, if is_leaf { 1 } else { -1 });
+        }
+        if rules.frames == Frames::Count {
+            // The new mapping first: the frames under a table that a huge leaf replaces stay named throughout.
+            if is_leaf && !was_leaf {
+                tables.add_frames(new, level);
+            }
+            if was_leaf && !is_leaf {
+                tables.sub_frames(old, level);
+            }
+        }
+        if new.is_table(level) {
+            assert!(!old.is_table(level), "MMU-INV-002: one table replaces another at {gfn:?}");
+            tables.account_table();
+        }
+        if old.is_table(level) {
+            self.handle_removed_pt(cx, rules, old.pfn(), gfn, level);
+        }
+        if cx.is_tracing() {
+            let args = [u64::from(rules.as_id), gfn.0, u64::from(level.number()), old.0, new.0];
+            cx.trace(&KVM_TDP_MMU_SPTE_CHANGED, &args);
+        }
+    }
+
+    /// `handle_removed_pt`: a table was unlinked; freezes its entries so that nobody installs anything any more, and frees it
+    /// after a grace period.
+    fn handle_removed_pt(&self, cx: &Cx<'_>, rules: Rules, table: Pfn, gfn: Gfn, parent: Level) {
+        let tables = &self.tables;
+        let info = tables.info(table);
+        let level = info.level;
+        let fits = info.gfn == gfn && level.up() == Some(parent) && info.as_id == rules.as_id;
+        assert!(fits, "MMU-INV-001: {table:?} with {info:?} hung below {gfn:?} at {parent:?}");
+        tables.unaccount_table();
+        let rules = Rules { frames: Frames::Count, ..rules };
+        for index in 0..PT_ENTRIES {
+            let old = if rules.shared {
+                self.freeze_shared(cx, rules, table, index)
+            } else {
+                let old = tables.peek(table, index);
+                if !old.is_present() {
+                    continue;
+                }
+                // Read as a scheduling point, then written: the hardware may set bits in between.
+                let old = Spte(tables.word(cx, table, index).load());
+                self.write_spte(cx, table, index, level, old, Spte::FROZEN)
+            };
+            let child = gfn + index as u64 * level.span();
+            self.handle_changed_spte(cx, rules, child, level, old, Spte::FROZEN);
+        }
+        tables.free_after_grace_period(cx, table);
+    }
+
+    /// Freezes an entry while others may change it. Somebody who froze it for a moment (a mirror install) puts a value back, which
+    /// would survive in the dead table: go on until a value was caught.
+    fn freeze_shared(&self, cx: &Cx<'_>, rules: Rules, table: Pfn, index: usize) -> Spte {
+        if rules.unraced && !self.tables.peek(table, index).is_present() {
+            return self.tables.replace_unraced(cx, table, index, Spte::FROZEN);
+        }
+        loop {
+            let old = Spte(self.tables.word(cx, table, index).xchg(Spte::FROZEN.0));
+            if !old.is_frozen() {
+                return old;
+            }
+            cx.cond_resched();
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What checkers and reports look at: no scheduling points, for moments when nothing runs. (No kernel file; the invariants are
+//! those that KVM's `KVM_PROVE_MMU` and WARNs defend.)
+
+use super::root::Root;
+use super::{PageStats, TdpMmu};
+use crate::addr::{Gfn, Level, PT_ENTRIES};
+use crate::spte::{Spte, SpteState};
+use sim_kernel::Pfn;
+
+/// A present leaf, for checkers and reports.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafInfo {
+    /// Address space of the root.
+    pub as_id: u16,
+    /// Whether the root is invalid.
+    pub invalid_root: bool,
+    /// First frame.
+    pub gfn: Gfn,
+    /// Size.
+    pub level: Level,
+    /// The entry.
+    pub spte: Spte,
+}
+
+impl TdpMmu {
+    /// What is in the trees.
+    pub fn pages(&self) -> PageStats {
+        PageStats { roots: self.roots.len() as u64, ..self.tables.stats() }
+    }
+
+    /// Tables whose frame was not given back yet: linked ones, roots, and those that wait for a grace period.
+    pub fn table_frames(&self) -> u64 {
+        self.tables.allocated()
+    }
+
+    /// What an entry, as in a recorded event, is.
+    pub fn classify(&self, spte: u64, level: Level) -> SpteState {
+        self.tables.masks.classify(Spte(spte), level)
+    }
+
+    /// Every present leaf of every root, newest root first, ascending.
+    pub fn for_each_leaf(&self, mut f: impl FnMut(LeafInfo)) {
+        for root in self.roots.snapshot() {
+            self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, _| {
+                if spte.is_leaf(level) {
+                    f(LeafInfo { as_id: root.as_id(), invalid_root: root.is_invalid(), gfn, level, spte });
+                }
+            });
+        }
+    }
+
+    /// The last entry for a gfn, for checkers.
+    pub fn peek_leaf(&self, root: &Root, gfn: Gfn) -> (Spte, Level) {
+        let (mut table, mut level) = (root.table(), root.level());
+        loop {
+            let spte = self.tables.peek(table, gfn.index(level));
+            if !spte.is_table(level) {
+                return (spte, level);
+            }
+            table = spte.pfn();
+            level = level.down().expect("an entry of the lowest level is no table");
+        }
+    }
+
+    fn visit(&self, table: Pfn, level: Level, base: Gfn, f: &mut impl FnMut(Gfn, Level, Spte, (Pfn, usize))) {
+        for index in 0..PT_ENTRIES {
+            let spte = self.tables.peek(table, index);
+            let gfn = base + index as u64 * level.span();
+            f(gfn, level, spte, (table, index));
+            if spte.is_table(level) {
+                self.visit(spte.pfn(), level.down().expect("a table has a level below"), gfn, f);
+            }
+        }
+    }
+
+    /// Asserts MMU-INV-001..003, 006, 008..010 and 013..016 by walking everything. For moments when no lock is held.
+    pub fn assert_consistent(&self) {
+        self.assert_roots();
+        let mut found = PageStats { roots: self.roots.len() as u64, ..Default::default() };
+        for root in self.roots.snapshot() {
+            let info = self.tables.info(root.table());
+            assert_eq!((info.gfn, info.level, info.parent), (Gfn(0), root.level(), None), "MMU-INV-001: root");
+            self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, entry| {
+                self.tables.masks.assert_well_formed(spte, level);
+                assert!(!spte.is_frozen(), "MMU-INV-003: {gfn:?} is frozen in a live table");
+                if spte.is_leaf(level) {
+                    found.leafs[usize::from(level.number()) - 1] += 1;
+                } else if spte.is_present() {
+                    found.tables += 1;
+                    let info = self.tables.info(spte.pfn());
+                    let fits = info.gfn == gfn && info.level.up() == Some(level) && info.as_id == root.as_id();
+                    assert!(fits, "MMU-INV-001: {info:?} hangs below {gfn:?} at {level:?}");
+                    assert_eq!(info.parent, Some(entry), "MMU-INV-002: {:?} has two parents", spte.pfn());
+                }
+            });
+        }
+        assert_eq!(found, self.pages(), "MMU-INV-006: what is in the trees and what the statistics say");
+    }
+}

@@ -1,0 +1,233 @@
+//! Dirty logging by write protection, and its end (`kvm_tdp_mmu_wrprot_slot`, `kvm_tdp_mmu_clear_dirty_pt_masked`,
+//! `kvm_tdp_mmu_write_protect_gfn`, `kvm_tdp_mmu_recover_huge_pages` of `arch/x86/kvm/mmu/tdp_mmu.c`,
+//! `kvm_arch_mmu_enable_log_dirty_pt_masked` of `mmu.c`). Not modelled: logging by D (PML).
+
+use super::changed::{Frames, Rules};
+use super::iter::TdpIter;
+use super::root::Root;
+use super::{MmuLock, TdpMmu};
+use crate::addr::{Gfn, GfnRange, Level};
+use crate::fault::SlotView;
+use crate::flush::RemoteFlush;
+use crate::spte::Spte;
+use crate::stage2::PT_WRITABLE_MASK;
+use sim_kernel::Cx;
+use sim_kernel::sync::{RwLockReadGuard, RwLockWriteGuard, rcu_read_lock};
+
+impl TdpMmu {
+    /// `kvm_tdp_mmu_wrprot_slot`: removes W from the leafs of at least `min_level` in `range`; whether any had it. The caller
+    /// flushes unconditionally once mmu_lock is released.
+    pub fn wrprot_slot(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut RwLockReadGuard<'_, ()>,
+        as_id: u16,
+        range: GfnRange,
+        min_level: Level,
+    ) -> bool {
+        let mut lock = MmuLock::Read(lock);
+        let mut any = false;
+        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        self.for_each_root(cx, valid, |root| {
+            let mut rcu = Some(rcu_read_lock(cx));
+            let mut iter = TdpIter::new(cx, &self.tables, root, min_level, range, false);
+            while iter.is_valid() {
+                loop {
+                    if iter.cond_resched(cx, &mut lock, &mut rcu, || {})
+                        || !iter.old_spte.is_leaf(iter.level)
+                        || !iter.old_spte.is_writable()
+                    {
+                        break;
+                    }
+                    let new = iter.old_spte.write_protected();
+                    if self.set_spte_atomic(cx, &mut iter, new, Frames::Count).is_ok() {
+                        any = true;
+                        break;
+                    }
+                }
+                iter.next(cx, &self.tables);
+            }
+        });
+        any
+    }
+
+    /// `kvm_arch_mmu_enable_log_dirty_pt_masked`: after the bits of `mask` (bit i is frame `base` + i) were taken from the bitmap.
+    /// The caller flushes iff it took any bit.
+    pub fn enable_log_dirty_pt_masked(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut RwLockWriteGuard<'_, ()>,
+        as_id: u16,
+        base: Gfn,
+        mask: u64,
+        initially_set: bool,
+    ) {
+        if mask == 0 {
+            return;
+        }
+        if initially_set {
+            // Enabling touched nothing, so huge leafs are still writable.
+            let first = base + u64::from(mask.trailing_zeros());
+            let last = base + u64::from(63 - mask.leading_zeros());
+            if self.config().eager_page_split {
+                let range = GfnRange::new(first, last + 1);
+                self.split_huge_pages(cx, MmuLock::Write(lock), as_id, range, Level::L4K);
+            }
+            self.write_protect_gfn(cx, lock, as_id, first, Level::L2M);
+            // As in the kernel, which rounds up: two neighbours of which the second starts a large page count as one page.
+            let up = |gfn: Gfn| gfn.0.next_multiple_of(Level::L2M.span());
+            if up(first) != up(last) {
+                self.write_protect_gfn(cx, lock, as_id, last, Level::L2M);
+            }
+        }
+        self.clear_dirty_pt_masked(cx, lock, as_id, base, mask);
+    }
+
+    /// `kvm_tdp_mmu_clear_dirty_pt_masked` with write protection: removes W from the 4 KiB leafs in `mask`.
+    pub fn clear_dirty_pt_masked(
+        &self,
+        cx: &Cx<'_>,
+        _lock: &mut RwLockWriteGuard<'_, ()>,
+        as_id: u16,
+        base: Gfn,
+        mask: u64,
+    ) {
+        if mask == 0 {
+            return;
+        }
+        let first = base + u64::from(mask.trailing_zeros());
+        let last = base + u64::from(63 - mask.leading_zeros());
+        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        self.for_each_root(cx, valid, |root| {
+            let _rcu = rcu_read_lock(cx);
+            let range = GfnRange::new(first, last + 1);
+            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
+            while iter.is_valid() {
+                if iter.level == Level::L4K && mask >> (iter.gfn - base) & 1 != 0 && iter.old_spte.is_present() {
+                    self.clear_writable(cx, &mut iter);
+                }
+                iter.next(cx, &self.tables);
+            }
+        });
+    }
+
+    /// `tdp_mmu_clear_spte_bits` for W.
+    fn clear_writable(&self, cx: &Cx<'_>, iter: &mut TdpIter) {
+        if !iter.old_spte.is_writable() {
+            return;
+        }
+        let word = iter.word(cx, &self.tables);
+        if self.tables.masks.has_volatile_bits(iter.old_spte) {
+            iter.old_spte = Spte(word.rmw(|v| v & !PT_WRITABLE_MASK));
+        } else {
+            word.store(iter.old_spte.write_protected().0);
+        }
+        let new = iter.old_spte.write_protected();
+        self.handle_changed_spte(cx, Rules::of(iter, false), iter.gfn, iter.level, iter.old_spte, new);
+    }
+
+    /// `kvm_tdp_mmu_write_protect_gfn`: removes W and M from the leaf of at least `min_level` over `gfn`, so that not even the
+    /// fast path makes it writable.
+    fn write_protect_gfn(
+        &self,
+        cx: &Cx<'_>,
+        _lock: &mut RwLockWriteGuard<'_, ()>,
+        as_id: u16,
+        gfn: Gfn,
+        min_level: Level,
+    ) {
+        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        self.for_each_root(cx, valid, |root| {
+            let _rcu = rcu_read_lock(cx);
+            let mut iter = TdpIter::new(cx, &self.tables, root, min_level, GfnRange::with_len(gfn, 1), true);
+            while iter.is_valid() {
+                if iter.old_spte.is_leaf(iter.level) {
+                    let new = iter.old_spte.without(PT_WRITABLE_MASK | self.tables.masks.mmu_writable);
+                    if new != iter.old_spte {
+                        self.set_spte(cx, &mut iter, new, Frames::Count);
+                    }
+                }
+                iter.next(cx, &self.tables);
+            }
+        });
+    }
+
+    /// `kvm_tdp_mmu_recover_huge_pages`: dirty logging of the slot ended; tables below which everything could be one huge leaf are
+    /// replaced by it. Flushes by itself.
+    pub fn recover_huge_pages<S: SlotView>(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut RwLockReadGuard<'_, ()>,
+        as_id: u16,
+        slot: &S,
+        flush: &impl RemoteFlush,
+    ) {
+        let mut lock = MmuLock::Read(lock);
+        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        self.for_each_root(cx, valid, |root| self.recover_huge_pages_root(cx, &mut lock, root, slot, flush));
+    }
+
+    fn recover_huge_pages_root<S: SlotView>(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut MmuLock<'_, '_>,
+        root: &Root,
+        slot: &S,
+        flush: &impl RemoteFlush,
+    ) {
+        let range = slot.range();
+        let mut owed = false;
+        let mut rcu = Some(rcu_read_lock(cx));
+        let mut iter = TdpIter::new(cx, &self.tables, root, Level::L2M, range, false);
+        while iter.is_valid() {
+            loop {
+                let yielded = iter.cond_resched(cx, lock, &mut rcu, || {
+                    if std::mem::take(&mut owed) {
+                        flush.flush_remote_tlbs(cx);
+                    }
+                });
+                if yielded || iter.level > Level::L1G || !iter.old_spte.is_table(iter.level) {
+                    break;
+                }
+                // An entry that is only partly in the slot cannot become a leaf.
+                if !range.contains(iter.gfn)
+                    || self.max_mapping_level(cx, slot, iter.gfn, Level::L1G, None) < iter.level
+                {
+                    break;
+                }
+                let Some(small) = self.first_leaf_below(cx, &iter) else { break };
+                if iter.need_resched(lock) {
+                    continue;
+                }
+                let huge = self.tables.masks.make_huge_spte(small, iter.level);
+                if self.set_spte_atomic(cx, &mut iter, huge, Frames::Count).is_ok() {
+                    owed = true;
+                    break;
+                }
+            }
+            iter.next(cx, &self.tables);
+        }
+        // Before the RCU section ends: paging-structure caches may still point to the unlinked tables.
+        if owed {
+            flush.flush_remote_tlbs(cx);
+        }
+    }
+
+    /// `tdp_mmu_make_huge_spte`: the first present leaf below a table.
+    fn first_leaf_below(&self, cx: &Cx<'_>, parent: &TdpIter) -> Option<Spte> {
+        let below = parent.level.down().expect("a table has a level below");
+        let range = parent.gfn.block(parent.level);
+        let tables = &self.tables;
+        let mut iter =
+            TdpIter::below(cx, tables, parent.old_spte.pfn(), below, parent.as_id, Level::L4K, range, parent.unraced);
+        while iter.is_valid() {
+            if iter.old_spte.is_leaf(iter.level) {
+                let congruent = (iter.gfn.0 ^ iter.old_spte.pfn().0) & (parent.level.span() - 1) == 0;
+                assert!(congruent, "MMU-INV-014: {:?} is no part of a huge page at {:?}", iter.old_spte, iter.gfn);
+                return Some(iter.old_spte);
+            }
+            iter.next(cx, tables);
+        }
+        None
+    }
+}

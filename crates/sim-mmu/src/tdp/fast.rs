@@ -1,0 +1,77 @@
+//! The fault path without mmu_lock, and lockless look-ups (`fast_page_fault` of `arch/x86/kvm/mmu/mmu.c`,
+//! `kvm_tdp_mmu_fast_pf_get_last_sptep`, `kvm_tdp_mmu_get_walk` of `tdp_mmu.c`).
+
+use super::TdpMmu;
+use super::iter::TdpIter;
+use super::root::Root;
+use crate::addr::{Gfn, GfnRange, Gpa, Level};
+use crate::fault::{RetPf, SlotView, TdpFault};
+use crate::spte::Spte;
+use crate::stage2::PT_WRITABLE_MASK;
+use sim_kernel::Cx;
+use sim_kernel::sync::{RcuReadGuard, rcu_read_lock};
+
+/// Compare-exchanges that may fail before the slow path has to do it.
+const ATTEMPTS: usize = 5;
+
+impl TdpMmu {
+    /// An iterator on the last entry for `gfn`; its table stays while the RCU section is open.
+    fn last_spte(&self, cx: &Cx<'_>, _rcu: &RcuReadGuard<'_>, root: &Root, gfn: Gfn) -> Option<TdpIter> {
+        let range = GfnRange::with_len(gfn, 1);
+        // Without mmu_lock the root may turn invalid at any time: every read is a scheduling point.
+        let mut iter = TdpIter::lockless(cx, &self.tables, root, range);
+        if !iter.is_valid() {
+            return None;
+        }
+        while iter.old_spte.is_table(iter.level) && iter.try_step_down(cx, &self.tables) {}
+        Some(iter)
+    }
+
+    /// `fast_page_fault`: makes a write-protected leaf writable if nothing but the hardware bit is missing.
+    /// [`RetPf::Invalid`] if declined. The caller has compared the private attribute.
+    pub fn fast_page_fault<S: SlotView>(&self, cx: &Cx<'_>, root: &Root, fault: &TdpFault, slot: Option<&S>) -> RetPf {
+        // With accessed bits a non-present leaf is never just a matter of permissions.
+        if fault.rsvd || !fault.present || !fault.write {
+            return RetPf::Invalid;
+        }
+        let masks = &self.tables.masks;
+        let dirty_logged = slot.filter(|slot| slot.is_dirty_logged());
+        let rcu = rcu_read_lock(cx);
+        for _ in 0..ATTEMPTS {
+            let Some(iter) = self.last_spte(cx, &rcu, root, fault.gfn()) else { return RetPf::Invalid };
+            let spte = iter.old_spte;
+            if !spte.is_leaf(iter.level) {
+                return RetPf::Invalid;
+            }
+            if masks.is_access_allowed(spte, fault.access()) {
+                return RetPf::Spurious;
+            }
+            if !spte.has(masks.mmu_writable) {
+                return RetPf::Invalid;
+            }
+            // Only one gfn would be marked dirty, 511 more would be written unseen.
+            if iter.level > Level::L4K && dirty_logged.is_some() {
+                return RetPf::Invalid;
+            }
+            let new = spte.with(PT_WRITABLE_MASK);
+            if !masks.is_access_allowed(new, fault.access()) {
+                return RetPf::Invalid;
+            }
+            if iter.word(cx, &self.tables).cmpxchg(spte.0, new.0).is_ok() {
+                // After the entry: marked before, the bit could be collected and the page write-protected in between.
+                if let Some(slot) = dirty_logged {
+                    slot.mark_page_dirty(cx, fault.gfn());
+                }
+                return RetPf::Fixed;
+            }
+        }
+        RetPf::Invalid
+    }
+
+    /// `kvm_tdp_mmu_get_walk`: the last entry on the way to `gpa` and its level, without mmu_lock.
+    pub fn walk_lockless(&self, cx: &Cx<'_>, root: &Root, gpa: Gpa) -> (Spte, Level) {
+        let rcu = rcu_read_lock(cx);
+        let last = self.last_spte(cx, &rcu, root, gpa.gfn());
+        last.map_or((Spte::NONPRESENT, root.level()), |iter| (iter.old_spte, iter.level))
+    }
+}

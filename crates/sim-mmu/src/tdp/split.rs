@@ -1,0 +1,103 @@
+//! Linking tables and splitting huge leafs (`tdp_mmu_link_sp`, `tdp_mmu_split_huge_page`, `tdp_mmu_split_huge_pages_root` of
+//! `arch/x86/kvm/mmu/tdp_mmu.c`).
+
+use super::changed::{Frames, Raced};
+use super::iter::TdpIter;
+use super::root::Root;
+use super::{MmuLock, TdpMmu};
+use crate::addr::{GfnRange, Level, PT_ENTRIES};
+use sim_kernel::sync::rcu_read_lock;
+use sim_kernel::{Cx, Errno, Pfn};
+
+impl TdpMmu {
+    /// `tdp_mmu_link_sp`: makes the entry point to `child`.
+    pub(super) fn link_table(
+        &self,
+        cx: &Cx<'_>,
+        iter: &mut TdpIter,
+        child: Pfn,
+        shared: bool,
+        frames: Frames,
+    ) -> Result<(), Raced> {
+        self.tables.set_parent(child, iter.table(), iter.index());
+        let spte = self.tables.masks.make_nonleaf_spte(child);
+        if shared {
+            return self.set_spte_atomic(cx, iter, spte, frames);
+        }
+        self.set_spte(cx, iter, spte, frames);
+        Ok(())
+    }
+
+    /// `tdp_mmu_split_huge_page`: replaces the huge leaf by `child`, filled with the same mapping. No flush: every translation
+    /// stays what it was.
+    pub(super) fn split_huge_page(
+        &self,
+        cx: &Cx<'_>,
+        iter: &mut TdpIter,
+        child: Pfn,
+        shared: bool,
+    ) -> Result<(), Raced> {
+        // Nobody can reach the table yet: plain stores, no events.
+        for index in 0..PT_ENTRIES {
+            self.tables.init(child, index, self.tables.masks.make_small_spte(iter.old_spte, iter.level, index));
+        }
+        self.link_table(cx, iter, child, shared, Frames::Inherited)?;
+        let below = iter.level.down().expect("a huge leaf has a level below");
+        self.tables.update_page_stats(below, PT_ENTRIES as i64);
+        Ok(())
+    }
+
+    /// `kvm_tdp_mmu_try_split_huge_pages`: splits the leafs of `range` down to `target` in all valid trees of the address space.
+    /// Best effort: stops silently when memory runs out.
+    pub fn split_huge_pages(&self, cx: &Cx<'_>, mut lock: MmuLock<'_, '_>, as_id: u16, range: GfnRange, target: Level) {
+        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        let mut result = Ok(());
+        self.for_each_root(cx, valid, |root| {
+            if result.is_ok() {
+                result = self.split_huge_pages_root(cx, &mut lock, root, range, target);
+            }
+        });
+    }
+
+    fn split_huge_pages_root(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut MmuLock<'_, '_>,
+        root: &Root,
+        range: GfnRange,
+        target: Level,
+    ) -> Result<(), Errno> {
+        let min_level = target.up().expect("leafs are split to a level that has one above");
+        let shared = !lock.is_exclusive();
+        let mut spare = None;
+        let mut rcu = Some(rcu_read_lock(cx));
+        let mut iter = TdpIter::new(cx, &self.tables, root, min_level, range, !shared);
+        while iter.is_valid() {
+            // A compare-exchange that failed refreshed the entry: look at it once more.
+            loop {
+                if iter.cond_resched(cx, lock, &mut rcu, || {}) || !iter.old_spte.is_leaf(iter.level) {
+                    break;
+                }
+                let below = iter.level.down().expect("above the target level");
+                let Some(child) = spare.take() else {
+                    // Allocation may sleep: no lock is held meanwhile, and the walk starts again.
+                    spare = Some(self.tables.alloc(iter.gfn, below, root.as_id())?);
+                    iter.relax(cx, lock, &mut rcu);
+                    break;
+                };
+                // The spare table was meant for the entry of that moment, this may be another one.
+                self.tables.reinit(child, iter.gfn, below);
+                if self.split_huge_page(cx, &mut iter, child, shared).is_ok() {
+                    break;
+                }
+                spare = Some(child);
+            }
+            iter.next(cx, &self.tables);
+        }
+        drop(rcu);
+        if let Some(child) = spare {
+            self.tables.free_unlinked(child);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,231 @@
+//! Memory of the tables and their metadata (`struct kvm_mmu_page` of `arch/x86/kvm/mmu/mmu_internal.h`,
+//! `tdp_mmu_alloc_sp`, `tdp_mmu_free_sp_rcu_callback`).
+//!
+//! A table is a frame of the host; entries hold its number. Metadata lie in an array indexed by that number, so a walk touches
+//! none and finding them is O(1). Simplified: no per-vCPU caches, a table's frame is taken when it is needed.
+
+use super::{PageStats, TdpConfig};
+use crate::addr::{Gfn, Level, PT_ENTRIES};
+use crate::spte::Spte;
+use crate::stage2::SpteMasks;
+use bytemuck::Zeroable;
+use sim_kernel::mm::PhysMem;
+use sim_kernel::sched::ObjId;
+use sim_kernel::sync::{Word, call_rcu};
+use sim_kernel::{Arena, Cx, Errno, Pfn};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Metadata of one table.
+#[derive(Zeroable)]
+#[repr(C)]
+struct TableMeta {
+    /// First gfn that the table covers.
+    gfn: AtomicU64,
+    /// The entry that points here: table * 512 + index; 0 for a root (frame 0 is never used) and before the link.
+    parent: AtomicU64,
+    /// Level, 0 = the frame is no table of this VM.
+    level: AtomicU32,
+    as_id: AtomicU32,
+}
+
+/// Metadata of one table as a value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TableInfo {
+    pub(super) gfn: Gfn,
+    pub(super) level: Level,
+    pub(super) as_id: u16,
+    pub(super) parent: Option<(Pfn, usize)>,
+}
+
+/// What outlives an operation and is reached from RCU callbacks.
+pub(super) struct Tables {
+    pub(super) phys: Arc<PhysMem>,
+    pub(super) config: TdpConfig,
+    pub(super) masks: SpteMasks,
+    /// All entries of this VM; the index is table * 512 + index.
+    object: ObjId,
+    meta: Arena<TableMeta, 6>,
+    /// Present leafs per level.
+    leafs: [AtomicU64; 3],
+    /// Linked tables.
+    linked: AtomicU64,
+    /// Tables whose frame was not given back yet, roots included.
+    allocated: AtomicU64,
+}
+
+impl Tables {
+    pub(super) fn new(cx: &Cx<'_>, phys: Arc<PhysMem>, config: TdpConfig) -> Tables {
+        Tables {
+            phys,
+            config,
+            masks: SpteMasks::new(config.kind, config.max_gfn, config.mmio_caching),
+            object: cx.new_object("spte"),
+            meta: Arena::new(),
+            leafs: Default::default(),
+            linked: AtomicU64::new(0),
+            allocated: AtomicU64::new(0),
+        }
+    }
+
+    /// An entry as a task sees it.
+    #[inline]
+    pub(super) fn word<'a>(&'a self, cx: &'a Cx<'_>, table: Pfn, index: usize) -> Word<'a> {
+        Word::new(cx, self.object, entry_id(table, index), self.raw(table, index))
+    }
+
+    #[inline]
+    fn raw(&self, table: Pfn, index: usize) -> &AtomicU64 {
+        self.phys.table_word(table, index)
+    }
+
+    /// An entry without a scheduling point.
+    #[inline]
+    pub(super) fn peek(&self, table: Pfn, index: usize) -> Spte {
+        Spte(self.raw(table, index).load(Ordering::Acquire))
+    }
+
+    /// Replaces an entry that no other task touches.
+    pub(super) fn replace_unraced(&self, cx: &Cx<'_>, table: Pfn, index: usize, new: Spte) -> Spte {
+        let word = self.raw(table, index);
+        if cx.is_native() {
+            return Spte(word.swap(new.0, Ordering::SeqCst));
+        }
+        let old = word.load(Ordering::Relaxed);
+        word.store(new.0, Ordering::Relaxed);
+        Spte(old)
+    }
+
+    /// Fills an entry of a table that is not linked yet.
+    #[inline]
+    pub(super) fn init(&self, table: Pfn, index: usize, value: Spte) {
+        self.raw(table, index).store(value.0, Ordering::Release);
+    }
+
+    /// A new table, not linked: every entry is not present.
+    pub(super) fn alloc(&self, gfn: Gfn, level: Level, as_id: u16) -> Result<Pfn, Errno> {
+        let table = self.phys.alloc_table(Spte::NONPRESENT.0)?;
+        self.meta.ensure(table.0 as u32);
+        let meta = self.meta.get(table.0 as u32);
+        let old = meta.level.swap(u32::from(level.number()), Ordering::Relaxed);
+        assert_eq!(old, 0, "MMU-INV-005: {table:?} is still a table and was allocated again");
+        meta.gfn.store(gfn.0, Ordering::Relaxed);
+        meta.as_id.store(u32::from(as_id), Ordering::Relaxed);
+        meta.parent.store(0, Ordering::Relaxed);
+        self.allocated.fetch_add(1, Ordering::Relaxed);
+        Ok(table)
+    }
+
+    /// Changes what a table that is not linked yet will cover.
+    pub(super) fn reinit(&self, table: Pfn, gfn: Gfn, level: Level) {
+        let meta = self.meta.get(table.0 as u32);
+        meta.gfn.store(gfn.0, Ordering::Relaxed);
+        meta.level.store(u32::from(level.number()), Ordering::Relaxed);
+    }
+
+    /// Where a table that is about to be linked will hang.
+    pub(super) fn set_parent(&self, table: Pfn, parent: Pfn, index: usize) {
+        self.meta.get(table.0 as u32).parent.store(entry_id(parent, index), Ordering::Relaxed);
+    }
+
+    /// Metadata of a table.
+    ///
+    /// # Panics
+    /// If the frame is no table (MMU-INV-005): somebody walks a table that was freed.
+    pub(super) fn info(&self, table: Pfn) -> TableInfo {
+        let meta = self.meta.get(table.0 as u32);
+        let level = Level::from_number(meta.level.load(Ordering::Relaxed) as u8);
+        let parent = meta.parent.load(Ordering::Relaxed);
+        TableInfo {
+            gfn: Gfn(meta.gfn.load(Ordering::Relaxed)),
+            level: level.unwrap_or_else(|| panic!("MMU-INV-005: {table:?} is used as a table after it was freed")),
+            as_id: meta.as_id.load(Ordering::Relaxed) as u16,
+            parent: (parent != 0).then_some((Pfn(parent / PT_ENTRIES as u64), parent as usize % PT_ENTRIES)),
+        }
+    }
+
+    /// `tdp_mmu_free_sp`: gives back the frame of a table that nobody can reach.
+    pub(super) fn free(&self, table: Pfn) {
+        for index in 0..PT_ENTRIES {
+            let spte = self.peek(table, index);
+            assert!(!spte.is_present(), "MMU-INV-004: {table:?} is freed with {spte:?} at index {index}");
+        }
+        self.forget(table);
+    }
+
+    /// Gives back the frame of a table that was never linked; it may be filled already.
+    pub(super) fn free_unlinked(&self, table: Pfn) {
+        self.forget(table);
+    }
+
+    fn forget(&self, table: Pfn) {
+        let old = self.meta.get(table.0 as u32).level.swap(0, Ordering::Relaxed);
+        assert_ne!(old, 0, "MMU-INV-002: the table {table:?} is freed twice");
+        self.allocated.fetch_sub(1, Ordering::Relaxed);
+        self.phys.put_unscheduled(table);
+    }
+
+    /// Gives back the frame of an unlinked table once no lockless walker can be in it.
+    pub(super) fn free_after_grace_period(self: &Arc<Self>, cx: &Cx<'_>, table: Pfn) {
+        let tables = Arc::clone(self);
+        call_rcu(cx, move || tables.free(table));
+    }
+
+    /// `tdp_account_mmu_page`.
+    pub(super) fn account_table(&self) {
+        self.linked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `tdp_unaccount_mmu_page`.
+    pub(super) fn unaccount_table(&self) {
+        let old = self.linked.fetch_sub(1, Ordering::Relaxed);
+        assert!(old > 0, "MMU-INV-007: more tables were unlinked than linked");
+    }
+
+    /// `kvm_update_page_stats`.
+    pub(super) fn update_page_stats(&self, level: Level, count: i64) {
+        let stat = &self.leafs[usize::from(level.number()) - 1];
+        let old = stat.fetch_add(count as u64, Ordering::Relaxed);
+        assert!(old.checked_add_signed(count).is_some(), "MMU-INV-006: fewer than no leafs at {level:?}");
+    }
+
+    /// The entry is a new leaf: its frames are named once more (and must be live, INV-203).
+    pub(super) fn add_frames(&self, leaf: Spte, level: Level) {
+        for i in 0..level.span() {
+            self.phys.add_spte(leaf.pfn() + i);
+        }
+    }
+
+    /// The entry is no leaf any more.
+    pub(super) fn sub_frames(&self, leaf: Spte, level: Level) {
+        for i in 0..level.span() {
+            self.phys.sub_spte(leaf.pfn() + i);
+        }
+    }
+
+    /// The statistics; the roots are the caller's to fill in.
+    pub(super) fn stats(&self) -> PageStats {
+        PageStats {
+            leafs: [0, 1, 2].map(|i| self.leafs[i].load(Ordering::Relaxed)),
+            tables: self.linked.load(Ordering::Relaxed),
+            roots: 0,
+        }
+    }
+
+    /// Tables whose frame was not given back yet.
+    pub(super) fn allocated(&self) -> u64 {
+        self.allocated.load(Ordering::Relaxed)
+    }
+}
+
+#[inline]
+fn entry_id(table: Pfn, index: usize) -> u64 {
+    table.0 * PT_ENTRIES as u64 + index as u64
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables").field("config", &self.config).field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,116 @@
+//! Taking mappings away: leaf by leaf, or whole trees (`tdp_mmu_zap_leafs`, `kvm_tdp_mmu_unmap_gfn_range`, `tdp_mmu_zap_root`,
+//! `kvm_tdp_mmu_zap_invalidated_roots`, `kvm_tdp_mmu_zap_all` of `arch/x86/kvm/mmu/tdp_mmu.c`).
+
+use super::changed::Frames;
+use super::iter::TdpIter;
+use super::root::Root;
+use super::{MayYield, MmuLock, RootFilter, TdpMmu};
+use crate::addr::{GfnRange, Level};
+use crate::flush::{FlushNeeded, RemoteFlush};
+use crate::spte::Spte;
+use sim_kernel::Cx;
+use sim_kernel::sync::{RwLockWriteGuard, rcu_read_lock, synchronize_rcu};
+
+impl TdpMmu {
+    /// `kvm_tdp_mmu_unmap_gfn_range` / `kvm_tdp_mmu_zap_leafs`: clears every leaf that overlaps `range`; tables and MMIO entries
+    /// stay. `as_id` `None` means all address spaces. A yield flushes first what is owed.
+    #[expect(clippy::too_many_arguments)]
+    pub fn zap_leafs(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut RwLockWriteGuard<'_, ()>,
+        as_id: Option<u16>,
+        roots: RootFilter,
+        range: GfnRange,
+        may_yield: MayYield,
+        flush: &impl RemoteFlush,
+    ) -> FlushNeeded {
+        let wanted = |root: &Root| {
+            as_id.is_none_or(|as_id| root.as_id() == as_id) && (roots == RootFilter::All || !root.is_invalid())
+        };
+        let mut lock = MmuLock::Write(lock);
+        let mut owed = false;
+        self.for_each_root(cx, wanted, |root| {
+            let mut rcu = Some(rcu_read_lock(cx));
+            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
+            while iter.is_valid() {
+                let yielded = may_yield == MayYield::Yes
+                    && iter.cond_resched(cx, &mut lock, &mut rcu, || {
+                        if std::mem::take(&mut owed) {
+                            flush.flush_remote_tlbs(cx);
+                        }
+                    });
+                if !yielded && iter.old_spte.is_leaf(iter.level) {
+                    self.set_spte(cx, &mut iter, Spte::NONPRESENT, Frames::Count);
+                    // Every vCPU was forced off an invalid root, with a flush before it may run again.
+                    owed |= !root.is_invalid();
+                }
+                iter.next(cx, &self.tables);
+            }
+        });
+        FlushNeeded::new(owed)
+    }
+
+    /// `tdp_mmu_zap_root`: in passes from small to large, so that no step takes long.
+    fn zap_root(&self, cx: &Cx<'_>, lock: &mut MmuLock<'_, '_>, root: &Root) {
+        for level in [Level::L4K, Level::L2M, Level::L1G, root.level()] {
+            self.zap_root_pass(cx, lock, root, level);
+        }
+    }
+
+    /// `__tdp_mmu_zap_root`: clears the present entries of `level` and unlinks what hangs below them.
+    fn zap_root_pass(&self, cx: &Cx<'_>, lock: &mut MmuLock<'_, '_>, root: &Root, level: Level) {
+        let exclusive = lock.is_exclusive();
+        let mut rcu = Some(rcu_read_lock(cx));
+        let mut iter = TdpIter::new(cx, &self.tables, root, level, GfnRange::ALL, exclusive);
+        while iter.is_valid() {
+            // A compare-exchange that failed refreshed the entry: look at it once more.
+            loop {
+                if iter.cond_resched(cx, lock, &mut rcu, || {}) || !iter.old_spte.is_present() || iter.level > level {
+                    break;
+                }
+                if exclusive {
+                    self.set_spte(cx, &mut iter, Spte::NONPRESENT, Frames::Count);
+                    break;
+                }
+                if self.set_spte_atomic(cx, &mut iter, Spte::NONPRESENT, Frames::Count).is_ok() {
+                    break;
+                }
+            }
+            iter.next(cx, &self.tables);
+        }
+    }
+
+    /// `kvm_tdp_mmu_zap_invalidated_roots`, the back half of "zap all fast". Takes mmu_lock for reading and yields.
+    pub fn zap_invalidated_roots(&self, cx: &Cx<'_>) {
+        let mut guard = self.mmu_lock.read(cx);
+        let mut lock = MmuLock::Read(&mut guard);
+        self.for_each_scheduled_root(cx, |root| self.zap_root(cx, &mut lock, root));
+    }
+
+    /// `kvm_tdp_mmu_zap_all`: the process is gone and no vCPU will run. Takes mmu_lock for writing; roots stay.
+    pub fn zap_all(&self, cx: &Cx<'_>) {
+        let mut guard = self.mmu_lock.write(cx);
+        let mut lock = MmuLock::Write(&mut guard);
+        self.for_each_root(cx, |_| true, |root| self.zap_root(cx, &mut lock, root));
+    }
+
+    /// `kvm_mmu_uninit_tdp_mmu`: frees everything once all vCPUs have put their roots.
+    ///
+    /// # Panics
+    /// If a vCPU still has a root, or a table or leaf is left (MMU-INV-007).
+    pub fn uninit(&self, cx: &Cx<'_>) {
+        {
+            let mut guard = self.mmu_lock.write(cx);
+            self.invalidate_all_roots(cx, &mut guard);
+            let mut lock = MmuLock::Write(&mut guard);
+            self.for_each_scheduled_root(cx, |root| self.zap_root(cx, &mut lock, root));
+        }
+        assert_eq!(self.roots.len(), 0, "MMU-INV-007: a root is left when the VM dies");
+        assert_eq!(self.pages(), Default::default(), "MMU-INV-007: leafs or tables are left when the VM dies");
+        assert_eq!(self.invalidate.in_progress(), 0, "INV-301: an invalidation is open when the VM dies");
+        synchronize_rcu(cx);
+        // Natively a callback may still sit in another thread's bag.
+        assert!(cx.is_native() || self.tables.allocated() == 0, "MMU-INV-007: the VM leaks tables");
+    }
+}
