@@ -1,1 +1,3 @@
 //! gmem
+
+pub mod ops;
