@@ -1,1 +1,16 @@
-//! The kernel beneath KVM.
+//! The kernel beneath KVM: tasks and scheduling, locks, RCU, frames, xarray, files and processes.
+//!
+//! This crate knows no x86 and no KVM. Everything takes an explicit context [`Cx`], so the same code runs deterministically under
+//! a scheduler ([`sched::Sim`]) and on OS threads ([`sched::run_native`]).
+
+mod addr;
+mod arena;
+mod cx;
+mod errno;
+pub mod sched;
+pub mod sync;
+
+pub use addr::{Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, Pgoff, TASK_SIZE};
+pub use arena::Arena;
+pub use cx::{Cx, TaskWork};
+pub use errno::Errno;

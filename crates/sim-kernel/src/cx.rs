@@ -1,0 +1,267 @@
+//! The explicit context: what the kernel would know as `current`.
+//!
+//! Every function that the kernel runs on behalf of a task takes a [`Cx`]. There are no thread-locals and no globals, so two
+//! simulations in one process never meet. A context is either *simulated* (a coroutine under the engine, or the boot task
+//! alone) or *native* (a real OS thread, for wall-clock benchmarks); the same kernel code runs on both.
+
+use crate::sched::engine::{Engine, Yielder};
+use crate::sched::event::{MAX_ARGS, TraceRecord, Tracepoint};
+use crate::sched::native::NativeShared;
+use crate::sched::op::{Access, ObjId, Op, TaskId};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+/// Work that a task must do before it returns to user space or enters the guest, as `task_work_add` queues it.
+pub type TaskWork = Box<dyn FnOnce(&Cx<'_>) + Send>;
+
+#[derive(Clone, Copy)]
+enum Mode<'t> {
+    /// The boot task, alone: nothing to schedule.
+    Solo(&'t Engine),
+    /// A coroutine under the engine.
+    Task(&'t Engine, &'t Yielder),
+    /// An OS thread.
+    Native(&'t Arc<NativeShared>),
+}
+
+/// The running task and its simulation.
+pub struct Cx<'t> {
+    mode: Mode<'t>,
+    task: TaskId,
+    work: RefCell<VecDeque<TaskWork>>,
+}
+
+impl fmt::Debug for Cx<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = match self.mode {
+            Mode::Solo(_) => "solo",
+            Mode::Task(..) => "task",
+            Mode::Native(_) => "native",
+        };
+        f.debug_struct("Cx").field("task", &self.task).field("mode", &mode).finish_non_exhaustive()
+    }
+}
+
+impl<'t> Cx<'t> {
+    pub(crate) fn solo(engine: &'t Engine) -> Cx<'t> {
+        Cx { mode: Mode::Solo(engine), task: TaskId::BOOT, work: RefCell::default() }
+    }
+
+    pub(crate) fn simulated(engine: &'t Engine, yielder: &'t Yielder, task: TaskId) -> Cx<'t> {
+        Cx { mode: Mode::Task(engine, yielder), task, work: RefCell::default() }
+    }
+
+    pub(crate) fn native(shared: &'t Arc<NativeShared>, task: TaskId) -> Cx<'t> {
+        Cx { mode: Mode::Native(shared), task, work: RefCell::default() }
+    }
+
+    /// The running task.
+    #[inline]
+    pub fn task(&self) -> TaskId {
+        self.task
+    }
+
+    #[inline]
+    pub(crate) fn engine(&self) -> Option<&'t Engine> {
+        match self.mode {
+            Mode::Solo(engine) | Mode::Task(engine, _) => Some(engine),
+            Mode::Native(_) => None,
+        }
+    }
+
+    /// Whether this context runs on an OS thread of its own, beside others.
+    #[inline]
+    pub fn is_native(&self) -> bool {
+        matches!(self.mode, Mode::Native(_))
+    }
+
+    /// Whether no other task exists, so that no interleaving is possible.
+    #[inline]
+    pub fn is_solo(&self) -> bool {
+        matches!(self.mode, Mode::Solo(_))
+    }
+
+    /// Registers a shared object of the given class (a lock's or a table's name in the kernel).
+    #[inline]
+    pub fn new_object(&self, class: &'static str) -> ObjId {
+        match self.engine() {
+            Some(engine) => engine.new_object(class),
+            None => ObjId::NONE,
+        }
+    }
+
+    /// A scheduling point: says what the task is about to do and returns when it is its turn to do it.
+    #[inline]
+    #[track_caller]
+    pub fn point(&self, access: Access, object: ObjId, index: u64) {
+        match self.mode {
+            Mode::Native(_) => {}
+            _ => self.announce(Op::new(access, object, index)),
+        }
+    }
+
+    /// A scheduling point over `span` consecutive indexes.
+    #[inline]
+    #[track_caller]
+    pub fn point_range(&self, access: Access, object: ObjId, index: u64, span: u64) {
+        match self.mode {
+            Mode::Native(_) => {}
+            _ => {
+                let span = u32::try_from(span.max(1)).unwrap_or(u32::MAX);
+                self.announce(Op { span, ..Op::new(access, object, index) });
+            }
+        }
+    }
+
+    /// `cond_resched`: a scheduling point that touches nothing.
+    #[inline]
+    #[track_caller]
+    pub fn cond_resched(&self) {
+        self.point(Access::Yield, ObjId::NONE, 0);
+    }
+
+    #[inline]
+    fn announce(&self, op: Op) {
+        match self.mode {
+            Mode::Task(engine, yielder) if !engine.aborting.get() => engine.announce(yielder, op),
+            Mode::Solo(engine) if !engine.aborting.get() => engine.execute(self.task, &op),
+            _ => {}
+        }
+    }
+
+    /// Announces an acquisition and returns when `free` holds: the task is not runnable while it does not.
+    #[inline]
+    pub(crate) fn acquire(&self, op: Op, free: impl Fn() -> bool) {
+        match self.mode {
+            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, yielder) => {
+                if !free() {
+                    engine.block_current();
+                }
+                engine.announce(yielder, op);
+                assert!(free(), "a task was resumed while the lock it wants is held");
+                engine.acquired(&op);
+            }
+            Mode::Solo(engine) => {
+                assert!(free(), "deadlock: the only task waits for {op:?}");
+                engine.execute(self.task, &op);
+                engine.acquired(&op);
+            }
+            Mode::Native(_) => unreachable!("native locks block in the host"),
+        }
+    }
+
+    /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place.
+    pub(crate) fn sleep_until(&self, op: Op, condition: impl Fn() -> bool) {
+        match self.mode {
+            Mode::Task(engine, yielder) => {
+                self.announce(op);
+                while !condition() && !engine.aborting.get() {
+                    engine.block_current();
+                    engine.announce(yielder, op);
+                }
+            }
+            Mode::Solo(engine) => {
+                engine.execute(self.task, &op);
+                assert!(condition() || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+            }
+            Mode::Native(_) => unreachable!("native waits block in the host"),
+        }
+    }
+
+    /// Starts another task.
+    ///
+    /// Simulated, it becomes runnable at once and runs when the strategy picks it; natively, it is a new OS thread.
+    ///
+    /// # Panics
+    /// If the simulation already has 63 tasks.
+    pub fn spawn(&self, name: &str, body: impl FnOnce(&Cx<'_>) + Send + 'static) -> TaskId {
+        match self.mode {
+            Mode::Solo(engine) | Mode::Task(engine, _) => engine.spawn(name, Box::new(body)),
+            Mode::Native(shared) => shared.spawn(name, Box::new(body)),
+        }
+    }
+
+    /// Whether anybody listens to tracepoints; lets a caller skip computing expensive arguments.
+    #[inline]
+    pub fn is_tracing(&self) -> bool {
+        self.engine().is_some_and(Engine::is_tracing)
+    }
+
+    /// Emits a tracepoint with its argument values.
+    ///
+    /// # Panics
+    /// If the number of values is not the tracepoint's number of fields.
+    #[inline]
+    pub fn trace(&self, tracepoint: &'static Tracepoint, args: &[u64]) {
+        if let Some(engine) = self.engine()
+            && engine.is_tracing()
+        {
+            assert_eq!(args.len(), tracepoint.fields.len(), "arguments of {}", tracepoint.name);
+            assert!(args.len() <= MAX_ARGS, "{} has more than {MAX_ARGS} arguments", tracepoint.name);
+            let args = args.iter().copied().collect();
+            engine.trace(TraceRecord { tracepoint, task: self.task, args });
+        }
+    }
+
+    /// Starts or stops collecting tracepoints for [`Cx::take_trace`].
+    pub fn capture_trace(&self, on: bool) {
+        if let Some(engine) = self.engine() {
+            engine.capture(on);
+        }
+    }
+
+    /// The tracepoints emitted since the last call, in order; empty natively.
+    pub fn take_trace(&self) -> Vec<TraceRecord> {
+        self.engine().map(Engine::take_captured).unwrap_or_default()
+    }
+
+    /// Sends a signal to a task: sleeping calls that may be interrupted answer `EINTR`.
+    pub fn send_signal(&self, task: TaskId) {
+        match self.mode {
+            Mode::Solo(engine) | Mode::Task(engine, _) => engine.signals.set(engine.signals.get().with(task)),
+            Mode::Native(shared) => shared.send_signal(task),
+        }
+    }
+
+    /// `signal_pending(current)`.
+    #[inline]
+    pub fn signal_pending(&self) -> bool {
+        match self.mode {
+            Mode::Solo(engine) | Mode::Task(engine, _) => engine.signals.get().contains(self.task),
+            Mode::Native(shared) => shared.signals().contains(self.task),
+        }
+    }
+
+    /// The task has handled its signals.
+    pub fn clear_signals(&self) {
+        match self.mode {
+            Mode::Solo(engine) | Mode::Task(engine, _) => engine.signals.set(engine.signals.get().without(self.task)),
+            Mode::Native(shared) => shared.clear_signals(self.task),
+        }
+    }
+
+    /// Queues work for the moment when this task holds no kernel lock any more (`task_work_add`): the final put of a file from
+    /// inside the kernel goes here.
+    pub fn task_work_add(&self, work: TaskWork) {
+        self.work.borrow_mut().push_back(work);
+    }
+
+    /// Runs the queued work (`task_work_run`): on the way back to user space and before guest entry.
+    pub fn task_work_run(&self) {
+        loop {
+            let work = self.work.borrow_mut().pop_front();
+            match work {
+                Some(work) => work(self),
+                None => return,
+            }
+        }
+    }
+
+    /// Whether work waits for [`Cx::task_work_run`].
+    pub fn has_task_work(&self) -> bool {
+        !self.work.borrow().is_empty()
+    }
+}

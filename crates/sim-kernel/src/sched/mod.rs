@@ -1,0 +1,25 @@
+//! Tasks and scheduling: the deterministic engine and the native runner.
+//!
+//! One set of kernel code runs in two ways. *Simulated*, tasks are stackful coroutines on one OS thread and a [`Strategy`] picks
+//! who runs at every scheduling point ([`Sim`]). *Native*, tasks are OS threads ([`run_native`]). Kernel code sees neither: it
+//! takes a [`Cx`](crate::Cx) and uses the primitives of [`crate::sync`].
+//!
+//! What is simplified: memory is sequentially consistent in simulated executions; interrupts and CPUs are not modelled as such, a
+//! task is its own CPU.
+
+mod deadlock;
+pub(crate) mod engine;
+pub(crate) mod event;
+pub(crate) mod native;
+pub(crate) mod op;
+mod schedule;
+mod sim;
+mod strategy;
+
+pub use deadlock::{Deadlock, Waiter};
+pub use event::{Event, EventLog, LogLevel, MAX_ARGS, Names, TraceRecord, Tracepoint, render_json};
+pub use native::run_native;
+pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
+pub use schedule::{Schedule, ScheduleError};
+pub use sim::{Config, Sim, Verdict};
+pub use strategy::{Chooser, Divergence, Random, Ready, Replay, RoundRobin, RunToCompletion, Strategy};

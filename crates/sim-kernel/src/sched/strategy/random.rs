@@ -1,0 +1,46 @@
+//! Random walk: uniform over the runnable tasks at every decision.
+//!
+//! Good at narrow symmetric windows, hopeless where one task must make many steps while another stands still.
+
+use super::{Divergence, Ready, Strategy};
+use crate::sched::op::TaskId;
+use rand::{Rng, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+/// Uniformly random choice, drawn from PCG-64 (MCG), whose stream is fixed across versions and platforms.
+#[derive(Clone, Debug)]
+pub struct Random {
+    rng: Pcg64Mcg,
+}
+
+impl Random {
+    /// A random strategy; the seed is set when an execution begins.
+    pub fn new() -> Random {
+        Random { rng: Pcg64Mcg::seed_from_u64(0) }
+    }
+
+    /// Draws the next task.
+    #[inline]
+    pub fn choose(&mut self, ready: &Ready<'_>) -> TaskId {
+        // Multiply-shift maps 32 random bits to 0..n; the bias is below 2^-26 for 64 tasks.
+        let n = u64::from(ready.runnable.len());
+        let draw = self.rng.next_u64() >> 32;
+        ready.runnable.nth(((draw * n) >> 32) as u32)
+    }
+}
+
+impl Default for Random {
+    fn default() -> Self {
+        Random::new()
+    }
+}
+
+impl Strategy for Random {
+    fn begin(&mut self, seed: u64) {
+        self.rng = Pcg64Mcg::seed_from_u64(seed);
+    }
+
+    fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
+        Ok(self.choose(ready))
+    }
+}

@@ -1,0 +1,21 @@
+//! Run to completion: no preemption at all; a task runs until it blocks or ends.
+//!
+//! The schedule with the fewest switches, in order of task number: what a reader expects when nothing races.
+
+use super::{Divergence, Ready, Strategy};
+use crate::sched::op::TaskId;
+
+/// Stays with the current task while it can run, else takes the one with the lowest number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunToCompletion;
+
+impl Strategy for RunToCompletion {
+    fn begin(&mut self, _seed: u64) {}
+
+    fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
+        if ready.runnable.contains(ready.current) {
+            return Ok(ready.current);
+        }
+        Ok(ready.runnable.nth(0))
+    }
+}

@@ -1,0 +1,128 @@
+//! Sleepable RCU (`kernel/rcu/srcutree.c`): readers that may sleep, and a writer that waits for all of them.
+//!
+//! Two counters as in the kernel: readers count themselves in under the current index, a grace period flips the index and waits
+//! until the old counter is zero. Entering is one step here, so the kernel's second flip, which covers readers between fetching
+//! the index and counting, is not needed.
+
+use super::mutex::Mutex;
+use super::wait::WaitQueue;
+use crate::Cx;
+use crate::sched::{Access, ObjId};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// A domain of sleepable read sections.
+///
+/// ```
+/// use sim_kernel::{sched::Sim, sync::Srcu};
+/// Sim::sequential().solo(|cx| {
+///     let srcu = Srcu::new(cx, "kvm->srcu");
+///     drop(srcu.read(cx));
+///     srcu.synchronize(cx);
+/// });
+/// ```
+pub struct Srcu {
+    object: ObjId,
+    index: AtomicUsize,
+    nesting: [AtomicU64; 2],
+    grace_period: Mutex<()>,
+    drained: WaitQueue,
+}
+
+/// Which counter a read section is counted under; what `srcu_read_lock` returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a read section must be left with the index it was entered with"]
+pub struct SrcuIdx(usize);
+
+impl Srcu {
+    /// A domain of the given class.
+    pub fn new(cx: &Cx<'_>, class: &'static str) -> Srcu {
+        Srcu {
+            object: cx.new_object(class),
+            index: AtomicUsize::new(0),
+            nesting: [AtomicU64::new(0), AtomicU64::new(0)],
+            grace_period: Mutex::new(cx, "srcu_gp", ()),
+            drained: WaitQueue::new(cx, "srcu_drained"),
+        }
+    }
+
+    /// `srcu_read_lock`: enters a read section.
+    #[track_caller]
+    pub fn read_lock(&self, cx: &Cx<'_>) -> SrcuIdx {
+        cx.point(Access::SrcuEnter, self.object, 0);
+        loop {
+            let index = self.index.load(Ordering::SeqCst);
+            self.nesting[index].fetch_add(1, Ordering::SeqCst);
+            // Natively the index may have flipped in between; then count under the new one.
+            if self.index.load(Ordering::SeqCst) == index {
+                return SrcuIdx(index);
+            }
+            self.nesting[index].fetch_sub(1, Ordering::SeqCst);
+            self.drained.wake_unscheduled(cx);
+        }
+    }
+
+    /// `srcu_read_unlock`: leaves the read section entered with `index`.
+    #[track_caller]
+    pub fn read_unlock(&self, cx: &Cx<'_>, index: SrcuIdx) {
+        cx.point(Access::SrcuExit, self.object, 0);
+        let old = self.nesting[index.0].fetch_sub(1, Ordering::SeqCst);
+        assert!(old > 0, "an SRCU read section was left twice");
+        if old == 1 && self.index.load(Ordering::SeqCst) != index.0 {
+            self.drained.wake_unscheduled(cx);
+        }
+    }
+
+    /// Enters a read section that ends when the guard is dropped.
+    #[track_caller]
+    pub fn read<'a>(&'a self, cx: &'a Cx<'_>) -> SrcuReadGuard<'a> {
+        SrcuReadGuard { srcu: self, cx, index: Some(self.read_lock(cx)) }
+    }
+
+    /// `synchronize_srcu`: waits until every read section that is open now has been left.
+    #[track_caller]
+    pub fn synchronize(&self, cx: &Cx<'_>) {
+        let _grace_period = self.grace_period.lock(cx);
+        cx.point(Access::Synchronize, self.object, 0);
+        let old = self.index.fetch_xor(1, Ordering::SeqCst);
+        self.drained.wait_event(cx, || self.nesting[old].load(Ordering::SeqCst) == 0);
+    }
+
+    /// Open read sections, without a scheduling point: for checkers.
+    pub fn readers(&self) -> u64 {
+        self.nesting.iter().map(|n| n.load(Ordering::SeqCst)).sum()
+    }
+}
+
+impl fmt::Debug for Srcu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Srcu").field("object", &self.object).field("readers", &self.readers()).finish()
+    }
+}
+
+/// An open read section.
+#[derive(Debug)]
+pub struct SrcuReadGuard<'a> {
+    srcu: &'a Srcu,
+    cx: &'a Cx<'a>,
+    index: Option<SrcuIdx>,
+}
+
+impl SrcuReadGuard<'_> {
+    /// Leaves the section, runs `outside`, and enters a new one: what a vCPU does around running the guest.
+    pub fn outside<R>(&mut self, outside: impl FnOnce() -> R) -> R {
+        let index = self.index.take().expect("the section is open");
+        self.srcu.read_unlock(self.cx, index);
+        let value = outside();
+        self.index = Some(self.srcu.read_lock(self.cx));
+        value
+    }
+}
+
+impl Drop for SrcuReadGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(index) = self.index.take() {
+            self.srcu.read_unlock(self.cx, index);
+        }
+    }
+}

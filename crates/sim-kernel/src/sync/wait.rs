@@ -1,0 +1,62 @@
+//! Wait queues: `wait_event`, `wake_up_all`, `rcuwait`.
+//!
+//! Testing the condition and going to sleep is one step, as the kernel's prepare-to-wait protocol makes it.
+
+use crate::Cx;
+use crate::sched::{Access, ObjId, Op};
+use std::fmt;
+
+/// A queue of tasks that sleep until a condition holds.
+pub struct WaitQueue {
+    object: ObjId,
+    native: parking_lot::Mutex<()>,
+    condvar: parking_lot::Condvar,
+}
+
+impl WaitQueue {
+    /// A queue of the given class.
+    pub fn new(cx: &Cx<'_>, class: &'static str) -> WaitQueue {
+        WaitQueue {
+            object: cx.new_object(class),
+            native: parking_lot::Mutex::new(()),
+            condvar: parking_lot::Condvar::new(),
+        }
+    }
+
+    /// Sleeps until `condition` holds; it is tested now and after every wake-up.
+    #[track_caller]
+    pub fn wait_event(&self, cx: &Cx<'_>, condition: impl Fn() -> bool) {
+        if cx.is_native() {
+            let mut guard = self.native.lock();
+            while !condition() {
+                self.condvar.wait(&mut guard);
+            }
+            return;
+        }
+        cx.sleep_until(Op::new(Access::Wait, self.object, 0), condition);
+    }
+
+    /// Makes every sleeper test its condition again.
+    #[track_caller]
+    pub fn wake_up_all(&self, cx: &Cx<'_>) {
+        cx.point(Access::Wake, self.object, 0);
+        self.wake_unscheduled(cx);
+    }
+
+    /// As [`WaitQueue::wake_up_all`], as part of a step that was already announced.
+    pub fn wake_unscheduled(&self, cx: &Cx<'_>) {
+        match cx.engine() {
+            Some(engine) => engine.wake_if(self.object, 0, |op| op.access == Access::Wait),
+            None => {
+                drop(self.native.lock());
+                self.condvar.notify_all();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for WaitQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitQueue").field("object", &self.object).finish_non_exhaustive()
+    }
+}
