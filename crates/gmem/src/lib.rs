@@ -1,3 +1,4 @@
 //! gmem
 
 pub mod ops;
+pub mod trace;

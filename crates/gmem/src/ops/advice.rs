@@ -7,10 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The advice of an `madvise` call: the kernel's `MADV_` names in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(
-    missing_docs,
-    reason = "each variant is the kernel's constant of that name"
-)]
+#[allow(missing_docs, reason = "each variant is the kernel's constant of that name")]
 pub enum Advice {
     Dontneed,
     Hugepage,
@@ -103,7 +100,6 @@ impl Serialize for Prot {
 impl<'de> Deserialize<'de> for Prot {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let letters = String::deserialize(deserializer)?;
-        Prot::from_letters(&letters)
-            .ok_or_else(|| serde::de::Error::custom("expected letters of `rwx`"))
+        Prot::from_letters(&letters).ok_or_else(|| serde::de::Error::custom("expected letters of `rwx`"))
     }
 }

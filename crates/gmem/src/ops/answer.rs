@@ -144,25 +144,16 @@ pub const MEMORY_EXIT_FLAG_PRIVATE: u64 = 8;
 
 impl Answer {
     /// Success with nothing to say: `{"ok": 0}`.
-    pub const OK: Answer = Answer::Ok {
-        value: 0,
-        detail: Detail::None,
-    };
+    pub const OK: Answer = Answer::Ok { value: 0, detail: Detail::None };
 
     /// Success with a returned number.
     pub fn ok(value: u64) -> Answer {
-        Answer::Ok {
-            value,
-            detail: Detail::None,
-        }
+        Answer::Ok { value, detail: Detail::None }
     }
 
     /// Failure with nothing but the error.
     pub fn errno(errno: Errno) -> Answer {
-        Answer::Failed {
-            errno,
-            detail: Detail::None,
-        }
+        Answer::Failed { errno, detail: Detail::None }
     }
 
     /// An exit without an error.
@@ -176,10 +167,7 @@ impl Answer {
     /// What was expected and found, if `value` is no object or a known field has the wrong type.
     pub fn from_json(value: &Value) -> Result<Answer, String> {
         let Value::Object(object) = value else {
-            return Err(format!(
-                "expected an object such as {{\"ok\": 0}}, found {}",
-                describe(value)
-            ));
+            return Err(format!("expected an object such as {{\"ok\": 0}}, found {}", describe(value)));
         };
         let mut fields = Fields(object.clone());
         let answer = fields.answer()?;
@@ -188,10 +176,7 @@ impl Answer {
             _ => Ok(Answer::Other(
                 object
                     .iter()
-                    .map(|(name, value)| OtherField {
-                        name: name.clone(),
-                        text: recorded_style(value),
-                    })
+                    .map(|(name, value)| OtherField { name: name.clone(), text: recorded_style(value) })
                     .collect(),
             )),
         }
@@ -296,9 +281,7 @@ impl Exit {
                 put("gpa", (*gpa).into());
                 put("size", (*size).into());
             }
-            Exit::InternalError {
-                suberror: Some(suberror),
-            } => put("suberror", (*suberror).into()),
+            Exit::InternalError { suberror: Some(suberror) } => put("suberror", (*suberror).into()),
             Exit::Hlt { value: None } | Exit::InternalError { suberror: None } => {}
             Exit::Shutdown | Exit::Intr | Exit::Reason(_) => {}
         }
@@ -321,18 +304,10 @@ impl Fields {
             return Ok(None);
         }
         Ok(match (ok, known_errno, signal, exit) {
-            (Some(value), None, None, None) => Some(Answer::Ok {
-                value,
-                detail: self.detail()?,
-            }),
-            (None, Some(errno), None, None) => Some(Answer::Failed {
-                errno,
-                detail: self.detail()?,
-            }),
+            (Some(value), None, None, None) => Some(Answer::Ok { value, detail: self.detail()? }),
+            (None, Some(errno), None, None) => Some(Answer::Failed { errno, detail: self.detail()? }),
             (None, None, Some(signal), None) => Signal::from_name(&signal).map(Answer::Signal),
-            (None, errno, None, Some(exit)) => {
-                self.exit(&exit)?.map(|exit| Answer::Exit { errno, exit })
-            }
+            (None, errno, None, Some(exit)) => self.exit(&exit)?.map(|exit| Answer::Exit { errno, exit }),
             _ => None,
         })
     }
@@ -358,24 +333,17 @@ impl Fields {
             }));
         }
         if self.has(&["gpa", "size"]) {
-            return Ok(Detail::Range {
-                gpa: self.required("gpa")?,
-                size: self.required("size")?,
-            });
+            return Ok(Detail::Range { gpa: self.required("gpa")?, size: self.required("size")? });
         }
         Ok(Detail::None)
     }
 
     fn exit(&mut self, name: &str) -> Result<Option<Exit>, String> {
         Ok(Some(match name {
-            "hlt" => Exit::Hlt {
-                value: self.number("value")?,
-            },
-            "mmio" if self.has(&["gpa", "len", "write"]) => Exit::Mmio {
-                gpa: self.required("gpa")?,
-                len: self.required("len")?,
-                write: self.truth("write")?,
-            },
+            "hlt" => Exit::Hlt { value: self.number("value")? },
+            "mmio" if self.has(&["gpa", "len", "write"]) => {
+                Exit::Mmio { gpa: self.required("gpa")?, len: self.required("len")?, write: self.truth("write")? }
+            }
             "hypercall" if self.has(&["nr", "args"]) => Exit::Hypercall {
                 nr: self.required("nr")?,
                 args: self.numbers("args")?.unwrap_or_default(),
@@ -386,17 +354,11 @@ impl Fields {
                 gpa: self.required("gpa")?,
                 size: self.required("size")?,
             },
-            "internal_error" => Exit::InternalError {
-                suberror: self.number("suberror")?,
-            },
+            "internal_error" => Exit::InternalError { suberror: self.number("suberror")? },
             "shutdown" => Exit::Shutdown,
             "intr" => Exit::Intr,
             // A number that would print differently (leading zeros, a sign) is not ours.
-            _ => match name
-                .strip_prefix("reason_")
-                .and_then(|digits| digits.parse().ok())
-                .map(Exit::Reason)
-            {
+            _ => match name.strip_prefix("reason_").and_then(|digits| digits.parse().ok()).map(Exit::Reason) {
                 Some(exit) if exit.name() == name => exit,
                 _ => return Ok(None),
             },
@@ -407,17 +369,12 @@ impl Fields {
         names.iter().all(|name| self.0.contains_key(*name))
     }
 
-    fn take<T>(
-        &mut self,
-        name: &str,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, String> {
+    fn take<T>(&mut self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, String> {
         match self.0.shift_remove(name) {
             None => Ok(None),
-            Some(value) => read(&value).map(Some).ok_or_else(|| {
-                format!("`{name}`: expected {expected}, found {}", describe(&value))
-            }),
+            Some(value) => read(&value)
+                .map(Some)
+                .ok_or_else(|| format!("`{name}`: expected {expected}, found {}", describe(&value))),
         }
     }
 
@@ -426,14 +383,11 @@ impl Fields {
     }
 
     fn required(&mut self, name: &str) -> Result<u64, String> {
-        self.number(name)?
-            .ok_or_else(|| format!("`{name}` is missing"))
+        self.number(name)?.ok_or_else(|| format!("`{name}` is missing"))
     }
 
     fn truth(&mut self, name: &str) -> Result<bool, String> {
-        Ok(self
-            .take(name, "true or false", Value::as_bool)?
-            .unwrap_or(false))
+        Ok(self.take(name, "true or false", Value::as_bool)?.unwrap_or(false))
     }
 
     fn text(&mut self, name: &str) -> Result<Option<String>, String> {

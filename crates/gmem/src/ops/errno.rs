@@ -18,18 +18,12 @@ pub struct Errno(&'static str);
 impl Errno {
     /// The error of this name, if Linux has one.
     pub fn from_name(name: &str) -> Option<Errno> {
-        ERRNOS
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(known, _)| Errno(known))
+        ERRNOS.iter().find(|(known, _)| *known == name).map(|(known, _)| Errno(known))
     }
 
     /// The error of this (positive) number, if Linux has one.
     pub fn from_code(code: i32) -> Option<Errno> {
-        ERRNOS
-            .iter()
-            .find(|(_, known)| *known == code)
-            .map(|(name, _)| Errno(name))
+        ERRNOS.iter().find(|(_, known)| *known == code).map(|(name, _)| Errno(name))
     }
 
     /// The name, such as `EINVAL`.
@@ -40,10 +34,7 @@ impl Errno {
     /// The number, such as 22.
     pub fn code(self) -> i32 {
         // The name came out of the list, so it is in it.
-        ERRNOS
-            .iter()
-            .find(|(name, _)| *name == self.0)
-            .map_or(0, |(_, code)| *code)
+        ERRNOS.iter().find(|(name, _)| *name == self.0).map_or(0, |(_, code)| *code)
     }
 
     /// All names, for error messages.
@@ -64,10 +55,7 @@ impl Signal {
 
     /// The signal of this name, if it is one of those that a memory access can raise.
     pub fn from_name(name: &str) -> Option<Signal> {
-        SIGNALS
-            .iter()
-            .find(|known| **known == name)
-            .map(|known| Signal(known))
+        SIGNALS.iter().find(|known| **known == name).map(|known| Signal(known))
     }
 
     /// The name, such as `SIGBUS`.
@@ -97,9 +85,7 @@ macro_rules! prints_as_name {
 }
 prints_as_name!(Errno Signal);
 
-const SIGNALS: [&str; 7] = [
-    "SIGBUS", "SIGSEGV", "SIGKILL", "SIGILL", "SIGTRAP", "SIGFPE", "SIGABRT",
-];
+const SIGNALS: [&str; 7] = ["SIGBUS", "SIGSEGV", "SIGKILL", "SIGILL", "SIGTRAP", "SIGFPE", "SIGABRT"];
 
 #[rustfmt::skip]
 const ERRNOS: &[(&str, i32)] = &[

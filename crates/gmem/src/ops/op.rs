@@ -18,10 +18,7 @@ use super::{Advice, FdRef, HvaRef, Name, Prot};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
-#[allow(
-    missing_docs,
-    reason = "operations and arguments are described by `table::OPS`, in one place"
-)]
+#[allow(missing_docs, reason = "operations and arguments are described by `table::OPS`, in one place")]
 pub enum Op {
     CreateVm {
         vm: Name,

@@ -60,31 +60,18 @@ pub struct SpteRun {
 
 /// `[first gfn, entries, level, from, to, writable]`
 #[derive(Serialize, Deserialize)]
+#[serde(expecting = "six fields")]
 struct RecordedRun(u64, u64, u8, SpteState, SpteState, u8);
 
 impl From<RecordedRun> for SpteRun {
     fn from(RecordedRun(gfn, entries, level, from, to, writable): RecordedRun) -> Self {
-        SpteRun {
-            gfn,
-            entries,
-            level,
-            from,
-            to,
-            writable: writable != 0,
-        }
+        SpteRun { gfn, entries, level, from, to, writable: writable != 0 }
     }
 }
 
 impl From<SpteRun> for RecordedRun {
     fn from(run: SpteRun) -> Self {
-        RecordedRun(
-            run.gfn,
-            run.entries,
-            run.level,
-            run.from,
-            run.to,
-            run.writable.into(),
-        )
+        RecordedRun(run.gfn, run.entries, run.level, run.from, run.to, run.writable.into())
     }
 }
 
@@ -104,10 +91,7 @@ impl SpteRun {
 
     /// Whether `change` continues this run: the next entry of the level, changed in the same way.
     pub fn continues_with(&self, change: &SpteChange) -> bool {
-        let next = self
-            .entries
-            .checked_mul(Self::span(self.level))
-            .and_then(|frames| self.gfn.checked_add(frames));
+        let next = self.entries.checked_mul(Self::span(self.level)).and_then(|frames| self.gfn.checked_add(frames));
         self.level == change.level
             && self.from == change.from
             && self.to == change.to
@@ -131,21 +115,8 @@ pub fn fold(changes: impl IntoIterator<Item = SpteChange>) -> Vec<SpteRun> {
         match runs.last_mut() {
             Some(run) if run.continues_with(&change) => run.entries += 1,
             _ => {
-                let SpteChange {
-                    gfn,
-                    level,
-                    from,
-                    to,
-                    writable,
-                } = change;
-                runs.push(SpteRun {
-                    gfn,
-                    entries: 1,
-                    level,
-                    from,
-                    to,
-                    writable,
-                });
+                let SpteChange { gfn, level, from, to, writable } = change;
+                runs.push(SpteRun { gfn, entries: 1, level, from, to, writable });
             }
         }
     }

@@ -95,19 +95,13 @@ pub fn find(name: &str) -> Option<&'static OpSpec> {
 
 /// "unknown operation `x`; did you mean `y`?"
 pub fn unknown_operation(name: &str) -> String {
-    format!(
-        "unknown operation `{name}`{}",
-        did_you_mean(name, OPS.iter().map(|spec| spec.name))
-    )
+    format!("unknown operation `{name}`{}", did_you_mean(name, OPS.iter().map(|spec| spec.name)))
 }
 
 impl OpSpec {
     /// The argument of this name and its position.
     pub fn arg(&self, name: &str) -> Option<(usize, &'static Arg)> {
-        self.args
-            .iter()
-            .enumerate()
-            .find(|(_, arg)| arg.name == name)
+        self.args.iter().enumerate().find(|(_, arg)| arg.name == name)
     }
 
     /// How a scenario writes it: required arguments in capitals, others in brackets with their default.
@@ -127,13 +121,7 @@ impl OpSpec {
 impl Kind {
     /// What a scenario writes for this kind, for "expected ...".
     pub fn expected(&self) -> String {
-        let symbols = |symbols: &[Symbol]| {
-            symbols
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let symbols = |symbols: &[Symbol]| symbols.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         match self {
             Kind::Name(object) => format!("the name of {}", object.article()),
             Kind::MaybeName(object) => format!("the name of {}, or `none`", object.article()),
@@ -145,9 +133,7 @@ impl Kind {
                 format!("flags joined by `|`, of: {}; or a number", symbols(known))
             }
             Kind::Choice(known) => format!("one of {}; or a number", symbols(known)),
-            Kind::Hva => {
-                "a host address: a mapping such as `m0` or `m0+0x1000`, or a number".into()
-            }
+            Kind::Hva => "a host address: a mapping such as `m0` or `m0+0x1000`, or a number".into(),
             Kind::FdRef => "the name of a file descriptor, `none`, or a number".into(),
             Kind::Prot => "a protection: letters of `rwx`, or `none`".into(),
             Kind::Advice => format!("one of {}", Advice::ALL.map(|(word, _)| word).join(", ")),
@@ -161,9 +147,7 @@ impl Kind {
         match self {
             Kind::Name(_) => "a string",
             Kind::MaybeName(_) => "a string or null",
-            Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => {
-                "an unsigned 64-bit number"
-            }
+            Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => "an unsigned 64-bit number",
             Kind::Signed => "a 64-bit number",
             Kind::Hva => "{\"map\": NAME, \"offset\": NUMBER} or an unsigned 64-bit number",
             Kind::FdRef => "a string or a signed 64-bit number",
@@ -187,19 +171,11 @@ impl Object {
 }
 
 const fn arg(name: &'static str, kind: Kind) -> Arg {
-    Arg {
-        name,
-        kind,
-        default: None,
-    }
+    Arg { name, kind, default: None }
 }
 
 const fn opt(name: &'static str, kind: Kind, default: &'static str) -> Arg {
-    Arg {
-        name,
-        kind,
-        default: Some(default),
-    }
+    Arg { name, kind, default: Some(default) }
 }
 
 const fn op(name: &'static str, args: &'static [Arg], help: &'static str) -> OpSpec {
@@ -258,14 +234,7 @@ const FALLOCATE_MODES: &[Symbol] = &[
 pub const OPS: &[OpSpec] = &[
     op(
         "create_vm",
-        &[
-            VM,
-            opt(
-                "type",
-                Kind::Choice(&[("default", 0), ("sw_protected", 1)]),
-                "default",
-            ),
-        ],
+        &[VM, opt("type", Kind::Choice(&[("default", 0), ("sw_protected", 1)]), "default")],
         "KVM_CREATE_VM",
     ),
     op(
@@ -278,36 +247,15 @@ pub const OPS: &[OpSpec] = &[
         &[CAP, opt("vm", Kind::MaybeName(Object::Vm), "none")],
         "KVM_CHECK_EXTENSION on the VM, or on /dev/kvm without one",
     ),
-    op(
-        "enable_cap",
-        &[VM, CAP, arg("arg", Kind::Count)],
-        "KVM_ENABLE_CAP with args[0]",
-    ),
+    op("enable_cap", &[VM, CAP, arg("arg", Kind::Count)], "KVM_ENABLE_CAP with args[0]"),
     op(
         "create_guest_memfd",
-        &[
-            VM,
-            FD,
-            SIZE,
-            opt(
-                "flags",
-                Kind::Flags(&[("mmap", 1), ("init_shared", 2)]),
-                "0",
-            ),
-        ],
+        &[VM, FD, SIZE, opt("flags", Kind::Flags(&[("mmap", 1), ("init_shared", 2)]), "0")],
         "KVM_CREATE_GUEST_MEMFD",
     ),
     op(
         "memfd_create",
-        &[
-            FD,
-            SIZE,
-            opt(
-                "flags",
-                Kind::Flags(&[("cloexec", 1), ("allow_sealing", 2), ("hugetlb", 4)]),
-                "0",
-            ),
-        ],
+        &[FD, SIZE, opt("flags", Kind::Flags(&[("cloexec", 1), ("allow_sealing", 2), ("hugetlb", 4)]), "0")],
         "an ordinary memfd of that size",
     ),
     op(
@@ -331,40 +279,17 @@ pub const OPS: &[OpSpec] = &[
     ),
     op(
         "set_memory_attributes",
-        &[
-            VM,
-            GPA,
-            SIZE,
-            arg("attributes", Kind::Flags(&[("private", 8), ("shared", 0)])),
-            NO_FLAGS,
-        ],
+        &[VM, GPA, SIZE, arg("attributes", Kind::Flags(&[("private", 8), ("shared", 0)])), NO_FLAGS],
         "KVM_SET_MEMORY_ATTRIBUTES",
     ),
-    op(
-        "pre_fault_memory",
-        &[VCPU, GPA, SIZE, NO_FLAGS],
-        "KVM_PRE_FAULT_MEMORY",
-    ),
-    op(
-        "get_dirty_log",
-        &[VM, SLOT, arg("npages", Kind::Count)],
-        "KVM_GET_DIRTY_LOG",
-    ),
+    op("pre_fault_memory", &[VCPU, GPA, SIZE, NO_FLAGS], "KVM_PRE_FAULT_MEMORY"),
+    op("get_dirty_log", &[VM, SLOT, arg("npages", Kind::Count)], "KVM_GET_DIRTY_LOG"),
     op(
         "fallocate",
-        &[
-            FD,
-            arg("mode", Kind::Flags(FALLOCATE_MODES)),
-            arg("offset", Kind::Signed),
-            SIGNED_LEN,
-        ],
+        &[FD, arg("mode", Kind::Flags(FALLOCATE_MODES)), arg("offset", Kind::Signed), SIGNED_LEN],
         "fallocate(2)",
     ),
-    op(
-        "ftruncate",
-        &[FD, arg("size", Kind::Signed)],
-        "ftruncate(2)",
-    ),
+    op("ftruncate", &[FD, arg("size", Kind::Signed)], "ftruncate(2)"),
     op("fstat", &[FD], "fstat(2)"),
     op("pread", &[FD, SIGNED_OFFSET, SIGNED_LEN], "pread(2)"),
     op("pwrite", &[FD, SIGNED_OFFSET, SIGNED_LEN], "pwrite(2)"),
@@ -373,19 +298,11 @@ pub const OPS: &[OpSpec] = &[
         &[
             FD,
             arg("offset", Kind::Signed),
-            opt(
-                "whence",
-                Kind::Choice(&[("set", 0), ("cur", 1), ("end", 2), ("data", 3), ("hole", 4)]),
-                "set",
-            ),
+            opt("whence", Kind::Choice(&[("set", 0), ("cur", 1), ("end", 2), ("data", 3), ("hole", 4)]), "set"),
         ],
         "lseek(2)",
     ),
-    op(
-        "dup",
-        &[FD, arg("as", Kind::Name(Object::Fd))],
-        "dup(2); the copy gets a name of its own",
-    ),
+    op("dup", &[FD, arg("as", Kind::Name(Object::Fd))], "dup(2); the copy gets a name of its own"),
     op("close", &[FD], "close(2), of a VM's descriptor too"),
     op(
         "mmap",
@@ -394,61 +311,22 @@ pub const OPS: &[OpSpec] = &[
             opt("fd", Kind::MaybeName(Object::Fd), "none"),
             LEN,
             opt("prot", Kind::Prot, "rw"),
-            opt(
-                "shared",
-                Kind::Switch {
-                    off: "private",
-                    on: "shared",
-                },
-                "private",
-            ),
+            opt("shared", Kind::Switch { off: "private", on: "shared" }, "private"),
             OFFSET,
             opt("align", Kind::Size, "4K"),
         ],
         "mmap(2) of a file, or of anonymous memory without one, at a multiple of `align`",
     ),
     op("munmap", &[MAP, OFFSET, LEN], "munmap(2)"),
-    op(
-        "mprotect",
-        &[MAP, OFFSET, LEN, arg("prot", Kind::Prot)],
-        "mprotect(2)",
-    ),
-    op(
-        "madvise",
-        &[MAP, OFFSET, LEN, arg("advice", Kind::Advice)],
-        "madvise(2)",
-    ),
-    op(
-        "mincore",
-        &[MAP, OFFSET, LEN],
-        "mincore(2); says which pages are resident",
-    ),
+    op("mprotect", &[MAP, OFFSET, LEN, arg("prot", Kind::Prot)], "mprotect(2)"),
+    op("madvise", &[MAP, OFFSET, LEN, arg("advice", Kind::Advice)], "madvise(2)"),
+    op("mincore", &[MAP, OFFSET, LEN], "mincore(2); says which pages are resident"),
     op("mlock", &[MAP, OFFSET, LEN], "mlock(2)"),
-    op(
-        "host_read",
-        &[MAP, OFFSET],
-        "a 32-bit load by the VMM process",
-    ),
-    op(
-        "host_write",
-        &[MAP, OFFSET, VALUE],
-        "a 32-bit store by the VMM process",
-    ),
-    op(
-        "guest_read",
-        &[VCPU, GPA],
-        "a 32-bit load by the vCPU, then hlt",
-    ),
-    op(
-        "guest_write",
-        &[VCPU, GPA, VALUE],
-        "a 32-bit store by the vCPU, then hlt",
-    ),
-    op(
-        "guest_rmw",
-        &[VCPU, GPA, VALUE],
-        "a locked 32-bit add by the vCPU, then hlt",
-    ),
+    op("host_read", &[MAP, OFFSET], "a 32-bit load by the VMM process"),
+    op("host_write", &[MAP, OFFSET, VALUE], "a 32-bit store by the VMM process"),
+    op("guest_read", &[VCPU, GPA], "a 32-bit load by the vCPU, then hlt"),
+    op("guest_write", &[VCPU, GPA, VALUE], "a 32-bit store by the vCPU, then hlt"),
+    op("guest_rmw", &[VCPU, GPA, VALUE], "a locked 32-bit add by the vCPU, then hlt"),
     op(
         "guest_hypercall",
         &[
