@@ -1,4 +1,8 @@
-//! gmem
+//! A deterministic simulator of Linux KVM's guest_memfd: API, scenarios, traces and the `gmem` command.
 
 pub mod ops;
+pub mod replay;
+mod status;
 pub mod trace;
+
+pub use status::Status;
