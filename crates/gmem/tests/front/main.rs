@@ -4,6 +4,7 @@
 
 mod operations;
 mod recordings;
+mod replay;
 mod trace_errors;
 
 use std::path::{Path, PathBuf};
