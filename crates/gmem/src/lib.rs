@@ -2,6 +2,7 @@
 
 pub mod ops;
 pub mod replay;
+pub mod scenario;
 mod status;
 pub mod trace;
 

@@ -5,6 +5,8 @@
 mod operations;
 mod recordings;
 mod replay;
+mod scenario_errors;
+mod scenarios;
 mod trace_errors;
 
 use std::path::{Path, PathBuf};
