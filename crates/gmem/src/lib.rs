@@ -1,5 +1,6 @@
 //! A deterministic simulator of Linux KVM's guest_memfd: API, scenarios, traces and the `gmem` command.
 
+pub mod cli;
 pub mod ops;
 pub mod replay;
 pub mod scenario;

@@ -59,7 +59,7 @@ impl FileReader {
             finish: Vec::new(),
             outcomes: Vec::new(),
         };
-        if let Some(table) = self.section(root, "scenario", &["name", "teaches"])? {
+        if let Some(table) = self.section(root, "scenario", "scenario", &["name", "teaches"])? {
             if let Some(name) = table.get("name") {
                 scenario.name = self.text(name, "the scenario's name")?.to_string();
             }
@@ -67,18 +67,18 @@ impl FileReader {
                 scenario.teaches = Some(self.text(teaches, "a sentence")?.to_string());
             }
         }
-        if let Some(table) = self.section(root, "machine", &["kernel", "stage2", "memory"])? {
+        if let Some(table) = self.section(root, "machine", "machine", &["kernel", "stage2", "memory"])? {
             self.machine(table, &mut scenario.machine)?;
         }
-        scenario.setup = self.run(root, "setup")?;
+        scenario.setup = self.run(root, "setup", "setup")?;
         scenario.threads = self.threads(root)?;
-        scenario.finish = self.run(root, "finish")?;
+        scenario.finish = self.run(root, "finish", "finish")?;
         if scenario.steps().next().is_none() {
             let expected = "expected operations in [setup], [thread.NAME] or [finish]";
             return Err(self.error(0..0, "the scenario does nothing", expected));
         }
         self.labels(&scenario)?;
-        if let Some(table) = self.section(root, "expect", &["outcomes"])? {
+        if let Some(table) = self.section(root, "expect", "expect", &["outcomes"])? {
             scenario.outcomes = self.outcomes(table, &scenario)?;
         }
         Ok(scenario)
@@ -124,7 +124,7 @@ impl FileReader {
                 let expected = "expected letters, digits, `_`, `.` and `-`";
                 return Err(self.error(name.span(), "this is no name of a thread", expected));
             }
-            let steps = self.run(table, text)?;
+            let steps = self.run(table, text, &format!("thread.{text}"))?;
             if steps.is_empty() {
                 let title = format!("the thread `{text}` does nothing");
                 return Err(self.error(node.span(), title, "expected `run` with operations"));
@@ -134,9 +134,9 @@ impl FileReader {
         Ok(threads)
     }
 
-    /// The steps of `run` in the section `name`.
-    fn run(&self, parent: &Table<'_>, name: &str) -> Result<Vec<Step>, Diagnostic> {
-        let Some(table) = self.section(parent, name, &["run"])? else { return Ok(Vec::new()) };
+    /// The steps of `run` in the section `name`, which the file calls `place`.
+    fn run(&self, parent: &Table<'_>, name: &str, place: &str) -> Result<Vec<Step>, Diagnostic> {
+        let Some(table) = self.section(parent, name, place, &["run"])? else { return Ok(Vec::new()) };
         let Some(node) = table.get("run") else { return Ok(Vec::new()) };
         let text = self.text(node, "operations, one a line")?;
         let places = self.places(node, text);
@@ -202,14 +202,15 @@ impl FileReader {
         &self,
         parent: &'t Table<'s>,
         name: &str,
+        place: &str,
         keys: &[&str],
     ) -> Result<Option<&'t Table<'s>>, Diagnostic> {
         let Some(node) = parent.get(name) else { return Ok(None) };
         let Some(table) = node.get_ref().as_table() else {
-            let title = format!("`{name}` is {}", article(node.get_ref().type_str()));
-            return Err(self.error(node.span(), title, format!("expected a table with {}", keys.join(", "))));
+            let title = format!("`{place}` is {}", article(node.get_ref().type_str()));
+            return Err(self.error(node.span(), title, format!("expected a table [{place}] with {}", keys.join(", "))));
         };
-        self.known_keys(table, &format!("[{name}]"), keys)?;
+        self.known_keys(table, &format!("[{place}]"), keys)?;
         Ok(Some(table))
     }
 
@@ -220,7 +221,8 @@ impl FileReader {
             Some(key) => {
                 let suggestion = did_you_mean(key.get_ref(), known.iter().copied());
                 let title = format!("{place} has no key `{}`{suggestion}", key.get_ref());
-                Err(self.error(key.span(), title, format!("expected one of {}", known.join(", "))))
+                let one_of = if known.len() > 1 { "one of " } else { "" };
+                Err(self.error(key.span(), title, format!("expected {one_of}{}", known.join(", "))))
             }
         }
     }
