@@ -11,13 +11,13 @@ use gmem::replay::{self, Executor, Options, Outcome};
 use gmem::trace::{Header, Reader};
 
 /// Says what the recording says.
-struct Parrot {
+pub(crate) struct Parrot {
     answers: VecDeque<Outcome>,
     mistake: Mistake,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Mistake {
+pub(crate) enum Mistake {
     None,
     Answer,
     Stage2,
@@ -49,7 +49,7 @@ const NOISE: gmem::ops::SpteRun = gmem::ops::SpteRun {
 };
 
 /// What the recording of this name in `folder` says.
-fn parrot(folder: &Path, name: &str, mistake: Mistake) -> Parrot {
+pub(crate) fn parrot(folder: &Path, name: &str, mistake: Mistake) -> Parrot {
     let text = fs::read_to_string(folder.join(format!("{name}.jsonl"))).unwrap();
     let answers = Reader::new(name, text.as_bytes())
         .unwrap()

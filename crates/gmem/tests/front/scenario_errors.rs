@@ -79,11 +79,11 @@ fn sections_and_keys() {
     check(
         "[thread.t]\nruns = 'close a'\n",
         expect![[r#"
-        error: [t] has no key `runs`; did you mean `run`?
-         --> bad.toml:2:1
-          |
-        2 | runs = 'close a'
-          | ^^^^ expected one of run"#]],
+            error: [thread.t] has no key `runs`; did you mean `run`?
+             --> bad.toml:2:1
+              |
+            2 | runs = 'close a'
+              | ^^^^ expected run"#]],
     );
     check(
         "[thread.t]\nrun = ['close a']\n",
@@ -115,11 +115,11 @@ fn sections_and_keys() {
     check(
         "[thread]\nrun = 'close a'\n",
         expect![[r#"
-        error: `run` is a string
-         --> bad.toml:2:7
-          |
-        2 | run = 'close a'
-          |       ^^^^^^^^^ expected a table with run"#]],
+            error: `thread.run` is a string
+             --> bad.toml:2:7
+              |
+            2 | run = 'close a'
+              |       ^^^^^^^^^ expected a table [thread.run] with run"#]],
     );
     check(
         "thread = 3\n",
