@@ -20,11 +20,13 @@ pub(super) fn replay(
     out: &mut dyn Write,
     complain: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Status> {
+    let mut complaints = Complaints { shown: 0, complain };
     let factory = |header: &crate::trace::Header| backend.executor(header);
     if args.emit {
         let family = args.family.as_deref();
-        let status = replay::emit(&args.paths, family, &factory, out, &mut |message| complain(&error(message)))?;
-        return Ok(status);
+        let status = replay::emit(&args.paths, family, &factory, out, &mut |message| complaints.add(message));
+        complaints.end();
+        return Ok(status?);
     }
     let options = Options {
         family: args.family.clone(),
@@ -37,17 +39,41 @@ pub(super) fn replay(
     });
     bar.finish_and_clear();
     for message in &report.bad_input {
-        complain(&error(message));
+        complaints.add(message);
     }
     for internal in &report.internal_errors {
-        complain(&error(&internal.to_string()));
+        complaints.add(&internal.to_string());
     }
+    complaints.end();
     if args.json {
         writeln!(out, "{}", report::json(&report))?;
     } else if report.total.files > 0 {
         report::text(&report, out)?;
     }
     Ok(report.status())
+}
+
+/// What is wrong with the input, as much as people read: a thousand files may all be wrong in the same way.
+struct Complaints<'a> {
+    shown: u64,
+    complain: &'a mut dyn FnMut(&str),
+}
+
+impl Complaints<'_> {
+    const MAX: u64 = 10;
+
+    fn add(&mut self, message: &str) {
+        self.shown += 1;
+        if self.shown <= Self::MAX {
+            (self.complain)(&error(message));
+        }
+    }
+
+    fn end(&mut self) {
+        if self.shown > Self::MAX {
+            (self.complain)(&error(&format!("and {} more like these", self.shown - Self::MAX)));
+        }
+    }
 }
 
 /// On stderr, and only if that is a terminal.

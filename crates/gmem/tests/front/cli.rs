@@ -111,6 +111,21 @@ fn replay_emits_byte_for_byte() {
 }
 
 #[test]
+fn many_errors_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    for i in 0..15 {
+        fs::write(folder.path().join(format!("{i}.jsonl")), "no trace").unwrap();
+    }
+    for flags in [&["replay"][..], &["replay", "--emit"]] {
+        let arguments: Vec<&str> = flags.iter().copied().chain([folder.path().to_str().unwrap()]).collect();
+        let (status, out, errors) = gmem(&FINE, &arguments);
+        assert_eq!((status, out.as_str()), (Status::BadInput, ""));
+        assert_eq!(errors.matches("error: ").count(), 11);
+        assert!(errors.ends_with("error: and 5 more like these"), "{errors}");
+    }
+}
+
+#[test]
 fn bad_usage() {
     for arguments in [
         &["replay"][..],

@@ -3,6 +3,7 @@
 //! One program rather than one per file, because linking each costs seconds.
 
 mod cli;
+mod expectation_errors;
 mod operations;
 mod recordings;
 mod replay;
@@ -20,7 +21,6 @@ fn kept_recordings() -> PathBuf {
 /// All recordings, where they lie beside the workspace.
 fn all_recordings() -> Option<PathBuf> {
     let folder = workspace().join("../shared/traces");
-    let folder = if folder.is_dir() { folder } else { workspace().join("../../shared/traces") };
     if folder.is_dir() {
         return Some(folder);
     }
