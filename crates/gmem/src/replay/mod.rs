@@ -1,6 +1,6 @@
 //! Runs recorded traces against the simulator and says where it agrees with the kernel.
 //!
-//! One file per step: [`paths`] finds the traces, [`file`] runs one, [`compare()`] runs many in parallel and adds up, and
+//! One file per step: [`paths`] finds the traces, [`mod@file`] runs one, [`compare()`] runs many in parallel and adds up, and
 //! [`report`] prints. The simulator is behind [`Executor`]; every file gets a new one.
 //!
 //! Simplified: a trace is one thread of operations; nothing here explores an interleaving.
