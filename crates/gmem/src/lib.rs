@@ -1,1 +1,10 @@
-//! gmem
+//! A deterministic simulator of Linux KVM's guest_memfd: API, scenarios, traces and the `gmem` command.
+
+pub mod cli;
+pub mod ops;
+pub mod replay;
+pub mod scenario;
+mod status;
+pub mod trace;
+
+pub use status::Status;

@@ -1,0 +1,152 @@
+//! The command line, with help and examples.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValue;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use tracing::level_filters::LevelFilter;
+
+/// A deterministic simulator of Linux KVM's guest_memfd
+#[derive(Debug, Parser)]
+#[command(name = "gmem", version, about, long_about = None, after_help = "\
+Without a command, gmem shows in a minute what it can do.
+
+Examples:
+  gmem
+  gmem run scenarios/punch.toml --seed 7
+  gmem replay traces/
+
+Exit codes: 0 nothing to report, 1 something differs or fails, 2 bad usage or input, 3 a bug in gmem")]
+pub struct Arguments {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Say more on stderr; twice or three times for even more (RUST_LOG takes precedence)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say less on stderr; twice for nothing but what went wrong
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
+    pub quiet: u8,
+}
+
+impl Arguments {
+    /// The level of diagnostics that `-v` and `-q` ask for.
+    pub fn verbosity(&self) -> LevelFilter {
+        match (self.quiet, self.verbose) {
+            (0, 0) => LevelFilter::WARN,
+            (0, 1) => LevelFilter::INFO,
+            (0, 2) => LevelFilter::DEBUG,
+            (0, _) => LevelFilter::TRACE,
+            (1, _) => LevelFilter::ERROR,
+            (_, _) => LevelFilter::OFF,
+        }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a scenario once, under one schedule
+    #[command(after_help = "\
+Examples:
+  gmem run scenarios/punch.toml
+  gmem run scenarios/punch.toml --seed 7 --log events.jsonl
+  gmem run scenarios/punch.toml --strategy round-robin
+
+The same scenario, seed and strategy give the same events on every machine.
+Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
+    Run(Run),
+    /// Replay recorded traces and compare with what the real kernel answered
+    #[command(after_help = "\
+Examples:
+  gmem replay traces/
+  gmem replay --family conv --differences 3 traces/
+  gmem replay --json traces/ | jq .families
+  gmem replay --emit program.jsonl > answered.jsonl
+
+An operation agrees in stage 2 if its answer and the changes of stage-2 entries both equal the recorded ones.
+Exit codes: 0 everything agrees, 1 something differs, 2 bad input, 3 a bug in gmem")]
+    Replay(Replay),
+    /// Print completions for a shell
+    #[command(after_help = "\
+Examples:
+  gmem completions bash > ~/.local/share/bash-completion/completions/gmem
+  gmem completions zsh > ~/.zfunc/_gmem
+  gmem completions fish > ~/.config/fish/completions/gmem.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    #[command(after_help = "\
+Examples:
+  gmem man | man -l -
+  gmem man replay > gmem-replay.1")]
+    Man {
+        /// The command whose page to print, instead of the one of gmem
+        command: Option<String>,
+    },
+}
+
+/// The arguments of `gmem run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The scenario file
+    pub scenario: PathBuf,
+    /// Which schedule: the same seed gives the same run
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Who runs next
+    #[arg(long, value_enum, default_value_t = Strategy::Random)]
+    pub strategy: Strategy,
+    /// Write every event to this file, as JSON Lines
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+}
+
+/// The arguments of `gmem replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Traces, or folders with traces named *.jsonl
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long, conflicts_with = "emit")]
+    pub json: bool,
+    /// Print the traces again, with the simulator's answers for the recorded ones
+    #[arg(long)]
+    pub emit: bool,
+    /// Only traces of this family
+    #[arg(long, value_name = "F")]
+    pub family: Option<String>,
+    /// How many differences to show [default: 10, with --json all]
+    #[arg(long, value_name = "N")]
+    pub differences: Option<usize>,
+}
+
+/// Who runs next when several threads can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// Any of them, drawn with the seed.
+    Random,
+    /// The next in turn.
+    RoundRobin,
+    /// The one that ran last, as long as it can.
+    RunToCompletion,
+}
+
+impl ValueEnum for Strategy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Strategy::Random, Strategy::RoundRobin, Strategy::RunToCompletion]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Strategy::Random => ("random", "any thread that can run, drawn with the seed"),
+            Strategy::RoundRobin => ("round-robin", "the next thread in turn"),
+            Strategy::RunToCompletion => ("run-to-completion", "the thread that ran last, as long as it can"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}

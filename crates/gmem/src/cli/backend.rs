@@ -1,0 +1,46 @@
+//! The boundary between the command and the simulator.
+
+use std::io::Write;
+
+use super::args::Strategy;
+use crate::Status;
+use crate::replay::Executor;
+use crate::scenario::Scenario;
+use crate::trace::Header;
+
+/// What `gmem run` was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Which schedule.
+    pub seed: u64,
+    /// Who runs next.
+    pub strategy: Strategy,
+}
+
+/// The simulator, as far as the command needs it.
+pub trait Backend: Sync {
+    /// The machine that a trace's header describes, in which nothing has happened.
+    ///
+    /// # Errors
+    /// Why there is no such machine.
+    fn executor(&self, header: &Header) -> Result<Box<dyn Executor>, String>;
+
+    /// Runs a scenario once and reports to `out`. Events go to `log` as JSON Lines, if there is one.
+    ///
+    /// # Errors
+    /// If `out` or `log` cannot be written, or the scenario asks for what there is not. A failed expectation is
+    /// [`Status::Found`], not an error.
+    fn run(
+        &self,
+        scenario: &Scenario,
+        options: &RunOptions,
+        out: &mut dyn Write,
+        log: Option<&mut dyn Write>,
+    ) -> anyhow::Result<Status>;
+
+    /// Shows a newcomer what there is: what `gmem` does without arguments.
+    ///
+    /// # Errors
+    /// If `out` cannot be written.
+    fn demonstrate(&self, out: &mut dyn Write) -> anyhow::Result<Status>;
+}

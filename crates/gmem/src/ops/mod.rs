@@ -1,0 +1,24 @@
+//! The language of operations: what a trace or a scenario asks for, and what it gets back.
+//!
+//! [`Op`] is one system call, host access or guest access; [`Answer`] is what came back; [`SpteRun`] is what changed in
+//! stage 2 meanwhile. [`table::OPS`] describes every operation as data: parsers, printers and error messages live off it.
+//!
+//! Simplified: numbers stay plain integers here, because a trace may hold values that no address type would accept (an
+//! unaligned guest address, a slot number above the limit). The simulator gives them their types when it executes them.
+
+mod advice;
+pub mod answer;
+pub mod errno;
+pub mod json;
+mod name;
+pub mod op;
+pub mod spte;
+pub mod suggest;
+pub mod table;
+
+pub use advice::{Advice, Prot};
+pub use answer::{Answer, Detail, Exit, FileStat, OtherField};
+pub use errno::{Errno, Signal};
+pub use name::{FdRef, HvaRef, Name};
+pub use op::Op;
+pub use spte::{SpteChange, SpteRun, SpteState, fold};

@@ -1,0 +1,229 @@
+//! [`Op`]: one operation of a trace or a scenario. Field names are those of the recordings.
+//!
+//! Simplified: flags, modes and capability numbers are plain numbers, because programs also pass invalid ones; their
+//! symbolic names for people live in [`table`](super::table).
+
+use serde::{Deserialize, Serialize};
+
+use super::{Advice, FdRef, HvaRef, Name, Prot};
+
+/// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
+/// a test.
+///
+/// ```
+/// use gmem::ops::Op;
+/// let op: Op = serde_json::from_str(r#"{"op": "close", "fd": "g1"}"#).unwrap();
+/// assert_eq!(op, Op::Close { fd: "g1".into() });
+/// assert_eq!(op.name(), "close");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+#[allow(missing_docs, reason = "operations and arguments are described by `table::OPS`, in one place")]
+pub enum Op {
+    CreateVm {
+        vm: Name,
+        r#type: u64,
+    },
+    CreateVcpu {
+        vm: Name,
+        vcpu: Name,
+        index: u64,
+    },
+    CheckExtension {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vm: Option<Name>,
+        cap: u64,
+    },
+    EnableCap {
+        vm: Name,
+        cap: u64,
+        arg: u64,
+    },
+    CreateGuestMemfd {
+        vm: Name,
+        fd: Name,
+        size: u64,
+        flags: u64,
+    },
+    MemfdCreate {
+        fd: Name,
+        size: u64,
+        flags: u64,
+    },
+    SetUserMemoryRegion {
+        vm: Name,
+        slot: u64,
+        flags: u64,
+        gpa: u64,
+        size: u64,
+        hva: HvaRef,
+    },
+    #[serde(rename = "set_user_memory_region2")]
+    SetUserMemoryRegion2 {
+        vm: Name,
+        slot: u64,
+        flags: u64,
+        gpa: u64,
+        size: u64,
+        hva: HvaRef,
+        guest_memfd: FdRef,
+        guest_memfd_offset: u64,
+    },
+    SetMemoryAttributes {
+        vm: Name,
+        gpa: u64,
+        size: u64,
+        attributes: u64,
+        flags: u64,
+    },
+    PreFaultMemory {
+        vcpu: Name,
+        gpa: u64,
+        size: u64,
+        flags: u64,
+    },
+    GetDirtyLog {
+        vm: Name,
+        slot: u64,
+        npages: u64,
+    },
+    Fallocate {
+        fd: Name,
+        mode: u64,
+        offset: i64,
+        len: i64,
+    },
+    Ftruncate {
+        fd: Name,
+        size: i64,
+    },
+    Fstat {
+        fd: Name,
+    },
+    Pread {
+        fd: Name,
+        offset: i64,
+        len: i64,
+    },
+    Pwrite {
+        fd: Name,
+        offset: i64,
+        len: i64,
+    },
+    Lseek {
+        fd: Name,
+        offset: i64,
+        whence: u64,
+    },
+    Dup {
+        fd: Name,
+        r#as: Name,
+    },
+    Close {
+        fd: Name,
+    },
+    Mmap {
+        map: Name,
+        fd: Option<Name>,
+        len: u64,
+        prot: Prot,
+        shared: bool,
+        offset: u64,
+        align: u64,
+    },
+    Munmap {
+        map: Name,
+        offset: u64,
+        len: u64,
+    },
+    Mprotect {
+        map: Name,
+        offset: u64,
+        len: u64,
+        prot: Prot,
+    },
+    Madvise {
+        map: Name,
+        offset: u64,
+        len: u64,
+        advice: Advice,
+    },
+    Mincore {
+        map: Name,
+        offset: u64,
+        len: u64,
+    },
+    Mlock {
+        map: Name,
+        offset: u64,
+        len: u64,
+    },
+    HostRead {
+        map: Name,
+        offset: u64,
+    },
+    HostWrite {
+        map: Name,
+        offset: u64,
+        value: u64,
+    },
+    GuestRead {
+        vcpu: Name,
+        gpa: u64,
+    },
+    GuestWrite {
+        vcpu: Name,
+        gpa: u64,
+        value: u64,
+    },
+    GuestRmw {
+        vcpu: Name,
+        gpa: u64,
+        value: u64,
+    },
+    GuestHypercall {
+        vcpu: Name,
+        nr: u64,
+        args: Vec<u64>,
+        reply: u64,
+    },
+}
+
+impl Op {
+    /// The operation's name in traces and scenarios.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::CreateVm { .. } => "create_vm",
+            Op::CreateVcpu { .. } => "create_vcpu",
+            Op::CheckExtension { .. } => "check_extension",
+            Op::EnableCap { .. } => "enable_cap",
+            Op::CreateGuestMemfd { .. } => "create_guest_memfd",
+            Op::MemfdCreate { .. } => "memfd_create",
+            Op::SetUserMemoryRegion { .. } => "set_user_memory_region",
+            Op::SetUserMemoryRegion2 { .. } => "set_user_memory_region2",
+            Op::SetMemoryAttributes { .. } => "set_memory_attributes",
+            Op::PreFaultMemory { .. } => "pre_fault_memory",
+            Op::GetDirtyLog { .. } => "get_dirty_log",
+            Op::Fallocate { .. } => "fallocate",
+            Op::Ftruncate { .. } => "ftruncate",
+            Op::Fstat { .. } => "fstat",
+            Op::Pread { .. } => "pread",
+            Op::Pwrite { .. } => "pwrite",
+            Op::Lseek { .. } => "lseek",
+            Op::Dup { .. } => "dup",
+            Op::Close { .. } => "close",
+            Op::Mmap { .. } => "mmap",
+            Op::Munmap { .. } => "munmap",
+            Op::Mprotect { .. } => "mprotect",
+            Op::Madvise { .. } => "madvise",
+            Op::Mincore { .. } => "mincore",
+            Op::Mlock { .. } => "mlock",
+            Op::HostRead { .. } => "host_read",
+            Op::HostWrite { .. } => "host_write",
+            Op::GuestRead { .. } => "guest_read",
+            Op::GuestWrite { .. } => "guest_write",
+            Op::GuestRmw { .. } => "guest_rmw",
+            Op::GuestHypercall { .. } => "guest_hypercall",
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The table of operations against the `Op` enum, and the algebra of folding.
+
+use gmem::ops::table::{Kind, OPS, Object};
+use gmem::ops::{Op, SpteChange, SpteRun, SpteState, fold};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// A value of each kind, as `Op` holds it.
+fn sample(kind: Kind) -> Value {
+    match kind {
+        Kind::Name(_) | Kind::FdRef => json!("name"),
+        Kind::MaybeName(Object::Vm) => json!("vm0"),
+        Kind::MaybeName(_) => Value::Null,
+        Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => json!(u64::MAX),
+        Kind::Signed => json!(i64::MIN),
+        Kind::Hva => json!({"map": "m0", "offset": 4096}),
+        Kind::Prot => json!("rw"),
+        Kind::Advice => json!("populate_read"),
+        Kind::Switch { .. } => json!(true),
+        Kind::List => json!([1, u64::MAX]),
+    }
+}
+
+#[test]
+fn table_and_enum_agree() {
+    assert_eq!(OPS.len(), 31);
+    for spec in OPS {
+        let mut fields = Map::from_iter([("op".to_string(), json!(spec.name))]);
+        fields.extend(spec.args.iter().map(|arg| (arg.name.to_string(), sample(arg.kind))));
+        let op: Op = serde_json::from_value(Value::Object(fields.clone()))
+            .unwrap_or_else(|error| panic!("{}: {error}", spec.name));
+        assert_eq!(op.name(), spec.name);
+        // Objects compare without order: the table's is that of hand-written lines, the enum's that of recordings.
+        assert_eq!(serde_json::to_value(&op).unwrap(), Value::Object(fields), "{}", spec.name);
+    }
+}
+
+#[test]
+fn table_names_every_operation_once() {
+    for (i, spec) in OPS.iter().enumerate() {
+        assert!(OPS[..i].iter().all(|earlier| earlier.name != spec.name), "{}", spec.name);
+    }
+}
+
+#[test]
+fn enum_has_no_operation_that_the_table_lacks() {
+    // serde names every variant when it meets one that it does not know.
+    let error = serde_json::from_str::<Op>(r#"{"op": "?"}"#).unwrap_err().to_string();
+    let names: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+    assert_eq!(names.len(), OPS.len(), "{error}");
+    for name in names {
+        assert!(OPS.iter().any(|spec| spec.name == name), "{name}");
+    }
+}
+
+fn change() -> impl Strategy<Value = SpteChange> {
+    let state = prop_oneof![Just(SpteState::None), Just(SpteState::Leaf)];
+    (0u64..6, 1u8..4, state.clone(), state, any::<bool>()).prop_map(|(index, level, from, to, writable)| SpteChange {
+        gfn: index * SpteRun::span(level),
+        level,
+        from,
+        to,
+        writable,
+    })
+}
+
+fn unfold(runs: &[SpteRun]) -> Vec<SpteChange> {
+    let single = |run: &SpteRun, i: u64| SpteChange {
+        gfn: run.gfn + i * SpteRun::span(run.level),
+        level: run.level,
+        from: run.from,
+        to: run.to,
+        writable: run.writable,
+    };
+    runs.iter().flat_map(|run| (0..run.entries).map(move |i| single(run, i))).collect()
+}
+
+proptest! {
+    #[test]
+    fn folding_loses_nothing_and_leaves_nothing_to_fold(changes in prop::collection::vec(change(), 0..40)) {
+        let runs = fold(changes.iter().copied());
+        prop_assert_eq!(unfold(&runs), changes);
+        for pair in runs.windows(2) {
+            prop_assert!(!pair[0].continues_with(&unfold(&pair[1..])[0]));
+        }
+    }
+}
+
+#[test]
+fn spans_are_those_of_the_levels() {
+    assert_eq!([1, 2, 3, 4].map(SpteRun::span), [1, 512, 262_144, 512 * 512 * 512]);
+}
