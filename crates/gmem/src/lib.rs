@@ -1,10 +1,13 @@
 //! A deterministic simulator of Linux KVM's guest_memfd: API, scenarios, traces and the `gmem` command.
 
 pub mod cli;
+pub mod kvm;
 pub mod ops;
 pub mod replay;
 pub mod scenario;
 mod status;
 pub mod trace;
 
+pub use kvm::config::{KernelVersion, MachineConfig};
+pub use sim_mmu::Stage2Kind;
 pub use status::Status;

@@ -1,6 +1,6 @@
 //! The machine and its kernel: what a simulation is configured with.
 
-use sim_mmu::stage2::Stage2Kind;
+use sim_mmu::Stage2Kind;
 use std::fmt;
 use std::str::FromStr;
 

@@ -11,7 +11,7 @@ use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::mm::HostLevel;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
-use sim_mmu::{Gfn, GfnRange, Gpa, Level, NoSlot, RetPf, Root, SlotView, SpteState, Stage2Fault, TdpFault};
+use sim_mmu::{Gfn, GfnRange, Gpa, Level, NoSlot, RetPf, Root, SlotView, Stage2Fault, TdpFault};
 use std::sync::Arc;
 
 /// A slot as the MMU asks about it.
@@ -133,13 +133,11 @@ impl Vcpu {
         if state.mmio_cache == Some((gpa.gfn().0, generation)) {
             return RetPf::Emulate;
         }
-        let (spte, level) = self.vm.mmu.walk_lockless(cx, root, gpa);
-        if self.vm.mmu.classify(spte.0, level) != SpteState::Mmio {
+        let (spte, _) = self.vm.mmu.walk_lockless(cx, root, gpa);
+        if !self.vm.mmu.masks().is_mmio(spte) {
             return RetPf::Retry;
         }
-        if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS != 0
-            || self.vm.mmu.masks().mmio_spte_generation(spte) != generation & sim_mmu::MMIO_SPTE_GEN_MASK
-        {
+        if !self.vm.mmu.masks().check_mmio_spte(spte, generation) {
             return RetPf::Continue;
         }
         state.mmio_cache = Some((gpa.gfn().0, generation));

@@ -93,9 +93,12 @@ pub trait FileOperations: Any + Send + Sync + fmt::Debug {
         false
     }
 
-    /// Whether the file has a `read` and `write` handler.
-    fn is_readable(&self) -> bool {
-        false
+    /// `lseek`; returns the new position. `whence` is 0 to 4.
+    ///
+    /// # Errors
+    /// `ESPIPE` unless the file has a position.
+    fn seek(&self, _cx: &Cx<'_>, _offset: i64, _whence: u32) -> Result<u64, Errno> {
+        Err(Errno::ESPIPE)
     }
 
     /// Reads up to `len` bytes at `offset`.

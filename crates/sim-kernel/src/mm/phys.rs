@@ -548,23 +548,43 @@ impl PhysMem {
     /// Writes the 32-bit word at byte `offset`, which must be a multiple of 4.
     #[track_caller]
     pub fn write_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) {
-        self.change_u32(cx, Access::Store, pfn, offset, |_| value);
+        self.change_u32_as(cx, Access::Store, pfn, offset, |_| value);
     }
 
     /// Adds to the 32-bit word at byte `offset` atomically and returns the old value (`lock add`).
     #[track_caller]
     pub fn fetch_add_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) -> u32 {
-        self.change_u32(cx, Access::Rmw, pfn, offset, |old| old.wrapping_add(value))
+        self.change_u32(cx, pfn, offset, |old| old.wrapping_add(value))
     }
 
     /// Replaces the bits of `mask` in the 32-bit word at byte `offset`, in one step: how bytes are stored.
     #[track_caller]
     pub(crate) fn merge_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32, mask: u32) {
-        self.change_u32(cx, Access::Rmw, pfn, offset, |old| (old & !mask) | (value & mask));
+        self.change_u32(cx, pfn, offset, |old| (old & !mask) | (value & mask));
+    }
+
+    /// Reads the byte at `offset`.
+    #[track_caller]
+    pub fn read_u8(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u8 {
+        (self.read_u32(cx, pfn, offset & !3) >> ((offset & 3) * 8)) as u8
+    }
+
+    /// Writes the byte at `offset`.
+    #[track_caller]
+    pub fn write_u8(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u8) {
+        let shift = (offset & 3) * 8;
+        self.change_u32(cx, pfn, offset & !3, |old| (old & !(0xff << shift)) | (u32::from(value) << shift));
+    }
+
+    /// Replaces the 32-bit word at byte `offset` by a function of it, in one step, and returns the old value. Natively the function
+    /// may run more than once.
+    #[track_caller]
+    pub fn change_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
+        self.change_u32_as(cx, Access::Rmw, pfn, offset, change)
     }
 
     #[track_caller]
-    fn change_u32(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
+    fn change_u32_as(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
         let index = Self::word_index(offset, 4);
         cx.point(access, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
         let shift = (offset & 4) * 8;

@@ -3,7 +3,7 @@
 
 use super::root::Root;
 use super::{PageStats, TdpMmu};
-use crate::addr::{Gfn, Level, PT_ENTRIES};
+use crate::addr::{Gfn, GfnRange, Level, PT_ENTRIES};
 use crate::spte::{Spte, SpteState};
 use sim_kernel::Pfn;
 
@@ -47,6 +47,33 @@ impl TdpMmu {
                 }
             });
         }
+    }
+
+    /// The first frame of a range that a valid root of the address space maps, without scheduling points. Only looks at entries that
+    /// overlap the range.
+    pub fn first_leaf_in(&self, as_id: u16, range: GfnRange) -> Option<Gfn> {
+        let roots = self.roots.snapshot();
+        let mut roots = roots.iter().filter(|root| root.as_id() == as_id && !root.is_invalid());
+        roots.find_map(|root| self.first_leaf_within(root.table(), root.level(), Gfn(0), range))
+    }
+
+    fn first_leaf_within(&self, table: Pfn, level: Level, base: Gfn, range: GfnRange) -> Option<Gfn> {
+        let first = range.start.0.saturating_sub(base.0) / level.span();
+        let end = (range.end.0.saturating_sub(base.0)).div_ceil(level.span());
+        for index in first.min(PT_ENTRIES as u64)..end.min(PT_ENTRIES as u64) {
+            let spte = self.tables.peek(table, index as usize);
+            let gfn = base + index * level.span();
+            if spte.is_leaf(level) {
+                return Some(gfn);
+            }
+            if spte.is_table(level) {
+                let below = level.down().expect("a table has a level below");
+                if let Some(gfn) = self.first_leaf_within(spte.pfn(), below, gfn, range) {
+                    return Some(gfn);
+                }
+            }
+        }
+        None
     }
 
     /// The last entry for a gfn, for checkers.

@@ -1,0 +1,218 @@
+//! The ioctls, by descriptor: find the file, check the caller, do the work, run what was put off (`kvm_vm_ioctl` and friends).
+//!
+//! One function per ioctl. A descriptor that is open but of the wrong kind does not know the ioctl: `ENOTTY`.
+
+use super::guest_memfd::GmemFile;
+use super::host::Host;
+use super::process::Process;
+use super::uapi::*;
+use super::vcpu::{ExitInfo, Vcpu, VcpuFile, install_vcpu, install_vm};
+use super::vm::{Vm, VmFile, VmType, check_extension};
+use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
+use sim_kernel::{Cx, Errno};
+use std::any::Any;
+use std::sync::Arc;
+
+/// The file behind `/dev/kvm`.
+#[derive(Debug)]
+struct KvmDevice {
+    host: Arc<Host>,
+}
+
+impl FileOperations for KvmDevice {
+    fn release(&self, _cx: &Cx<'_>) {}
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn stat(&self, _cx: &Cx<'_>) -> Stat {
+        Stat { ino: 1, mode: 0o020_666, nlink: 1, size: 0, blksize: 4096, blocks: 0 }
+    }
+}
+
+/// `open("/dev/kvm")`.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn open_kvm(cx: &Cx<'_>, process: &Process) -> Result<RawFd, Errno> {
+    process.install(cx, File::new(cx, Arc::new(KvmDevice { host: Arc::clone(&process.host) })))
+}
+
+/// Runs `body` with the VM behind a descriptor, after the gates that all VM ioctls share.
+fn with_vm<R>(
+    cx: &Cx<'_>,
+    process: &Process,
+    fd: RawFd,
+    body: impl FnOnce(&Arc<Vm>) -> Result<R, Errno>,
+) -> Result<R, Errno> {
+    let result = process.fds.with(cx, fd, |file| {
+        let vm = &file.downcast::<VmFile>().ok_or(Errno::ENOTTY)?.vm;
+        vm.check_caller(&process.mm)?;
+        body(vm)
+    });
+    cx.task_work_run();
+    result
+}
+
+/// As [`with_vm`], for a vCPU.
+fn with_vcpu<R>(
+    cx: &Cx<'_>,
+    process: &Process,
+    fd: RawFd,
+    body: impl FnOnce(&Arc<Vcpu>) -> Result<R, Errno>,
+) -> Result<R, Errno> {
+    let result = process.fds.with(cx, fd, |file| {
+        let vcpu = &file.downcast::<VcpuFile>().ok_or(Errno::ENOTTY)?.vcpu;
+        vcpu.vm.check_caller(&process.mm)?;
+        body(vcpu)
+    });
+    cx.task_work_run();
+    result
+}
+
+/// `KVM_CREATE_VM`.
+///
+/// # Errors
+/// `EBADF`, `ENOTTY`, `EMFILE`; `EINVAL` if the type is not supported.
+pub fn create_vm(cx: &Cx<'_>, process: &Process, kvm: RawFd, vm_type: u64) -> Result<RawFd, Errno> {
+    let result = process.fds.with(cx, kvm, |file| {
+        let device = file.downcast::<KvmDevice>().ok_or(Errno::ENOTTY)?;
+        process.fds.reserve()?;
+        let vm_type = VmType::from_number(vm_type)?;
+        install_vm(cx, process, Vm::new(cx, &device.host, &process.mm, vm_type))
+    });
+    cx.task_work_run();
+    result
+}
+
+/// `KVM_CHECK_EXTENSION`, on `/dev/kvm` or a VM.
+///
+/// # Errors
+/// `EBADF`, `ENOTTY`, `EIO`.
+pub fn check_extension_on(cx: &Cx<'_>, process: &Process, fd: RawFd, cap: u64) -> Result<i32, Errno> {
+    let device = process.fds.with(cx, fd, |file| Ok(file.downcast::<KvmDevice>().is_some()))?;
+    if device {
+        return Ok(check_extension(cap, None));
+    }
+    with_vm(cx, process, fd, |vm| Ok(vm.check_extension(cap)))
+}
+
+/// `KVM_ENABLE_CAP`.
+///
+/// # Errors
+/// As [`Vm::enable_cap`].
+pub fn enable_cap(cx: &Cx<'_>, process: &Process, vm: RawFd, cap: &kvm_enable_cap) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.enable_cap(cap))
+}
+
+/// `KVM_CREATE_VCPU`.
+///
+/// # Errors
+/// `EINVAL`, `EEXIST`, `EMFILE`.
+pub fn create_vcpu(cx: &Cx<'_>, process: &Process, vm: RawFd, id: u64) -> Result<RawFd, Errno> {
+    with_vm(cx, process, vm, |vm| {
+        process.fds.reserve()?;
+        install_vcpu(cx, process, vm.create_vcpu(cx, id)?)
+    })
+}
+
+/// `KVM_CREATE_GUEST_MEMFD`.
+///
+/// # Errors
+/// As [`Vm::create_guest_memfd`].
+pub fn create_guest_memfd(
+    cx: &Cx<'_>,
+    process: &Process,
+    vm: RawFd,
+    args: &kvm_create_guest_memfd,
+) -> Result<RawFd, Errno> {
+    with_vm(cx, process, vm, |vm| vm.create_guest_memfd(cx, process, args))
+}
+
+/// `KVM_SET_USER_MEMORY_REGION`.
+///
+/// # Errors
+/// As [`Vm::set_user_memory_region`].
+pub fn set_user_memory_region(
+    cx: &Cx<'_>,
+    process: &Process,
+    vm: RawFd,
+    region: &kvm_userspace_memory_region,
+) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.set_user_memory_region(cx, process, region))
+}
+
+/// `KVM_SET_USER_MEMORY_REGION2`.
+///
+/// # Errors
+/// As [`Vm::set_user_memory_region2`].
+pub fn set_user_memory_region2(
+    cx: &Cx<'_>,
+    process: &Process,
+    vm: RawFd,
+    region: &kvm_userspace_memory_region2,
+) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.set_user_memory_region2(cx, process, region))
+}
+
+/// `KVM_SET_MEMORY_ATTRIBUTES`.
+///
+/// # Errors
+/// As [`Vm::set_memory_attributes`].
+pub fn set_memory_attributes(
+    cx: &Cx<'_>,
+    process: &Process,
+    vm: RawFd,
+    args: &kvm_memory_attributes,
+) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.set_memory_attributes(cx, args))
+}
+
+/// `KVM_GET_DIRTY_LOG`.
+///
+/// # Errors
+/// As [`Vm::get_dirty_log`].
+pub fn get_dirty_log(cx: &Cx<'_>, process: &Process, vm: RawFd, slot: u32) -> Result<Vec<u64>, Errno> {
+    with_vm(cx, process, vm, |vm| vm.get_dirty_log(cx, slot))
+}
+
+/// `KVM_PRE_FAULT_MEMORY`; `range` is updated to what is left, unless the descriptor was not a vCPU's.
+///
+/// # Errors
+/// As [`Vcpu::pre_fault_memory`].
+pub fn pre_fault_memory(
+    cx: &Cx<'_>,
+    process: &Process,
+    vcpu: RawFd,
+    range: &mut kvm_pre_fault_memory,
+) -> Result<(), Errno> {
+    with_vcpu(cx, process, vcpu, |vcpu| vcpu.pre_fault_memory(cx, range))
+}
+
+/// `KVM_RUN`, with what `kvm_run` says afterwards.
+///
+/// # Errors
+/// `EBADF`, `ENOTTY`, `EIO`; the errors of the run itself are inside.
+pub fn run(cx: &Cx<'_>, process: &Process, vcpu: RawFd) -> Result<(Result<(), Errno>, ExitInfo), Errno> {
+    with_vcpu(cx, process, vcpu, |vcpu| Ok(vcpu.run(cx)))
+}
+
+/// The VM behind a descriptor, for checkers and reports.
+pub fn peek_vm(cx: &Cx<'_>, process: &Process, fd: RawFd) -> Option<Arc<Vm>> {
+    process.fds.with(cx, fd, |file| Ok(file.downcast::<VmFile>().map(|f| Arc::clone(&f.vm)))).ok().flatten()
+}
+
+/// The vCPU behind a descriptor: to give it a program and to see its registers, which need no system call here.
+pub fn peek_vcpu(cx: &Cx<'_>, process: &Process, fd: RawFd) -> Option<Arc<Vcpu>> {
+    process.fds.with(cx, fd, |file| Ok(file.downcast::<VcpuFile>().map(|f| Arc::clone(&f.vcpu)))).ok().flatten()
+}
+
+/// The memory of a guest_memfd behind a descriptor, for checkers and for injecting memory failures.
+pub fn peek_gmem(
+    cx: &Cx<'_>,
+    process: &Process,
+    fd: RawFd,
+) -> Option<Arc<super::guest_memfd::GmemInode>> {
+    process.fds.with(cx, fd, |file| Ok(file.downcast::<GmemFile>().map(|f| Arc::clone(f.inode())))).ok().flatten()
+}
