@@ -2,6 +2,8 @@
 
 mod fd;
 mod file;
+mod shmem;
 
 pub use fd::{FdTable, RawFd};
 pub use file::{Fault, FaultError, File, FileOperations, MmapRequest, Stat};
+pub use shmem::{Seals, Shmem};
