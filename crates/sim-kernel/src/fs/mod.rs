@@ -3,7 +3,9 @@
 mod address_space;
 mod fd;
 mod file;
+mod shmem;
 
 pub use address_space::AddressSpace;
 pub use fd::{FdTable, RawFd};
 pub use file::{Fault, FaultError, File, FileOperations, MmapRequest, Stat};
+pub use shmem::{Seals, Shmem};

@@ -149,6 +149,8 @@ pub enum HostLevel {
 /// The address space of one process.
 pub struct Mm {
     pub(super) phys: Arc<PhysMem>,
+    /// The zero page.
+    pub(super) zero: Pfn,
     /// Written by calls that change areas, read by faults.
     pub(super) mmap_lock: RwLock<VmaTree>,
     /// A leaf: nothing is acquired inside, so it may be taken under KVM's `mmu_lock`.
@@ -158,10 +160,15 @@ pub struct Mm {
 }
 
 impl Mm {
-    /// An empty address space on this host's memory.
+    /// An empty address space on this host's memory, where the zero page exists from now on.
+    ///
+    /// # Panics
+    /// If the host has no frame for the zero page.
     pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>) -> Arc<Mm> {
+        let zero = phys.zero_page().expect("a host has a frame for its zero page");
         Arc::new_cyclic(|me| Mm {
             phys,
+            zero,
             mmap_lock: RwLock::new(cx, "mmap_lock", VmaTree::default()),
             page_table_lock: Mutex::new(cx, "page_table_lock", PageTables::new()),
             notifiers: Notifiers::new(cx),

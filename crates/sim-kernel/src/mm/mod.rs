@@ -1,14 +1,27 @@
 //! Memory: frames and folios with contents, address spaces of processes, host page tables, notifiers.
-#![allow(dead_code)]
+//!
+//! A process's addresses are an [`Mm`]; its areas, page tables and the calls on them each have a file that is named as the one
+//! that they model. Ordinary memory is private anonymous memory with transparent huge pages; files map through
+//! [`FileOperations::fault`](crate::fs::FileOperations::fault) and are found again through their [`IMmap`].
 
+mod fault;
+mod gup;
+mod huge_memory;
 mod i_mmap;
+mod madvise;
+mod mincore;
+mod mlock;
 #[expect(clippy::module_inception, reason = "struct Mm is in mm.rs as mm_struct is in mm_types.h")]
 mod mm;
+mod mmap;
+mod mprotect;
 mod notifier;
 mod pgtable;
 pub mod phys;
-mod stubs;
+mod uaccess;
 mod vma;
+mod vma_modify;
+mod zap;
 mod zero;
 
 pub use i_mmap::IMmap;

@@ -1,0 +1,364 @@
+//! Ordinary memory files (`mm/shmem.c`, `mm/memfd.c`): what `memfd_create` gives, and shared anonymous memory.
+//!
+//! Unlike guest memory they can be read, written, resized and mapped privately, and accesses through a mapping beyond the end get
+//! `SIGBUS`.
+//!
+//! Simplified: the page cache is a plain map under one lock, no swap, no huge pages, no write seals, no sparse size limits.
+
+use super::file::{Fault, FaultError, FileOperations, MmapRequest, Stat};
+use crate::mm::{FrameFlags, IMmap, PhysMem};
+use crate::sync::Mutex;
+use crate::{Cx, Errno, PAGE_SIZE, Pfn, Pgoff};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Address-space number of all memory files: only whether a frame is in a page cache matters here.
+const MAPPING: u32 = u32::MAX;
+/// `FALLOC_FL_KEEP_SIZE`.
+const KEEP_SIZE: u32 = 0x01;
+/// `FALLOC_FL_PUNCH_HOLE`.
+const PUNCH_HOLE: u32 = 0x02;
+/// A page boundary beyond every file.
+const END_OF_FILES: u64 = !(PAGE_SIZE - 1);
+/// Bytes of the words that contents are copied by.
+const WORD: u64 = 4;
+
+bitflags::bitflags! {
+    /// What must not happen to a memory file any more (`F_SEAL_*`).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Seals: u32 {
+        /// `F_SEAL_SEAL`: no more seals.
+        const SEAL = 1;
+        /// `F_SEAL_SHRINK`: not smaller.
+        const SHRINK = 2;
+        /// `F_SEAL_GROW`: not larger.
+        const GROW = 4;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    /// `i_size`.
+    size: u64,
+    /// `i_pages`; the map holds one reference to each frame.
+    pages: BTreeMap<Pgoff, Pfn>,
+}
+
+/// An open memory file.
+#[derive(Debug)]
+pub struct Shmem {
+    phys: Arc<PhysMem>,
+    ino: u64,
+    /// `i_rwsem`: one change of size or contents at a time.
+    inode_lock: Mutex<Seals>,
+    /// `i_size` and `i_pages`, under the lock of the latter.
+    cache: Mutex<Cache>,
+    i_mmap: Arc<IMmap>,
+}
+
+impl Shmem {
+    /// `memfd_create` and `ftruncate`: a file of `size` bytes.
+    pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>, ino: u64, size: u64) -> Shmem {
+        Shmem {
+            phys,
+            ino,
+            inode_lock: Mutex::new(cx, "i_rwsem", Seals::empty()),
+            cache: Mutex::new(cx, "i_pages", Cache { size, ..Cache::default() }),
+            i_mmap: Arc::new(IMmap::new(cx)),
+        }
+    }
+
+    /// `shmem_zero_setup`: the file behind shared anonymous memory; its inode number cannot be seen.
+    pub(crate) fn anonymous(cx: &Cx<'_>, phys: Arc<PhysMem>, size: u64) -> Shmem {
+        Shmem::new(cx, phys, 0, size)
+    }
+
+    /// `F_ADD_SEALS`.
+    ///
+    /// # Errors
+    /// `EPERM` if the seals are sealed.
+    pub fn add_seals(&self, cx: &Cx<'_>, seals: Seals) -> Result<(), Errno> {
+        let mut current = self.inode_lock.lock(cx);
+        if current.contains(Seals::SEAL) {
+            return Err(Errno::EPERM);
+        }
+        *current |= seals;
+        Ok(())
+    }
+
+    /// `shmem_get_folio`: the page, made if it is absent, locked and with a reference. `None` beyond the end of the file, unless
+    /// the call may write there.
+    fn get_folio(&self, cx: &Cx<'_>, pgoff: Pgoff, beyond_end: bool) -> Result<Option<Pfn>, Errno> {
+        loop {
+            let mut cache = self.cache.lock(cx);
+            // Size and pages are under one lock, so a page never appears behind a truncation's back.
+            if !beyond_end && pgoff.0 >= cache.size.div_ceil(PAGE_SIZE) {
+                return Ok(None);
+            }
+            if let Some(&pfn) = cache.pages.get(&pgoff) {
+                self.phys.get(pfn);
+                drop(cache);
+                self.phys.lock(cx, pfn);
+                if self.phys.mapping(pfn).is_some() {
+                    return Ok(Some(pfn));
+                }
+                self.phys.unlock(cx, pfn);
+                self.phys.put(cx, pfn);
+                continue;
+            }
+            let pfn = self.phys.alloc()?;
+            assert!(self.phys.try_lock(cx, pfn), "a new page is not locked");
+            self.phys.get(pfn);
+            self.phys.set_mapping(pfn, MAPPING, pgoff);
+            cache.pages.insert(pgoff, pfn);
+            return Ok(Some(pfn));
+        }
+    }
+
+    /// As [`Shmem::get_folio`], with defined contents.
+    fn get_uptodate(&self, cx: &Cx<'_>, pgoff: Pgoff, beyond_end: bool) -> Result<Option<Pfn>, Errno> {
+        let page = self.get_folio(cx, pgoff, beyond_end)?;
+        if let Some(pfn) = page
+            && !self.phys.flags(pfn).contains(FrameFlags::UPTODATE)
+        {
+            self.phys.zero(cx, pfn);
+            self.phys.set_flags(pfn, FrameFlags::UPTODATE);
+        }
+        Ok(page)
+    }
+
+    fn put_folio(&self, cx: &Cx<'_>, pfn: Pfn) {
+        self.phys.unlock(cx, pfn);
+        self.phys.put(cx, pfn);
+    }
+
+    /// `shmem_truncate_range`: forgets the whole pages of `start..end` and zeroes the parts at its edges.
+    fn truncate_range(&self, cx: &Cx<'_>, start: u64, end: u64) {
+        let (first, last) = (start.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
+        let first_end = (first * PAGE_SIZE).min(end);
+        self.zero_part(cx, start, first_end);
+        if last * PAGE_SIZE >= first_end {
+            self.zero_part(cx, last * PAGE_SIZE, end);
+        }
+        loop {
+            let cache = self.cache.lock(cx);
+            let Some((&pgoff, &pfn)) = cache.pages.range(Pgoff(first)..).next().filter(|(pgoff, _)| pgoff.0 < last)
+            else {
+                return;
+            };
+            self.phys.get(pfn);
+            drop(cache);
+            self.phys.lock(cx, pfn);
+            if self.phys.mapping(pfn).is_some() {
+                if self.phys.mapcount(pfn) > 0 {
+                    self.i_mmap.unmap_page(cx, pgoff);
+                }
+                self.cache.lock(cx).pages.remove(&pgoff);
+                self.phys.clear_mapping(pfn);
+                self.phys.put(cx, pfn);
+            }
+            self.put_folio(cx, pfn);
+        }
+    }
+
+    /// Zeroes bytes of one page, if the page exists.
+    fn zero_part(&self, cx: &Cx<'_>, start: u64, end: u64) {
+        let pgoff = Pgoff(start / PAGE_SIZE);
+        if start >= end || !self.cache.lock(cx).pages.contains_key(&pgoff) {
+            return;
+        }
+        if let Ok(Some(pfn)) = self.get_uptodate(cx, pgoff, true) {
+            self.store(cx, pfn, start % PAGE_SIZE, end - start, |_| 0);
+            self.put_folio(cx, pfn);
+        }
+    }
+
+    /// Writes `len` bytes of a page from `offset`; `byte(i)` is the i-th.
+    fn store(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, len: u64, byte: impl Fn(u64) -> u8) {
+        for word in (offset / WORD)..(offset + len).div_ceil(WORD) {
+            let (mut value, mut mask) = ([0; 4], [0; 4]);
+            for (i, at) in (word * WORD..(word + 1) * WORD).enumerate() {
+                if (offset..offset + len).contains(&at) {
+                    (value[i], mask[i]) = (byte(at - offset), 0xff);
+                }
+            }
+            self.phys.merge_u32(cx, pfn, word * WORD, u32::from_le_bytes(value), u32::from_le_bytes(mask));
+        }
+    }
+
+    /// The pieces of a byte range in each page: page, offset in it, bytes.
+    fn pieces(start: u64, end: u64) -> impl Iterator<Item = (Pgoff, u64, u64)> {
+        (start / PAGE_SIZE..end.div_ceil(PAGE_SIZE)).map(move |page| {
+            let (from, to) = (start.max(page * PAGE_SIZE), end.min((page + 1) * PAGE_SIZE));
+            (Pgoff(page), from % PAGE_SIZE, to - from)
+        })
+    }
+}
+
+impl FileOperations for Shmem {
+    fn release(&self, cx: &Cx<'_>) {
+        self.truncate_range(cx, 0, END_OF_FILES);
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    /// Whole pages of a hole are unmapped and forgotten, parts zeroed; allocation makes pages without contents.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for other modes, `EPERM` if the size is sealed, `ENOMEM`, `EINTR`.
+    fn fallocate(&self, cx: &Cx<'_>, mode: u32, offset: u64, len: u64) -> Result<(), Errno> {
+        if mode & !(KEEP_SIZE | PUNCH_HOLE) != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let end = offset + len;
+        let seals = self.inode_lock.lock(cx);
+        if mode & PUNCH_HOLE != 0 {
+            let (first, last) = (offset.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
+            if first < last {
+                self.i_mmap.unmap_range(cx, Pgoff(first), last - first, false);
+            }
+            self.truncate_range(cx, offset, end);
+            return Ok(());
+        }
+        let size = self.cache.lock(cx).size;
+        if seals.contains(Seals::GROW) && end > size {
+            return Err(Errno::EPERM);
+        }
+        for (pgoff, _, _) in Shmem::pieces(offset, end) {
+            if cx.signal_pending() {
+                return Err(Errno::EINTR);
+            }
+            if let Some(pfn) = self.get_folio(cx, pgoff, true)? {
+                self.put_folio(cx, pfn);
+            }
+        }
+        if mode & KEEP_SIZE == 0 {
+            let mut cache = self.cache.lock(cx);
+            cache.size = cache.size.max(end);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `EINVAL` for a negative size, `EPERM` if the size is sealed.
+    fn truncate(&self, cx: &Cx<'_>, size: u64) -> Result<(), Errno> {
+        if size > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let seals = self.inode_lock.lock(cx);
+        let old = {
+            let mut cache = self.cache.lock(cx);
+            if (size < cache.size && seals.contains(Seals::SHRINK))
+                || (size > cache.size && seals.contains(Seals::GROW))
+            {
+                return Err(Errno::EPERM);
+            }
+            std::mem::replace(&mut cache.size, size)
+        };
+        if size < old {
+            let hole = Pgoff(size.div_ceil(PAGE_SIZE));
+            let unmap = || {
+                if old > hole.0 * PAGE_SIZE {
+                    self.i_mmap.unmap_range(cx, hole, u64::MAX, true);
+                }
+            };
+            unmap();
+            self.truncate_range(cx, size, END_OF_FILES);
+            // Once more for private copies that were made of the pages before they went.
+            unmap();
+        }
+        Ok(())
+    }
+
+    fn stat(&self, cx: &Cx<'_>) -> Stat {
+        let cache = self.cache.lock(cx);
+        Stat {
+            ino: self.ino,
+            mode: 0o100_777,
+            nlink: 0,
+            size: cache.size,
+            blksize: PAGE_SIZE,
+            blocks: cache.pages.len() as u64 * (PAGE_SIZE / 512),
+        }
+    }
+
+    fn is_seekable(&self) -> bool {
+        true
+    }
+
+    fn is_readable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, cx: &Cx<'_>, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
+        let size = self.cache.lock(cx).size;
+        let end = offset.saturating_add(len).min(size);
+        let mut bytes = Vec::new();
+        for (pgoff, from, count) in Shmem::pieces(offset, end.max(offset)) {
+            let page = self.cache.lock(cx).pages.contains_key(&pgoff);
+            let page = if page { self.get_uptodate(cx, pgoff, false)? } else { None };
+            let Some(pfn) = page else {
+                bytes.resize(bytes.len() + count as usize, 0);
+                continue;
+            };
+            for word in (from / WORD)..(from + count).div_ceil(WORD) {
+                let value = self.phys.read_u32(cx, pfn, word * WORD).to_le_bytes();
+                let wanted = (word * WORD..).zip(value).filter(|(at, _)| (from..from + count).contains(at));
+                bytes.extend(wanted.map(|(_, byte)| byte));
+            }
+            self.put_folio(cx, pfn);
+        }
+        Ok(bytes)
+    }
+
+    /// # Errors
+    /// `EFBIG` beyond the largest size, `EPERM` if the file would grow and that is sealed, `ENOMEM`.
+    fn write_at(&self, cx: &Cx<'_>, offset: u64, bytes: &[u8]) -> Result<u64, Errno> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;
+        let seals = self.inode_lock.lock(cx);
+        let grows = end > self.cache.lock(cx).size;
+        if seals.contains(Seals::GROW) && grows && !bytes.is_empty() {
+            return Err(Errno::EPERM);
+        }
+        let mut done = 0;
+        for (pgoff, from, count) in Shmem::pieces(offset, end) {
+            let pfn = match self.get_uptodate(cx, pgoff, true) {
+                Ok(page) => page.expect("a write may go beyond the end"),
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
+            };
+            self.store(cx, pfn, from, count, |i| bytes[(done + i) as usize]);
+            done += count;
+            {
+                let mut cache = self.cache.lock(cx);
+                cache.size = cache.size.max(offset + done);
+            }
+            self.put_folio(cx, pfn);
+        }
+        Ok(done)
+    }
+
+    fn mmap(&self, _cx: &Cx<'_>, _request: &MmapRequest) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn fault(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Result<Fault, FaultError> {
+        match self.get_uptodate(cx, pgoff, false) {
+            Ok(Some(pfn)) => Ok(Fault { pfn }),
+            Ok(None) => Err(FaultError::Sigbus),
+            Err(_) => Err(FaultError::Oom),
+        }
+    }
+
+    fn i_mmap(&self) -> Option<&Arc<IMmap>> {
+        Some(&self.i_mmap)
+    }
+
+    fn is_resident(&self, cx: &Cx<'_>, pgoff: Pgoff) -> bool {
+        let cache = self.cache.lock(cx);
+        cache.pages.get(&pgoff).is_some_and(|pfn| self.phys.flags(*pfn).contains(FrameFlags::UPTODATE))
+    }
+}
