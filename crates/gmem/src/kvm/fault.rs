@@ -286,11 +286,7 @@ impl Vcpu {
         fault: &mut Fault,
         slot: &Memslot,
     ) -> Result<(), Errno> {
-        let found = if slot.has_gmem() {
-            self.vm.gmem_get_pfn(cx, slot, fault.tdp.gfn())
-        } else {
-            Err(Errno::EFAULT)
-        };
+        let found = if slot.has_gmem() { self.vm.gmem_get_pfn(cx, slot, fault.tdp.gfn()) } else { Err(Errno::EFAULT) };
         match found {
             Ok(page) => {
                 fault.page = Some(page.pfn);

@@ -389,8 +389,7 @@ impl GmemFile {
         let mut flush = FlushNeeded::NONE;
         for (as_id, range) in frames {
             mmu.invalidate.add_range(cx, &mut lock, range);
-            let more =
-                mmu.zap_leafs(cx, &mut lock, Some(as_id), RootFilter::All, range, MayYield::Yes, &*self.vm);
+            let more = mmu.zap_leafs(cx, &mut lock, Some(as_id), RootFilter::All, range, MayYield::Yes, &*self.vm);
             flush = flush.merge(more);
         }
         flush.discharge(cx, &*self.vm);

@@ -209,10 +209,6 @@ pub fn peek_vcpu(cx: &Cx<'_>, process: &Process, fd: RawFd) -> Option<Arc<Vcpu>>
 }
 
 /// The memory of a guest_memfd behind a descriptor, for checkers and for injecting memory failures.
-pub fn peek_gmem(
-    cx: &Cx<'_>,
-    process: &Process,
-    fd: RawFd,
-) -> Option<Arc<super::guest_memfd::GmemInode>> {
+pub fn peek_gmem(cx: &Cx<'_>, process: &Process, fd: RawFd) -> Option<Arc<super::guest_memfd::GmemInode>> {
     process.fds.with(cx, fd, |file| Ok(file.downcast::<GmemFile>().map(|f| Arc::clone(f.inode())))).ok().flatten()
 }

@@ -317,6 +317,11 @@ pub struct MemslotSet {
 }
 
 impl MemslotSet {
+    /// An empty set of this generation.
+    pub fn new(generation: u64) -> MemslotSet {
+        MemslotSet { generation, ..Default::default() }
+    }
+
     /// `id_to_memslot`.
     pub fn by_id(&self, id: SlotId) -> Option<&Arc<Memslot>> {
         self.by_id.get(&id)

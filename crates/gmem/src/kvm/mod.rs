@@ -5,10 +5,9 @@
 //!
 //! What is absent: nested virtualisation and shadow paging, SMM beyond the second address space, interrupts, devices.
 
-pub mod config;
-pub mod uapi;
 pub mod attributes;
 mod check;
+pub mod config;
 mod dirty_log;
 mod fault;
 pub mod guest_memfd;
@@ -23,5 +22,6 @@ pub mod process;
 mod run;
 mod set_memory_region;
 pub mod slot_sets;
+pub mod uapi;
 pub mod vcpu;
 pub mod vm;

@@ -7,7 +7,7 @@ use super::memslots::Memslot;
 use super::vm::{Vm, WeakVm};
 use sim_kernel::mm::MmuNotifier;
 use sim_kernel::{Cx, HvaRange};
-use sim_mmu::{FlushNeeded, GfnRange, Invalidation, MayYield, RootFilter};
+use sim_mmu::{FlushNeeded, GfnRange, MayYield, RootFilter};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -108,8 +108,7 @@ impl Vm {
                 return;
             }
             drop(lock);
-            self.mn_memslots_update_wait
-                .wait_event(cx, || self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0);
+            self.mn_memslots_update_wait.wait_event(cx, || self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0);
         }
     }
 }

@@ -66,8 +66,8 @@ impl Vcpu {
                 root
             }
         };
-        let is_private = vm.machine.has_private_memory()
-            && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        let is_private =
+            vm.machine.has_private_memory() && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         let level = self.map_page(cx, state, root, gpa, is_private)?;
         let bytes = level.span() * PAGE_SIZE;
         let end = (gpa.0 & !(bytes - 1)).saturating_add(bytes);
@@ -86,9 +86,6 @@ impl Vcpu {
         loop {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
-            }
-            if self.vm.is_bugged() {
-                return Err(Errno::EIO);
             }
             let fault = TdpFault {
                 gpa,

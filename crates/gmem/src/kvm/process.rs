@@ -5,7 +5,7 @@
 
 use super::host::Host;
 use super::uapi::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
-use sim_kernel::fs::{FdTable, File, RawFd, Stat};
+use sim_kernel::fs::{FdTable, File, RawFd, Shmem, Stat};
 use sim_kernel::mm::{Advice, Mm, MmapArgs, Prot, Signal};
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
 use std::fmt;
@@ -210,8 +210,12 @@ impl Process {
         if flags & !(1 | 2 | 8 | 16) != 0 || flags & (8 | 16) == (8 | 16) {
             return Err(Errno::EINVAL);
         }
-        let file = sim_kernel::fs::Shmem::create(cx, &self.host.phys, self.host.new_ino(), size)?;
-        self.install(cx, file)
+        if size > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let ino = u64::from(self.host.new_ino());
+        let file = Shmem::new(cx, Arc::clone(&self.host.phys), ino, size);
+        self.install(cx, File::new(cx, Arc::new(file)))
     }
 
     /// `mmap(2)` at an address of the kernel's choice, a multiple of `align`.
@@ -230,9 +234,7 @@ impl Process {
     ) -> Result<Hva, Errno> {
         let shared = sharing == Sharing::Shared;
         let result = match mapped {
-            Mapped::Anonymous => {
-                self.mm.mmap(cx, &MmapArgs { len, prot, shared, file: None, offset: 0, align })
-            }
+            Mapped::Anonymous => self.mm.mmap(cx, &MmapArgs { len, prot, shared, file: None, offset: 0, align }),
             Mapped::File { offset, .. } if !offset.is_multiple_of(PAGE_SIZE) => Err(Errno::EINVAL),
             Mapped::File { fd, offset } => self.fds.with(cx, fd, |file| {
                 self.mm.mmap(cx, &MmapArgs { len, prot, shared, file: Some(file), offset, align })

@@ -47,7 +47,7 @@ impl Vcpu {
     /// `KVM_RUN`. What happened is in the returned exit information, also with an error.
     ///
     /// # Errors
-    /// `EINTR` for a signal or an immediate exit; `EIO` if the VM is broken; `EFAULT`, `EHWPOISON`, `ENOMEM` from the fault path,
+    /// `EINTR` for a signal or an immediate exit; `EFAULT`, `EHWPOISON`, `ENOMEM` from the fault path,
     /// some of them with a memory-fault exit.
     pub fn run(&self, cx: &Cx<'_>) -> (Result<(), Errno>, ExitInfo) {
         let mut state = self.mutex.lock(cx);
@@ -86,12 +86,9 @@ impl Vcpu {
         }
     }
 
-    fn serve_requests(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
+    fn serve_requests(&self, cx: &Cx<'_>, state: &mut VcpuState) {
         if self.peek_requests() == 0 {
-            return Ok(());
-        }
-        if self.check_request(cx, Request::VmDead) {
-            return Err(Errno::EIO);
+            return;
         }
         if self.check_request(cx, Request::FreeObsoleteRoots)
             && state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx))
@@ -101,7 +98,6 @@ impl Vcpu {
         }
         // The flush itself has nothing to drop while there is no TLB: leaving the guest was what mattered.
         self.check_request(cx, Request::TlbFlush);
-        Ok(())
     }
 
     fn vcpu_enter_guest(
@@ -110,7 +106,7 @@ impl Vcpu {
         state: &mut VcpuState,
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
-        self.serve_requests(cx, state)?;
+        self.serve_requests(cx, state);
         if state.root.is_none() {
             state.root = Some(self.vm.mmu.load_root(cx, 0)?);
         }
@@ -291,7 +287,9 @@ impl Vcpu {
         state.pending_exit = false;
         let insn = state.program[state.regs.rip];
         match (state.exit, insn) {
-            (ExitInfo::Mmio { is_write: false, data, .. }, GuestInsn::Read { .. }) => state.regs.rbx = data & 0xffff_ffff,
+            (ExitInfo::Mmio { is_write: false, data, .. }, GuestInsn::Read { .. }) => {
+                state.regs.rbx = data & 0xffff_ffff
+            }
             (ExitInfo::Mmio { is_write: false, data, gpa, .. }, GuestInsn::Rmw { value, .. }) => {
                 let data = u64::from((data as u32).wrapping_add(value));
                 state.exit = ExitInfo::Mmio { gpa, len: 4, data, is_write: true };

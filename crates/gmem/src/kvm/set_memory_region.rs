@@ -26,9 +26,9 @@ enum Change {
 
 /// What `slots_lock` protects besides the sets.
 #[derive(Debug, Default)]
-pub struct SlotsState {
+pub(crate) struct SlotsState {
     /// Sum of the pages of all slots.
-    pub nr_memslot_pages: u64,
+    pub(crate) nr_memslot_pages: u64,
     next_handle: u32,
 }
 

@@ -29,7 +29,7 @@ impl SlotSets {
     pub fn new(cx: &Cx<'_>) -> SlotSets {
         let space = |as_id: u64| AddressSpace {
             active: Atomic64::new(cx, "kvm->memslots", 0),
-            sets: [0, 1].map(|_| parking_lot::RwLock::new(MemslotSet { generation: as_id, ..Default::default() })),
+            sets: [0, 1].map(|_| parking_lot::RwLock::new(MemslotSet::new(as_id))),
         };
         SlotSets { spaces: [space(0), space(1)] }
     }

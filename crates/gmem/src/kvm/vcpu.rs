@@ -29,10 +29,8 @@ const EXITING_GUEST_MODE: u64 = 2;
 pub enum Request {
     /// `KVM_REQ_TLB_FLUSH`.
     TlbFlush = 1 << 0,
-    /// `KVM_REQ_VM_DEAD`.
-    VmDead = 1 << 1,
     /// `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
-    FreeObsoleteRoots = 1 << 2,
+    FreeObsoleteRoots = 1 << 1,
 }
 
 /// One instruction of a guest program.

@@ -14,7 +14,10 @@ use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
 use sim_kernel::sync::{Mutex, RefCount, Srcu, WaitQueue};
 use sim_kernel::{Cx, Errno};
-use sim_mmu::{Invalidation, Gfn, GfnRange, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, RootFilter, TdpConfig, TdpMmu};
+use sim_mmu::{
+    Gfn, GfnRange, Invalidation, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, RootFilter, TdpConfig,
+    TdpMmu,
+};
 use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -72,7 +75,6 @@ pub struct Vm {
     pub(crate) hypercall_exits: AtomicU64,
     disabled_quirks: AtomicU64,
     manual_dirty_log: AtomicU64,
-    bugged: AtomicBool,
     destroyed: AtomicBool,
     charged: AtomicU64,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
@@ -118,7 +120,6 @@ impl Vm {
             hypercall_exits: AtomicU64::new(0),
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
-            bugged: AtomicBool::new(false),
             destroyed: AtomicBool::new(false),
             charged: AtomicU64::new(0),
             notifier: OnceLock::new(),
@@ -167,20 +168,9 @@ impl Vm {
     /// Gates common to all ioctls of a VM and its vCPUs.
     ///
     /// # Errors
-    /// `EIO` if the caller's address space is not the VM's, or the VM is broken.
+    /// `EIO` if the caller's address space is not the VM's.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
-        if !Arc::ptr_eq(mm, &self.mm) || self.is_bugged() { Err(Errno::EIO) } else { Ok(()) }
-    }
-
-    /// `KVM_BUG_ON`: an inconsistency inside KVM; the VM is dead from now on.
-    pub(crate) fn bug(&self, cx: &Cx<'_>) {
-        self.bugged.store(true, Ordering::SeqCst);
-        self.make_all_requests(cx, Request::VmDead);
-    }
-
-    /// Whether the VM is broken.
-    pub fn is_bugged(&self) -> bool {
-        self.bugged.load(Ordering::SeqCst)
+        if !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// Accounts kernel memory for the VM's metadata, until the VM is destroyed.
@@ -191,6 +181,11 @@ impl Vm {
         self.host.charge(bytes)?;
         self.charged.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// vCPUs that exist.
+    pub fn vcpu_count(&self) -> usize {
+        self.vcpus.read().len()
     }
 
     /// `KVM_CHECK_EXTENSION`, on a VM.
@@ -245,8 +240,7 @@ impl Vm {
 
     /// Whether deleting a slot zaps every mapping of the VM (`KVM_X86_QUIRK_SLOT_ZAP_ALL`).
     pub(crate) fn zaps_all_on_delete(&self) -> bool {
-        self.vm_type == VmType::Default
-            && self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0
+        self.vm_type == VmType::Default && self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0
     }
 
     /// `kvm_mmu_zap_all_fast`: marks all roots invalid, makes every vCPU drop them, then takes them apart.

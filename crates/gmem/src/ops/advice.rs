@@ -47,6 +47,11 @@ impl Advice {
         ("random", Advice::Random),
         ("free", Advice::Free),
     ];
+
+    /// The word that traces and scenarios use for it.
+    pub fn name(self) -> &'static str {
+        Advice::ALL.iter().find(|(_, advice)| *advice == self).expect("the list is complete").0
+    }
 }
 
 bitflags::bitflags! {

@@ -55,6 +55,30 @@ pub struct Shmem {
     /// `i_size` and `i_pages`, under the lock of the latter.
     cache: Mutex<Cache>,
     i_mmap: Arc<IMmap>,
+    /// `f_pos`, here because a memory file is only ever opened once.
+    position: parking_lot::Mutex<u64>,
+}
+
+impl Cache {
+    /// First byte at or after `offset` that lies in a page (`data`) or in a hole; the end of the file is a hole.
+    fn next_data_or_hole(&self, offset: u64, data: bool) -> Option<u64> {
+        let mut at = offset;
+        while at < self.size {
+            let page = Pgoff(at / PAGE_SIZE);
+            match self.pages.range(page..).next() {
+                Some((found, _)) if *found == page => {
+                    if data {
+                        return Some(at);
+                    }
+                    at = (page.0 + 1) * PAGE_SIZE;
+                }
+                _ if !data => return Some(at),
+                Some((found, _)) => at = found.0 * PAGE_SIZE,
+                None => return None,
+            }
+        }
+        if data { None } else { Some(self.size) }
+    }
 }
 
 impl Shmem {
@@ -66,6 +90,7 @@ impl Shmem {
             inode_lock: Mutex::new(cx, "i_rwsem", Seals::empty()),
             cache: Mutex::new(cx, "i_pages", Cache { size, ..Cache::default() }),
             i_mmap: Arc::new(IMmap::new(cx)),
+            position: parking_lot::Mutex::new(0),
         }
     }
 
@@ -289,8 +314,33 @@ impl FileOperations for Shmem {
         true
     }
 
-    fn is_readable(&self) -> bool {
-        true
+    fn seek(&self, cx: &Cx<'_>, offset: i64, whence: u32) -> Result<u64, Errno> {
+        const SEEK_SET: u32 = 0;
+        const SEEK_CUR: u32 = 1;
+        const SEEK_END: u32 = 2;
+        const SEEK_DATA: u32 = 3;
+        let cache = self.cache.lock(cx);
+        let mut position = self.position.lock();
+        let base = match whence {
+            SEEK_SET => 0,
+            SEEK_CUR => *position as i64,
+            SEEK_END => cache.size as i64,
+            data_or_hole => {
+                if offset < 0 || offset as u64 >= cache.size {
+                    return Err(Errno::ENXIO);
+                }
+                *position = cache.next_data_or_hole(offset as u64, data_or_hole == SEEK_DATA).ok_or(Errno::ENXIO)?;
+                return Ok(*position);
+            }
+        };
+        match base.checked_add(offset) {
+            Some(new) if new >= 0 => {
+                *position = new as u64;
+                Ok(*position)
+            }
+            Some(_) => Err(Errno::EINVAL),
+            None => Err(Errno::EOVERFLOW),
+        }
     }
 
     fn read_at(&self, cx: &Cx<'_>, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {

@@ -1,0 +1,112 @@
+//! Operations of a vCPU: each is a short program that the vCPU runs from its code page until it halts or exits.
+//!
+//! As the recording program has it: the first vCPU of a VM adds memory slot 31 with one page of code; the vCPU runs in 32-bit
+//! protected mode with paging off.
+
+use sim_kernel::mm::Prot;
+use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
+use sim_mmu::Gpa;
+
+use super::world::{World, errno_of, failed};
+use crate::kvm::ioctl;
+use crate::kvm::process::{Mapped, Sharing};
+use crate::kvm::uapi::kvm_userspace_memory_region;
+use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
+use crate::ops::{Answer, Exit, Name, Op};
+
+/// Where the code page lies in the guest.
+const CODE_GPA: u64 = 0xf000_0000;
+/// The slot that holds it.
+const CODE_SLOT: u32 = 31;
+/// What the first word of a code page holds: `hlt`, four times.
+const CODE_WORD: u32 = 0xf4f4_f4f4;
+
+impl World {
+    pub(super) fn create_vcpu(&self, cx: &Cx<'_>, vm: &Name, vcpu: &Name, index: u64) -> Answer {
+        let vm_fd = self.fd(vm);
+        let result = ioctl::create_vcpu(cx, &self.process, vm_fd, index);
+        if result.is_ok()
+            && let Some(vm) = ioctl::peek_vm(cx, &self.process, vm_fd)
+            && vm.vcpu_count() == 1
+        {
+            // A VM whose slots already use this place keeps them: the recording program does not look either.
+            let _ = self.add_code_slot(cx, vm_fd);
+        }
+        if let Some(vcpu) = result.ok().and_then(|fd| ioctl::peek_vcpu(cx, &self.process, fd)) {
+            vcpu.set_mode(cx, CpuMode::Protected32, Some(Gpa(CODE_GPA)));
+        }
+        self.name_fd(vcpu, result)
+    }
+
+    fn add_code_slot(&self, cx: &Cx<'_>, vm: i32) -> Result<(), Errno> {
+        let hva: Hva = self.process.mmap(
+            cx,
+            PAGE_SIZE,
+            Prot::READ | Prot::WRITE,
+            Sharing::Private,
+            Mapped::Anonymous,
+            PAGE_SIZE,
+        )?;
+        self.process.write_u32(cx, hva, CODE_WORD).map_err(|_| Errno::EFAULT)?;
+        let region = kvm_userspace_memory_region {
+            slot: CODE_SLOT,
+            flags: 0,
+            guest_phys_addr: CODE_GPA,
+            memory_size: PAGE_SIZE,
+            userspace_addr: hva.0,
+        };
+        ioctl::set_user_memory_region(cx, &self.process, vm, &region)
+    }
+
+    /// Runs one guest operation.
+    pub(super) fn guest(&self, cx: &Cx<'_>, op: &Op) -> Answer {
+        let (vcpu, insn) = match op {
+            Op::GuestRead { vcpu, gpa } => (vcpu, GuestInsn::Read { gpa: Gpa(*gpa) }),
+            Op::GuestWrite { vcpu, gpa, value } => (vcpu, GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 }),
+            Op::GuestRmw { vcpu, gpa, value } => (vcpu, GuestInsn::Rmw { gpa: Gpa(*gpa), value: *value as u32 }),
+            Op::GuestHypercall { vcpu, nr, args, .. } => {
+                let arg = |i: usize| args.get(i).copied().unwrap_or(0);
+                (vcpu, GuestInsn::Hypercall { nr: *nr, args: [arg(0), arg(1), arg(2), arg(3)] })
+            }
+            other => unreachable!("{} is no operation of a vCPU", other.name()),
+        };
+        let fd = self.fd(vcpu);
+        let Some(handle) = ioctl::peek_vcpu(cx, &self.process, fd) else {
+            // Not a vCPU: let the system call say so.
+            return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
+        };
+        handle.set_program(cx, &[insn]);
+        let (result, exit) = match ioctl::run(cx, &self.process, fd) {
+            Ok(run) => run,
+            Err(errno) => return failed(errno),
+        };
+        if let (ExitInfo::Hypercall { nr, args, .. }, Op::GuestHypercall { reply, args: asked, .. }) = (exit, op) {
+            handle.set_exit_answer(cx, *reply);
+            let (result, _) = match ioctl::run(cx, &self.process, fd) {
+                Ok(run) => run,
+                Err(errno) => return failed(errno),
+            };
+            let exit =
+                Exit::Hypercall { nr, args: args[..asked.len().clamp(3, 4)].to_vec(), rax: Some(handle.regs(cx).rax) };
+            return Answer::Exit { errno: result.err().map(errno_of), exit };
+        }
+        let regs = handle.regs(cx);
+        let exit = match exit {
+            ExitInfo::Unknown => Exit::Reason(0),
+            ExitInfo::Hlt => match op {
+                Op::GuestRead { .. } => Exit::Hlt { value: Some(regs.rbx) },
+                // Not an exit of its own: KVM answered the guest itself, and that is what the guest then has.
+                Op::GuestHypercall { .. } => Exit::Hlt { value: Some(regs.rax) },
+                _ => Exit::Hlt { value: None },
+            },
+            ExitInfo::Mmio { gpa, len, is_write, .. } => {
+                Exit::Mmio { gpa: gpa.0, len: u64::from(len), write: is_write }
+            }
+            ExitInfo::Hypercall { .. } => unreachable!("answered above"),
+            ExitInfo::Intr => Exit::Intr,
+            ExitInfo::InternalError { suberror } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
+            ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },
+        };
+        Answer::Exit { errno: result.err().map(errno_of), exit }
+    }
+}
