@@ -506,6 +506,18 @@ fn a_single_entry_at_0_stands_in_the_head() {
 }
 
 #[test]
+fn a_large_entry_left_alone_does_not_become_the_head() {
+    solo(|cx| {
+        let array: XArray<Value> = XArray::new(cx, "xa");
+        array.store_range(cx, 0, 63, Some(Value(8))).unwrap();
+        array.store(cx, 64, Some(Value(8))).unwrap();
+        array.erase(cx, 64);
+        assert_eq!(shape(&array), [(0, 6, vec![(0, 0x11)])]);
+        assert_eq!(array.load(cx, 63), Some(Value(8)));
+    });
+}
+
+#[test]
 fn ranges_never_stand_in_the_head() {
     let shape_of = |first, last| {
         solo(|cx| {

@@ -198,6 +198,19 @@ fn entries_of_unlinked_nodes_are_overwritten() {
 }
 
 #[test]
+fn an_entry_that_moved_to_the_head_is_not_read_in_the_old_node() {
+    Sim::sequential().solo(|cx| {
+        let array = Array::new(cx, "xa");
+        array.store(cx, 0, Some(Value(1))).unwrap();
+        array.store(cx, 5, Some(Value(1))).unwrap();
+        let place = array.locate(cx, 0);
+        array.erase(cx, 5);
+        array.store(cx, 0, Some(Value(2))).unwrap();
+        assert_eq!((array.node_count(), place.is_unchanged()), (0, false));
+    });
+}
+
+#[test]
 fn nodes_wait_for_the_readers_that_may_be_in_them() {
     let mut sim = Sim::sequential();
     sim.solo(|cx| {

@@ -259,18 +259,19 @@ impl Core {
         }
         let node = self.node(writer.create(first, 0, top_shift(last), none)?);
         let (first_slot, last_slot) = (node.slot_of(first), node.slot_of(last));
-        // An entry of several slots is replaced as a whole, so it is left to the single store.
-        let has_large = node.shift() > 0
-            || node.count() > 0 && (first_slot..SLOTS.min(last_slot + 2)).any(|s| as_sibling(node.slot(s)).is_some());
-        match word {
-            RESERVED if node.shift() > 0 => {}
-            RESERVED => reserve_slots(node, first_slot, last_slot),
-            _ if has_large => {
-                for index in first..=last {
-                    writer.store(Chunk::single(index), word, top_shift(index), none)?;
-                }
+        if word == RESERVED {
+            // A large entry that covers all of this is there already.
+            if node.shift() == 0 {
+                reserve_slots(node, first_slot, last_slot);
             }
-            _ => fill_slots(node, first_slot, last_slot, word),
+            return Ok(());
+        }
+        if node.shift() == 0 && fill_slots(node, first_slot, last_slot, word) {
+            return Ok(());
+        }
+        // An entry of several slots is replaced as a whole.
+        for index in first..=last {
+            writer.store(Chunk::single(index), word, top_shift(index), none)?;
         }
         Ok(())
     }
@@ -356,20 +357,29 @@ fn reserve_slots(node: &Node, first: usize, last: usize) {
     node.account(count, 0);
 }
 
-/// Fills slots none of which belongs to a multi-index entry.
-fn fill_slots(node: &Node, first: usize, last: usize, word: u64) {
+/// Fills slots, unless one of them belongs to an entry of several slots.
+fn fill_slots(node: &Node, first: usize, last: usize, word: u64) -> bool {
     let slots = node.slots(first, last);
     let (mut absent, mut values) = (slots.len(), 0);
     if node.count() > 0 {
-        let old = || slots.iter().map(|s| s.load(Ordering::Relaxed));
-        absent = old().filter(|&w| w == NULL).count();
-        values = old().filter(|&w| is_value(w)).count();
+        absent = 0;
+        let mut siblings = last + 1 < SLOTS && as_sibling(node.slot(last + 1)).is_some();
+        for slot in slots {
+            let old = slot.load(Ordering::Relaxed);
+            absent += usize::from(old == NULL);
+            values += usize::from(is_value(old));
+            siblings |= as_sibling(old).is_some();
+        }
+        if siblings {
+            return false;
+        }
     }
     for slot in slots {
         slot.store(word, Ordering::Release);
     }
     let values_now = if is_value(word) { slots.len() } else { 0 };
     node.account(absent as i32, values_now as i32 - values as i32);
+    true
 }
 
 #[cfg(test)]
