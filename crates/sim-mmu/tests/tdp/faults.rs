@@ -255,3 +255,74 @@ fn a_vcpu_keeps_its_root() {
         vm.mmu.uninit(cx);
     });
 }
+
+/// A slot that looks at the entry at the moment when the frame is marked dirty.
+struct Watching<'a> {
+    vm: &'a Vm,
+    root: &'a sim_mmu::Root,
+    writable_when_marked: std::cell::RefCell<Vec<bool>>,
+}
+
+impl sim_mmu::SlotView for Watching<'_> {
+    fn range(&self) -> GfnRange {
+        self.vm.slot.range
+    }
+    fn is_dirty_logged(&self) -> bool {
+        true
+    }
+    fn mark_page_dirty(&self, _cx: &sim_kernel::Cx<'_>, gfn: Gfn) {
+        let (spte, _) = self.vm.mmu.peek_leaf(self.root, gfn);
+        self.writable_when_marked.borrow_mut().push(spte.is_present() && spte.is_writable());
+    }
+    fn lpage_disallowed(&self, _gfn: Gfn, _level: Level) -> bool {
+        false
+    }
+    fn host_level(&self, _cx: &sim_kernel::Cx<'_>, _gfn: Gfn, _fault: Option<&sim_mmu::TdpFault>) -> Level {
+        Level::L1G
+    }
+}
+
+#[test]
+fn when_a_frame_is_marked_dirty() {
+    Sim::sequential().solo(|cx| {
+        let vm = Vm::new(cx, 1);
+        let root = vm.mmu.load_root(cx, 0).unwrap();
+        let slot = Watching { vm: &vm, root: &root, writable_when_marked: Default::default() };
+        let mut fault = vm.fault(Gfn(600), false);
+        let lock = vm.mmu.mmu_lock.read(cx);
+        assert_eq!(vm.mmu.map(cx, &lock, &root, &fault, Some(&slot), &vm.flush), Ok(RetPf::Fixed));
+        drop(lock);
+        vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K);
+        fault.write = true;
+        fault.present = true;
+        assert_eq!(vm.mmu.fast_page_fault(cx, &root, &fault, Some(&slot)), RetPf::Fixed);
+        // The slow path before it installs (mmu_lock keeps the collector out), the fast path after it set W (nothing does).
+        assert_eq!(*slot.writable_when_marked.borrow(), [false, true]);
+    });
+}
+
+#[test]
+fn the_initially_set_bitmap_write_protects_huge_leafs_for_good() {
+    Sim::sequential().solo(|cx| {
+        let vm = Vm::with(cx, 3, TdpConfig { eager_page_split: false, ..config(Stage2Kind::Ept) });
+        vm.slot.set_host(Level::L2M);
+        let root = vm.mmu.load_root(cx, 0).unwrap();
+        for gfn in [512, 1024, 1536] {
+            vm.touch(cx, &root, gfn, true);
+        }
+        vm.slot.logged.store(true, SeqCst);
+        let mut lock = vm.mmu.mmu_lock.write(cx);
+        let mut collect = |base: u64, mask| {
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, Gfn(base), mask, true);
+            [512, 1024, 1536].map(|gfn| vm.mmu.peek_leaf(&root, Gfn(gfn)).0.is_writable())
+        };
+        // Rounding up takes 1023 and 1024 for neighbours within one large page, as the kernel does.
+        assert_eq!(collect(1000, 3 << 23), [false, true, true]);
+        assert_eq!(collect(1500, 1 << 35 | 1 << 37), [false, false, false]);
+        drop(lock);
+        assert!(!vm.mmu.peek_leaf(&root, Gfn(512)).0.has(vm.mmu.masks().mmu_writable), "not even the fast path");
+        assert_eq!(vm.touch(cx, &root, 700, true), RetPf::Fixed);
+        assert_eq!(*vm.slot.dirty.lock(), [700].into());
+        vm.mmu.assert_consistent();
+    });
+}

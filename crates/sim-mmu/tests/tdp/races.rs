@@ -158,14 +158,16 @@ fn recovery_against_faults_and_the_hardware() {
             let root = start_with(cx, &vm, Level::L4K, &[600]);
             vm.mmu.put_root(cx, root);
             vm.slot.set_host(Level::L2M);
-            // The slot's host mapping turns huge while a fault is on its way with the small size.
-            let mut small = vm.fault(Gfn(601), true);
+            // The slot's host mapping turns huge while a fault is on its way with the small size. Its entry is the first that is
+            // frozen, so that few steps lie between the unlink and the freeze.
+            let mut small = vm.fault(BASE, true);
             small.max_level = Level::L4K;
             spawn(cx, "vcpu0", &vm, move |cx, vm| {
                 let root = vm.mmu.load_root(cx, 0).unwrap();
                 while vm.serve(cx, &root, &small) == RetPf::Retry {}
                 vm.mmu.put_root(cx, root);
             });
+            spawn(cx, "vcpu1", &vm, |cx, vm| touch_until_done(cx, vm, Gfn(700)));
             spawn(cx, "recover", &vm, |cx, vm| {
                 let mut lock = vm.mmu.mmu_lock.read(cx);
                 vm.mmu.recover_huge_pages(cx, &mut lock, 0, &vm.slot, &vm.flush);
@@ -183,7 +185,7 @@ fn recovery_against_faults_and_the_hardware() {
             });
             vm
         },
-        |_, vm| assert_eq!(vm.phys.spte_count(vm.pfn(Gfn(601))), 1),
+        |_, vm| assert_eq!(vm.phys.spte_count(vm.pfn(BASE)), 1),
     );
 }
 
@@ -234,6 +236,56 @@ fn no_write_is_lost() {
 }
 
 #[test]
+fn lockless_walks_against_freed_tables() {
+    race(
+        |cx| {
+            let vm = Arc::new(Vm::new(cx, 1));
+            let root = start_with(cx, &vm, Level::L4K, &[600]);
+            vm.mmu.put_root(cx, root);
+            spawn(cx, "walker", &vm, |cx, vm| {
+                let root = vm.mmu.load_root(cx, 0).unwrap();
+                for _ in 0..3 {
+                    let (spte, level) = vm.mmu.walk_lockless(cx, &root, Gfn(600).gpa());
+                    assert!(!spte.is_present() || (spte.pfn(), level) == (vm.pfn(Gfn(600)), Level::L4K));
+                }
+                vm.mmu.put_root(cx, root);
+            });
+            // Under mmu_lock for writing few entries are touched, so tables die quickly.
+            spawn(cx, "zap", &vm, |cx, vm| vm.mmu.zap_all(cx));
+            vm
+        },
+        |_, vm| assert_eq!(vm.mmu.pages().tables, 0),
+    );
+}
+
+#[test]
+fn the_hardware_resurrects_nothing() {
+    race(
+        |cx| {
+            let vm = Arc::new(Vm::new(cx, 1));
+            let root = start_with(cx, &vm, Level::L4K, &[]);
+            let mut speculative = vm.fault(Gfn(600), false);
+            speculative.prefetch = true;
+            assert_eq!(vm.serve(cx, &root, &speculative), RetPf::Fixed);
+            vm.mmu.put_root(cx, root);
+            spawn(cx, "hardware", &vm, |cx, vm| {
+                let root = vm.mmu.load_root(cx, 0).unwrap();
+                let _ = vm.mmu.translate(cx, &root, Gfn(600).gpa(), Access::Read);
+                vm.mmu.put_root(cx, root);
+            });
+            spawn(cx, "notifier", &vm, |cx, vm| {
+                let mut lock = vm.mmu.mmu_lock.write(cx);
+                let range = vm.slot.range;
+                let owed = vm.mmu.zap_leafs(cx, &mut lock, None, RootFilter::All, range, MayYield::No, &vm.flush);
+                assert!(owed.discharge(cx, &vm.flush));
+            });
+            vm
+        },
+        |_, vm| assert_eq!(vm.mmu.pages().leafs, [0, 0, 0]),
+    );
+}
+
+#[test]
 fn two_splits_of_one_leaf() {
     race(
         |cx| {
@@ -252,4 +304,52 @@ fn two_splits_of_one_leaf() {
         },
         |_, vm| assert_eq!(vm.mmu.pages().leafs, [1024, 0, 0]),
     );
+}
+
+#[test]
+fn on_threads() {
+    let vm = sim_kernel::sched::run_native(|cx| {
+        let vm = Arc::new(Vm::new(cx, 2));
+        for i in 0..3u64 {
+            spawn(cx, "vcpu", &vm, move |cx, vm| {
+                for n in 0..400 {
+                    let gfn = BASE + (n * (i + 7) + i) % 1024;
+                    if n % 50 == 0 {
+                        vm.slot.set_host(if n % 100 == 0 { Level::L2M } else { Level::L4K });
+                    }
+                    touch_until_done(cx, vm, gfn);
+                    let mut fault = vm.fault(gfn, true);
+                    fault.present = true;
+                    let root = vm.mmu.load_root(cx, 0).unwrap();
+                    vm.mmu.fast_page_fault(cx, &root, &fault, Some(&vm.slot));
+                    let _rcu = rcu_read_lock(cx);
+                    let _ = vm.mmu.translate(cx, &root, fault.gpa, Access::Write);
+                    vm.mmu.put_root(cx, root);
+                }
+            });
+        }
+        spawn(cx, "notifier", &vm, |cx, vm| {
+            for n in 0..200 {
+                let mut lock = vm.mmu.mmu_lock.write(cx);
+                let range = GfnRange::with_len(BASE + n * 5, 9);
+                let owed = vm.mmu.zap_leafs(cx, &mut lock, None, RootFilter::All, range, MayYield::Yes, &vm.flush);
+                owed.discharge(cx, &vm.flush);
+            }
+        });
+        spawn(cx, "slots", &vm, |cx, vm| {
+            for n in 0..60 {
+                if n % 10 == 0 {
+                    vm.mmu.invalidate_all_roots(cx, &mut vm.mmu.mmu_lock.write(cx));
+                    vm.mmu.zap_invalidated_roots(cx);
+                }
+                let mut lock = vm.mmu.mmu_lock.read(cx);
+                vm.mmu.split_huge_pages(cx, sim_mmu::MmuLock::Read(&mut lock), 0, vm.slot.range, Level::L4K);
+                vm.mmu.wrprot_slot(cx, &mut lock, 0, vm.slot.range, Level::L4K);
+                vm.mmu.recover_huge_pages(cx, &mut lock, 0, &vm.slot, &vm.flush);
+            }
+        });
+        vm
+    });
+    vm.mmu.assert_consistent();
+    sim_kernel::sched::run_native(|cx| vm.mmu.uninit(cx));
 }
