@@ -129,6 +129,13 @@ impl Tables {
         self.meta.get(table.0 as u32).parent.store(entry_id(parent, index), Ordering::Relaxed);
     }
 
+    /// Asserts that the frame is a table of this level (MMU-INV-005): whoever walks it came in time.
+    #[inline]
+    pub(super) fn assert_table(&self, table: Pfn, level: Level) {
+        let found = self.meta.get(table.0 as u32).level.load(Ordering::Relaxed);
+        assert_eq!(found, u32::from(level.number()), "MMU-INV-005: {table:?} is walked after it was freed");
+    }
+
     /// Metadata of a table.
     ///
     /// # Panics
