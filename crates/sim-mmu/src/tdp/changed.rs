@@ -19,7 +19,7 @@ pub(super) struct Raced;
 pub(super) enum Frames {
     /// They follow the entry.
     Count,
-    /// A huge leaf becomes a table of leafs that name the same frames.
+    /// A huge leaf becomes a table of leafs that name the same frames, or they were counted already.
     Inherited,
 }
 
@@ -51,10 +51,21 @@ impl TdpMmu {
     ) -> Result<(), Raced> {
         assert!(!iter.yielded, "MMU-INV-053: an entry is written from a snapshot that a yield made void");
         assert!(!iter.old_spte.is_frozen(), "MMU-INV-003: a frozen entry is overwritten");
+        // Natively another thread may unlink the leaf before this one has counted it, so it is counted first. Simulated, count and
+        // exchange are one step.
+        let early =
+            cx.is_native() && frames == Frames::Count && new.is_leaf(iter.level) && !iter.old_spte.is_leaf(iter.level);
+        if early {
+            self.tables.add_frames(new, iter.level);
+        }
         if let Err(found) = iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0) {
+            if early {
+                self.tables.sub_frames(new, iter.level);
+            }
             iter.old_spte = Spte(found);
             return Err(Raced);
         }
+        let frames = if early { Frames::Inherited } else { frames };
         let rules = Rules { frames, ..Rules::of(iter, true) };
         self.handle_changed_spte(cx, rules, iter.gfn, iter.level, iter.old_spte, new);
         Ok(())

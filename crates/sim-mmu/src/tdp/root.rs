@@ -195,7 +195,8 @@ impl TdpMmu {
         }
     }
 
-    /// Proof by type that mmu_lock is held for reading is all that a stale check needs: whether a fault on `root` must retry.
+    /// The root's half of `is_page_fault_stale`: whether a fault on `root` must retry. The other half is
+    /// [`MmuInvalidate::retry_gfn`](crate::MmuInvalidate::retry_gfn), for faults that have a memslot.
     pub fn is_root_stale(&self, _lock: &RwLockReadGuard<'_, ()>, root: &Root) -> bool {
         root.is_invalid()
     }

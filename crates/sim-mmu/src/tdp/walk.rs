@@ -56,7 +56,7 @@ impl TdpMmu {
             let (mut table, mut level) = (root.table(), root.level());
             let (mut writable, mut executable) = (true, true);
             loop {
-                assert_eq!(self.tables.info(table).level, level, "MMU-INV-005: the hardware walks a reused table");
+                self.tables.assert_table(table, level);
                 let word = self.tables.word(cx, table, gpa.gfn().index(level));
                 let entry = word.load();
                 if entry & masks.hw_present == 0 {

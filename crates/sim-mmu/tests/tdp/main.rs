@@ -1,0 +1,9 @@
+//! Tests of the stage-2 MMU through its public interface, one binary.
+
+mod events;
+mod faults;
+mod invalidate;
+mod model;
+mod races;
+mod spte;
+mod vm;
