@@ -147,6 +147,25 @@ pub enum HostLevel {
 }
 
 /// The address space of one process.
+///
+/// ```
+/// use sim_kernel::mm::{Advice, HostLevel, Mm, MmapArgs, PhysMem, Prot, Signal};
+/// use sim_kernel::sched::Sim;
+/// use std::sync::Arc;
+///
+/// Sim::sequential().solo(|cx| {
+///     let mm = Mm::new(cx, Arc::new(PhysMem::new(cx, 16 << 20)));
+///     let args = MmapArgs { len: 4 << 20, prot: Prot::RW, shared: false, file: None, offset: 0, align: 2 << 20 };
+///     let hva = mm.mmap(cx, &args)?;
+///     mm.write_u32(cx, hva, 7).unwrap();
+///     assert_eq!(mm.host_mapping_level(cx, hva), HostLevel::Page2M);
+///     mm.madvise(cx, hva, 4096, Advice::Dontneed)?;
+///     assert_eq!(mm.read_u32(cx, hva), Ok(0));
+///     mm.munmap(cx, hva, 4096)?;
+///     assert_eq!(mm.read_u32(cx, hva), Err(Signal::Sigsegv));
+///     Ok::<(), sim_kernel::Errno>(())
+/// }).unwrap();
+/// ```
 pub struct Mm {
     pub(super) phys: Arc<PhysMem>,
     /// The zero page.

@@ -5,3 +5,4 @@ mod model;
 mod races;
 mod rules;
 mod script;
+mod shmem;

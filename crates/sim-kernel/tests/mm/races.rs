@@ -7,7 +7,7 @@ use sim_kernel::fs::{File, Shmem};
 use sim_kernel::mm::{Advice, GupFlags, Mm, MmapArgs, MmuNotifier, PhysMem, Prot};
 use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use sim_kernel::sync::Mutex;
-use sim_kernel::{Cx, Hva, HvaRange, PAGE_SIZE, Pfn, Pgoff};
+use sim_kernel::{Cx, Hva, HvaRange, PAGE_SIZE, Pfn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ enum Do {
 struct Mmu {
     in_progress: u64,
     seq: u64,
+    unregistered: bool,
     entries: BTreeMap<Hva, (Pfn, bool)>,
 }
 
@@ -45,12 +46,14 @@ struct SecondMmu(Mutex<Mmu>);
 impl MmuNotifier for SecondMmu {
     fn invalidate_range_start(&self, cx: &Cx<'_>, range: HvaRange) {
         let mut mmu = self.0.lock(cx);
+        assert!(!mmu.unregistered, "told of a start after unregistering");
         mmu.in_progress += 1;
         mmu.entries.retain(|hva, _| !(range.start <= *hva && *hva < range.end));
     }
 
     fn invalidate_range_end(&self, cx: &Cx<'_>, _range: HvaRange) {
         let mut mmu = self.0.lock(cx);
+        assert!(!mmu.unregistered, "told of an end after unregistering");
         mmu.seq += 1;
         mmu.in_progress -= 1;
     }
@@ -126,8 +129,9 @@ impl World {
             Do::Truncate(pages) => operations.truncate(cx, pages * PAGE_SIZE).is_ok(),
             Do::Unregister => {
                 self.mm.unregister_notifier(cx, &(Arc::clone(&self.mmu) as Arc<dyn MmuNotifier>));
-                // Nobody tells the MMU anything from here on.
-                self.mmu.0.lock(cx).entries.clear();
+                let mut mmu = self.mmu.0.lock(cx);
+                mmu.unregistered = true;
+                mmu.entries.clear();
                 true
             }
         };
@@ -141,8 +145,10 @@ impl World {
             self.phys.put(cx, *pfn);
         }
         for page in 0..4 {
-            let i_mmap = self.file.operations().i_mmap().unwrap();
-            i_mmap.unmap_page(cx, Pgoff(page));
+            if let Ok(mapped) = self.mm.read_u32(cx, self.shared + page * PAGE_SIZE) {
+                let cached = self.file.operations().read_at(cx, page * PAGE_SIZE, 4).unwrap();
+                assert_eq!(mapped.to_le_bytes(), cached[..], "page {page} is mapped but not the file's any more");
+            }
         }
         self.mm.exit_mmap(cx);
         cx.task_work_run();
@@ -224,4 +230,24 @@ fn drops_of_file_pages_meet() {
 #[test]
 fn a_listener_leaves_while_it_is_told() {
     race(&[Do::WriteA(1)], &[&[Do::DropA(0, 3)], &[Do::Unregister], &[Do::MunmapA(7, 1)]]);
+}
+
+#[test]
+fn threads_of_the_host_do_the_same() {
+    let world = sim_kernel::sched::run_native(|cx| {
+        let world = Arc::new(World::new(cx));
+        let tasks: [&'static [Do]; 4] = [
+            &[Do::WriteA(1), Do::ReadF(1), Do::WriteF(2), Do::ReadA(3)],
+            &[Do::DropA(0, 512), Do::DropA(3, 1), Do::DropF(0, 4)],
+            &[Do::ShadowA(1, false), Do::ShadowF(1, true), Do::ShadowA(3, true)],
+            &[Do::Punch(0, 4), Do::ProtectA(0, 7, Prot::READ), Do::ProtectA(0, 7, Prot::RW)],
+        ];
+        for acts in tasks {
+            let world = Arc::clone(&world);
+            cx.spawn("task", move |cx| (0..200).for_each(|_| acts.iter().for_each(|act| world.act(cx, *act))));
+        }
+        world
+    });
+    let world = Arc::into_inner(world).expect("every task is done");
+    sim_kernel::sched::run_native(|cx| world.check(cx));
 }

@@ -1,6 +1,13 @@
 //! One script per rule: what is installed, what is answered, and which notifiers are raised.
 
 use super::script::check;
+use sim_kernel::fs::{Fault, FaultError, File, FileOperations, MmapRequest, Stat};
+use sim_kernel::mm::{FrameFlags, GupError, GupFlags, IMmap, Mm, MmapArgs, PhysMem, Prot, Signal};
+use sim_kernel::sched::Sim;
+use sim_kernel::{Cx, Errno, PAGE_SIZE, Pgoff};
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[test]
 fn first_touch_of_a_huge_capable_block() {
@@ -419,6 +426,9 @@ fn private_file_mappings_copy() {
          read s -> 3
          write p+1 5 -> ok
          read s+1 -> 0
+         read s -> 3
+         unmap f 0 -> ok ! s+0,1 p+0,1
+         read p -> 4
          remove p 1 -> EACCES
          mprotect p 8 r -> ok ! p+0,8
          mprotect p 8 rw -> ok ! p+0,8
@@ -486,4 +496,98 @@ fn absurd_sizes() {
          mmap m 1 rw align 0 -> EINVAL
          mmap m 1 rw align 3 -> EINVAL",
     );
+}
+
+/// A file of one page, which the first faults find truncated and the later ones intact or poisoned.
+#[derive(Debug)]
+struct Fickle {
+    phys: Arc<PhysMem>,
+    i_mmap: Arc<IMmap>,
+    truncated: AtomicU64,
+    poisoned: bool,
+}
+
+impl FileOperations for Fickle {
+    fn release(&self, _cx: &Cx<'_>) {}
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn stat(&self, _cx: &Cx<'_>) -> Stat {
+        Stat { ino: 1, mode: 0, nlink: 1, size: PAGE_SIZE, blksize: PAGE_SIZE, blocks: 0 }
+    }
+
+    fn mmap(&self, _cx: &Cx<'_>, _request: &MmapRequest) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn fault(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Result<Fault, FaultError> {
+        let pfn = self.phys.alloc_zeroed().map_err(|_| FaultError::Oom)?;
+        self.phys.lock(cx, pfn);
+        if self.truncated.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.phys.set_mapping(pfn, 1, pgoff);
+            self.phys.get(pfn);
+        }
+        if self.poisoned {
+            self.phys.set_flags(pfn, FrameFlags::HWPOISON);
+        }
+        Ok(Fault { pfn })
+    }
+
+    fn i_mmap(&self) -> Option<&Arc<IMmap>> {
+        Some(&self.i_mmap)
+    }
+}
+
+fn with_fickle_file(truncated: u64, poisoned: bool, body: impl Fn(&Cx<'_>, &Mm, sim_kernel::Hva)) {
+    Sim::sequential().solo(|cx| {
+        let phys = Arc::new(PhysMem::new(cx, 1 << 20));
+        let mm = Mm::new(cx, Arc::clone(&phys));
+        let file = Fickle {
+            phys: Arc::clone(&phys),
+            i_mmap: Arc::new(IMmap::new(cx)),
+            truncated: AtomicU64::new(truncated + 1),
+            poisoned,
+        };
+        let file = File::new(cx, Arc::new(file));
+        let args =
+            MmapArgs { len: PAGE_SIZE, prot: Prot::RW, shared: true, file: Some(&file), offset: 0, align: PAGE_SIZE };
+        let hva = mm.mmap(cx, &args).unwrap();
+        body(cx, &mm, hva);
+        assert!(phys.used_frames() - phys.reserved_frames() <= 1, "truncated pages are given back");
+    });
+}
+
+#[test]
+fn a_page_that_was_truncated_meanwhile_is_asked_for_again() {
+    with_fickle_file(3, false, |cx, mm, hva| {
+        let page = mm.get_user_page(cx, hva, GupFlags { write: true }).unwrap();
+        assert!(mm.phys().mapping(page.pfn).is_some());
+        assert_eq!(mm.phys().refcount(page.pfn), 3, "the cache's, the entry's and ours");
+        assert_eq!(mm.phys().mapcount(page.pfn), 1);
+    });
+}
+
+#[test]
+fn a_poisoned_page_is_not_mapped() {
+    with_fickle_file(0, true, |cx, mm, hva| {
+        assert_eq!(mm.get_user_page(cx, hva, GupFlags::default()), Err(GupError::HwPoison));
+    });
+    with_fickle_file(0, true, |cx, mm, hva| {
+        assert_eq!(mm.read_u32(cx, hva), Err(Signal::Sigbus));
+    });
+}
+
+#[test]
+fn a_signal_ends_a_pin_that_would_fault() {
+    Sim::sequential().solo(|cx| {
+        let mm = Mm::new(cx, Arc::new(PhysMem::new(cx, 1 << 20)));
+        let args = MmapArgs { len: PAGE_SIZE, prot: Prot::RW, shared: false, file: None, offset: 0, align: PAGE_SIZE };
+        let hva = mm.mmap(cx, &args).unwrap();
+        cx.send_signal(cx.task());
+        assert_eq!(mm.get_user_page(cx, hva, GupFlags::default()), Err(GupError::SignalPending));
+        mm.write_u32(cx, hva, 1).unwrap();
+        assert!(mm.get_user_page(cx, hva, GupFlags::default()).is_ok(), "the page is there, nothing sleeps");
+    });
 }
