@@ -1,14 +1,19 @@
 //! The simulator as the command uses it.
 
-use std::io::Write;
+use std::io::{self, Write};
 
+use sim_kernel::sched::LogLevel;
+
+use crate::cli::args::Strategy;
 use crate::cli::{Backend, RunOptions};
+use crate::demo;
 use crate::interp::Sequential;
-use crate::kvm::config::MachineConfig;
+use crate::kvm::config::{MachineConfig, STAGE2_FORMATS};
 use crate::replay::Executor;
+use crate::runner::{self, RunReport};
 use crate::scenario::Scenario;
 use crate::trace::Header;
-use crate::{Stage2Kind, Status};
+use crate::Status;
 
 /// The machine of this crate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,26 +21,76 @@ pub struct Simulator;
 
 impl Backend for Simulator {
     fn executor(&self, header: &Header) -> Result<Box<dyn Executor>, String> {
-        let mut config = MachineConfig::default();
-        match header.stage2.as_str() {
-            "npt" => config.stage2 = Stage2Kind::Npt,
-            "ept" => config.stage2 = Stage2Kind::Ept,
-            other => return Err(format!("stage2 is `{other}`; expected npt or ept")),
-        }
-        Ok(Box::new(Sequential::new(config)))
+        let format = STAGE2_FORMATS.iter().find(|(name, _)| *name == header.stage2);
+        let Some((_, stage2)) = format else {
+            return Err(format!("stage2 is `{}`; expected npt or ept", header.stage2));
+        };
+        Ok(Box::new(Sequential::new(MachineConfig { stage2: *stage2, ..MachineConfig::default() })))
     }
 
     fn run(
         &self,
-        _scenario: &Scenario,
-        _options: &RunOptions,
-        _out: &mut dyn Write,
-        _log: Option<&mut dyn Write>,
+        scenario: &Scenario,
+        options: &RunOptions,
+        out: &mut dyn Write,
+        log: Option<&mut dyn Write>,
     ) -> anyhow::Result<Status> {
-        anyhow::bail!("being assembled")
+        let level = if log.is_some() { LogLevel::Full } else { LogLevel::Hash };
+        let chooser = runner::chooser(options.strategy, options.schedule.as_ref());
+        let machine = &scenario.machine;
+        writeln!(out, "{}: {}", scenario.name, scenario.teaches.as_deref().unwrap_or("a scenario"))?;
+        match &options.schedule {
+            Some(schedule) => write!(out, "schedule {schedule}")?,
+            None => write!(out, "seed {}, strategy {}", options.seed, strategy_name(options.strategy))?,
+        }
+        let stage2 = STAGE2_FORMATS.iter().find(|(_, kind)| *kind == machine.stage2).map_or("", |(name, _)| *name);
+        writeln!(out, ", Linux {}, {stage2}, {} MiB\n", machine.kernel, machine.memory >> 20)?;
+        let report = runner::run(scenario, chooser, options.seed, level);
+        print_report(&report, options, out)?;
+        if let (Some(log), Some(text)) = (log, &report.log) {
+            log.write_all(text.as_bytes())?;
+        }
+        Ok(if report.is_as_expected() { Status::Success } else { Status::Found })
     }
 
-    fn demonstrate(&self, _out: &mut dyn Write) -> anyhow::Result<Status> {
-        anyhow::bail!("being assembled")
+    fn demonstrate(&self, out: &mut dyn Write) -> anyhow::Result<Status> {
+        demo::demonstrate(out)
+    }
+}
+
+fn strategy_name(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::Random => "random",
+        Strategy::RoundRobin => "round-robin",
+        Strategy::RunToCompletion => "run-to-completion",
+    }
+}
+
+/// The steps in the order in which they were completed, then the verdict and how to repeat the run.
+fn print_report(report: &RunReport, options: &RunOptions, out: &mut dyn Write) -> io::Result<()> {
+    let width = report.steps.iter().map(|s| s.thread.len()).max().unwrap_or(0);
+    let text_width = report.steps.iter().map(|s| s.text.len()).max().unwrap_or(0).min(76);
+    for step in &report.steps {
+        let mark = if step.problem.is_some() { "!" } else { " " };
+        writeln!(out, "{mark} {:width$}  {:text_width$}  {}", step.thread, step.text, step.answer)?;
+        if let Some(problem) = &step.problem {
+            writeln!(out, "    {}:{}: {problem}", options.file, step.line)?;
+        }
+    }
+    writeln!(out, "\n{} scheduling points, events {:016x}", report.scheduling_points, report.log_digest)?;
+    if !report.verdict.is_completed() {
+        writeln!(out, "{}", report.verdict)?;
+    }
+    if let Err(outcome) = &report.outcome {
+        writeln!(out, "{outcome}")?;
+    }
+    if let Some(invariant) = &report.invariant {
+        writeln!(out, "{invariant}")?;
+    }
+    if report.is_as_expected() {
+        writeln!(out, "everything came out as the scenario says")
+    } else {
+        writeln!(out, "not what the scenario says; to see it again:")?;
+        writeln!(out, "  gmem run {} --schedule {}", options.file, report.schedule)
     }
 }

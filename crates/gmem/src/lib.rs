@@ -2,10 +2,12 @@
 
 mod backend;
 pub mod cli;
+mod demo;
 pub mod interp;
 pub mod kvm;
 pub mod ops;
 pub mod replay;
+pub mod runner;
 pub mod scenario;
 mod status;
 pub mod trace;

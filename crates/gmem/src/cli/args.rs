@@ -100,6 +100,9 @@ pub struct Run {
     /// Who runs next
     #[arg(long, value_enum, default_value_t = Strategy::Random)]
     pub strategy: Strategy,
+    /// Follow this recorded schedule (`gmem1:...`) instead of a strategy
+    #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
+    pub schedule: Option<String>,
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use sim_kernel::sched::Schedule;
+
 use super::args::Strategy;
 use crate::Status;
 use crate::replay::Executor;
@@ -9,12 +11,16 @@ use crate::scenario::Scenario;
 use crate::trace::Header;
 
 /// What `gmem run` was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunOptions {
+    /// The scenario's file as the user named it, for the command that repeats the run.
+    pub file: String,
     /// Which schedule.
     pub seed: u64,
     /// Who runs next.
     pub strategy: Strategy,
+    /// Follow this schedule instead.
+    pub schedule: Option<Schedule>,
 }
 
 /// The simulator, as far as the command needs it.

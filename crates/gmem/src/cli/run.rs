@@ -25,7 +25,11 @@ pub(super) fn run(
             return Ok(Status::BadInput);
         }
     };
-    let options = RunOptions { seed: args.seed, strategy: args.strategy };
+    let schedule = match args.schedule.as_deref().map(str::parse).transpose() {
+        Ok(schedule) => schedule,
+        Err(error) => anyhow::bail!("--schedule: {error}"),
+    };
+    let options = RunOptions { file: name, seed: args.seed, strategy: args.strategy, schedule };
     match &args.log {
         None => backend.run(&scenario, &options, out, None),
         Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log))),

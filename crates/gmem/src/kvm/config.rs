@@ -2,7 +2,6 @@
 
 use sim_mmu::Stage2Kind;
 use std::fmt;
-use std::str::FromStr;
 
 /// Which Linux release's rules apply. This version of the simulator models 7.3.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -13,22 +12,19 @@ pub enum KernelVersion {
     V7_3,
 }
 
+impl KernelVersion {
+    /// Every release that is modelled, with its name in scenarios.
+    pub const ALL: [(&'static str, KernelVersion); 1] = [("7.3", KernelVersion::V7_3)];
+}
+
+/// Both formats of stage 2 with their names in scenarios and trace headers.
+pub const STAGE2_FORMATS: [(&str, Stage2Kind); 2] = [("npt", Stage2Kind::Npt), ("ept", Stage2Kind::Ept)];
+
 impl fmt::Display for KernelVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             KernelVersion::V7_3 => "7.3",
         })
-    }
-}
-
-impl FromStr for KernelVersion {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<KernelVersion, String> {
-        match s {
-            "7.3" => Ok(KernelVersion::V7_3),
-            other => Err(format!("unknown kernel version `{other}`; expected 7.3")),
-        }
     }
 }
 

@@ -10,7 +10,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::line::{self, LineError};
 use super::offsets::offsets;
-use super::{Diagnostic, KernelVersion, MachineSpec, Outcome, Scenario, Stage2, Step, Thread, words};
+use super::{Diagnostic, MachineSpec, Outcome, Scenario, Step, Thread, words};
+use crate::kvm::config::{KernelVersion, STAGE2_FORMATS};
 use crate::ops::suggest::did_you_mean;
 
 /// The most threads that a scenario has: a schedule names each in six bits, and one is left for the kernel's own.
@@ -89,7 +90,7 @@ impl FileReader {
             machine.kernel = self.choice(kernel, "kernel", &KernelVersion::ALL)?;
         }
         if let Some(stage2) = table.get("stage2") {
-            machine.stage2 = self.choice(stage2, "second stage", &Stage2::ALL)?;
+            machine.stage2 = self.choice(stage2, "second stage", &STAGE2_FORMATS)?;
         }
         if let Some(memory) = table.get("memory") {
             let bytes = match memory.get_ref() {

@@ -46,7 +46,7 @@ pub use diagnostic::Diagnostic;
 pub use expectation::{Expectation, Outcome, Pattern};
 pub use file::{THREADS_MAX, parse};
 pub use line::{LineError, ParsedLine, parse_line};
-pub use machine::{KernelVersion, MachineSpec, Stage2};
+pub use machine::MachineSpec;
 pub use print::print;
 
 use crate::ops::Op;

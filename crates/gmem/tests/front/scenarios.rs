@@ -2,7 +2,8 @@
 
 use gmem::ops::table::{Kind, OPS};
 use gmem::ops::{Advice, Answer, Detail, Errno, Exit, FdRef, FileStat, HvaRef, Op, Prot, Signal};
-use gmem::scenario::{KernelVersion, Scenario, Stage2, parse, parse_line, print};
+use gmem::{KernelVersion, Stage2Kind as Stage2};
+use gmem::scenario::{Scenario, parse, parse_line, print};
 use gmem::trace::Reader;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -14,7 +15,7 @@ name = "punch"
 teaches = "A hole punched while the guest writes"
 
 [machine]
-kernel = "6.18"
+kernel = "7.3"
 stage2 = "ept"
 memory = 0x4000_0000
 
@@ -55,7 +56,7 @@ fn a_scenario_with_everything() {
     let scenario = race();
     assert_eq!(scenario.name, "punch");
     assert_eq!(scenario.teaches.as_deref(), Some("A hole punched while the guest writes"));
-    assert_eq!(scenario.machine.kernel, KernelVersion::V6_18);
+    assert_eq!(scenario.machine.kernel, KernelVersion::V7_3);
     assert_eq!(scenario.machine.stage2, Stage2::Ept);
     assert_eq!(scenario.machine.memory, 1 << 30);
     assert_eq!(scenario.setup.len(), 5);
