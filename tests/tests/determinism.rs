@@ -37,7 +37,8 @@ fn same_seed_same_hash_in_every_build() {
         fault-against-punch: 812ed725fb8e3082 6e45a993bec738d2 7fe76aa951b1f07f bed12e1eba1407d8
         fault-against-conversion: 29c421dbd5391f87 9f84adbcec237443 d301fe98f2ed48c3 4f5159d76c89916f
         release-while-faulting: b58965a7bd1c24b2 9295ff81798220d3 cea0be42e43fbbb3 3c2ea43a4b4db658
-    "#]].assert_eq(&digests());
+    "#]]
+    .assert_eq(&digests());
 }
 
 #[test]

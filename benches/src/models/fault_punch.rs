@@ -1,4 +1,5 @@
-//! `fault x punch`: a vCPU writes to a private page that exists and is not mapped, while the VMM punches the hole of that page.
+//! `fault x punch`: a vCPU writes to a private page that exists and is not mapped, while the VMM punches a hole there, gives the
+//! page back, and punches again.
 
 use super::small_vm::SmallVm;
 use gmem::kvm::vcpu::ExitInfo;
@@ -24,13 +25,19 @@ pub enum Outcome {
 pub fn run(sim: &mut Sim, config: &Config) -> Outcome {
     let (small, verdict) = sim.execute(config, |cx| {
         let small = Arc::new(SmallVm::new(cx));
+        // The vCPU has a root and the tables around the page, so that the two sides take about as many steps.
+        assert_eq!(small.write(cx, 1, VALUE), (Ok(()), ExitInfo::Hlt));
         small.allocate(cx, 0, 1);
         let guest = Arc::clone(&small);
         cx.spawn("vcpu", move |cx| {
             assert_eq!(guest.write(cx, 0, VALUE), (Ok(()), ExitInfo::Hlt));
         });
         let vmm = Arc::clone(&small);
-        cx.spawn("vmm", move |cx| vmm.punch(cx, 0, 1));
+        cx.spawn("vmm", move |cx| {
+            vmm.punch(cx, 0, 1);
+            vmm.allocate(cx, 0, 1);
+            vmm.punch(cx, 0, 1);
+        });
         small
     });
     assert_eq!(verdict, Verdict::Completed);
@@ -43,7 +50,11 @@ pub fn run(sim: &mut Sim, config: &Config) -> Outcome {
         }
     };
     let mapped = small.vm.mmu().pages().leafs;
-    assert_eq!(mapped, [u64::from(outcome == Outcome::Written), 0, 0], "mapped iff it exists");
+    assert_eq!(
+        mapped,
+        [1 + u64::from(outcome == Outcome::Written), 0, 0],
+        "mapped iff it exists, beside the other page"
+    );
     let small = Arc::into_inner(small).expect("the tasks have ended");
     sim.solo(|cx| small.destroy(cx));
     outcome
