@@ -195,7 +195,7 @@ impl Vcpu {
             FaultIn::Done(result) => return Ok(result),
             FaultIn::Map => {}
         }
-        let result = {
+        {
             let lock = vm.mmu.mmu_lock.read(cx);
             let stale = root.is_invalid()
                 || (fault.slot.is_some() && vm.mmu.invalidate.retry_gfn(&lock, fault.mmu_seq, fault.tdp.gfn()));
@@ -214,8 +214,7 @@ impl Vcpu {
                 vm.host.phys.put(cx, pfn);
             }
             result
-        };
-        result
+        }
     }
 
     fn is_private_now(&self, cx: &Cx<'_>, gfn: Gfn) -> bool {
