@@ -80,7 +80,18 @@ impl VcpuFd {
     ///
     /// # Errors
     /// `EINTR` for a signal or an immediate exit; `EFAULT`, `EHWPOISON` and `ENOMEM` from the fault path if there is no memory-fault
-    /// exit; `EIO` if the caller's process is not the VM's; `EBADF` if the process has exited.
+    /// exit; `EBADF` if the process has exited.
+    ///
+    /// # Example
+    /// What an exit lends ends where the vCPU runs again:
+    ///
+    /// ```compile_fail,E0499
+    /// fn keep(cx: &gmem::Cx<'_>, vcpu: &mut gmem::VcpuFd) {
+    ///     let gmem::VcpuExit::MmioRead(_, data) = vcpu.run(cx).unwrap() else { return };
+    ///     vcpu.run(cx).unwrap();
+    ///     data[0] = 1;
+    /// }
+    /// ```
     pub fn run(&mut self, cx: &Cx<'_>) -> Result<VcpuExit<'_>> {
         let answer = match self.run {
             KvmRun::Nothing => None,
@@ -122,7 +133,8 @@ impl VcpuFd {
         }
     }
 
-    /// `kvm_run.immediate_exit`: while it is not 0, [`VcpuFd::run`] completes the last exit and then fails with `EINTR`.
+    /// `kvm_run.immediate_exit`: while it is not 0, [`VcpuFd::run`] completes the last exit and then fails with `EINTR`. To stop a
+    /// vCPU that another task runs, send that task a signal ([`Cx::send_signal`]).
     pub fn set_kvm_immediate_exit(&mut self, cx: &Cx<'_>, val: u8) {
         self.vcpu.set_immediate_exit(cx, val);
     }

@@ -126,14 +126,16 @@ fn the_dirty_log_has_a_bit_for_each_written_page() {
 }
 
 #[test]
-fn another_process_is_refused() {
+fn a_process_that_was_passed_the_descriptor_is_refused() {
     on_machine(|cx, process| {
         let vm = protected(cx, process);
-        let mut vcpu = vm.create_vcpu(cx, 0).unwrap();
-        let number = vm.as_raw_fd();
         let stranger = process.host().process(cx);
-        assert!(gmem::kvm::ioctl::peek_vm(cx, &stranger, number).is_none(), "descriptors belong to a process");
-        assert!(std::sync::Arc::ptr_eq(vm.process(), process));
-        assert!(matches!(vcpu.run(cx), Ok(VcpuExit::Hlt)));
+        let file = process.fds().get(cx, vm.as_raw_fd()).unwrap();
+        let passed = stranger.fds().install(cx, file).unwrap();
+        let answer = gmem::kvm::ioctl::check_extension_on(cx, &stranger, passed, Cap::UserMemory as u64);
+        assert_eq!(answer, Err(Errno::EIO), "a VM belongs to one address space");
+        stranger.exit(cx);
+        assert!(vm.check_extension(cx, Cap::UserMemory));
+        assert!(Arc::ptr_eq(vm.process(), process));
     });
 }
