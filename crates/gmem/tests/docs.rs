@@ -123,3 +123,15 @@ fn links_lead_somewhere() {
         }
     }
 }
+
+/// The library's example in `README.md` is the one of the crate's own page, which is compiled and run.
+#[test]
+fn the_example_is_that_of_the_crate() {
+    let source = include_str!("../src/lib.rs");
+    let block = source.split("//! ```\n").nth(1).expect("the crate's page has an example");
+    let lines = block.lines().map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default());
+    let shown: Vec<&str> = lines.filter(|line| !line.starts_with("# ")).collect();
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let in_readme = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("\n```").next());
+    assert_eq!(in_readme, Some(shown.join("\n").as_str()), "README.md shows another example");
+}
