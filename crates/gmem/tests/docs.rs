@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use gmem::ops::Advice;
 use gmem::ops::table::{Arg, Kind, OPS, OpSpec};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// `README.md` and every page under `docs/`.
+/// `README.md`, `ARCHITECTURE.md` and every page under `docs/`.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![repository().join("README.md"), repository().join("ARCHITECTURE.md")];
     let mut folders = vec![repository().join("docs")];
@@ -97,6 +98,7 @@ fn operations_are_those_of_the_table() {
             let known: Vec<String> = known.iter().map(|(word, value)| format!("{word} = {value}")).collect();
             Some(format!("`{}`: {}", arg.name, known.join(", ")))
         }
+        Kind::Advice => Some(format!("`{}`: {}", arg.name, Advice::ALL.map(|(word, _)| word).join(", "))),
         _ => None,
     };
     let row = |spec: &OpSpec| {
@@ -104,7 +106,8 @@ fn operations_are_those_of_the_table() {
         format!("| `{}` | {} | {} |\n", spec.usage(), spec.help, words.join("; "))
     };
     let rows: String = OPS.iter().map(row).collect();
-    check_table("docs/scenarios.md", "operations", &format!("| written | what it is | words for numbers |\n|---|---|---|\n{rows}"));
+    let head = "| written | what it is | words |\n|---|---|---|\n";
+    check_table("docs/scenarios.md", "operations", &format!("{head}{rows}"));
 }
 
 /// Links between pages, and from pages to files, lead somewhere.
