@@ -112,11 +112,8 @@ fn assert_none(places: &[String], why: &str) {
 
 #[test]
 fn every_file_says_what_it_is() {
-    let silent: Vec<_> = sources()
-        .into_iter()
-        .filter(|(_, text)| !text.starts_with("//!"))
-        .map(|(name, _)| name)
-        .collect();
+    let silent: Vec<_> =
+        sources().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(name, _)| name).collect();
     assert_none(&silent, "files that do not open with `//!`");
 }
 
@@ -165,7 +162,10 @@ fn the_simulator_reads_no_clock_and_starts_no_thread() {
     let no_files = |name: &str| {
         core(name) && !["crates/gmem/src/replay/", "crates/gmem/src/trace/"].iter().any(|at| name.starts_with(at))
     };
-    assert_none(&places(&["std::fs", "fs::read", "fs::write", "File::open", "io::stdout", "io::stderr"], no_files), "I/O");
+    assert_none(
+        &places(&["std::fs", "fs::read", "fs::write", "File::open", "io::stdout", "io::stderr"], no_files),
+        "I/O",
+    );
 }
 
 #[test]

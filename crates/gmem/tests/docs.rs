@@ -104,7 +104,11 @@ fn operations_are_those_of_the_table() {
         format!("| `{}` | {} | {} |\n", spec.usage(), spec.help, words.join("; "))
     };
     let rows: String = OPS.iter().map(row).collect();
-    check_table("docs/scenarios.md", "operations", &format!("| written | what it is | words for numbers |\n|---|---|---|\n{rows}"));
+    check_table(
+        "docs/scenarios.md",
+        "operations",
+        &format!("| written | what it is | words for numbers |\n|---|---|---|\n{rows}"),
+    );
 }
 
 /// Links between pages, and from pages to files, lead somewhere.
