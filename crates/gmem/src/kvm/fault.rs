@@ -270,7 +270,10 @@ impl Vcpu {
         }
         let gfn = fault.tdp.gfn();
         let generation = self.vm.memslots.read(cx, 0, |set| set.generation);
-        state.mmio_cache = Some((gfn.0, generation));
+        // While slots are swapped, "no slot" is what the old set says and the generation is the new one's.
+        if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS == 0 {
+            state.mmio_cache = Some((gfn.0, generation));
+        }
         fault.tdp.mmio_generation = generation;
         if gfn > self.vm.max_gfn() || !self.vm.mmu.config().mmio_caching {
             return Ok(FaultIn::Done(RetPf::Emulate));
