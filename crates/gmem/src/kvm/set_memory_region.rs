@@ -310,8 +310,9 @@ impl Vm {
         self.srcu.synchronize(cx);
 
         let generation = generation.wrapping_add(u64::from(self.address_spaces()));
-        self.memslots.set_generation(cx, as_id, generation);
+        // Before the generation is stored: until then no MMIO entry matches, and a repeated one must find none.
         self.arch_memslots_updated(cx, generation);
+        self.memslots.set_generation(cx, as_id, generation);
     }
 
     /// `kvm_arch_flush_shadow_memslot`: nothing of the slot stays mapped.

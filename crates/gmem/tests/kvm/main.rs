@@ -1,6 +1,7 @@
 //! KVM beneath the recordings: races, error paths and lifetimes that one thread of a real kernel never shows.
 
 mod mmio_cache;
+mod mmio_wrap;
 
 use gmem::MachineConfig;
 use gmem::kvm::host::Host;
