@@ -146,8 +146,9 @@ pub(crate) struct VcpuState {
     /// Where instructions are fetched from; `None`: fetches are not modelled.
     pub(crate) code: Option<Gpa>,
     pub(crate) exit: ExitInfo,
-    /// The access of the current instruction whose exit user space is handling.
-    pub(crate) pending_exit: bool,
+    /// The exit of the current instruction that user space is handling. `exit` may say something else by then: a pre-fault in
+    /// between writes to the same run page.
+    pub(crate) pending_exit: Option<ExitInfo>,
     pub(crate) immediate_exit: bool,
 }
 

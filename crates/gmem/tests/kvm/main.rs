@@ -3,6 +3,7 @@
 mod create_race;
 mod mmio_cache;
 mod mmio_wrap;
+mod pending_exit;
 
 use gmem::MachineConfig;
 use gmem::kvm::host::Host;
