@@ -322,7 +322,11 @@ impl Vcpu {
                 Ok(FaultIn::Map)
             }
             HvaPfn::ReadOnly => Ok(FaultIn::Done(RetPf::Emulate)),
-            HvaPfn::HwPoison => Ok(FaultIn::Done(RetPf::Retry)),
+            HvaPfn::HwPoison => {
+                // `kvm_send_hwpoison_signal`: SIGBUS to the task itself, which ends the run before the retry.
+                cx.send_signal(cx.task());
+                Ok(FaultIn::Done(RetPf::Retry))
+            }
             HvaPfn::Error(Errno::EINTR) => {
                 state.exit = ExitInfo::Intr;
                 Err(Errno::EINTR)
