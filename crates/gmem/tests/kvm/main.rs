@@ -4,6 +4,7 @@ mod create_race;
 mod mmio_cache;
 mod mmio_wrap;
 mod pending_exit;
+mod poison_race;
 mod poison_signal;
 
 use gmem::MachineConfig;
