@@ -312,7 +312,8 @@ impl Vm {
     pub(crate) fn apply_dirty_logging_change(self: &Arc<Vm>, cx: &Cx<'_>, old: &Memslot, new: &Arc<Memslot>) {
         let was = old.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
         let is = new.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
-        if was == is {
+        // A slot that cannot be written cannot be dirtied either.
+        if was == is || new.is_readonly() {
             return;
         }
         if !is {
