@@ -106,7 +106,7 @@ impl Vcpu {
                 done => return Ok(done),
             }
         }
-        let tdp = TdpFault {
+        let mut tdp = TdpFault {
             gpa: fault.gpa,
             write: kind == sim_mmu::Access::Write,
             exec: kind == sim_mmu::Access::Exec,
@@ -117,9 +117,10 @@ impl Vcpu {
             pfn: None,
             map_writable: false,
             max_level: Level::L1G,
+            goal_level: Level::L4K,
             mmio_generation: 0,
         };
-        let result = self.do_page_fault(cx, state, &root, tdp)?;
+        let result = self.do_page_fault(cx, state, &root, &mut tdp)?;
         if result == RetPf::Emulate && is_private {
             self.prepare_memory_fault(state, fault.gpa, is_private);
             return Err(Errno::EFAULT);
@@ -169,13 +170,13 @@ impl Vcpu {
         })
     }
 
-    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`.
+    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`. `tdp` gets the level that was chosen.
     pub(crate) fn do_page_fault(
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
         root: &Arc<Root>,
-        tdp: TdpFault,
+        tdp: &mut TdpFault,
     ) -> Result<RetPf, Errno> {
         let vm = &self.vm;
         let (_, slot) = self.gfn_to_memslot(cx, state, tdp.gfn());
@@ -184,13 +185,13 @@ impl Vcpu {
         let view = slot.as_deref().map(|slot| vm.slot_view(slot));
         let attribute_agrees = !vm.machine.has_private_memory() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
         if !tdp.rsvd && attribute_agrees {
-            let result = vm.mmu.fast_page_fault(cx, root, &tdp, view.as_ref());
+            let result = vm.mmu.fast_page_fault(cx, root, tdp, view.as_ref());
             if result != RetPf::Invalid {
                 return Ok(result);
             }
         }
 
-        let mut fault = Fault { tdp, slot: slot.clone(), mmu_seq: 0, page: None };
+        let mut fault = Fault { tdp: tdp.clone(), slot: slot.clone(), mmu_seq: 0, page: None };
         match self.faultin(cx, state, &mut fault)? {
             FaultIn::Done(result) => return Ok(result),
             FaultIn::Map => {}
@@ -205,9 +206,9 @@ impl Vcpu {
                 match &view {
                     Some(view) => {
                         vm.check_before_map(&fault.tdp, view.slot);
-                        vm.mmu.map(cx, &lock, root, &fault.tdp, Some(view), &**vm)
+                        vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm)
                     }
-                    None => vm.mmu.map(cx, &lock, root, &fault.tdp, None::<&NoSlot>, &**vm),
+                    None => vm.mmu.map(cx, &lock, root, &mut fault.tdp, None::<&NoSlot>, &**vm),
                 }
             };
             if let Some(pfn) = fault.page.take() {
@@ -215,6 +216,7 @@ impl Vcpu {
             }
             result
         };
+        tdp.goal_level = fault.tdp.goal_level;
         result
     }
 

@@ -6,6 +6,7 @@ mod mmio_wrap;
 mod pending_exit;
 mod poison_race;
 mod poison_signal;
+mod prefault_level;
 mod readonly_logging;
 
 use gmem::MachineConfig;

@@ -52,13 +52,14 @@ impl TdpMmu {
         cx: &Cx<'_>,
         _lock: &RwLockReadGuard<'_, ()>,
         root: &Root,
-        fault: &TdpFault,
+        fault: &mut TdpFault,
         slot: Option<&S>,
         flush: &impl RemoteFlush,
     ) -> Result<RetPf, Errno> {
         assert!(!root.is_invalid(), "INV-205: a fault is served from an invalid root");
         assert_eq!(slot.is_some(), fault.pfn.is_some(), "a fault has a frame iff it has a memslot");
         let goal = self.hugepage_adjust(cx, fault, slot);
+        fault.goal_level = goal;
         let rcu = rcu_read_lock(cx);
         let range = GfnRange::with_len(fault.gfn(), 1);
         assert!(range.start < self.config().max_gfn, "a fault at {:?}, which the host cannot address", fault.gpa);
