@@ -112,7 +112,6 @@ pub fn enable_cap(cx: &Cx<'_>, process: &Process, vm: RawFd, cap: &kvm_enable_ca
 /// `EINVAL`, `EEXIST`, `EMFILE`.
 pub fn create_vcpu(cx: &Cx<'_>, process: &Process, vm: RawFd, id: u64) -> Result<RawFd, Errno> {
     with_vm(cx, process, vm, |vm| {
-        process.fds.reserve()?;
         install_vcpu(cx, process, vm.create_vcpu(cx, id)?)
     })
 }
