@@ -5,6 +5,7 @@
 //! a count in every block.
 
 use super::attributes::MemoryAttributes;
+use super::host::Charge;
 use bytemuck::allocation::zeroed_slice_box;
 use sim_kernel::{Cx, Hva, PAGE_SHIFT};
 use sim_mmu::{Gfn, GfnRange, Level};
@@ -30,6 +31,7 @@ struct Blocks {
 pub struct LpageInfo {
     base: Gfn,
     levels: [Blocks; 2],
+    _charge: Option<Charge>,
 }
 
 impl LpageInfo {
@@ -52,7 +54,12 @@ impl LpageInfo {
             let incongruent = (range.start.0 ^ (userspace_addr.0 >> PAGE_SHIFT)) & mask != 0;
             Blocks { incongruent, words }
         });
-        LpageInfo { base: range.start, levels }
+        LpageInfo { base: range.start, levels, _charge: None }
+    }
+
+    /// The same, with what it costs the host.
+    pub(crate) fn charged(self, charge: Charge) -> LpageInfo {
+        LpageInfo { _charge: Some(charge), ..self }
     }
 
     fn word(&self, gfn: Gfn, level: Level) -> &AtomicU32 {

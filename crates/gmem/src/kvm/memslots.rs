@@ -7,6 +7,7 @@
 //! Simplified: trees and hash of the kernel are ordered maps; the search by host address is bounded by the largest slot of the
 //! set instead of an interval tree.
 
+use super::host::Charge;
 use super::lpage_info::LpageInfo;
 use super::uapi::*;
 use bytemuck::allocation::zeroed_slice_box;
@@ -27,12 +28,18 @@ pub struct SlotId(pub u16);
 #[derive(Debug)]
 pub struct DirtyBitmap {
     words: Box<[AtomicU64]>,
+    _charge: Option<Charge>,
 }
 
 impl DirtyBitmap {
     /// A bitmap for so many pages, all clean.
     pub fn new(pages: u64) -> DirtyBitmap {
-        DirtyBitmap { words: zeroed_slice_box(pages.div_ceil(64) as usize) }
+        DirtyBitmap { words: zeroed_slice_box(pages.div_ceil(64) as usize), _charge: None }
+    }
+
+    /// The same, with what it costs the host.
+    pub(crate) fn charged(self, charge: Charge) -> DirtyBitmap {
+        DirtyBitmap { _charge: Some(charge), ..self }
     }
 
     /// Marks every page dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).

@@ -215,8 +215,8 @@ impl Vm {
             Some(bitmap)
         } else {
             // Two copies: one to collect into, one to hand out.
-            self.charge_memory(npages.div_ceil(64) * 16)?;
-            let bitmap = DirtyBitmap::new(npages);
+            let charge = self.host.charge(npages.div_ceil(64) * 16)?;
+            let bitmap = DirtyBitmap::new(npages).charged(charge);
             if self.dirty_log_initially_set() {
                 bitmap.fill(npages);
             }
@@ -228,8 +228,8 @@ impl Vm {
                 if new.gfns.end.0 - 1 > self.max_gfn().0 {
                     return Err(Errno::EINVAL);
                 }
-                self.charge_memory(LpageInfo::bytes(new.gfns))?;
-                let info = LpageInfo::new(new.gfns, new.userspace_addr);
+                let charge = self.host.charge(LpageInfo::bytes(new.gfns))?;
+                let info = LpageInfo::new(new.gfns, new.userspace_addr).charged(charge);
                 if self.machine.has_private_memory() {
                     info.init_mixed(cx, new.gfns, &self.attributes);
                 }
