@@ -1,1 +1,3 @@
-//! Models that the benchmarks run on every engine.
+//! Models that the benchmarks run, and that tests may run too.
+
+pub mod models;

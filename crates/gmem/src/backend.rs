@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use sim_kernel::sched::LogLevel;
 
+use crate::Status;
 use crate::cli::args::Strategy;
 use crate::cli::{Backend, RunOptions};
 use crate::demo;
@@ -13,7 +14,6 @@ use crate::replay::Executor;
 use crate::runner::{self, RunReport};
 use crate::scenario::Scenario;
 use crate::trace::Header;
-use crate::Status;
 
 /// The machine of this crate.
 #[derive(Clone, Copy, Debug, Default)]

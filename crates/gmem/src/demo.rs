@@ -118,8 +118,7 @@ fn recordings(out: &mut dyn Write) -> anyhow::Result<bool> {
     let (mut operations, mut answers, mut stage2) = (0u64, 0u64, 0u64);
     for (name, text) in RECORDINGS {
         let mut reader = Reader::new(name, text.as_bytes())?;
-        let mut machine =
-            Simulator.executor(reader.header()).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+        let mut machine = Simulator.executor(reader.header()).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
         for line in &mut reader {
             let line = line?;
             let outcome = machine.execute(&line.op);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sim_kernel::Cx;
-use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Replay, RoundRobin, RunToCompletion, Schedule, Sim, Verdict};
+use sim_kernel::sched::{
+    Chooser, Config, LogLevel, Random, Replay, RoundRobin, RunToCompletion, Schedule, Sim, Verdict,
+};
 
 use crate::cli::args::Strategy;
 use crate::interp::World;
@@ -115,8 +117,8 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
         invariant = check(&mut sim, &world);
     }
     let steps = std::mem::take(&mut *results.lock());
-    let outcome = scenario
-        .check_outcome(|label| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer));
+    let outcome =
+        scenario.check_outcome(|label| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer));
     RunReport {
         steps,
         verdict,

@@ -26,13 +26,17 @@ impl Vm {
             );
         }
         if fault.is_private || slot.is_gmem_only() {
-            let file = slot.gmem.peek_file().and_then(|file| file.upgrade());
-            let file = file.unwrap_or_else(|| panic!("INV-201: {gfn:?} is mapped after its guest_memfd was released"));
-            let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");
             let index = slot.gmem_index(gfn);
-            let cached = view.inode().mapping().peek(index);
-            assert_eq!(cached, Some(pfn), "INV-201: {gfn:?} is mapped to a page that is not the file's at {index:?}");
-            assert_eq!(view.peek_binding(index), Some(slot.handle), "INV-303: {gfn:?} is mapped without a binding");
+            let phys = &self.host.phys;
+            assert!(phys.mapping(pfn).is_some(), "INV-201: {gfn:?} is mapped to {pfn:?}, which left its page cache");
+            assert_eq!(phys.index(pfn), index, "INV-201: {gfn:?} is mapped to another page of the file");
+            // A release forgets the slot's file first and zaps afterwards; in between a fault may still map.
+            if let Some(file) = slot.gmem.peek_file().and_then(|file| file.upgrade()) {
+                let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");
+                let cached = view.inode().mapping().peek(index);
+                assert_eq!(cached, Some(pfn), "INV-201: {gfn:?} is not mapped to the file's page at {index:?}");
+                assert_eq!(view.peek_binding(index), Some(slot.handle), "INV-303: {gfn:?} is mapped without a binding");
+            }
             let flags = self.host.phys.flags(pfn);
             assert!(flags.contains(FrameFlags::UPTODATE), "INV-106: {gfn:?} is mapped before its page was cleared");
             assert!(!flags.contains(FrameFlags::HWPOISON), "INV-211: {gfn:?} is mapped to a broken page");

@@ -195,26 +195,23 @@ impl Vcpu {
             FaultIn::Done(result) => return Ok(result),
             FaultIn::Map => {}
         }
-        let result = {
-            let lock = vm.mmu.mmu_lock.read(cx);
-            let stale = root.is_invalid()
-                || (fault.slot.is_some() && vm.mmu.invalidate.retry_gfn(&lock, fault.mmu_seq, fault.tdp.gfn()));
-            let result = if stale {
-                Ok(RetPf::Retry)
-            } else {
-                match &view {
-                    Some(view) => {
-                        vm.check_before_map(&fault.tdp, view.slot);
-                        vm.mmu.map(cx, &lock, root, &fault.tdp, Some(view), &**vm)
-                    }
-                    None => vm.mmu.map(cx, &lock, root, &fault.tdp, None::<&NoSlot>, &**vm),
+        let lock = vm.mmu.mmu_lock.read(cx);
+        let stale = root.is_invalid()
+            || (fault.slot.is_some() && vm.mmu.invalidate.retry_gfn(&lock, fault.mmu_seq, fault.tdp.gfn()));
+        let result = if stale {
+            Ok(RetPf::Retry)
+        } else {
+            match &view {
+                Some(view) => {
+                    vm.check_before_map(&fault.tdp, view.slot);
+                    vm.mmu.map(cx, &lock, root, &fault.tdp, Some(view), &**vm)
                 }
-            };
-            if let Some(pfn) = fault.page.take() {
-                vm.host.phys.put(cx, pfn);
+                None => vm.mmu.map(cx, &lock, root, &fault.tdp, None::<&NoSlot>, &**vm),
             }
-            result
         };
+        if let Some(pfn) = fault.page.take() {
+            vm.host.phys.put(cx, pfn);
+        }
         result
     }
 

@@ -6,7 +6,7 @@ use super::guest_memfd::GmemFile;
 use super::host::Host;
 use super::process::Process;
 use super::uapi::*;
-use super::vcpu::{ExitInfo, Vcpu, VcpuFile, install_vcpu, install_vm};
+use super::vcpu::{ExitInfo, GuestRegs, Vcpu, VcpuFile, install_vcpu, install_vm};
 use super::vm::{Vm, VmFile, VmType, check_extension};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::{Cx, Errno};
@@ -76,11 +76,22 @@ fn with_vcpu<R>(
 /// # Errors
 /// `EBADF`, `ENOTTY`, `EMFILE`; `EINVAL` if the type is not supported.
 pub fn create_vm(cx: &Cx<'_>, process: &Process, kvm: RawFd, vm_type: u64) -> Result<RawFd, Errno> {
+    create_vm_object(cx, process, kvm, vm_type).map(|(fd, _)| fd)
+}
+
+/// [`create_vm`], with the VM behind the descriptor: to keep for inspection without looking it up again.
+pub(crate) fn create_vm_object(
+    cx: &Cx<'_>,
+    process: &Process,
+    kvm: RawFd,
+    vm_type: u64,
+) -> Result<(RawFd, Arc<Vm>), Errno> {
     let result = process.fds.with(cx, kvm, |file| {
         let device = file.downcast::<KvmDevice>().ok_or(Errno::ENOTTY)?;
         process.fds.reserve()?;
         let vm_type = VmType::from_number(vm_type)?;
-        install_vm(cx, process, Vm::new(cx, &device.host, &process.mm, vm_type))
+        let vm = Vm::new(cx, &device.host, &process.mm, vm_type);
+        Ok((install_vm(cx, process, Arc::clone(&vm))?, vm))
     });
     cx.task_work_run();
     result
@@ -111,9 +122,20 @@ pub fn enable_cap(cx: &Cx<'_>, process: &Process, vm: RawFd, cap: &kvm_enable_ca
 /// # Errors
 /// `EINVAL`, `EEXIST`, `EMFILE`.
 pub fn create_vcpu(cx: &Cx<'_>, process: &Process, vm: RawFd, id: u64) -> Result<RawFd, Errno> {
+    create_vcpu_object(cx, process, vm, id).map(|(fd, _)| fd)
+}
+
+/// [`create_vcpu`], with the vCPU behind the descriptor.
+pub(crate) fn create_vcpu_object(
+    cx: &Cx<'_>,
+    process: &Process,
+    vm: RawFd,
+    id: u64,
+) -> Result<(RawFd, Arc<Vcpu>), Errno> {
     with_vm(cx, process, vm, |vm| {
         process.fds.reserve()?;
-        install_vcpu(cx, process, vm.create_vcpu(cx, id)?)
+        let vcpu = vm.create_vcpu(cx, id)?;
+        Ok((install_vcpu(cx, process, Arc::clone(&vcpu))?, vcpu))
     })
 }
 
@@ -195,7 +217,28 @@ pub fn pre_fault_memory(
 /// # Errors
 /// `EBADF`, `ENOTTY`, `EIO`; the errors of the run itself are inside.
 pub fn run(cx: &Cx<'_>, process: &Process, vcpu: RawFd) -> Result<(Result<(), Errno>, ExitInfo), Errno> {
-    with_vcpu(cx, process, vcpu, |vcpu| Ok(vcpu.run(cx)))
+    run_answered(cx, process, vcpu, None)
+}
+
+/// [`run`], after user space answered the pending exit in `kvm_run`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_answered(
+    cx: &Cx<'_>,
+    process: &Process,
+    vcpu: RawFd,
+    answer: Option<u64>,
+) -> Result<(Result<(), Errno>, ExitInfo), Errno> {
+    with_vcpu(cx, process, vcpu, |vcpu| Ok(vcpu.run_answered(cx, answer)))
+}
+
+/// `KVM_GET_REGS`: what a program can see of them.
+///
+/// # Errors
+/// `EBADF`, `ENOTTY`, `EIO`.
+pub fn get_regs(cx: &Cx<'_>, process: &Process, vcpu: RawFd) -> Result<GuestRegs, Errno> {
+    with_vcpu(cx, process, vcpu, |vcpu| Ok(vcpu.regs(cx)))
 }
 
 /// The VM behind a descriptor, for checkers and reports.

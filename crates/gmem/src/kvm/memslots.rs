@@ -1,7 +1,7 @@
 //! Memory slots: which guest physical addresses exist, and what backs them (`struct kvm_memory_slot`, `struct kvm_memslots`).
 //!
 //! Every address space has two sets of slots. Readers use the active one inside an SRCU section; a change is made in the inactive
-//! one, which is then swapped in ([`super::set_memory_region`]). A slot is never changed in place, except that its guest_memfd may
+//! one, which is then swapped in (`set_memory_region.rs`). A slot is never changed in place, except that its guest_memfd may
 //! go away.
 //!
 //! Simplified: trees and hash of the kernel are ordered maps; the search by host address is bounded by the largest slot of the

@@ -50,7 +50,19 @@ impl Vcpu {
     /// `EINTR` for a signal or an immediate exit; `EFAULT`, `EHWPOISON`, `ENOMEM` from the fault path,
     /// some of them with a memory-fault exit.
     pub fn run(&self, cx: &Cx<'_>) -> (Result<(), Errno>, ExitInfo) {
+        self.run_answered(cx, None)
+    }
+
+    /// [`Vcpu::run`] after user space wrote this answer to the pending exit into `kvm_run`: the data of an MMIO read, or the result
+    /// of a hypercall. That page is ordinary memory to user space, so writing it is no step of its own.
+    ///
+    /// # Errors
+    /// As [`Vcpu::run`].
+    pub fn run_answered(&self, cx: &Cx<'_>, answer: Option<u64>) -> (Result<(), Errno>, ExitInfo) {
         let mut state = self.mutex.lock(cx);
+        if let Some(answer) = answer {
+            state.exit.set_answer(answer);
+        }
         let result = self.vcpu_run(cx, &mut state);
         let exit = state.exit;
         drop(state);
@@ -320,7 +332,7 @@ impl Vcpu {
             if !gpa.is_multiple_of(PAGE_SIZE) || npages == 0 || gfn.wrapping_add(npages) <= gfn {
                 -i64::from(Errno::EINVAL.number())
             } else {
-                state.exit = ExitInfo::Hypercall { nr, args: [args[0], args[1], args[2], 0], ret: 0 };
+                state.exit = ExitInfo::Hypercall { nr, args: [args[0], args[1], args[2], 0], ret: 0, mode: state.mode };
                 state.pending_exit = true;
                 return Next::Exit;
             }
@@ -342,11 +354,7 @@ impl Vcpu {
 
     /// User space answers the pending exit: the data of an MMIO read, or the result of a hypercall.
     pub fn set_exit_answer(&self, cx: &Cx<'_>, value: u64) {
-        match &mut self.mutex.lock(cx).exit {
-            ExitInfo::Mmio { data, is_write: false, .. } => *data = value,
-            ExitInfo::Hypercall { ret, .. } => *ret = value,
-            _ => {}
-        }
+        self.mutex.lock(cx).exit.set_answer(value);
     }
 }
 

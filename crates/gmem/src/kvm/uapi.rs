@@ -102,6 +102,12 @@ pub struct kvm_enable_cap {
     pub pad: [u8; 64],
 }
 
+impl Default for kvm_enable_cap {
+    fn default() -> kvm_enable_cap {
+        Zeroable::zeroed()
+    }
+}
+
 const _: () = {
     assert!(size_of::<kvm_userspace_memory_region>() == 32);
     assert!(size_of::<kvm_userspace_memory_region2>() == 160);

@@ -113,6 +113,8 @@ pub enum ExitInfo {
         args: [u64; 4],
         /// What the guest gets; user space may change it.
         ret: u64,
+        /// `KVM_EXIT_HYPERCALL_LONG_MODE`: how wide the guest's registers were.
+        mode: CpuMode,
     },
     /// `KVM_EXIT_INTR`: a signal is pending.
     Intr,
@@ -130,6 +132,17 @@ pub enum ExitInfo {
         /// Bytes, always a page.
         size: u64,
     },
+}
+
+impl ExitInfo {
+    /// Puts user space's answer where the exit has a place for one.
+    pub(crate) fn set_answer(&mut self, value: u64) {
+        match self {
+            ExitInfo::Mmio { data, is_write: false, .. } => *data = value,
+            ExitInfo::Hypercall { ret, .. } => *ret = value,
+            _ => {}
+        }
+    }
 }
 
 /// What `vcpu->mutex` protects.

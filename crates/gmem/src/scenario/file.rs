@@ -239,7 +239,8 @@ impl FileReader {
         let text = self.text(node, &format!("the {what}"))?;
         known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
             let names: Vec<String> = known.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            let expected = format!("expected one of {}", names.join(", "));
+            let one_of = if names.len() > 1 { "one of " } else { "" };
+            let expected = format!("expected {one_of}{}", names.join(", "));
             self.error(node.span(), format!("unknown {what} `{text}`"), expected)
         })
     }

@@ -171,7 +171,14 @@ fn run_hands_over_what_was_asked_for() {
     let path = scenario(folder.path(), "[setup]\nrun = 'create_vm vm0'");
     let (status, out, errors) = gmem(&FINE, &["run", &path, "--seed", "7", "--strategy", "round-robin"]);
     assert_eq!((status, errors.as_str()), (Status::Success, ""));
-    assert_eq!(out, "race RunOptions { seed: 7, strategy: RoundRobin }\n");
+    let expected = format!("race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None }}\n");
+    assert_eq!(out, expected);
+    let (status, out, _) = gmem(&FINE, &["run", &path, "--schedule", "gmem1:aeba"]);
+    assert_eq!(status, Status::Success);
+    assert!(out.contains("schedule: Some(Schedule"), "{out}");
+    let (status, _, errors) = gmem(&FINE, &["run", &path, "--schedule", "gmem2:aeba"]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.contains("--schedule: a schedule starts with `gmem1:`"), "{errors}");
     assert_eq!(gmem(&FINE, &[]).1, "demonstration\n");
 }
 

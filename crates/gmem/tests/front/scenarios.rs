@@ -2,9 +2,9 @@
 
 use gmem::ops::table::{Kind, OPS};
 use gmem::ops::{Advice, Answer, Detail, Errno, Exit, FdRef, FileStat, HvaRef, Op, Prot, Signal};
-use gmem::{KernelVersion, Stage2Kind as Stage2};
 use gmem::scenario::{Scenario, parse, parse_line, print};
 use gmem::trace::Reader;
+use gmem::{KernelVersion, Stage2Kind as Stage2};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 

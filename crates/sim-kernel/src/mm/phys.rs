@@ -76,7 +76,7 @@ struct PageBytes([AtomicU64; WORDS_PER_PAGE]);
 struct Zone {
     single: Vec<u32>,
     huge: Vec<u32>,
-    /// Unused rest of the block that single frames are cut from.
+    /// Unused rest of the block that single frames are cut from; its frames have no metadata yet.
     cut: std::ops::Range<u32>,
     next_block: u32,
     used: u64,
@@ -96,8 +96,8 @@ struct Zone {
 /// });
 /// ```
 pub struct PhysMem {
-    frames: Arena<Frame, 9>,
-    contents: Arena<PageBytes, 2>,
+    frames: Arena<Frame, 6>,
+    contents: Arena<PageBytes, 0>,
     zone: parking_lot::Mutex<Zone>,
     limit: u64,
     locks: PageLocks,
@@ -149,7 +149,6 @@ impl PhysMem {
         let base = zone.next_block;
         assert!(base < u32::MAX - 1024, "more than 16 TiB of frames");
         zone.next_block += PAGES_PER_PMD as u32;
-        self.frames.ensure(base);
         base
     }
 
@@ -175,7 +174,9 @@ impl PhysMem {
                     // Frame 0 stays unused, so that a zero frame number is never a valid one.
                     zone.cut = base.max(1)..base + PAGES_PER_PMD as u32;
                 }
-                zone.cut.next().expect("the block is not empty")
+                let index = zone.cut.next().expect("the block is not empty");
+                self.frames.ensure(index);
+                index
             }
         };
         zone.used += 1;
@@ -215,9 +216,13 @@ impl PhysMem {
                 // Block 0 is cut into single frames (its frame 0 is never used).
                 if zone.next_block == 0 {
                     let first = self.new_block(&mut zone);
-                    zone.single.extend((first + 1..first + PAGES_PER_PMD as u32).rev());
+                    zone.cut = first + 1..first + PAGES_PER_PMD as u32;
                 }
-                self.new_block(&mut zone)
+                let base = self.new_block(&mut zone);
+                // Frame numbers of a block may lie in two buckets.
+                self.frames.ensure(base);
+                self.frames.ensure(base + PAGES_PER_PMD as u32 - 1);
+                base
             }
         };
         zone.used += PAGES_PER_PMD;
@@ -242,15 +247,24 @@ impl PhysMem {
         Ok(pfn)
     }
 
-    /// A word of a page table, without a scheduling point of its own: callers wrap it in a [`Word`](crate::sync::Word).
+    /// The words of a page table, without a scheduling point of their own: callers wrap one in a [`Word`](crate::sync::Word).
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    #[inline]
+    pub fn table(&self, table: Pfn) -> &[AtomicU64; WORDS_PER_PAGE] {
+        let content = self.frame(table).content.load(Ordering::Acquire);
+        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        &self.contents.get(content - FIRST_BUFFER).0
+    }
+
+    /// As [`PhysMem::table`], one word.
     ///
     /// # Panics
     /// If the frame has no contents.
     #[inline]
     pub fn table_word(&self, table: Pfn, index: usize) -> &AtomicU64 {
-        let content = self.frame(table).content.load(Ordering::Acquire);
-        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
-        &self.contents.get(content - FIRST_BUFFER).0[index]
+        &self.table(table)[index]
     }
 
     /// One more reference, taken by somebody who already has one.
@@ -354,7 +368,11 @@ impl PhysMem {
 
     /// Whether the frame is in use.
     pub fn is_allocated(&self, pfn: Pfn) -> bool {
-        (pfn.0 as u32) < self.zone.lock().next_block && self.flags(pfn).contains(FrameFlags::ALLOCATED)
+        let index = pfn.0 as u32;
+        let zone = self.zone.lock();
+        let is_known = index < zone.next_block && !zone.cut.contains(&index);
+        drop(zone);
+        is_known && self.flags(pfn).contains(FrameFlags::ALLOCATED)
     }
 
     /// `folio_lock`: sleeps until the folio lock is free.

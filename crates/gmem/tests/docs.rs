@@ -1,0 +1,140 @@
+//! The documentation says what is true: commands print what `README.md` and `docs/` show, and the tables of operations and
+//! kinds are those of the code.
+//!
+//! Commands run in a folder of their own, with the repository's scenarios and recordings in it, and with the files that a page
+//! shows under `<!-- file: NAME -->`. `TRYCMD=overwrite` writes what they print, `UPDATE_EXPECT=1` the tables, into the pages.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use gmem::ops::Advice;
+use gmem::ops::table::{Arg, Kind, OPS, OpSpec};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// `README.md`, `ARCHITECTURE.md` and every page under `docs/`.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![repository().join("README.md"), repository().join("ARCHITECTURE.md")];
+    let mut folders = vec![repository().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
+/// The files that a page shows: the block after each `<!-- file: NAME -->`.
+fn files_shown(page: &str) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    for part in page.split("<!-- file: ").skip(1) {
+        let (name, rest) = part.split_once(" -->").expect("the comment ends");
+        let (_, block) = rest.split_once("```").expect("a block follows");
+        let (block, _) = block.split_once("\n```").expect("the block ends");
+        let (_, text) = block.split_once('\n').expect("the block has lines");
+        files.insert(name.to_string(), format!("{text}\n"));
+    }
+    files
+}
+
+#[test]
+fn commands_print_what_the_pages_show() {
+    let sandbox = tempfile::tempdir().unwrap();
+    for folder in ["scenarios", "tests/data/traces"] {
+        copy_folder(&repository().join(folder), &sandbox.path().join(folder));
+    }
+    let cases = trycmd::TestCases::new();
+    cases.register_bin("gmem", Path::new(env!("CARGO_BIN_EXE_gmem")));
+    for page in pages() {
+        for (name, text) in files_shown(&fs::read_to_string(&page).unwrap()) {
+            fs::write(sandbox.path().join(name), text).unwrap();
+        }
+        cases.case(page);
+    }
+    std::env::set_current_dir(sandbox.path()).unwrap();
+    cases.run();
+}
+
+/// What stands between `<!-- NAME -->` and `<!-- /NAME -->` of a page is `expected`.
+fn check_table(page: &str, name: &str, expected: &str) {
+    let path = repository().join(page);
+    let text = fs::read_to_string(&path).unwrap();
+    let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let from = text.find(&start).expect("the table begins") + start.len();
+    let to = text.find(&end).expect("the table ends");
+    if text[from..to] == *expected {
+        return;
+    }
+    assert!(
+        std::env::var_os("UPDATE_EXPECT").is_some(),
+        "{page}: the table `{name}` is not that of the code; UPDATE_EXPECT=1 writes it:\n{expected}"
+    );
+    fs::write(&path, format!("{}{expected}{}", &text[..from], &text[to..])).unwrap();
+}
+
+#[test]
+fn operations_are_those_of_the_table() {
+    let words = |arg: &Arg| match arg.kind {
+        Kind::Flags(known) | Kind::Choice(known) if !known.is_empty() => {
+            let known: Vec<String> = known.iter().map(|(word, value)| format!("{word} = {value}")).collect();
+            Some(format!("`{}`: {}", arg.name, known.join(", ")))
+        }
+        Kind::Advice => Some(format!("`{}`: {}", arg.name, Advice::ALL.map(|(word, _)| word).join(", "))),
+        _ => None,
+    };
+    let row = |spec: &OpSpec| {
+        let words: Vec<String> = spec.args.iter().filter_map(words).collect();
+        format!("| `{}` | {} | {} |\n", spec.usage(), spec.help, words.join("; "))
+    };
+    let rows: String = OPS.iter().map(row).collect();
+    let head = "| written | what it is | words |\n|---|---|---|\n";
+    check_table("docs/scenarios.md", "operations", &format!("{head}{rows}"));
+}
+
+/// Links between pages, and from pages to files, lead somewhere.
+#[test]
+fn links_lead_somewhere() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for part in text.split("](").skip(1) {
+            let Some((target, _)) = part.split_once(')') else { continue };
+            if target.contains("://") || target.starts_with('#') {
+                continue;
+            }
+            let file = target.split('#').next().unwrap();
+            let path = page.parent().unwrap().join(file);
+            assert!(path.exists(), "{}: the link to {target} leads nowhere", page.display());
+        }
+    }
+}
+
+/// The library's example in `README.md` is the one of the crate's own page, which is compiled and run.
+#[test]
+fn the_example_is_that_of_the_crate() {
+    let source = include_str!("../src/lib.rs");
+    let block = source.split("//! ```\n").nth(1).expect("the crate's page has an example");
+    let lines = block.lines().map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default());
+    let shown: Vec<&str> = lines.filter(|line| !line.starts_with("# ")).collect();
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let in_readme = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("\n```").next());
+    assert_eq!(in_readme, Some(shown.join("\n").as_str()), "README.md shows another example");
+}

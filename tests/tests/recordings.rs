@@ -1,0 +1,34 @@
+//! Fidelity: recordings of a real Linux 7.3 kernel, replayed. Those kept in the repository, and all that lie beside it.
+
+use std::path::{Path, PathBuf};
+
+use gmem::Simulator;
+use gmem::cli::Backend;
+use gmem::replay::{Options, compare};
+
+fn check(folder: &Path) {
+    let executor = |header: &gmem::trace::Header| Simulator.executor(header);
+    let report = compare(&[folder.to_path_buf()], &Options::default(), &executor, &|_| {});
+    let mut text = Vec::new();
+    gmem::replay::report::text(&report, &mut text).expect("a vector takes everything");
+    assert!(report.status() == gmem::Status::Success, "{}", String::from_utf8_lossy(&text));
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a member of the workspace").to_path_buf()
+}
+
+#[test]
+fn the_kept_recordings_agree_wholly() {
+    check(&root().join("tests/data/traces"));
+}
+
+#[test]
+fn all_recordings_beside_the_repository_agree_wholly() {
+    let folder = root().join("../shared/traces");
+    if !folder.is_dir() {
+        println!("skipped: no recordings at {}", folder.display());
+        return;
+    }
+    check(&folder);
+}

@@ -1,0 +1,83 @@
+//! Every scenario under `scenarios/` does what it says, under every strategy and many seeds.
+
+use std::path::{Path, PathBuf};
+
+use gmem::cli::args::Strategy;
+use gmem::runner::{self, RunReport};
+use gmem::scenario::{Scenario, parse};
+use sim_kernel::sched::{Chooser, LogLevel, Random, Replay};
+
+fn scenarios() -> Vec<(PathBuf, Scenario)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("scenarios exist").map(|e| e.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+    paths.sort();
+    assert!(paths.len() >= 10, "only {} scenarios", paths.len());
+    paths
+        .into_iter()
+        .map(|path| {
+            let source = std::fs::read_to_string(&path).unwrap();
+            let scenario = parse(&path.display().to_string(), &source);
+            (path, scenario.unwrap_or_else(|error| panic!("{}", error.render(false))))
+        })
+        .collect()
+}
+
+fn assert_as_expected(path: &Path, how: &str, report: &RunReport) {
+    let problems: Vec<_> = report.steps.iter().filter_map(|s| s.problem.as_ref().map(|p| (s.line, p))).collect();
+    assert!(
+        report.is_as_expected(),
+        "{} under {how}: {}, {:?}, {:?}, {problems:?}\n{}",
+        path.display(),
+        report.verdict,
+        report.outcome,
+        report.invariant,
+        report.schedule
+    );
+}
+
+#[test]
+fn every_scenario_comes_out_as_it_says() {
+    for (path, scenario) in scenarios() {
+        assert!(scenario.teaches.is_some(), "{} teaches nothing", path.display());
+        for strategy in [Strategy::RoundRobin, Strategy::RunToCompletion] {
+            let report = runner::run(&scenario, runner::chooser(strategy, None), 0, LogLevel::Off);
+            assert_as_expected(&path, &format!("{strategy:?}"), &report);
+        }
+        for seed in 0..100 {
+            let report = runner::run(&scenario, Chooser::Random(Random::new()), seed, LogLevel::Off);
+            assert_as_expected(&path, &format!("seed {seed}"), &report);
+        }
+    }
+}
+
+#[test]
+fn every_outcome_that_a_race_names_really_comes_out() {
+    for (path, scenario) in scenarios() {
+        let mut missing: Vec<_> = (0..scenario.outcomes.len()).collect();
+        for seed in 0..3000 {
+            if missing.is_empty() {
+                break;
+            }
+            let report = runner::run(&scenario, Chooser::Random(Random::new()), seed, LogLevel::Off);
+            let answer =
+                |label: &str| report.steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer);
+            missing.retain(|&i| !scenario.outcomes[i].holds(&answer));
+        }
+        assert!(missing.is_empty(), "{}: outcomes {missing:?} never came out", path.display());
+    }
+}
+
+#[test]
+fn a_schedule_repeats_a_run_to_the_last_event() {
+    for (path, scenario) in scenarios() {
+        for seed in 0..5 {
+            let first = runner::run(&scenario, Chooser::Random(Random::new()), seed, LogLevel::Full);
+            let again = runner::run(&scenario, Chooser::Replay(Replay::new(first.schedule.clone())), 0, LogLevel::Full);
+            assert_eq!(first.log, again.log, "{} seed {seed}", path.display());
+            assert_eq!(first.log_digest, again.log_digest);
+            assert_eq!(first.steps, again.steps);
+        }
+    }
+}
