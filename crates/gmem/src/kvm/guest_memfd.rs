@@ -519,8 +519,8 @@ impl FileOperations for GmemFile {
         Some(self.inode.mapping.i_mmap())
     }
 
-    fn is_resident(&self, cx: &Cx<'_>, pgoff: Pgoff) -> bool {
-        self.inode.mapping.is_uptodate(cx, pgoff)
+    fn resident_pages(&self, cx: &Cx<'_>, range: Range<Pgoff>) -> Vec<Pgoff> {
+        self.inode.mapping.uptodate_pages(cx, range)
     }
 }
 

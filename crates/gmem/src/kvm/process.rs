@@ -273,11 +273,11 @@ impl Process {
         self.finish(cx, result)
     }
 
-    /// `mincore(2)`: for every page whether it is resident.
+    /// `mincore(2)`: the pages that are resident, counted from the start of the range.
     ///
     /// # Errors
     /// `EINVAL`, `ENOMEM`.
-    pub fn mincore(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<bool>, Errno> {
+    pub fn mincore(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<u64>, Errno> {
         self.mm.mincore(cx, addr, len)
     }
 

@@ -169,6 +169,8 @@ pub(crate) struct VcpuState {
 pub struct Vcpu {
     pub(crate) vm: Arc<Vm>,
     id: u64,
+    /// The program that the vCPU runs and what it leaves in the registers belong to one thread of the VMM at a time.
+    pub(crate) operator: Mutex<()>,
     pub(crate) mutex: Mutex<VcpuState>,
     guest_mode: Atomic64,
     requests: Atomic64,
@@ -261,6 +263,7 @@ impl Vm {
         let vcpu = Arc::new(Vcpu {
             vm: Arc::clone(self),
             id,
+            operator: Mutex::new(cx, "vmm->vcpu", ()),
             mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::default()),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),

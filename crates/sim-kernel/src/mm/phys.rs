@@ -1,6 +1,6 @@
 //! Host physical memory: frames, their reference counts and flags, and their bytes (`struct page`, `mm/page_alloc.c`).
 //!
-//! A frame costs 24 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
+//! A frame costs 32 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
 //! recognisable garbage pattern, so that a forgotten zeroing is seen as data), *zero*, or has a buffer of 4 KiB. Frames come one by
 //! one or as 512 aligned ones (a transparent huge page).
 //!
@@ -58,9 +58,12 @@ struct Frame {
     refcount: AtomicU32,
     /// Number of the address space that caches the frame; 0 = none.
     mapping: AtomicU32,
-    /// Host page-table entries in the low half, stage-2 entries in the high half.
-    maps: AtomicU32,
+    /// Host page-table entries that name the frame.
+    mapcount: AtomicU32,
+    /// Stage-2 entries that do.
+    sptes: AtomicU32,
     content: AtomicU32,
+    _unused: u32,
 }
 
 /// The bytes of a frame.
@@ -130,6 +133,11 @@ impl PhysMem {
     /// Frames in use.
     pub fn used_frames(&self) -> u64 {
         self.zone.lock().used
+    }
+
+    /// Frames that the host has.
+    pub fn total_frames(&self) -> u64 {
+        self.limit
     }
 
     /// Frames that can still be allocated.
@@ -422,7 +430,7 @@ impl PhysMem {
 
     /// Host page-table entries that name the frame.
     pub fn mapcount(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).maps.load(Ordering::Relaxed) & 0xffff
+        self.frame(pfn).mapcount.load(Ordering::Relaxed)
     }
 
     /// One more host page-table entry names the frame.
@@ -430,8 +438,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).maps.fetch_add(1, Ordering::Relaxed);
-        assert!(old & 0xffff != 0xffff, "more than 65,535 host mappings of {pfn:?}");
+        self.frame(pfn).mapcount.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One host page-table entry less names the frame.
@@ -439,13 +446,13 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).maps.fetch_sub(1, Ordering::Relaxed);
-        assert!(old & 0xffff != 0, "mapcount of {pfn:?} below zero");
+        let old = self.frame(pfn).mapcount.fetch_sub(1, Ordering::Relaxed);
+        assert!(old != 0, "mapcount of {pfn:?} below zero");
     }
 
     /// Stage-2 entries that name the frame.
     pub fn spte_count(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).maps.load(Ordering::Relaxed) >> 16
+        self.frame(pfn).sptes.load(Ordering::Relaxed)
     }
 
     /// One more stage-2 entry names the frame.
@@ -457,8 +464,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        let old = self.frame(pfn).maps.fetch_add(1 << 16, Ordering::Relaxed);
-        assert!(old >> 16 != 0xffff, "more than 65,535 stage-2 mappings of {pfn:?}");
+        self.frame(pfn).sptes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One stage-2 entry less names the frame.
@@ -466,8 +472,8 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).maps.fetch_sub(1 << 16, Ordering::Relaxed);
-        assert!(old >> 16 != 0, "stage-2 mappings of {pfn:?} below zero");
+        let old = self.frame(pfn).sptes.fetch_sub(1, Ordering::Relaxed);
+        assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 
     /// `clear_highpage`: the frame's bytes become zero. One step.
