@@ -111,10 +111,7 @@ pub fn enable_cap(cx: &Cx<'_>, process: &Process, vm: RawFd, cap: &kvm_enable_ca
 /// # Errors
 /// `EINVAL`, `EEXIST`, `EMFILE`.
 pub fn create_vcpu(cx: &Cx<'_>, process: &Process, vm: RawFd, id: u64) -> Result<RawFd, Errno> {
-    with_vm(cx, process, vm, |vm| {
-        process.fds.reserve()?;
-        install_vcpu(cx, process, vm.create_vcpu(cx, id)?)
-    })
+    with_vm(cx, process, vm, |vm| install_vcpu(cx, process, vm.create_vcpu(cx, id)?))
 }
 
 /// `KVM_CREATE_GUEST_MEMFD`.

@@ -316,5 +316,7 @@ pub(crate) fn install_vm(cx: &Cx<'_>, process: &super::process::Process, vm: Arc
 /// As [`install_vm`], for a vCPU; it counts as one more user of its VM.
 pub(crate) fn install_vcpu(cx: &Cx<'_>, process: &super::process::Process, vcpu: Arc<Vcpu>) -> Result<RawFd, Errno> {
     vcpu.vm.get(cx);
-    process.install(cx, File::new(cx, Arc::new(VcpuFile { vcpu })))
+    let file = File::new(cx, Arc::new(VcpuFile { vcpu: Arc::clone(&vcpu) }));
+    // Nobody could name the vCPU without a descriptor: its id is free again.
+    process.install(cx, file).inspect_err(|_| vcpu.vm.vcpus.write().retain(|other| !Arc::ptr_eq(other, &vcpu)))
 }

@@ -1,5 +1,6 @@
 //! KVM beneath the recordings: races, error paths and lifetimes that one thread of a real kernel never shows.
 
+mod accounting;
 mod create_race;
 mod mmio_cache;
 mod mmio_wrap;
