@@ -2,6 +2,7 @@
 
 mod accounting;
 mod create_race;
+mod descriptors;
 mod mmio_cache;
 mod mmio_wrap;
 mod pending_exit;
