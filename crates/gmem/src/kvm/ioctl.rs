@@ -21,6 +21,10 @@ struct KvmDevice {
 }
 
 impl FileOperations for KvmDevice {
+    fn is_regular(&self) -> bool {
+        false
+    }
+
     fn release(&self, _cx: &Cx<'_>) {}
 
     fn as_any(&self) -> &dyn Any {

@@ -295,6 +295,10 @@ pub(crate) struct VcpuFile {
 }
 
 impl FileOperations for VcpuFile {
+    fn is_regular(&self) -> bool {
+        false
+    }
+
     fn release(&self, cx: &Cx<'_>) {
         self.vcpu.vm.put(cx);
     }

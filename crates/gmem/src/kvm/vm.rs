@@ -403,6 +403,10 @@ pub(crate) struct VmFile {
 }
 
 impl FileOperations for VmFile {
+    fn is_regular(&self) -> bool {
+        false
+    }
+
     fn release(&self, cx: &Cx<'_>) {
         self.vm.put(cx);
     }

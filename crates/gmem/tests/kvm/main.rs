@@ -3,6 +3,7 @@
 mod accounting;
 mod create_race;
 mod descriptors;
+mod fallocate_kinds;
 mod mmio_cache;
 mod mmio_wrap;
 mod pending_exit;

@@ -69,6 +69,11 @@ pub trait FileOperations: Any + Send + Sync + fmt::Debug {
     /// The operations as a concrete type, to recognise one's own files (`file->f_op == &kvm_gmem_fops`).
     fn as_any(&self) -> &dyn Any;
 
+    /// Whether the inode is a regular file (`S_ISREG`).
+    fn is_regular(&self) -> bool {
+        true
+    }
+
     /// `fallocate`, after the generic checks: `mode` has only known bits, `offset + len` does not overflow.
     ///
     /// # Errors
