@@ -30,9 +30,9 @@ impl SlotView for KvmSlotView<'_> {
         self.slot.dirty_bitmap.is_some()
     }
 
-    fn mark_page_dirty(&self, _cx: &Cx<'_>, gfn: Gfn) {
+    fn mark_page_dirty(&self, cx: &Cx<'_>, gfn: Gfn) {
         if let Some(bitmap) = &self.slot.dirty_bitmap {
-            bitmap.set(gfn - self.slot.base_gfn);
+            bitmap.set(cx, gfn - self.slot.base_gfn);
         }
     }
 

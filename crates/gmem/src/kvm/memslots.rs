@@ -26,13 +26,14 @@ pub struct SlotId(pub u16);
 /// Which pages of a slot were written since they were last collected.
 #[derive(Debug)]
 pub struct DirtyBitmap {
+    object: ObjId,
     words: Box<[AtomicU64]>,
 }
 
 impl DirtyBitmap {
     /// A bitmap for so many pages, all clean.
-    pub fn new(pages: u64) -> DirtyBitmap {
-        DirtyBitmap { words: zeroed_slice_box(pages.div_ceil(64) as usize) }
+    pub fn new(cx: &Cx<'_>, pages: u64) -> DirtyBitmap {
+        DirtyBitmap { object: cx.new_object("dirty_bitmap"), words: zeroed_slice_box(pages.div_ceil(64) as usize) }
     }
 
     /// Marks every page dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).
@@ -54,23 +55,29 @@ impl DirtyBitmap {
     }
 
     /// Marks a page, counted from the slot's start.
-    pub fn set(&self, page: u64) {
+    #[track_caller]
+    pub fn set(&self, cx: &Cx<'_>, page: u64) {
+        cx.point(Access::Rmw, self.object, page / 64);
         self.words[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::SeqCst);
     }
 
-    /// The word without clearing it.
-    pub fn word(&self, index: usize) -> u64 {
+    /// The word without clearing it. Only a word that has bits is a scheduling point: to find none is to have come earlier.
+    #[track_caller]
+    pub fn word(&self, cx: &Cx<'_>, index: usize) -> u64 {
+        if self.words[index].load(Ordering::SeqCst) != 0 {
+            cx.point(Access::Load, self.object, index as u64);
+        }
         self.words[index].load(Ordering::SeqCst)
     }
 
-    /// Takes the word and clears it.
-    pub fn take_word(&self, index: usize) -> u64 {
+    /// Takes the word and clears it; a scheduling point as [`DirtyBitmap::word`].
+    #[track_caller]
+    pub fn take_word(&self, cx: &Cx<'_>, index: usize) -> u64 {
+        if self.words[index].load(Ordering::SeqCst) == 0 {
+            return 0;
+        }
+        cx.point(Access::Rmw, self.object, index as u64);
         self.words[index].swap(0, Ordering::SeqCst)
-    }
-
-    /// Takes and clears those of `mask` that are set.
-    pub fn take_masked(&self, index: usize, mask: u64) -> u64 {
-        self.words[index].fetch_and(!mask, Ordering::SeqCst) & mask
     }
 }
 

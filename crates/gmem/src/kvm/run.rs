@@ -271,7 +271,7 @@ impl Vcpu {
             let hva = slot.hva(gpa.gfn()) + gpa.0 % PAGE_SIZE;
             if self.vm.mm.write_u32(cx, hva, value).is_ok() {
                 if let Some(bitmap) = &slot.dirty_bitmap {
-                    bitmap.set(gpa.gfn() - slot.base_gfn);
+                    bitmap.set(cx, gpa.gfn() - slot.base_gfn);
                 }
                 state.regs.rip += 1;
                 return Next::Enter;

@@ -216,7 +216,7 @@ impl Vm {
         } else {
             // Two copies: one to collect into, one to hand out.
             self.charge_memory(npages.div_ceil(64) * 16)?;
-            let bitmap = DirtyBitmap::new(npages);
+            let bitmap = DirtyBitmap::new(cx, npages);
             if self.dirty_log_initially_set() {
                 bitmap.fill(npages);
             }

@@ -3,6 +3,7 @@
 mod accounting;
 mod create_race;
 mod descriptors;
+mod dirty_points;
 mod fallocate_kinds;
 mod mmio_cache;
 mod mmio_wrap;
