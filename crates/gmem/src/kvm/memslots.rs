@@ -7,12 +7,13 @@
 //! Simplified: trees and hash of the kernel are ordered maps; the search by host address is bounded by the largest slot of the
 //! set instead of an interval tree.
 
+use super::host::{Charge, Host};
 use super::lpage_info::LpageInfo;
 use super::uapi::*;
 use bytemuck::allocation::zeroed_slice_box;
 use sim_kernel::fs::File;
 use sim_kernel::sched::{Access, ObjId};
-use sim_kernel::{Cx, Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, Pgoff};
+use sim_kernel::{Cx, Errno, Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, Pgoff};
 use sim_mmu::{Gfn, GfnRange};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,13 +28,21 @@ pub struct SlotId(pub u16);
 #[derive(Debug)]
 pub struct DirtyBitmap {
     object: ObjId,
+    /// The memory that the kernel would need for it.
+    _charge: Charge,
     words: Box<[AtomicU64]>,
 }
 
 impl DirtyBitmap {
     /// A bitmap for so many pages, all clean.
-    pub fn new(cx: &Cx<'_>, pages: u64) -> DirtyBitmap {
-        DirtyBitmap { object: cx.new_object("dirty_bitmap"), words: zeroed_slice_box(pages.div_ceil(64) as usize) }
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, pages: u64) -> Result<DirtyBitmap, Errno> {
+        // Two copies: one to collect into, one to hand out.
+        let charge = host.charge(pages.div_ceil(64) * 16)?;
+        let words = zeroed_slice_box(pages.div_ceil(64) as usize);
+        Ok(DirtyBitmap { object: cx.new_object("dirty_bitmap"), _charge: charge, words })
     }
 
     /// Marks every page dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).

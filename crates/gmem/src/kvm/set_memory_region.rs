@@ -214,9 +214,7 @@ impl Vm {
         } else if let Some(bitmap) = old.and_then(|old| old.dirty_bitmap.clone()) {
             Some(bitmap)
         } else {
-            // Two copies: one to collect into, one to hand out.
-            self.charge_memory(npages.div_ceil(64) * 16)?;
-            let bitmap = DirtyBitmap::new(cx, npages);
+            let bitmap = DirtyBitmap::new(cx, &self.host, npages)?;
             if self.dirty_log_initially_set() {
                 bitmap.fill(npages);
             }
@@ -228,8 +226,7 @@ impl Vm {
                 if new.gfns.end.0 - 1 > self.max_gfn().0 {
                     return Err(Errno::EINVAL);
                 }
-                self.charge_memory(LpageInfo::bytes(new.gfns))?;
-                let info = LpageInfo::new(new.gfns, new.userspace_addr);
+                let info = LpageInfo::new(&self.host, new.gfns, new.userspace_addr)?;
                 if self.machine.has_private_memory() {
                     info.init_mixed(cx, new.gfns, &self.attributes);
                 }

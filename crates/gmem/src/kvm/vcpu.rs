@@ -225,7 +225,11 @@ impl Vcpu {
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
     pub(crate) fn destroy(&self, cx: &Cx<'_>) {
-        let root = self.mutex.lock(cx).root.take();
+        let root = {
+            let mut state = self.mutex.lock(cx);
+            state.last_used_slot = None;
+            state.root.take()
+        };
         if let Some(root) = root {
             self.vm.mmu.put_root(cx, root);
         }

@@ -76,7 +76,6 @@ pub struct Vm {
     disabled_quirks: AtomicU64,
     manual_dirty_log: AtomicU64,
     destroyed: AtomicBool,
-    charged: AtomicU64,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
 }
 
@@ -121,7 +120,6 @@ impl Vm {
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
             destroyed: AtomicBool::new(false),
-            charged: AtomicU64::new(0),
             notifier: OnceLock::new(),
         });
         let notifier: Arc<dyn MmuNotifier> = Arc::new(KvmMmuNotifier::new(&vm));
@@ -171,16 +169,6 @@ impl Vm {
     /// `EIO` if the caller's address space is not the VM's.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
         if !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
-    }
-
-    /// Accounts kernel memory for the VM's metadata, until the VM is destroyed.
-    ///
-    /// # Errors
-    /// `ENOMEM` if the host has less left.
-    pub(crate) fn charge_memory(&self, bytes: u64) -> Result<(), Errno> {
-        self.host.charge(bytes)?;
-        self.charged.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
     }
 
     /// vCPUs that exist.
@@ -299,7 +287,7 @@ impl Vm {
                 }
             });
         }
-        self.host.uncharge(self.charged.load(Ordering::Relaxed));
+        self.memslots.clear();
         self.destroyed.store(true, Ordering::SeqCst);
     }
 

@@ -1,6 +1,7 @@
 //! KVM beneath the recordings: races, error paths and lifetimes that one thread of a real kernel never shows.
 
 mod accounting;
+mod charges;
 mod create_race;
 mod descriptors;
 mod dirty_points;
