@@ -183,6 +183,7 @@ impl Vm {
                     self.swap_active_memslots(cx, as_id, arch);
                     let invalid = current.expect("the stand-in was published");
                     self.memslots.inactive(as_id, |set| set.replace(Some(&invalid), Some(old)));
+                    invalid.free();
                 } else {
                     drop(arch);
                 }
@@ -194,6 +195,9 @@ impl Vm {
         self.memslots.inactive(as_id, |set| set.replace(old.as_deref(), new.as_ref()));
         self.swap_active_memslots(cx, as_id, arch);
         self.memslots.inactive(as_id, |set| set.replace(current.as_deref(), new.as_ref()));
+        if let (Change::Delete | Change::Move, Some(invalid)) = (change, current) {
+            invalid.free();
+        }
 
         self.commit_memory_region(cx, slots, old, new, change);
         Ok(())

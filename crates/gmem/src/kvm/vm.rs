@@ -274,7 +274,9 @@ impl Vm {
             self.mmu.invalidate.end(cx, &mut lock, invalidation);
         }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
-        for vcpu in self.vcpus.write().drain(..) {
+        // Not inside the `for`: its lock would last while the vCPUs wait for theirs.
+        let vcpus = std::mem::take(&mut *self.vcpus.write());
+        for vcpu in vcpus {
             vcpu.destroy(cx);
         }
         self.mmu.zap_all(cx);
