@@ -32,11 +32,11 @@ fn digests() -> String {
 #[test]
 fn same_seed_same_hash_in_every_build() {
     expect![[r#"
-        punch-hole: 500332b8318aa535 500332b8318aa535 500332b8318aa535 500332b8318aa535
-        explicit-conversion: 586524bcd3b0f27f 586524bcd3b0f27f 586524bcd3b0f27f 586524bcd3b0f27f
-        fault-against-punch: 812ed725fb8e3082 6e45a993bec738d2 7fe76aa951b1f07f bed12e1eba1407d8
-        fault-against-conversion: 29c421dbd5391f87 9f84adbcec237443 d301fe98f2ed48c3 4f5159d76c89916f
-        release-while-faulting: b58965a7bd1c24b2 9295ff81798220d3 cea0be42e43fbbb3 3c2ea43a4b4db658
+        punch-hole: c4bb95d0636e10e3 c4bb95d0636e10e3 c4bb95d0636e10e3 c4bb95d0636e10e3
+        explicit-conversion: d69d2fbfd5d20c4c d69d2fbfd5d20c4c d69d2fbfd5d20c4c d69d2fbfd5d20c4c
+        fault-against-punch: 57e6045acd223019 559461efa9db9f56 cc1d2abc23262be8 a485dad3303b3700
+        fault-against-conversion: a55c06fa554c6986 8c0cd6c576878d09 1be5e629d223fe07 50abc7f748aa8d99
+        release-while-faulting: 042fe398bc227a15 8ed276c8c76125ba 9748488874c40fdd 6fd49cd5b07a6c8f
     "#]]
     .assert_eq(&digests());
 }

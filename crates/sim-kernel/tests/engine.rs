@@ -2,7 +2,8 @@
 
 use sim_kernel::Cx;
 use sim_kernel::sched::{
-    Chooser, Config, LogLevel, Random, Replay, RoundRobin, RunToCompletion, Schedule, Sim, Verdict, run_native,
+    Chooser, Config, Divergence, LogLevel, Op, Random, Ready, Replay, RoundRobin, RunToCompletion, Schedule, Sim,
+    Strategy, TaskId, Verdict, run_native,
 };
 use sim_kernel::sync::{Atomic64, Mutex, RefCount, RwLock, Srcu, WaitQueue, call_rcu, rcu_read_lock, synchronize_rcu};
 use std::collections::BTreeSet;
@@ -400,4 +401,29 @@ fn malformed_schedules_are_refused() {
         let parsed = text.parse::<Schedule>();
         assert!(parsed.is_err(), "{text:?} gave {parsed:?}");
     }
+}
+
+/// Always the last task; tells what it was shown.
+struct Last(Arc<AtomicU64>);
+
+impl Strategy for Last {
+    fn begin(&mut self, _seed: u64) {}
+
+    fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
+        Ok(ready.runnable.nth(ready.runnable.len() - 1))
+    }
+
+    fn executed(&mut self, _task: TaskId, _op: &Op) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_strategy_of_ones_own_picks_and_is_told_what_happened() {
+    let executed = Arc::new(AtomicU64::new(0));
+    let mut sim = Sim::new(Chooser::Custom(Box::new(Last(Arc::clone(&executed)))));
+    let (word, verdict) = sim.execute(&seeded(0), racy);
+    assert_eq!(verdict, Verdict::Completed);
+    assert_eq!(word.peek(), 2, "one task after the other");
+    assert_eq!(executed.load(Ordering::Relaxed), 4, "two loads and two stores");
 }

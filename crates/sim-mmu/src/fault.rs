@@ -28,6 +28,8 @@ pub struct TdpFault {
     pub map_writable: bool,
     /// Largest level that the frame's owner allows.
     pub max_level: Level,
+    /// The level at which it is mapped: what mapping decided, 4 KiB before.
+    pub goal_level: Level,
     /// `kvm_vcpu_memslots(vcpu)->generation`, all 64 bits; only its low 18 bits are stored.
     pub mmio_generation: u64,
 }

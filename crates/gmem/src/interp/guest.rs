@@ -75,6 +75,8 @@ impl World {
             // Not a vCPU: let the system call say so.
             return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
         };
+        // Another thread may operate the same vCPU; each lets it run a program to its end.
+        let _operator = handle.operator.lock(cx);
         handle.set_program(cx, &[insn]);
         let (result, exit) = match ioctl::run(cx, &self.process, fd) {
             Ok(run) => run,
@@ -102,7 +104,8 @@ impl World {
             ExitInfo::Mmio { gpa, len, is_write, .. } => {
                 Exit::Mmio { gpa: gpa.0, len: u64::from(len), write: is_write }
             }
-            ExitInfo::Hypercall { .. } => unreachable!("answered above"),
+            // The descriptor may have been closed and given to another vCPU meanwhile, whose program this is.
+            ExitInfo::Hypercall { nr, args, .. } => Exit::Hypercall { nr, args: args[..3].to_vec(), rax: None },
             ExitInfo::Intr => Exit::Intr,
             ExitInfo::InternalError { suberror } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
             ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },

@@ -166,8 +166,8 @@ impl World {
                 }
                 Err(errno) => failed(errno),
             },
-            Op::Pread { fd, offset, len } => self.pread(cx, self.fd(fd), *offset, *len as u64),
-            Op::Pwrite { fd, offset, len } => self.pwrite(cx, self.fd(fd), *offset, *len as u64),
+            Op::Pread { fd, offset, len } => self.pread(cx, self.fd(fd), *offset, *len),
+            Op::Pwrite { fd, offset, len } => self.pwrite(cx, self.fd(fd), *offset, *len),
             Op::Lseek { fd, offset, whence } => {
                 let whence = u32::try_from(*whence).unwrap_or(u32::MAX);
                 match p.lseek(cx, self.fd(fd), *offset, whence) {
@@ -199,15 +199,12 @@ impl World {
             Op::Mprotect { map, offset, len, prot } => {
                 unit(p.mprotect(cx, self.address(map, *offset), *len, prot_of(*prot)))
             }
-            Op::Madvise { map, offset, len, advice } => match Advice::from_name(advice.name()) {
-                Some(advice) => unit(p.madvise(cx, self.address(map, *offset), *len, advice)),
-                None => failed(sim_kernel::Errno::EINVAL),
-            },
+            Op::Madvise { map, offset, len, advice } => {
+                let advice = Advice::from_name(advice.name()).expect("the kernel knows every advice of the language");
+                unit(p.madvise(cx, self.address(map, *offset), *len, advice))
+            }
             Op::Mincore { map, offset, len } => match p.mincore(cx, self.address(map, *offset), *len) {
-                Ok(pages) => {
-                    let resident = (0u64..).zip(&pages).filter(|(_, resident)| **resident).map(|(page, _)| page);
-                    Answer::Ok { value: 0, detail: Detail::Resident(resident.collect()) }
-                }
+                Ok(pages) => Answer::Ok { value: 0, detail: Detail::Resident(pages) },
                 Err(errno) => failed(errno),
             },
             Op::Mlock { map, offset, len } => unit(p.mlock(cx, self.address(map, *offset), *len)),
@@ -226,44 +223,42 @@ impl World {
     }
 
     /// `pread` of any length, in pieces, so that a sparse file of a terabyte needs no terabyte.
-    fn pread(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, len: u64) -> Answer {
-        /// `MAX_RW_COUNT`.
-        const MOST: u64 = 0x7fff_f000;
-        let len = len.min(MOST);
-        let mut done = 0;
-        loop {
-            let piece = (len - done).min(PIECE);
-            match self.process.pread(cx, fd, offset.saturating_add_unsigned(done), piece) {
-                Ok(bytes) => {
-                    done += bytes.len() as u64;
-                    if (bytes.len() as u64) < piece || done == len {
-                        return Answer::ok(done);
-                    }
-                }
-                Err(_) if done > 0 => return Answer::ok(done),
-                Err(errno) => return failed(errno),
-            }
-        }
+    fn pread(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, len: i64) -> Answer {
+        in_pieces(offset, len, |offset, piece| {
+            self.process.pread(cx, fd, offset, piece).map(|bytes| bytes.len() as u64)
+        })
     }
 
-    fn pwrite(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, len: u64) -> Answer {
-        const MOST: u64 = 0x7fff_f000;
-        let len = len.min(MOST);
-        let zeroes = vec![0; len.min(PIECE) as usize];
-        let mut done = 0;
-        loop {
-            let piece = (len - done).min(PIECE);
-            let offset = offset.saturating_add_unsigned(done);
-            match self.process.pwrite(cx, fd, offset, &zeroes[..piece as usize]) {
-                Ok(count) => {
-                    done += count;
-                    if count < piece || done == len {
-                        return Answer::ok(done);
-                    }
+    fn pwrite(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, len: i64) -> Answer {
+        let zeroes = vec![0; len.clamp(0, PIECE as i64) as usize];
+        in_pieces(offset, len, |offset, piece| self.process.pwrite(cx, fd, offset, &zeroes[..piece as usize]))
+    }
+}
+
+/// Reads or writes `len` bytes in pieces, as one system call would: what was done before an error counts.
+fn in_pieces(offset: i64, len: i64, call: impl Fn(i64, u64) -> Result<u64, sim_kernel::Errno>) -> Answer {
+    /// `MAX_RW_COUNT`.
+    const MOST: u64 = 0x7fff_f000;
+    // `rw_verify_area`, which comes after the checks of descriptor and offset: an empty access makes those.
+    if len < 0 || offset.checked_add(len).is_none() {
+        return match call(offset, 0) {
+            Ok(_) => failed(sim_kernel::Errno::EINVAL),
+            Err(errno) => failed(errno),
+        };
+    }
+    let len = (len as u64).min(MOST);
+    let mut done = 0;
+    loop {
+        let piece = (len - done).min(PIECE);
+        match call(offset + done as i64, piece) {
+            Ok(count) => {
+                done += count;
+                if count < piece || done == len {
+                    return Answer::ok(done);
                 }
-                Err(_) if done > 0 => return Answer::ok(done),
-                Err(errno) => return failed(errno),
             }
+            Err(_) if done > 0 => return Answer::ok(done),
+            Err(errno) => return failed(errno),
         }
     }
 }

@@ -36,10 +36,11 @@ impl Vm {
                 let cached = view.inode().mapping().peek(index);
                 assert_eq!(cached, Some(pfn), "INV-201: {gfn:?} is not mapped to the file's page at {index:?}");
                 assert_eq!(view.peek_binding(index), Some(slot.handle), "INV-303: {gfn:?} is mapped without a binding");
+                let broken = phys.flags(pfn).contains(FrameFlags::HWPOISON) && !view.inode().is_failing(pfn);
+                assert!(!broken, "INV-211: {gfn:?} is mapped to a broken page");
             }
-            let flags = self.host.phys.flags(pfn);
-            assert!(flags.contains(FrameFlags::UPTODATE), "INV-106: {gfn:?} is mapped before its page was cleared");
-            assert!(!flags.contains(FrameFlags::HWPOISON), "INV-211: {gfn:?} is mapped to a broken page");
+            let uptodate = phys.flags(pfn).contains(FrameFlags::UPTODATE);
+            assert!(uptodate, "INV-106: {gfn:?} is mapped before its page was cleared");
         }
     }
 

@@ -25,14 +25,14 @@ impl Vm {
         // Records that a vCPU has not reported yet must get out.
         self.kick_all(cx);
         if self.dirty_log_is_manual() {
-            return Ok((0..bitmap.len()).map(|i| bitmap.word(i)).collect());
+            return Ok((0..bitmap.len()).map(|i| bitmap.word(cx, i)).collect());
         }
         let mut taken_any = false;
         let words = {
             let mut lock = self.mmu.mmu_lock.write(cx);
             let mut words = Vec::with_capacity(bitmap.len());
             for i in 0..bitmap.len() {
-                let mask = bitmap.take_word(i);
+                let mask = bitmap.take_word(cx, i);
                 words.push(mask);
                 if mask != 0 {
                     taken_any = true;

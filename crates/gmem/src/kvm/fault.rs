@@ -30,9 +30,9 @@ impl SlotView for KvmSlotView<'_> {
         self.slot.dirty_bitmap.is_some()
     }
 
-    fn mark_page_dirty(&self, _cx: &Cx<'_>, gfn: Gfn) {
+    fn mark_page_dirty(&self, cx: &Cx<'_>, gfn: Gfn) {
         if let Some(bitmap) = &self.slot.dirty_bitmap {
-            bitmap.set(gfn - self.slot.base_gfn);
+            bitmap.set(cx, gfn - self.slot.base_gfn);
         }
     }
 
@@ -106,7 +106,7 @@ impl Vcpu {
                 done => return Ok(done),
             }
         }
-        let tdp = TdpFault {
+        let mut tdp = TdpFault {
             gpa: fault.gpa,
             write: kind == sim_mmu::Access::Write,
             exec: kind == sim_mmu::Access::Exec,
@@ -117,9 +117,10 @@ impl Vcpu {
             pfn: None,
             map_writable: false,
             max_level: Level::L1G,
+            goal_level: Level::L4K,
             mmio_generation: 0,
         };
-        let result = self.do_page_fault(cx, state, &root, tdp)?;
+        let result = self.do_page_fault(cx, state, &root, &mut tdp)?;
         if result == RetPf::Emulate && is_private {
             self.prepare_memory_fault(state, fault.gpa, is_private);
             return Err(Errno::EFAULT);
@@ -169,13 +170,13 @@ impl Vcpu {
         })
     }
 
-    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`.
+    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`. `tdp` gets the level that was chosen.
     pub(crate) fn do_page_fault(
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
         root: &Arc<Root>,
-        tdp: TdpFault,
+        tdp: &mut TdpFault,
     ) -> Result<RetPf, Errno> {
         let vm = &self.vm;
         let (_, slot) = self.gfn_to_memslot(cx, state, tdp.gfn());
@@ -184,13 +185,13 @@ impl Vcpu {
         let view = slot.as_deref().map(|slot| vm.slot_view(slot));
         let attribute_agrees = !vm.machine.has_private_memory() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
         if !tdp.rsvd && attribute_agrees {
-            let result = vm.mmu.fast_page_fault(cx, root, &tdp, view.as_ref());
+            let result = vm.mmu.fast_page_fault(cx, root, tdp, view.as_ref());
             if result != RetPf::Invalid {
                 return Ok(result);
             }
         }
 
-        let mut fault = Fault { tdp, slot: slot.clone(), mmu_seq: 0, page: None };
+        let mut fault = Fault { tdp: tdp.clone(), slot: slot.clone(), mmu_seq: 0, page: None };
         match self.faultin(cx, state, &mut fault)? {
             FaultIn::Done(result) => return Ok(result),
             FaultIn::Map => {}
@@ -204,14 +205,15 @@ impl Vcpu {
             match &view {
                 Some(view) => {
                     vm.check_before_map(&fault.tdp, view.slot);
-                    vm.mmu.map(cx, &lock, root, &fault.tdp, Some(view), &**vm)
+                    vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm)
                 }
-                None => vm.mmu.map(cx, &lock, root, &fault.tdp, None::<&NoSlot>, &**vm),
+                None => vm.mmu.map(cx, &lock, root, &mut fault.tdp, None::<&NoSlot>, &**vm),
             }
         };
         if let Some(pfn) = fault.page.take() {
             vm.host.phys.put(cx, pfn);
         }
+        tdp.goal_level = fault.tdp.goal_level;
         result
     }
 
@@ -267,7 +269,10 @@ impl Vcpu {
         }
         let gfn = fault.tdp.gfn();
         let generation = self.vm.memslots.read(cx, 0, |set| set.generation);
-        state.mmio_cache = Some((gfn.0, generation));
+        // While slots are swapped, "no slot" is what the old set says and the generation is the new one's.
+        if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS == 0 {
+            state.mmio_cache = Some((gfn.0, generation));
+        }
         fault.tdp.mmio_generation = generation;
         if gfn > self.vm.max_gfn() || !self.vm.mmu.config().mmio_caching {
             return Ok(FaultIn::Done(RetPf::Emulate));
@@ -316,7 +321,11 @@ impl Vcpu {
                 Ok(FaultIn::Map)
             }
             HvaPfn::ReadOnly => Ok(FaultIn::Done(RetPf::Emulate)),
-            HvaPfn::HwPoison => Ok(FaultIn::Done(RetPf::Retry)),
+            HvaPfn::HwPoison => {
+                // `kvm_send_hwpoison_signal`: SIGBUS to the task itself, which ends the run before the retry.
+                cx.send_signal(cx.task());
+                Ok(FaultIn::Done(RetPf::Retry))
+            }
             HvaPfn::Error(Errno::EINTR) => {
                 state.exit = ExitInfo::Intr;
                 Err(Errno::EINTR)

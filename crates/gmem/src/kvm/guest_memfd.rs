@@ -31,6 +31,8 @@ pub struct GmemInode {
     mapping: AddressSpace,
     /// `gmem_file_list`: the views of all VMs. One in Linux 7.3, which has no way to make a second.
     files: parking_lot::Mutex<Vec<Weak<GmemFile>>>,
+    /// Pages that are marked broken and not yet unmapped. The kernel has no such list; it is for checking.
+    failing: parking_lot::Mutex<Vec<Pfn>>,
 }
 
 /// One VM's view of a guest_memfd: what its descriptor refers to.
@@ -59,6 +61,11 @@ impl GmemInode {
     /// The page cache.
     pub fn mapping(&self) -> &AddressSpace {
         &self.mapping
+    }
+
+    /// Whether the failure of this page is being handled: until that has ended it may still be mapped.
+    pub(crate) fn is_failing(&self, pfn: Pfn) -> bool {
+        self.failing.lock().contains(&pfn)
     }
 
     fn is_init_shared(&self) -> bool {
@@ -135,6 +142,7 @@ impl GmemInode {
             return Err(Errno::EHWPOISON);
         }
         phys.set_flags(pfn, FrameFlags::HWPOISON);
+        self.failing.lock().push(pfn);
         // This reference is never given back.
         phys.get(pfn);
         phys.lock(cx, pfn);
@@ -142,6 +150,9 @@ impl GmemInode {
         if phys.mapping(pfn).is_some() {
             self.error_folio(cx, pfn);
         }
+        let (guest, host) = (phys.spte_count(pfn), phys.mapcount(pfn));
+        assert_eq!((guest, host), (0, 0), "INV-211: {pfn:?} is mapped after its failure was handled");
+        self.failing.lock().retain(|other| *other != pfn);
         phys.unlock(cx, pfn);
         Err(Errno::EBUSY)
     }
@@ -181,6 +192,7 @@ impl Vm {
             flags: args.flags,
             mapping: AddressSpace::new(cx, &host.phys, &host.nodes, ino),
             files: Default::default(),
+            failing: Default::default(),
         });
         let view = Arc::new(GmemFile {
             vm: Arc::clone(self),
@@ -507,8 +519,8 @@ impl FileOperations for GmemFile {
         Some(self.inode.mapping.i_mmap())
     }
 
-    fn is_resident(&self, cx: &Cx<'_>, pgoff: Pgoff) -> bool {
-        self.inode.mapping.is_uptodate(cx, pgoff)
+    fn resident_pages(&self, cx: &Cx<'_>, range: Range<Pgoff>) -> Vec<Pgoff> {
+        self.inode.mapping.uptodate_pages(cx, range)
     }
 }
 

@@ -55,13 +55,23 @@ impl Host {
     ///
     /// # Errors
     /// `ENOMEM` if the host has less left.
-    pub(crate) fn charge(&self, bytes: u64) -> Result<(), Errno> {
+    pub(crate) fn charge(self: &Arc<Host>, bytes: u64) -> Result<Charge, Errno> {
         let charge = |charged: u64| charged.checked_add(bytes).filter(|&sum| sum <= self.config.memory);
-        self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).map(|_| ()).map_err(|_| Errno::ENOMEM)
+        let charged = self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge);
+        charged.map(|_| Charge { host: Arc::clone(self), bytes }).map_err(|_| Errno::ENOMEM)
     }
+}
 
-    pub(crate) fn uncharge(&self, bytes: u64) {
-        self.charged.fetch_sub(bytes, Ordering::Relaxed);
+/// Accounted memory; dropping it gives the memory back.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    host: Arc<Host>,
+    bytes: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.host.charged.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

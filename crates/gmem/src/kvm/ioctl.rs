@@ -1,6 +1,7 @@
 //! The ioctls, by descriptor: find the file, check the caller, do the work, run what was put off (`kvm_vm_ioctl` and friends).
 //!
-//! One function per ioctl. A descriptor that is open but of the wrong kind does not know the ioctl: `ENOTTY`.
+//! One function per ioctl. A descriptor that is open but of the wrong kind does not know the ioctl: `ENOTTY`
+//! from a VM or any other file, `EINVAL` from a vCPU or `/dev/kvm`.
 
 use super::guest_memfd::GmemFile;
 use super::host::Host;
@@ -20,6 +21,10 @@ struct KvmDevice {
 }
 
 impl FileOperations for KvmDevice {
+    fn is_regular(&self) -> bool {
+        false
+    }
+
     fn release(&self, _cx: &Cx<'_>) {}
 
     fn as_any(&self) -> &dyn Any {
@@ -39,6 +44,19 @@ pub fn open_kvm(cx: &Cx<'_>, process: &Process) -> Result<RawFd, Errno> {
     process.install(cx, File::new(cx, Arc::new(KvmDevice { host: Arc::clone(&process.host) })))
 }
 
+/// What a descriptor answers to an ioctl that its kind does not know: VMs and vCPUs test the caller's address space first.
+fn unknown_ioctl(process: &Process, file: &File) -> Errno {
+    if let Some(VmFile { vm }) = file.downcast() {
+        vm.check_caller(&process.mm).err().unwrap_or(Errno::ENOTTY)
+    } else if let Some(VcpuFile { vcpu }) = file.downcast() {
+        vcpu.vm.check_caller(&process.mm).err().unwrap_or(Errno::EINVAL)
+    } else if file.downcast::<KvmDevice>().is_some() {
+        Errno::EINVAL
+    } else {
+        Errno::ENOTTY
+    }
+}
+
 /// Runs `body` with the VM behind a descriptor, after the gates that all VM ioctls share.
 fn with_vm<R>(
     cx: &Cx<'_>,
@@ -47,7 +65,7 @@ fn with_vm<R>(
     body: impl FnOnce(&Arc<Vm>) -> Result<R, Errno>,
 ) -> Result<R, Errno> {
     let result = process.fds.with(cx, fd, |file| {
-        let vm = &file.downcast::<VmFile>().ok_or(Errno::ENOTTY)?.vm;
+        let vm = &file.downcast::<VmFile>().ok_or_else(|| unknown_ioctl(process, file))?.vm;
         vm.check_caller(&process.mm)?;
         body(vm)
     });
@@ -63,7 +81,7 @@ fn with_vcpu<R>(
     body: impl FnOnce(&Arc<Vcpu>) -> Result<R, Errno>,
 ) -> Result<R, Errno> {
     let result = process.fds.with(cx, fd, |file| {
-        let vcpu = &file.downcast::<VcpuFile>().ok_or(Errno::ENOTTY)?.vcpu;
+        let vcpu = &file.downcast::<VcpuFile>().ok_or_else(|| unknown_ioctl(process, file))?.vcpu;
         vcpu.vm.check_caller(&process.mm)?;
         body(vcpu)
     });
@@ -87,7 +105,7 @@ pub(crate) fn create_vm_object(
     vm_type: u64,
 ) -> Result<(RawFd, Arc<Vm>), Errno> {
     let result = process.fds.with(cx, kvm, |file| {
-        let device = file.downcast::<KvmDevice>().ok_or(Errno::ENOTTY)?;
+        let device = file.downcast::<KvmDevice>().ok_or_else(|| unknown_ioctl(process, file))?;
         process.fds.reserve()?;
         let vm_type = VmType::from_number(vm_type)?;
         let vm = Vm::new(cx, &device.host, &process.mm, vm_type);
@@ -133,7 +151,6 @@ pub(crate) fn create_vcpu_object(
     id: u64,
 ) -> Result<(RawFd, Arc<Vcpu>), Errno> {
     with_vm(cx, process, vm, |vm| {
-        process.fds.reserve()?;
         let vcpu = vm.create_vcpu(cx, id)?;
         Ok((install_vcpu(cx, process, Arc::clone(&vcpu))?, vcpu))
     })

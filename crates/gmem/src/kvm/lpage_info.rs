@@ -5,9 +5,11 @@
 //! a count in every block.
 
 use super::attributes::MemoryAttributes;
+use super::host::{Charge, Host};
 use bytemuck::allocation::zeroed_slice_box;
-use sim_kernel::{Cx, Hva, PAGE_SHIFT};
+use sim_kernel::{Cx, Errno, Hva, PAGE_SHIFT};
 use sim_mmu::{Gfn, GfnRange, Level};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `KVM_LPAGE_MIXED_FLAG`: the block's pages differ in their attributes.
@@ -29,17 +31,23 @@ struct Blocks {
 #[derive(Debug)]
 pub struct LpageInfo {
     base: Gfn,
+    /// The memory that the kernel would need for it.
+    _charge: Charge,
     levels: [Blocks; 2],
 }
 
 impl LpageInfo {
     /// Bytes that the kernel would allocate for a slot of this geometry.
-    pub fn bytes(range: GfnRange) -> u64 {
+    fn bytes(range: GfnRange) -> u64 {
         LARGE_LEVELS.iter().map(|&level| block_count(range, level) * 4).sum()
     }
 
     /// Metadata of a new slot: blocks that the slot covers only partly allow no huge mapping.
-    pub fn new(range: GfnRange, userspace_addr: Hva) -> LpageInfo {
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new(host: &Arc<Host>, range: GfnRange, userspace_addr: Hva) -> Result<LpageInfo, Errno> {
+        let charge = host.charge(LpageInfo::bytes(range))?;
         let levels = LARGE_LEVELS.map(|level| {
             let mask = level.span() - 1;
             let words: Box<[AtomicU32]> = zeroed_slice_box(block_count(range, level) as usize);
@@ -52,7 +60,7 @@ impl LpageInfo {
             let incongruent = (range.start.0 ^ (userspace_addr.0 >> PAGE_SHIFT)) & mask != 0;
             Blocks { incongruent, words }
         });
-        LpageInfo { base: range.start, levels }
+        Ok(LpageInfo { base: range.start, _charge: charge, levels })
     }
 
     fn word(&self, gfn: Gfn, level: Level) -> &AtomicU32 {

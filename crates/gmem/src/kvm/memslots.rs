@@ -7,12 +7,13 @@
 //! Simplified: trees and hash of the kernel are ordered maps; the search by host address is bounded by the largest slot of the
 //! set instead of an interval tree.
 
+use super::host::{Charge, Host};
 use super::lpage_info::LpageInfo;
 use super::uapi::*;
 use bytemuck::allocation::zeroed_slice_box;
 use sim_kernel::fs::File;
 use sim_kernel::sched::{Access, ObjId};
-use sim_kernel::{Cx, Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, Pgoff};
+use sim_kernel::{Cx, Errno, Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, Pgoff};
 use sim_mmu::{Gfn, GfnRange};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,13 +27,22 @@ pub struct SlotId(pub u16);
 /// Which pages of a slot were written since they were last collected.
 #[derive(Debug)]
 pub struct DirtyBitmap {
+    object: ObjId,
+    /// The memory that the kernel would need for it.
+    _charge: Charge,
     words: Box<[AtomicU64]>,
 }
 
 impl DirtyBitmap {
     /// A bitmap for so many pages, all clean.
-    pub fn new(pages: u64) -> DirtyBitmap {
-        DirtyBitmap { words: zeroed_slice_box(pages.div_ceil(64) as usize) }
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, pages: u64) -> Result<DirtyBitmap, Errno> {
+        // Two copies: one to collect into, one to hand out.
+        let charge = host.charge(pages.div_ceil(64) * 16)?;
+        let words = zeroed_slice_box(pages.div_ceil(64) as usize);
+        Ok(DirtyBitmap { object: cx.new_object("dirty_bitmap"), _charge: charge, words })
     }
 
     /// Marks every page dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).
@@ -54,23 +64,29 @@ impl DirtyBitmap {
     }
 
     /// Marks a page, counted from the slot's start.
-    pub fn set(&self, page: u64) {
+    #[track_caller]
+    pub fn set(&self, cx: &Cx<'_>, page: u64) {
+        cx.point(Access::Rmw, self.object, page / 64);
         self.words[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::SeqCst);
     }
 
-    /// The word without clearing it.
-    pub fn word(&self, index: usize) -> u64 {
+    /// The word without clearing it. Only a word that has bits is a scheduling point: to find none is to have come earlier.
+    #[track_caller]
+    pub fn word(&self, cx: &Cx<'_>, index: usize) -> u64 {
+        if self.words[index].load(Ordering::SeqCst) != 0 {
+            cx.point(Access::Load, self.object, index as u64);
+        }
         self.words[index].load(Ordering::SeqCst)
     }
 
-    /// Takes the word and clears it.
-    pub fn take_word(&self, index: usize) -> u64 {
+    /// Takes the word and clears it; a scheduling point as [`DirtyBitmap::word`].
+    #[track_caller]
+    pub fn take_word(&self, cx: &Cx<'_>, index: usize) -> u64 {
+        if self.words[index].load(Ordering::SeqCst) == 0 {
+            return 0;
+        }
+        cx.point(Access::Rmw, self.object, index as u64);
         self.words[index].swap(0, Ordering::SeqCst)
-    }
-
-    /// Takes and clears those of `mask` that are set.
-    pub fn take_masked(&self, index: usize, mask: u64) -> u64 {
-        self.words[index].fetch_and(!mask, Ordering::SeqCst) & mask
     }
 }
 

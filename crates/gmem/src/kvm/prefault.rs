@@ -87,7 +87,7 @@ impl Vcpu {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
             }
-            let fault = TdpFault {
+            let mut fault = TdpFault {
                 gpa,
                 write: false,
                 exec: false,
@@ -98,9 +98,10 @@ impl Vcpu {
                 pfn: None,
                 map_writable: false,
                 max_level: Level::L1G,
+                goal_level: Level::L4K,
                 mmio_generation: 0,
             };
-            match self.do_page_fault(cx, state, &root, fault)? {
+            match self.do_page_fault(cx, state, &root, &mut fault)? {
                 RetPf::Retry => {
                     if root.is_invalid_lockless(cx) {
                         state.root = None;
@@ -111,7 +112,7 @@ impl Vcpu {
                     cx.cond_resched();
                 }
                 RetPf::Fixed | RetPf::Spurious | RetPf::WriteProtected => {
-                    return Ok(self.vm.mmu.walk_lockless(cx, &root, gpa).1);
+                    return Ok(fault.goal_level);
                 }
                 RetPf::Emulate => {
                     if is_private {

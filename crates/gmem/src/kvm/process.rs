@@ -99,13 +99,16 @@ impl Process {
     ///
     /// # Errors
     /// In this order: `EBADF` for a descriptor that is not open; `EINVAL` for a negative offset or a length that is not positive;
-    /// `EOPNOTSUPP` for modes that do not exist; `EFBIG`; then what the file answers.
+    /// `EOPNOTSUPP` for modes that do not exist; `ENODEV` for what is no regular file; `EFBIG`; then what the file answers.
     pub fn fallocate(&self, cx: &Cx<'_>, fd: RawFd, mode: u32, offset: i64, len: i64) -> Result<(), Errno> {
         let result = self.fds.with(cx, fd, |file| {
             if offset < 0 || len <= 0 {
                 return Err(Errno::EINVAL);
             }
             check_fallocate_mode(mode)?;
+            if !file.operations().is_regular() {
+                return Err(Errno::ENODEV);
+            }
             let (offset, len) = (offset as u64, len as u64);
             if offset + len > MAX_LFS_FILESIZE {
                 return Err(Errno::EFBIG);
@@ -270,11 +273,11 @@ impl Process {
         self.finish(cx, result)
     }
 
-    /// `mincore(2)`: for every page whether it is resident.
+    /// `mincore(2)`: the pages that are resident, counted from the start of the range.
     ///
     /// # Errors
     /// `EINVAL`, `ENOMEM`.
-    pub fn mincore(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<bool>, Errno> {
+    pub fn mincore(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<u64>, Errno> {
         self.mm.mincore(cx, addr, len)
     }
 

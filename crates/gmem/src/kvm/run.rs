@@ -34,7 +34,7 @@ impl Vcpu {
         state.program.clear();
         state.program.extend_from_slice(program);
         state.regs = Default::default();
-        state.pending_exit = false;
+        state.pending_exit = None;
     }
 
     /// Where the program's instructions are fetched from, and how wide the registers are.
@@ -61,7 +61,7 @@ impl Vcpu {
     pub fn run_answered(&self, cx: &Cx<'_>, answer: Option<u64>) -> (Result<(), Errno>, ExitInfo) {
         let mut state = self.mutex.lock(cx);
         if let Some(answer) = answer {
-            state.exit.set_answer(answer);
+            answer_pending(&mut state, answer);
         }
         let result = self.vcpu_run(cx, &mut state);
         let exit = state.exit;
@@ -72,8 +72,8 @@ impl Vcpu {
 
     fn vcpu_run(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
         let mut srcu = self.vm.srcu.read(cx);
-        if state.pending_exit {
-            match self.complete_userspace_io(state) {
+        if let Some(pending) = state.pending_exit.take() {
+            match self.complete_userspace_io(state, pending) {
                 Next::Enter => {}
                 Next::Exit => return Ok(()),
             }
@@ -264,7 +264,7 @@ impl Vcpu {
             (Some(read), Some(value)) => self.emulate_write(cx, state, gpa, read.wrapping_add(value)),
             (None, _) => {
                 state.exit = ExitInfo::Mmio { gpa, len: 4, data: 0, is_write: false };
-                state.pending_exit = true;
+                state.pending_exit = Some(state.exit);
                 Next::Exit
             }
         }
@@ -283,29 +283,33 @@ impl Vcpu {
             let hva = slot.hva(gpa.gfn()) + gpa.0 % PAGE_SIZE;
             if self.vm.mm.write_u32(cx, hva, value).is_ok() {
                 if let Some(bitmap) = &slot.dirty_bitmap {
-                    bitmap.set(gpa.gfn() - slot.base_gfn);
+                    bitmap.set(cx, gpa.gfn() - slot.base_gfn);
                 }
                 state.regs.rip += 1;
                 return Next::Enter;
             }
         }
         state.exit = ExitInfo::Mmio { gpa, len: 4, data: u64::from(value), is_write: true };
-        state.pending_exit = true;
+        state.pending_exit = Some(state.exit);
         Next::Exit
     }
 
     /// `complete_userspace_io`: user space has handled the exit; the instruction goes on.
-    fn complete_userspace_io(&self, state: &mut VcpuState) -> Next {
-        state.pending_exit = false;
+    fn complete_userspace_io(&self, state: &mut VcpuState, pending: ExitInfo) -> Next {
         let insn = state.program[state.regs.rip];
-        match (state.exit, insn) {
+        // In the run page a memory fault's address lies where MMIO has its data.
+        let read = |data: u64| match state.exit {
+            ExitInfo::MemoryFault { gpa, .. } => gpa.0 as u32,
+            _ => data as u32,
+        };
+        match (pending, insn) {
             (ExitInfo::Mmio { is_write: false, data, .. }, GuestInsn::Read { .. }) => {
-                state.regs.rbx = data & 0xffff_ffff
+                state.regs.rbx = u64::from(read(data));
             }
             (ExitInfo::Mmio { is_write: false, data, gpa, .. }, GuestInsn::Rmw { value, .. }) => {
-                let data = u64::from((data as u32).wrapping_add(value));
+                let data = u64::from(read(data).wrapping_add(value));
                 state.exit = ExitInfo::Mmio { gpa, len: 4, data, is_write: true };
-                state.pending_exit = true;
+                state.pending_exit = Some(state.exit);
                 return Next::Exit;
             }
             (ExitInfo::Mmio { is_write: true, .. }, _) => {}
@@ -333,7 +337,7 @@ impl Vcpu {
                 -i64::from(Errno::EINVAL.number())
             } else {
                 state.exit = ExitInfo::Hypercall { nr, args: [args[0], args[1], args[2], 0], ret: 0, mode: state.mode };
-                state.pending_exit = true;
+                state.pending_exit = Some(state.exit);
                 return Next::Exit;
             }
         };
@@ -354,7 +358,16 @@ impl Vcpu {
 
     /// User space answers the pending exit: the data of an MMIO read, or the result of a hypercall.
     pub fn set_exit_answer(&self, cx: &Cx<'_>, value: u64) {
-        self.mutex.lock(cx).exit.set_answer(value);
+        answer_pending(&mut self.mutex.lock(cx), value);
+    }
+}
+
+/// Puts user space's answer into the exit that waits for one; without one, nobody will look at it.
+fn answer_pending(state: &mut VcpuState, value: u64) {
+    if let Some(mut pending) = state.pending_exit {
+        pending.set_answer(value);
+        state.pending_exit = Some(pending);
+        state.exit = pending;
     }
 }
 

@@ -183,6 +183,7 @@ impl Vm {
                     self.swap_active_memslots(cx, as_id, arch);
                     let invalid = current.expect("the stand-in was published");
                     self.memslots.inactive(as_id, |set| set.replace(Some(&invalid), Some(old)));
+                    invalid.free();
                 } else {
                     drop(arch);
                 }
@@ -194,6 +195,9 @@ impl Vm {
         self.memslots.inactive(as_id, |set| set.replace(old.as_deref(), new.as_ref()));
         self.swap_active_memslots(cx, as_id, arch);
         self.memslots.inactive(as_id, |set| set.replace(current.as_deref(), new.as_ref()));
+        if let (Change::Delete | Change::Move, Some(invalid)) = (change, current) {
+            invalid.free();
+        }
 
         self.commit_memory_region(cx, slots, old, new, change);
         Ok(())
@@ -214,9 +218,7 @@ impl Vm {
         } else if let Some(bitmap) = old.and_then(|old| old.dirty_bitmap.clone()) {
             Some(bitmap)
         } else {
-            // Two copies: one to collect into, one to hand out.
-            self.charge_memory(npages.div_ceil(64) * 16)?;
-            let bitmap = DirtyBitmap::new(npages);
+            let bitmap = DirtyBitmap::new(cx, &self.host, npages)?;
             if self.dirty_log_initially_set() {
                 bitmap.fill(npages);
             }
@@ -228,8 +230,7 @@ impl Vm {
                 if new.gfns.end.0 - 1 > self.max_gfn().0 {
                     return Err(Errno::EINVAL);
                 }
-                self.charge_memory(LpageInfo::bytes(new.gfns))?;
-                let info = LpageInfo::new(new.gfns, new.userspace_addr);
+                let info = LpageInfo::new(&self.host, new.gfns, new.userspace_addr)?;
                 if self.machine.has_private_memory() {
                     info.init_mixed(cx, new.gfns, &self.attributes);
                 }
@@ -310,8 +311,9 @@ impl Vm {
         self.srcu.synchronize(cx);
 
         let generation = generation.wrapping_add(u64::from(self.address_spaces()));
-        self.memslots.set_generation(cx, as_id, generation);
+        // Before the generation is stored: until then no MMIO entry matches, and a repeated one must find none.
         self.arch_memslots_updated(cx, generation);
+        self.memslots.set_generation(cx, as_id, generation);
     }
 
     /// `kvm_arch_flush_shadow_memslot`: nothing of the slot stays mapped.

@@ -72,6 +72,14 @@ impl SlotSets {
         self.spaces[as_id as usize].active.rmw(cx, |active| 1 - active);
     }
 
+    /// Frees all slots, when nobody can look any more.
+    pub(crate) fn clear(&self) {
+        for set in self.spaces.iter().flat_map(|space| &space.sets) {
+            let mut set = set.write();
+            *set = MemslotSet::new(set.generation);
+        }
+    }
+
     /// Stores the final generation of the set that was just published.
     #[track_caller]
     pub fn set_generation(&self, cx: &Cx<'_>, as_id: u16, generation: u64) {

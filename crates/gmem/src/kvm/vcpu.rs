@@ -159,8 +159,9 @@ pub(crate) struct VcpuState {
     /// Where instructions are fetched from; `None`: fetches are not modelled.
     pub(crate) code: Option<Gpa>,
     pub(crate) exit: ExitInfo,
-    /// The access of the current instruction whose exit user space is handling.
-    pub(crate) pending_exit: bool,
+    /// The exit of the current instruction that user space is handling. `exit` may say something else by then: a pre-fault in
+    /// between writes to the same run page.
+    pub(crate) pending_exit: Option<ExitInfo>,
     pub(crate) immediate_exit: bool,
 }
 
@@ -168,6 +169,8 @@ pub(crate) struct VcpuState {
 pub struct Vcpu {
     pub(crate) vm: Arc<Vm>,
     id: u64,
+    /// The program that the vCPU runs and what it leaves in the registers belong to one thread of the VMM at a time.
+    pub(crate) operator: Mutex<()>,
     pub(crate) mutex: Mutex<VcpuState>,
     guest_mode: Atomic64,
     requests: Atomic64,
@@ -237,7 +240,11 @@ impl Vcpu {
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
     pub(crate) fn destroy(&self, cx: &Cx<'_>) {
-        let root = self.mutex.lock(cx).root.take();
+        let root = {
+            let mut state = self.mutex.lock(cx);
+            state.last_used_slot = None;
+            state.root.take()
+        };
         if let Some(root) = root {
             self.vm.mmu.put_root(cx, root);
         }
@@ -256,6 +263,7 @@ impl Vm {
         let vcpu = Arc::new(Vcpu {
             vm: Arc::clone(self),
             id,
+            operator: Mutex::new(cx, "vmm->vcpu", ()),
             mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::default()),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
@@ -307,6 +315,10 @@ pub(crate) struct VcpuFile {
 }
 
 impl FileOperations for VcpuFile {
+    fn is_regular(&self) -> bool {
+        false
+    }
+
     fn release(&self, cx: &Cx<'_>) {
         self.vcpu.vm.put(cx);
     }
@@ -328,5 +340,7 @@ pub(crate) fn install_vm(cx: &Cx<'_>, process: &super::process::Process, vm: Arc
 /// As [`install_vm`], for a vCPU; it counts as one more user of its VM.
 pub(crate) fn install_vcpu(cx: &Cx<'_>, process: &super::process::Process, vcpu: Arc<Vcpu>) -> Result<RawFd, Errno> {
     vcpu.vm.get(cx);
-    process.install(cx, File::new(cx, Arc::new(VcpuFile { vcpu })))
+    let file = File::new(cx, Arc::new(VcpuFile { vcpu: Arc::clone(&vcpu) }));
+    // Nobody could name the vCPU without a descriptor: its id is free again.
+    process.install(cx, file).inspect_err(|_| vcpu.vm.vcpus.write().retain(|other| !Arc::ptr_eq(other, &vcpu)))
 }

@@ -76,7 +76,6 @@ pub struct Vm {
     disabled_quirks: AtomicU64,
     manual_dirty_log: AtomicU64,
     destroyed: AtomicBool,
-    charged: AtomicU64,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
 }
 
@@ -121,7 +120,6 @@ impl Vm {
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
             destroyed: AtomicBool::new(false),
-            charged: AtomicU64::new(0),
             notifier: OnceLock::new(),
         });
         let notifier: Arc<dyn MmuNotifier> = Arc::new(KvmMmuNotifier::new(&vm));
@@ -171,16 +169,6 @@ impl Vm {
     /// `EIO` if the caller's address space is not the VM's.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
         if !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
-    }
-
-    /// Accounts kernel memory for the VM's metadata, until the VM is destroyed.
-    ///
-    /// # Errors
-    /// `ENOMEM` if the host has less left.
-    pub(crate) fn charge_memory(&self, bytes: u64) -> Result<(), Errno> {
-        self.host.charge(bytes)?;
-        self.charged.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
     }
 
     /// vCPUs that exist.
@@ -286,7 +274,9 @@ impl Vm {
             self.mmu.invalidate.end(cx, &mut lock, invalidation);
         }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
-        for vcpu in self.vcpus.write().drain(..) {
+        // Not inside the `for`: its lock would last while the vCPUs wait for theirs.
+        let vcpus = std::mem::take(&mut *self.vcpus.write());
+        for vcpu in vcpus {
             vcpu.destroy(cx);
         }
         self.mmu.zap_all(cx);
@@ -299,7 +289,7 @@ impl Vm {
                 }
             });
         }
-        self.host.uncharge(self.charged.load(Ordering::Relaxed));
+        self.memslots.clear();
         self.destroyed.store(true, Ordering::SeqCst);
     }
 
@@ -312,7 +302,8 @@ impl Vm {
     pub(crate) fn apply_dirty_logging_change(self: &Arc<Vm>, cx: &Cx<'_>, old: &Memslot, new: &Arc<Memslot>) {
         let was = old.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
         let is = new.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
-        if was == is {
+        // A slot that cannot be written cannot be dirtied either.
+        if was == is || new.is_readonly() {
             return;
         }
         if !is {
@@ -402,6 +393,10 @@ pub(crate) struct VmFile {
 }
 
 impl FileOperations for VmFile {
+    fn is_regular(&self) -> bool {
+        false
+    }
+
     fn release(&self, cx: &Cx<'_>) {
         self.vm.put(cx);
     }

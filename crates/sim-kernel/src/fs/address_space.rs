@@ -142,16 +142,23 @@ impl AddressSpace {
         }
     }
 
-    /// Whether the page at `index` is cached and up to date (`filemap_range_has_page`, as `mincore` asks).
-    pub fn is_uptodate(&self, cx: &Cx<'_>, index: Pgoff) -> bool {
-        match self.get(cx, index) {
-            Some(pfn) => {
-                let uptodate = self.phys.flags(pfn).contains(FrameFlags::UPTODATE);
+    /// The pages of the range that are cached and up to date, ascending (`mincore_page` for each).
+    pub fn uptodate_pages(&self, cx: &Cx<'_>, range: Range<Pgoff>) -> Vec<Pgoff> {
+        let mut found = Vec::new();
+        let mut at = range.start;
+        while at < range.end
+            && let Some((index, _)) = self.pages.find(cx, at.0, range.end.0 - 1)
+        {
+            at = Pgoff(index);
+            if let Some(pfn) = self.get(cx, at) {
+                if self.phys.flags(pfn).contains(FrameFlags::UPTODATE) {
+                    found.push(at);
+                }
                 self.phys.put(cx, pfn);
-                uptodate
             }
-            None => false,
+            at = at + 1;
         }
+        found
     }
 
     /// `truncate_inode_pages_range` over whole pages: removes every page of the range from the cache; `reclaim` is told of each as it

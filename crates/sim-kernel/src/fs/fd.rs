@@ -3,7 +3,7 @@
 use super::file::File;
 use crate::sched::{Access, ObjId};
 use crate::{Cx, Errno};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,13 +15,45 @@ pub struct FdTable {
     object: ObjId,
     /// `RLIMIT_NOFILE`.
     limit: usize,
-    files: parking_lot::Mutex<BTreeMap<RawFd, Arc<File>>>,
+    files: parking_lot::Mutex<Files>,
+}
+
+/// What the numbers name.
+#[derive(Debug)]
+struct Files {
+    open: BTreeMap<RawFd, Arc<File>>,
+    /// Numbers below `unused` that name nothing.
+    free: BTreeSet<RawFd>,
+    /// No number from here on was ever given.
+    unused: RawFd,
+}
+
+impl Files {
+    /// The lowest number that names nothing.
+    fn lowest_free(&self) -> RawFd {
+        self.free.first().copied().unwrap_or(self.unused)
+    }
+
+    fn insert(&mut self, fd: RawFd, file: Arc<File>) {
+        if !self.free.remove(&fd) {
+            self.unused = fd + 1;
+        }
+        self.open.insert(fd, file);
+    }
+
+    fn remove(&mut self, fd: RawFd) -> Option<Arc<File>> {
+        let file = self.open.remove(&fd)?;
+        self.free.insert(fd);
+        Some(file)
+    }
 }
 
 impl FdTable {
     /// An empty table with numbers 0 to 2 taken (standard streams), and at most `limit` descriptors.
     pub fn new(cx: &Cx<'_>, limit: usize) -> FdTable {
-        FdTable { object: cx.new_object("files_struct"), limit, files: Default::default() }
+        // Standard streams have the first three.
+        let files = Files { open: BTreeMap::new(), free: BTreeSet::new(), unused: 3 };
+        FdTable { object: cx.new_object("files_struct"), limit, files: parking_lot::Mutex::new(files) }
     }
 
     /// Installs a file under the lowest free number; the table takes over the caller's reference.
@@ -31,13 +63,7 @@ impl FdTable {
     pub fn install(&self, cx: &Cx<'_>, file: Arc<File>) -> Result<RawFd, Errno> {
         cx.point(Access::Store, self.object, 0);
         let mut files = self.files.lock();
-        let mut fd = 3;
-        for used in files.keys() {
-            if *used != fd {
-                break;
-            }
-            fd += 1;
-        }
+        let fd = files.lowest_free();
         if fd as usize >= self.limit {
             return Err(Errno::EMFILE);
         }
@@ -50,7 +76,7 @@ impl FdTable {
     /// # Errors
     /// `EMFILE` if not.
     pub fn reserve(&self) -> Result<(), Errno> {
-        if self.files.lock().len() + 3 >= self.limit { Err(Errno::EMFILE) } else { Ok(()) }
+        if self.files.lock().open.len() + 3 >= self.limit { Err(Errno::EMFILE) } else { Ok(()) }
     }
 
     /// `fget`: the file behind a descriptor, with a reference for the caller, who must put it.
@@ -60,7 +86,7 @@ impl FdTable {
     #[track_caller]
     pub fn get(&self, cx: &Cx<'_>, fd: RawFd) -> Result<Arc<File>, Errno> {
         cx.point(Access::Load, self.object, 0);
-        let file = self.files.lock().get(&fd).cloned().ok_or(Errno::EBADF)?;
+        let file = self.files.lock().open.get(&fd).cloned().ok_or(Errno::EBADF)?;
         // The table's own reference keeps the count above zero until `remove` took it out, which comes after in this order.
         if file.get_if_live(cx) { Ok(file) } else { Err(Errno::EBADF) }
     }
@@ -98,7 +124,7 @@ impl FdTable {
     #[track_caller]
     pub fn close(&self, cx: &Cx<'_>, fd: RawFd) -> Result<(), Errno> {
         cx.point(Access::Store, self.object, 0);
-        let file = self.files.lock().remove(&fd).ok_or(Errno::EBADF)?;
+        let file = self.files.lock().remove(fd).ok_or(Errno::EBADF)?;
         file.put_sync(cx);
         cx.task_work_run();
         Ok(())
@@ -107,7 +133,7 @@ impl FdTable {
     /// Closes every descriptor, in ascending order, as process exit does.
     pub fn close_all(&self, cx: &Cx<'_>) {
         loop {
-            let first = self.files.lock().keys().next().copied();
+            let first = self.files.lock().open.keys().next().copied();
             match first {
                 Some(fd) => self.close(cx, fd).expect("the descriptor was just seen"),
                 None => return,
@@ -117,7 +143,7 @@ impl FdTable {
 
     /// Open descriptors.
     pub fn len(&self) -> usize {
-        self.files.lock().len()
+        self.files.lock().open.len()
     }
 
     /// Whether no descriptor is open.
@@ -128,6 +154,6 @@ impl FdTable {
 
 impl fmt::Debug for FdTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FdTable").field("files", &*self.files.lock()).finish_non_exhaustive()
+        f.debug_struct("FdTable").field("files", &self.files.lock().open).finish_non_exhaustive()
     }
 }

@@ -8,6 +8,7 @@ use crate::sync::RefCount;
 use crate::{Cx, Errno, Pfn, Pgoff};
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a file answers to `fstat`.
@@ -68,6 +69,11 @@ pub trait FileOperations: Any + Send + Sync + fmt::Debug {
 
     /// The operations as a concrete type, to recognise one's own files (`file->f_op == &kvm_gmem_fops`).
     fn as_any(&self) -> &dyn Any;
+
+    /// Whether the inode is a regular file (`S_ISREG`).
+    fn is_regular(&self) -> bool {
+        true
+    }
 
     /// `fallocate`, after the generic checks: `mode` has only known bits, `offset + len` does not overflow.
     ///
@@ -143,9 +149,10 @@ pub trait FileOperations: Any + Send + Sync + fmt::Debug {
         None
     }
 
-    /// `mincore` of a page that is not mapped: whether the page cache holds it, up to date.
-    fn is_resident(&self, _cx: &Cx<'_>, _pgoff: Pgoff) -> bool {
-        false
+    /// `mincore` of pages that are not mapped: those of the range that the page cache holds, up to date, ascending. The work is
+    /// proportional to what is cached, not to the range.
+    fn resident_pages(&self, _cx: &Cx<'_>, _range: Range<Pgoff>) -> Vec<Pgoff> {
+        Vec::new()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::sync::Mutex;
 use crate::{Cx, Errno, PAGE_SIZE, Pfn, Pgoff};
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Address-space number of all memory files: only whether a frame is in a page cache matters here.
@@ -187,6 +188,27 @@ impl Shmem {
         }
     }
 
+    /// `shmem_undo_range(unfalloc)`: an allocation failed; pages of the range that nobody has filled go again.
+    fn undo_allocation(&self, cx: &Cx<'_>, first: Pgoff, end: Pgoff) {
+        let is_empty = |pfn: Pfn| !self.phys.flags(pfn).contains(FrameFlags::UPTODATE);
+        let mut at = first;
+        loop {
+            let cache = self.cache.lock(cx);
+            let next = cache.pages.range(at..end).map(|(pgoff, pfn)| (*pgoff, *pfn)).find(|(_, pfn)| is_empty(*pfn));
+            let Some((pgoff, pfn)) = next else { return };
+            self.phys.get(pfn);
+            drop(cache);
+            self.phys.lock(cx, pfn);
+            if self.phys.mapping(pfn).is_some() && is_empty(pfn) {
+                self.cache.lock(cx).pages.remove(&pgoff);
+                self.phys.clear_mapping(pfn);
+                self.phys.put(cx, pfn);
+            }
+            self.put_folio(cx, pfn);
+            at = pgoff + 1;
+        }
+    }
+
     /// Zeroes bytes of one page, if the page exists.
     fn zero_part(&self, cx: &Cx<'_>, start: u64, end: u64) {
         let pgoff = Pgoff(start / PAGE_SIZE);
@@ -230,7 +252,8 @@ impl FileOperations for Shmem {
         self
     }
 
-    /// Whole pages of a hole are unmapped and forgotten, parts zeroed; allocation makes pages without contents.
+    /// Whole pages of a hole are unmapped and forgotten, parts zeroed; allocation makes pages without contents, or none at all if
+    /// there is not enough memory for it.
     ///
     /// # Errors
     /// `EOPNOTSUPP` for other modes, `EPERM` if the size is sealed, `ENOMEM`, `EINTR`.
@@ -253,11 +276,14 @@ impl FileOperations for Shmem {
             return Err(Errno::EPERM);
         }
         for (pgoff, _, _) in Shmem::pieces(offset, end) {
-            if cx.signal_pending() {
-                return Err(Errno::EINTR);
-            }
-            if let Some(pfn) = self.get_folio(cx, pgoff, true)? {
-                self.put_folio(cx, pfn);
+            let page = if cx.signal_pending() { Err(Errno::EINTR) } else { self.get_folio(cx, pgoff, true) };
+            match page {
+                Ok(Some(pfn)) => self.put_folio(cx, pfn),
+                Ok(None) => unreachable!("allocation may go beyond the end"),
+                Err(errno) => {
+                    self.undo_allocation(cx, Pgoff(offset / PAGE_SIZE), pgoff);
+                    return Err(errno);
+                }
             }
         }
         if mode & KEEP_SIZE == 0 {
@@ -380,7 +406,12 @@ impl FileOperations for Shmem {
                 Err(_) if done > 0 => break,
                 Err(errno) => return Err(errno),
             };
-            self.store(cx, pfn, from, count, |i| bytes[(done + i) as usize]);
+            let piece = &bytes[done as usize..(done + count) as usize];
+            if count == PAGE_SIZE && piece.iter().all(|byte| *byte == 0) {
+                self.phys.zero(cx, pfn);
+            } else {
+                self.store(cx, pfn, from, count, |i| piece[i as usize]);
+            }
             done += count;
             {
                 let mut cache = self.cache.lock(cx);
@@ -407,8 +438,9 @@ impl FileOperations for Shmem {
         Some(&self.i_mmap)
     }
 
-    fn is_resident(&self, cx: &Cx<'_>, pgoff: Pgoff) -> bool {
+    fn resident_pages(&self, cx: &Cx<'_>, range: Range<Pgoff>) -> Vec<Pgoff> {
         let cache = self.cache.lock(cx);
-        cache.pages.get(&pgoff).is_some_and(|pfn| self.phys.flags(*pfn).contains(FrameFlags::UPTODATE))
+        let uptodate = |pfn: Pfn| self.phys.flags(pfn).contains(FrameFlags::UPTODATE);
+        cache.pages.range(range).filter(|(_, pfn)| uptodate(**pfn)).map(|(pgoff, _)| *pgoff).collect()
     }
 }

@@ -55,8 +55,12 @@ impl Mm {
     pub(super) fn handle_mm_fault(&self, cx: &Cx<'_>, vma: &Vma, hva: Hva, write: bool) -> Result<(), VmFault> {
         let look = {
             let mut tables = self.page_table_lock.lock(cx);
+            let look = tables.look(hva);
+            if look == Look::NoTable && tables.count() >= self.phys.total_frames() {
+                return Err(VmFault::Oom);
+            }
             tables.reach(hva);
-            tables.look(hva)
+            look
         };
         match look {
             Look::NoTable if Mm::is_huge_capable(vma, hva) && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}

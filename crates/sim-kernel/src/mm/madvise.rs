@@ -1,11 +1,12 @@
 //! `madvise` (`mm/madvise.c`): advice that drops, populates, splits or merges pages, area by area.
 //!
-//! Simplified: no swap and no ageing, so that `COLD` and `PAGEOUT` only split huge pages that they touch partly.
+//! Simplified: no swap, no ageing and no reclaim, so that `COLD` and `PAGEOUT` only split huge pages that they touch partly, `FREE`
+//! keeps the contents for ever, and `WILLNEED` does nothing.
 
 use super::huge_memory::block_of;
 use super::mm::{Advice, GupError, Mm};
 use super::pgtable::{Look, PteFlags, Zap};
-use super::vma::{HugeAdvice, Prot, Vma, page_align};
+use super::vma::{HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE};
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ impl Mm {
     /// # Errors
     /// `EINVAL` for [`Advice::Hwpoison`] and [`Advice::SoftOffline`] (not configured), for an address that is not page-aligned and a
     /// range that wraps. `ENOMEM` if part of the range is unmapped, after all the work on the rest. An error of one area ends the
-    /// walk: `EINVAL` for a locked area (drop, cold, reclaim, remove), for removing without a file, for collapsing where that
+    /// walk: `EINVAL` for a locked area (drop, free, cold, reclaim, remove), for freeing
+    /// lazily what is not private anonymous memory, for removing without a file, for collapsing where that
     /// cannot be; `EACCES` for removing from a private mapping; what the file's `fallocate` says. Populating: `ENOMEM` at a hole,
     /// `EFAULT` where an access would get a signal, `EHWPOISON`.
     pub fn madvise(&self, cx: &Cx<'_>, start: Hva, len: u64, advice: Advice) -> Result<(), Errno> {
@@ -33,8 +35,11 @@ impl Mm {
         match advice {
             Advice::PopulateRead => self.madvise_populate(cx, range, false),
             Advice::PopulateWrite => self.madvise_populate(cx, range, true),
-            Advice::Hugepage => self.madvise_hugepage(cx, range, HugeAdvice::Huge),
-            Advice::Nohugepage => self.madvise_hugepage(cx, range, HugeAdvice::NoHuge),
+            Advice::Hugepage => self.madvise_update_vmas(cx, range, |vma| vma.advice = HugeAdvice::Huge),
+            Advice::Nohugepage => self.madvise_update_vmas(cx, range, |vma| vma.advice = HugeAdvice::NoHuge),
+            Advice::Normal => self.madvise_update_vmas(cx, range, |vma| vma.reads = ReadAdvice::Normal),
+            Advice::Sequential => self.madvise_update_vmas(cx, range, |vma| vma.reads = ReadAdvice::Sequential),
+            Advice::Random => self.madvise_update_vmas(cx, range, |vma| vma.reads = ReadAdvice::Random),
             _ => self.madvise_walk_vmas(cx, range, advice),
         }
     }
@@ -58,6 +63,9 @@ impl Mm {
                 Advice::Dontneed => self.madvise_dontneed(cx, vma, part)?,
                 Advice::Cold | Advice::Pageout => self.madvise_cold(cx, vma, part)?,
                 Advice::Collapse => self.madvise_collapse(cx, vma, part)?,
+                Advice::Free => self.madvise_free(cx, vma, part)?,
+                // Nothing was swapped out, and files in memory need no reading ahead.
+                Advice::Willneed => {}
                 Advice::Remove => {
                     // The file is not called under `mmap_lock`; a reference of its own keeps it.
                     let vma = vma.clone();
@@ -92,6 +100,24 @@ impl Mm {
         if vma.locked {
             return Err(Errno::EINVAL);
         }
+        self.split_partly_meant(cx, part);
+        Ok(())
+    }
+
+    /// `madvise_free_single_vma`: the contents may go when memory is short, which here it never is. What shows is the notifier
+    /// over the part, inside which a huge page that is not meant whole is split.
+    fn madvise_free(&self, cx: &Cx<'_>, vma: &Vma, part: HvaRange) -> Result<(), Errno> {
+        if vma.locked || vma.backing.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let invalidation = self.invalidate_start(cx, part);
+        self.split_partly_meant(cx, part);
+        self.invalidate_end(cx, invalidation);
+        Ok(())
+    }
+
+    /// Splits the process's own huge pages at the edges of the part.
+    fn split_partly_meant(&self, cx: &Cx<'_>, part: HvaRange) {
         for edge in [part.start, Hva(part.end.0 - 1)] {
             let look = self.page_table_lock.lock(cx).look(edge);
             let own = matches!(look, Look::Huge(pte) if pte.has(PteFlags::ANON));
@@ -99,11 +125,10 @@ impl Mm {
                 self.split_huge_pmd(cx, edge);
             }
         }
-        Ok(())
     }
 
-    /// `hugepage_madvise`: the advice is kept in the areas, which are cut for it.
-    fn madvise_hugepage(&self, cx: &Cx<'_>, range: HvaRange, advice: HugeAdvice) -> Result<(), Errno> {
+    /// `madvise_update_vma`: the advice is kept in the areas, which are cut for it.
+    fn madvise_update_vmas(&self, cx: &Cx<'_>, range: HvaRange, advise: impl Fn(&mut Vma)) -> Result<(), Errno> {
         let mut unmapped = Ok(());
         let mut at = range.start;
         let mut tree = self.mmap_lock.write(cx);
@@ -117,8 +142,10 @@ impl Mm {
                 break;
             }
             at = part.end;
-            if vma.advice != advice {
-                self.modify_vma(cx, &mut tree, part, |vma| vma.advice = advice);
+            let mut advised = vma.clone();
+            advise(&mut advised);
+            if (advised.advice, advised.reads) != (vma.advice, vma.reads) {
+                self.modify_vma(cx, &mut tree, part, &advise);
             }
         }
         unmapped

@@ -68,6 +68,16 @@ pub enum Advice {
     Hwpoison,
     /// `MADV_SOFT_OFFLINE`: stop using the frames.
     SoftOffline,
+    /// `MADV_NORMAL`: nothing is known about the order of accesses.
+    Normal,
+    /// `MADV_SEQUENTIAL`: accesses come in ascending order.
+    Sequential,
+    /// `MADV_RANDOM`: accesses come in any order.
+    Random,
+    /// `MADV_WILLNEED`: accesses come soon.
+    Willneed,
+    /// `MADV_FREE`: the contents may be thrown away when memory is short.
+    Free,
 }
 
 impl Advice {
@@ -82,6 +92,11 @@ impl Advice {
         ("collapse", Advice::Collapse),
         ("populate_read", Advice::PopulateRead),
         ("populate_write", Advice::PopulateWrite),
+        ("normal", Advice::Normal),
+        ("sequential", Advice::Sequential),
+        ("random", Advice::Random),
+        ("willneed", Advice::Willneed),
+        ("free", Advice::Free),
         ("hwpoison", Advice::Hwpoison),
         ("soft_offline", Advice::SoftOffline),
     ];

@@ -3,12 +3,13 @@
 //! Addresses are given out from the top down, deterministically, with at least 2 MiB unmapped between any two mappings, so that
 //! separate ones never merge and never share a page table.
 //!
-//! Simplified: no fixed addresses, no randomisation, no limits, no overcommit accounting; `munmap` keeps `mmap_lock` for writing
+//! Simplified: no fixed addresses, no randomisation, no resource limits, no overcommit accounting; cutting an area
+//! is not limited by the number of areas, mapping is; `munmap` keeps `mmap_lock` for writing
 //! while it empties page tables.
 
 use super::mm::{Mm, MmapArgs};
 use super::pgtable::{MmuGather, Zap};
-use super::vma::{Backing, HugeAdvice, Prot, Vma, VmaTree, page_align};
+use super::vma::{Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::fs::{File, MmapRequest, Shmem};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
 use std::sync::Arc;
@@ -20,22 +21,8 @@ const LOWEST: u64 = 0x1_0000;
 /// `MAX_LFS_FILESIZE`.
 const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 
-/// `get_unmapped_area`: the highest address that fits.
-fn unmapped_area(tree: &VmaTree, len: u64, align: u64) -> Option<Hva> {
-    let fits = |floor: u64, ceiling: u64| {
-        let start = ceiling.checked_sub(len)? & !(align - 1);
-        (start >= floor).then_some(Hva(start))
-    };
-    // The process's own stack is above.
-    let mut ceiling = TASK_SIZE & !(PMD_SIZE - 1);
-    for vma in tree.descending() {
-        if let Some(hva) = fits(vma.range.end.0 + GAP, ceiling) {
-            return Some(hva);
-        }
-        ceiling = vma.range.start.0.saturating_sub(GAP);
-    }
-    fits(LOWEST, ceiling)
-}
+/// `sysctl_max_map_count`: areas that a process may have when it maps another.
+const MAP_COUNT_MAX: usize = 65_530;
 
 impl Mm {
     /// The first check of `mmap`, before the descriptor is looked at.
@@ -50,7 +37,7 @@ impl Mm {
     ///
     /// # Errors
     /// In this order: `EINVAL` if the offset is not page-aligned, `align` not a power of two of at least a page, or `len` 0;
-    /// `ENOMEM` if no address range is free; `EOVERFLOW` if the file part ends beyond 2^63-1; `EPERM` for [`Prot::EXEC`] on a file
+    /// `ENOMEM` if there are too many areas or no address range is free; `EOVERFLOW` if the file part ends beyond 2^63-1; `EPERM` for [`Prot::EXEC`] on a file
     /// that must not be executed; what the file's `mmap` says (`ENODEV`, `EINVAL`).
     pub fn mmap(&self, cx: &Cx<'_>, args: &MmapArgs<'_>) -> Result<Hva, Errno> {
         Mm::check_offset(args.offset)?;
@@ -59,7 +46,12 @@ impl Mm {
         }
         let len = page_align(args.len).ok_or(Errno::ENOMEM)?;
         let mut tree = self.mmap_lock.write(cx);
-        let start = unmapped_area(&tree, len, args.align).ok_or(Errno::ENOMEM)?;
+        if tree.len() > MAP_COUNT_MAX {
+            return Err(Errno::ENOMEM);
+        }
+        // The process's own stack is above.
+        let top = Hva(TASK_SIZE & !(PMD_SIZE - 1));
+        let start = tree.unmapped_area(len, args.align, GAP, LOWEST, top).ok_or(Errno::ENOMEM)?;
         let backing = match args.file {
             Some(file) => Some(map_file(cx, file, len, args)?),
             // Anonymous memory that could be shared with a child is a file without a name.
@@ -74,6 +66,7 @@ impl Mm {
             prot: args.prot,
             shared: args.shared,
             advice: HugeAdvice::default(),
+            reads: ReadAdvice::default(),
             locked: false,
             backing,
         };

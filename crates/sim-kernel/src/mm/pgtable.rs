@@ -5,6 +5,8 @@
 //! pages are not counted.
 //!
 //! Of the upper levels only one thing matters: whether the page that holds the 2 MiB entries of a 1 GiB region exists.
+//!
+//! Simplified: tables are no frames of the host; a process may have as many as the host has frames.
 
 use super::phys::PhysMem;
 use crate::{Cx, Hva, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, TASK_SIZE};
@@ -183,6 +185,11 @@ impl PageTables {
     pub(super) fn next_block(&self, from: Hva, end: Hva) -> Option<HvaRange> {
         let number = *self.pmds.range(from.0 / PMD_SIZE..).next()?.0;
         Some(block(number)).filter(|b| b.start < end)
+    }
+
+    /// Pages that the tables take; a huge page has one put by, for when it is split.
+    pub(super) fn count(&self) -> u64 {
+        (self.pmds.len() + self.puds.len()) as u64
     }
 
     /// Makes the upper tables for the address, as every fault does first.

@@ -1,6 +1,6 @@
 //! Host physical memory: frames, their reference counts and flags, and their bytes (`struct page`, `mm/page_alloc.c`).
 //!
-//! A frame costs 24 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
+//! A frame costs 32 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
 //! recognisable garbage pattern, so that a forgotten zeroing is seen as data), *zero*, or has a buffer of 4 KiB. Frames come one by
 //! one or as 512 aligned ones (a transparent huge page).
 //!
@@ -58,9 +58,12 @@ struct Frame {
     refcount: AtomicU32,
     /// Number of the address space that caches the frame; 0 = none.
     mapping: AtomicU32,
-    /// Host page-table entries in the low half, stage-2 entries in the high half.
-    maps: AtomicU32,
+    /// Host page-table entries that name the frame.
+    mapcount: AtomicU32,
+    /// Stage-2 entries that do.
+    sptes: AtomicU32,
     content: AtomicU32,
+    _unused: u32,
 }
 
 /// The bytes of a frame.
@@ -73,7 +76,7 @@ struct PageBytes([AtomicU64; WORDS_PER_PAGE]);
 struct Zone {
     single: Vec<u32>,
     huge: Vec<u32>,
-    /// Unused rest of the block that single frames are cut from.
+    /// Unused rest of the block that single frames are cut from; its frames have no metadata yet.
     cut: std::ops::Range<u32>,
     next_block: u32,
     used: u64,
@@ -93,8 +96,8 @@ struct Zone {
 /// });
 /// ```
 pub struct PhysMem {
-    frames: Arena<Frame, 9>,
-    contents: Arena<PageBytes, 2>,
+    frames: Arena<Frame, 6>,
+    contents: Arena<PageBytes, 0>,
     zone: parking_lot::Mutex<Zone>,
     limit: u64,
     locks: PageLocks,
@@ -132,6 +135,11 @@ impl PhysMem {
         self.zone.lock().used
     }
 
+    /// Frames that the host has.
+    pub fn total_frames(&self) -> u64 {
+        self.limit
+    }
+
     /// Frames that can still be allocated.
     pub fn free_frames(&self) -> u64 {
         self.limit - self.zone.lock().used
@@ -141,7 +149,6 @@ impl PhysMem {
         let base = zone.next_block;
         assert!(base < u32::MAX - 1024, "more than 16 TiB of frames");
         zone.next_block += PAGES_PER_PMD as u32;
-        self.frames.ensure(base);
         base
     }
 
@@ -167,7 +174,9 @@ impl PhysMem {
                     // Frame 0 stays unused, so that a zero frame number is never a valid one.
                     zone.cut = base.max(1)..base + PAGES_PER_PMD as u32;
                 }
-                zone.cut.next().expect("the block is not empty")
+                let index = zone.cut.next().expect("the block is not empty");
+                self.frames.ensure(index);
+                index
             }
         };
         zone.used += 1;
@@ -207,9 +216,13 @@ impl PhysMem {
                 // Block 0 is cut into single frames (its frame 0 is never used).
                 if zone.next_block == 0 {
                     let first = self.new_block(&mut zone);
-                    zone.single.extend((first + 1..first + PAGES_PER_PMD as u32).rev());
+                    zone.cut = first + 1..first + PAGES_PER_PMD as u32;
                 }
-                self.new_block(&mut zone)
+                let base = self.new_block(&mut zone);
+                // Frame numbers of a block may lie in two buckets.
+                self.frames.ensure(base);
+                self.frames.ensure(base + PAGES_PER_PMD as u32 - 1);
+                base
             }
         };
         zone.used += PAGES_PER_PMD;
@@ -234,15 +247,24 @@ impl PhysMem {
         Ok(pfn)
     }
 
-    /// A word of a page table, without a scheduling point of its own: callers wrap it in a [`Word`](crate::sync::Word).
+    /// The words of a page table, without a scheduling point of their own: callers wrap one in a [`Word`](crate::sync::Word).
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    #[inline]
+    pub fn table(&self, table: Pfn) -> &[AtomicU64; WORDS_PER_PAGE] {
+        let content = self.frame(table).content.load(Ordering::Acquire);
+        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        &self.contents.get(content - FIRST_BUFFER).0
+    }
+
+    /// As [`PhysMem::table`], one word.
     ///
     /// # Panics
     /// If the frame has no contents.
     #[inline]
     pub fn table_word(&self, table: Pfn, index: usize) -> &AtomicU64 {
-        let content = self.frame(table).content.load(Ordering::Acquire);
-        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
-        &self.contents.get(content - FIRST_BUFFER).0[index]
+        &self.table(table)[index]
     }
 
     /// One more reference, taken by somebody who already has one.
@@ -346,7 +368,11 @@ impl PhysMem {
 
     /// Whether the frame is in use.
     pub fn is_allocated(&self, pfn: Pfn) -> bool {
-        (pfn.0 as u32) < self.zone.lock().next_block && self.flags(pfn).contains(FrameFlags::ALLOCATED)
+        let index = pfn.0 as u32;
+        let zone = self.zone.lock();
+        let is_known = index < zone.next_block && !zone.cut.contains(&index);
+        drop(zone);
+        is_known && self.flags(pfn).contains(FrameFlags::ALLOCATED)
     }
 
     /// `folio_lock`: sleeps until the folio lock is free.
@@ -404,7 +430,7 @@ impl PhysMem {
 
     /// Host page-table entries that name the frame.
     pub fn mapcount(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).maps.load(Ordering::Relaxed) & 0xffff
+        self.frame(pfn).mapcount.load(Ordering::Relaxed)
     }
 
     /// One more host page-table entry names the frame.
@@ -412,8 +438,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).maps.fetch_add(1, Ordering::Relaxed);
-        assert!(old & 0xffff != 0xffff, "more than 65,535 host mappings of {pfn:?}");
+        self.frame(pfn).mapcount.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One host page-table entry less names the frame.
@@ -421,13 +446,13 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).maps.fetch_sub(1, Ordering::Relaxed);
-        assert!(old & 0xffff != 0, "mapcount of {pfn:?} below zero");
+        let old = self.frame(pfn).mapcount.fetch_sub(1, Ordering::Relaxed);
+        assert!(old != 0, "mapcount of {pfn:?} below zero");
     }
 
     /// Stage-2 entries that name the frame.
     pub fn spte_count(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).maps.load(Ordering::Relaxed) >> 16
+        self.frame(pfn).sptes.load(Ordering::Relaxed)
     }
 
     /// One more stage-2 entry names the frame.
@@ -439,8 +464,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        let old = self.frame(pfn).maps.fetch_add(1 << 16, Ordering::Relaxed);
-        assert!(old >> 16 != 0xffff, "more than 65,535 stage-2 mappings of {pfn:?}");
+        self.frame(pfn).sptes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One stage-2 entry less names the frame.
@@ -448,8 +472,8 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).maps.fetch_sub(1 << 16, Ordering::Relaxed);
-        assert!(old >> 16 != 0, "stage-2 mappings of {pfn:?} below zero");
+        let old = self.frame(pfn).sptes.fetch_sub(1, Ordering::Relaxed);
+        assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 
     /// `clear_highpage`: the frame's bytes become zero. One step.

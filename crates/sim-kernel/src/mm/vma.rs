@@ -59,6 +59,16 @@ pub(super) enum HugeAdvice {
     NoHuge,
 }
 
+/// What `MADV_NORMAL`, `MADV_SEQUENTIAL` and `MADV_RANDOM` left (`VM_SEQ_READ`, `VM_RAND_READ`). Nothing here reads ahead: it only
+/// tells areas apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum ReadAdvice {
+    #[default]
+    Normal,
+    Sequential,
+    Random,
+}
+
 /// The file part behind an area.
 #[derive(Clone, Debug)]
 pub(super) struct Backing {
@@ -75,6 +85,7 @@ pub(super) struct Vma {
     pub(super) prot: Prot,
     pub(super) shared: bool,
     pub(super) advice: HugeAdvice,
+    pub(super) reads: ReadAdvice,
     pub(super) locked: bool,
     /// `None`: anonymous memory.
     pub(super) backing: Option<Backing>,
@@ -104,6 +115,7 @@ impl Vma {
             && self.prot == next.prot
             && self.shared == next.shared
             && self.advice == next.advice
+            && self.reads == next.reads
             && self.locked == next.locked
             && same_backing
     }
@@ -113,6 +125,16 @@ impl Vma {
 #[derive(Debug, Default)]
 pub(super) struct VmaTree {
     areas: BTreeMap<Hva, Vma>,
+    /// What the last search for unmapped addresses found out; forgotten when an area goes.
+    searched: Option<Searched>,
+}
+
+/// Above `ceiling` nothing fits that is as long and as aligned as this.
+#[derive(Clone, Copy, Debug)]
+struct Searched {
+    len: u64,
+    align: u64,
+    ceiling: Hva,
 }
 
 impl VmaTree {
@@ -131,9 +153,34 @@ impl VmaTree {
         self.areas.range(..hva).next_back().map(|(_, vma)| vma)
     }
 
-    /// All areas, from the highest down.
-    pub(super) fn descending(&self) -> impl Iterator<Item = &Vma> {
-        self.areas.values().rev()
+    /// How many areas there are.
+    pub(super) fn len(&self) -> usize {
+        self.areas.len()
+    }
+
+    /// `vm_unmapped_area`: the highest address below `top` where `len` bytes fit, a multiple of `align`, at least `gap` away from
+    /// every area and not below `lowest`.
+    pub(super) fn unmapped_area(&mut self, len: u64, align: u64, gap: u64, lowest: u64, top: Hva) -> Option<Hva> {
+        let fits = |floor: u64, ceiling: u64| {
+            let start = ceiling.checked_sub(len)? & !(align - 1);
+            (start >= floor).then_some(Hva(start))
+        };
+        // Without this, mapping many small files would look at all of them each time.
+        let known = self.searched.filter(|known| len >= known.len && align >= known.align);
+        let mut ceiling = known.map_or(top, |known| known.ceiling);
+        let mut found = None;
+        for vma in self.areas.range(..ceiling).rev().map(|(_, vma)| vma) {
+            found = fits(vma.range.end.0 + gap, ceiling.0);
+            if found.is_some() {
+                break;
+            }
+            ceiling = Hva(vma.range.start.0.saturating_sub(gap));
+        }
+        found = found.or_else(|| fits(lowest, ceiling.0));
+        if found.is_some() {
+            self.searched = Some(Searched { len, align, ceiling });
+        }
+        found
     }
 
     /// Whether an area shares a byte with the range.
@@ -148,6 +195,7 @@ impl VmaTree {
     }
 
     pub(super) fn remove(&mut self, start: Hva) -> Vma {
+        self.searched = None;
         self.areas.remove(&start).expect("an area starts there")
     }
 

@@ -193,7 +193,9 @@ impl Engine {
     /// Logs an operation that happens now.
     #[inline]
     pub(crate) fn execute(&self, task: TaskId, op: &Op) {
-        if let Chooser::Custom(_) = &*self.chooser.borrow() {
+        // Not `if let`: its borrow would last into the body, which borrows mutably.
+        let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
+        if custom {
             self.executed_custom(task, op);
         }
         if self.logging.get() {

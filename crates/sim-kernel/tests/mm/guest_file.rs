@@ -42,7 +42,7 @@ impl FileOperations for GuestFile {
         self.0.i_mmap()
     }
 
-    fn is_resident(&self, cx: &Cx<'_>, pgoff: Pgoff) -> bool {
-        self.0.is_resident(cx, pgoff)
+    fn resident_pages(&self, cx: &Cx<'_>, range: std::ops::Range<Pgoff>) -> Vec<Pgoff> {
+        self.0.resident_pages(cx, range)
     }
 }

@@ -126,9 +126,12 @@ impl Model {
                     }
                 }
                 Call::Mlock => page.locked = true,
-                Call::Madvise(Advice::Dontneed | Advice::Cold | Advice::Pageout | Advice::Remove) if page.locked => {
+                Call::Madvise(Advice::Dontneed | Advice::Free | Advice::Cold | Advice::Pageout | Advice::Remove)
+                    if page.locked =>
+                {
                     return Err(Errno::EINVAL);
                 }
+                Call::Madvise(Advice::Free) if kind != Kind::Anon => return Err(Errno::EINVAL),
                 Call::Madvise(Advice::Dontneed) => page.own = None,
                 Call::Madvise(Advice::Remove) => match kind {
                     Kind::Anon => return Err(Errno::EINVAL),

@@ -131,7 +131,7 @@ impl Machine {
                 answer(mm.mprotect(cx, hva, len(), prot), done)
             }
             "mincore" => answer(mm.mincore(cx, hva, len()), |resident| {
-                resident.iter().map(|page| if *page { '1' } else { '0' }).collect()
+                (0..len().div_ceil(4096)).map(|page| if resident.contains(&page) { '1' } else { '0' }).collect()
             }),
             "read" => answer(mm.read_u32(cx, hva), |value| value.to_string()),
             "write" => answer(mm.write_u32(cx, hva, number(words[2]) as u32), done),

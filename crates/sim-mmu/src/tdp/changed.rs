@@ -58,6 +58,9 @@ impl TdpMmu {
         if early {
             self.tables.add_frames(new, iter.level);
         }
+        if !iter.old_spte.is_present() {
+            self.tables.touch(iter.table(), iter.index());
+        }
         if let Err(found) = iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0) {
             if early {
                 self.tables.sub_frames(new, iter.level);
@@ -84,6 +87,9 @@ impl TdpMmu {
     /// `kvm_tdp_mmu_write_spte`: the value that was replaced. Only a leaf with volatile bits needs the exchange: all other
     /// concurrent changes may be lost.
     fn write_spte(&self, cx: &Cx<'_>, table: Pfn, index: usize, level: Level, old: Spte, new: Spte) -> Spte {
+        if !old.is_present() {
+            self.tables.touch(table, index);
+        }
         let word = self.tables.word(cx, table, index);
         if old.is_leaf(level) && self.tables.masks.has_volatile_bits(old) {
             Spte(word.xchg(new.0))
@@ -146,20 +152,22 @@ impl TdpMmu {
         assert!(fits, "MMU-INV-001: {table:?} with {info:?} hung below {gfn:?} at {parent:?}");
         tables.unaccount_table();
         let rules = Rules { frames: Frames::Count, ..rules };
-        for index in 0..PT_ENTRIES {
-            let old = if rules.shared {
-                self.freeze_shared(cx, rules, table, index)
-            } else {
-                let old = tables.peek(table, index);
-                if !old.is_present() {
-                    continue;
-                }
+        if rules.shared {
+            for index in 0..PT_ENTRIES {
+                let old = self.freeze_shared(cx, rules, table, index);
+                let child = gfn + index as u64 * level.span();
+                self.handle_changed_spte(cx, rules, child, level, old, Spte::FROZEN);
+            }
+        } else {
+            let mut from = 0;
+            while let Some(index) = tables.next_present(table, from, PT_ENTRIES) {
                 // Read as a scheduling point, then written: the hardware may set bits in between.
                 let old = Spte(tables.word(cx, table, index).load());
-                self.write_spte(cx, table, index, level, old, Spte::FROZEN)
-            };
-            let child = gfn + index as u64 * level.span();
-            self.handle_changed_spte(cx, rules, child, level, old, Spte::FROZEN);
+                let old = self.write_spte(cx, table, index, level, old, Spte::FROZEN);
+                let child = gfn + index as u64 * level.span();
+                self.handle_changed_spte(cx, rules, child, level, old, Spte::FROZEN);
+                from = index + 1;
+            }
         }
         tables.free_after_grace_period(cx, table);
     }
@@ -170,6 +178,7 @@ impl TdpMmu {
         if rules.unraced && !self.tables.peek(table, index).is_present() {
             return self.tables.replace_unraced(cx, table, index, Spte::FROZEN);
         }
+        self.tables.touch(table, index);
         loop {
             let old = Spte(self.tables.word(cx, table, index).xchg(Spte::FROZEN.0));
             if !old.is_frozen() {

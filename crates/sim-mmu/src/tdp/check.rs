@@ -60,9 +60,11 @@ impl TdpMmu {
     fn first_leaf_within(&self, table: Pfn, level: Level, base: Gfn, range: GfnRange) -> Option<Gfn> {
         let first = range.start.0.saturating_sub(base.0) / level.span();
         let end = (range.end.0.saturating_sub(base.0)).div_ceil(level.span());
-        for index in first.min(PT_ENTRIES as u64)..end.min(PT_ENTRIES as u64) {
-            let spte = self.tables.peek(table, index as usize);
-            let gfn = base + index * level.span();
+        let (mut from, end) = (first.min(PT_ENTRIES as u64) as usize, end.min(PT_ENTRIES as u64) as usize);
+        while let Some(index) = self.tables.next_present(table, from, end) {
+            let spte = self.tables.peek(table, index);
+            let gfn = base + index as u64 * level.span();
+            from = index + 1;
             if spte.is_leaf(level) {
                 return Some(gfn);
             }
@@ -89,9 +91,9 @@ impl TdpMmu {
         }
     }
 
+    /// Every entry below a table that is not as in a new table, in the order of a walk, with its place.
     fn visit(&self, table: Pfn, level: Level, base: Gfn, f: &mut impl FnMut(Gfn, Level, Spte, (Pfn, usize))) {
-        for index in 0..PT_ENTRIES {
-            let spte = self.tables.peek(table, index);
+        for (index, spte) in self.tables.changed(table) {
             let gfn = base + index as u64 * level.span();
             f(gfn, level, spte, (table, index));
             if spte.is_table(level) {
@@ -107,6 +109,7 @@ impl TdpMmu {
         for root in self.roots.snapshot() {
             let info = self.tables.info(root.table());
             assert_eq!((info.gfn, info.level, info.parent), (Gfn(0), root.level(), None), "MMU-INV-001: root");
+            self.tables.assert_untouched(root.table());
             self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, entry| {
                 self.tables.masks.assert_well_formed(spte, level);
                 assert!(!spte.is_frozen(), "MMU-INV-003: {gfn:?} is frozen in a live table");
@@ -114,6 +117,7 @@ impl TdpMmu {
                     found.leafs[usize::from(level.number()) - 1] += 1;
                 } else if spte.is_present() {
                     found.tables += 1;
+                    self.tables.assert_untouched(spte.pfn());
                     let info = self.tables.info(spte.pfn());
                     let fits = info.gfn == gfn && info.level.up() == Some(level) && info.as_id == root.as_id();
                     assert!(fits, "MMU-INV-001: {info:?} hangs below {gfn:?} at {level:?}");

@@ -159,6 +159,25 @@ impl TdpIter {
         }
     }
 
+    /// Goes to the last of the non-present entries that follow the current one in its table, itself one. Only in a walk that reads
+    /// them silently: nothing else can happen on the way, so this is many [`TdpIter::next`] at once. Not so if the caller would
+    /// yield on one of them, which `would_yield` says.
+    #[inline]
+    pub(super) fn skip_absent(&mut self, tables: &Tables, would_yield: impl FnOnce() -> bool) {
+        if !self.unraced || self.yielded || self.old_spte.is_present() || would_yield() {
+            return;
+        }
+        let index = self.index();
+        let last = (index as u64 + (self.end.0 - 1 - self.gfn.0) / self.level.span()).min(PT_ENTRIES as u64 - 1);
+        let last = last as usize;
+        let stop = tables.next_present(self.table(), index + 1, last + 1).map_or(last, |present| present - 1);
+        if stop > index {
+            self.old_spte = tables.peek(self.table(), stop);
+            self.gfn = self.gfn + (stop - index) as u64 * self.level.span();
+            self.next_last_level_gfn = self.gfn;
+        }
+    }
+
     /// `try_step_down`: to the entry for the same gfn in the table that this entry points to.
     pub(super) fn try_step_down(&mut self, cx: &Cx<'_>, tables: &Tables) -> bool {
         if self.level == self.min_level {

@@ -17,6 +17,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// Entries for which [`TableMeta::touched`] has one bit. Almost every table of a small guest holds one or two entries, and a scan
+/// that skips the others is what makes it cheap to check and to destroy a VM after every schedule.
+const GROUP: usize = PT_ENTRIES / 64;
+
 /// Metadata of one table.
 #[derive(Zeroable)]
 #[repr(C)]
@@ -25,6 +29,8 @@ struct TableMeta {
     gfn: AtomicU64,
     /// The entry that points here: table * 512 + index; 0 for a root (frame 0 is never used) and before the link.
     parent: AtomicU64,
+    /// One bit for each group of [`GROUP`] entries: clear while all of them are as they were when the table was new.
+    touched: AtomicU64,
     /// Level, 0 = the frame is no table of this VM.
     level: AtomicU32,
     as_id: AtomicU32,
@@ -80,14 +86,74 @@ impl Tables {
         self.phys.table_word(table, index)
     }
 
+    /// All entries of a table, without scheduling points: for scans.
+    #[inline]
+    pub(super) fn entries(&self, table: Pfn) -> &[AtomicU64; PT_ENTRIES] {
+        self.phys.table(table)
+    }
+
     /// An entry without a scheduling point.
     #[inline]
     pub(super) fn peek(&self, table: Pfn, index: usize) -> Spte {
         Spte(self.raw(table, index).load(Ordering::Acquire))
     }
 
+    /// Says that an entry is about to become something else than it was when the table was new: before every change of an entry
+    /// that is not present.
+    #[inline]
+    pub(super) fn touch(&self, table: Pfn, index: usize) {
+        let touched = &self.meta.get(table.0 as u32).touched;
+        let bit = 1 << (index / GROUP);
+        if touched.load(Ordering::Relaxed) & bit == 0 {
+            touched.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Indexes among `from..end` of the entries that were touched, and perhaps others.
+    #[inline]
+    fn touched(&self, table: Pfn, from: usize, end: usize) -> impl Iterator<Item = usize> {
+        let touched = self.meta.get(table.0 as u32).touched.load(Ordering::Relaxed);
+        let mut groups = if from < end {
+            touched & (u64::MAX << (from / GROUP)) & (u64::MAX >> (63 - (end - 1) / GROUP))
+        } else {
+            0
+        };
+        let numbers = std::iter::from_fn(move || {
+            let number = (groups != 0).then(|| groups.trailing_zeros() as usize);
+            groups &= groups.wrapping_sub(1);
+            number
+        });
+        numbers.flat_map(move |number| (number * GROUP).max(from)..((number + 1) * GROUP).min(end))
+    }
+
+    /// The first entry that is present among `from..end`, without scheduling points; for walks under which nothing is installed.
+    #[inline]
+    pub(super) fn next_present(&self, table: Pfn, from: usize, end: usize) -> Option<usize> {
+        let entries = self.entries(table);
+        self.touched(table, from, end).find(|&index| Spte(entries[index].load(Ordering::Acquire)).is_present())
+    }
+
+    /// The entries that are not as in a new table, without scheduling points.
+    pub(super) fn changed(&self, table: Pfn) -> impl Iterator<Item = (usize, Spte)> {
+        let entries = self.entries(table);
+        let touched = self.touched(table, 0, PT_ENTRIES);
+        touched.map(|index| (index, Spte(entries[index].load(Ordering::Acquire)))).filter(|e| e.1 != Spte::NONPRESENT)
+    }
+
+    /// Asserts that entries which nobody touched are as they were: [`Tables::next_present`] finds everything.
+    pub(super) fn assert_untouched(&self, table: Pfn) {
+        let touched = self.meta.get(table.0 as u32).touched.load(Ordering::Relaxed);
+        for (number, group) in self.entries(table).chunks(GROUP).enumerate() {
+            let differs =
+                group.iter().fold(0, |bits, entry| bits | (entry.load(Ordering::Acquire) ^ Spte::NONPRESENT.0));
+            let is_touched = touched >> number & 1 != 0;
+            assert!(differs == 0 || is_touched, "{table:?} changed unseen at index {} or after", number * GROUP);
+        }
+    }
+
     /// Replaces an entry that no other task touches.
     pub(super) fn replace_unraced(&self, cx: &Cx<'_>, table: Pfn, index: usize, new: Spte) -> Spte {
+        self.touch(table, index);
         let word = self.raw(table, index);
         if cx.is_native() {
             return Spte(word.swap(new.0, Ordering::SeqCst));
@@ -100,6 +166,7 @@ impl Tables {
     /// Fills an entry of a table that is not linked yet.
     #[inline]
     pub(super) fn init(&self, table: Pfn, index: usize, value: Spte) {
+        self.touch(table, index);
         self.raw(table, index).store(value.0, Ordering::Release);
     }
 
@@ -113,6 +180,7 @@ impl Tables {
         meta.gfn.store(gfn.0, Ordering::Relaxed);
         meta.as_id.store(u32::from(as_id), Ordering::Relaxed);
         meta.parent.store(0, Ordering::Relaxed);
+        meta.touched.store(0, Ordering::Relaxed);
         self.allocated.fetch_add(1, Ordering::Relaxed);
         Ok(table)
     }
@@ -154,9 +222,8 @@ impl Tables {
 
     /// `tdp_mmu_free_sp`: gives back the frame of a table that nobody can reach.
     pub(super) fn free(&self, table: Pfn) {
-        for index in 0..PT_ENTRIES {
-            let spte = self.peek(table, index);
-            assert!(!spte.is_present(), "MMU-INV-004: {table:?} is freed with {spte:?} at index {index}");
+        if let Some(index) = self.next_present(table, 0, PT_ENTRIES) {
+            panic!("MMU-INV-004: {table:?} is freed with {:?} at index {index}", self.peek(table, index));
         }
         self.forget(table);
     }

@@ -143,7 +143,7 @@ fn splitting_a_gigabyte() {
         fault.gpa = Gpa((span + 777) << 12);
         fault.pfn = Some(base + 777);
         let lock = mmu.mmu_lock.read(cx);
-        assert_eq!(mmu.map(cx, &lock, &root, &fault, Some(&vm.slot), &vm.flush), Ok(RetPf::Fixed));
+        assert_eq!(mmu.map(cx, &lock, &root, &mut fault.clone(), Some(&vm.slot), &vm.flush), Ok(RetPf::Fixed));
         drop(lock);
         assert_eq!(mmu.pages().leafs, [0, 0, 1]);
         assert_eq!(phys.spte_count(base + 262_143), 1);
@@ -177,7 +177,7 @@ fn without_memory() {
         let mut fault = vm.fault(Gfn(600), true);
         fault.pfn = Some(data);
         let lock = mmu.mmu_lock.read(cx);
-        let result = mmu.map(cx, &lock, &root, &fault, Some(&vm.slot), &vm.flush);
+        let result = mmu.map(cx, &lock, &root, &mut fault.clone(), Some(&vm.slot), &vm.flush);
         assert_eq!(result, Err(Errno::ENOMEM), "three tables are needed and two frames are left");
         drop(lock);
         mmu.assert_consistent();
@@ -290,7 +290,7 @@ fn when_a_frame_is_marked_dirty() {
         let slot = Watching { vm: &vm, root: &root, writable_when_marked: Default::default() };
         let mut fault = vm.fault(Gfn(600), false);
         let lock = vm.mmu.mmu_lock.read(cx);
-        assert_eq!(vm.mmu.map(cx, &lock, &root, &fault, Some(&slot), &vm.flush), Ok(RetPf::Fixed));
+        assert_eq!(vm.mmu.map(cx, &lock, &root, &mut fault.clone(), Some(&slot), &vm.flush), Ok(RetPf::Fixed));
         drop(lock);
         vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K);
         fault.write = true;

@@ -116,6 +116,7 @@ impl Vm {
             pfn: in_slot.then(|| self.pfn(gfn)),
             map_writable: true,
             max_level: Level::L1G,
+            goal_level: Level::L4K,
             mmio_generation: 0x155,
         }
     }
@@ -127,7 +128,7 @@ impl Vm {
         if self.mmu.is_root_stale(&lock, root) {
             return RetPf::Retry;
         }
-        self.mmu.map(cx, &lock, root, fault, slot, &self.flush).unwrap()
+        self.mmu.map(cx, &lock, root, &mut fault.clone(), slot, &self.flush).unwrap()
     }
 
     pub(crate) fn touch(&self, cx: &Cx<'_>, root: &Root, gfn: u64, write: bool) -> RetPf {
