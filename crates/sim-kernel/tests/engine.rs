@@ -2,8 +2,8 @@
 
 use sim_kernel::Cx;
 use sim_kernel::sched::{
-    Chooser, Config, Divergence, LogLevel, Op, Random, Ready, Replay, RoundRobin, RunToCompletion, Schedule, Sim, Strategy,
-    TaskId, Verdict, run_native,
+    Chooser, Config, Divergence, LogLevel, Op, Random, Ready, Replay, RoundRobin, RunToCompletion, Schedule, Sim,
+    Strategy, TaskId, Verdict, run_native,
 };
 use sim_kernel::sync::{Atomic64, Mutex, RefCount, RwLock, Srcu, WaitQueue, call_rcu, rcu_read_lock, synchronize_rcu};
 use std::collections::BTreeSet;

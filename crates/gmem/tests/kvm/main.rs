@@ -66,13 +66,8 @@ impl Machine {
     }
 
     fn slot(&self, cx: &Cx<'_>, slot: u32, flags: u32, gpa: u64, size: u64, hva: Hva) -> Result<(), Errno> {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags,
-            guest_phys_addr: gpa,
-            memory_size: size,
-            userspace_addr: hva.0,
-        };
+        let region =
+            kvm_userspace_memory_region { slot, flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva.0 };
         ioctl::set_user_memory_region(cx, &self.process, self.fd, &region)
     }
 

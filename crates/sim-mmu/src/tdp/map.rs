@@ -124,7 +124,9 @@ impl TdpMmu {
             // Nothing to write, and no event.
         } else if self.set_spte_atomic(cx, iter, new, Frames::Count).is_err() {
             return RetPf::Retry;
-        } else if old.is_table(iter.level) || old.is_leaf(iter.level) && old.has(masks.mmu_writable) && masks.is_mmio(new) {
+        } else if old.is_table(iter.level)
+            || old.is_leaf(iter.level) && old.has(masks.mmu_writable) && masks.is_mmio(new)
+        {
             // Paging-structure caches may still know the table: nobody may reuse it before they forgot. A leaf in the place of an
             // MMIO entry is of the kind above.
             flush.flush_remote_tlbs(cx);

@@ -44,7 +44,8 @@ fn vcpu(cx: &Cx<'_>, vm: &Vm, backing: &Mutex<Pfn>, gfn: Gfn, write: bool) {
         let stale = vm.mmu.invalidate.retry_gfn(&lock, seq, gfn);
         let mut fault = vm.fault(gfn, write);
         fault.pfn = Some(pfn);
-        let result = (!stale).then(|| vm.mmu.map(cx, &lock, &root, &mut fault.clone(), Some(&vm.slot), &vm.flush).unwrap());
+        let result =
+            (!stale).then(|| vm.mmu.map(cx, &lock, &root, &mut fault.clone(), Some(&vm.slot), &vm.flush).unwrap());
         vm.phys.put(cx, pfn);
         if result.is_some_and(|result| result != RetPf::Retry) {
             break;
