@@ -95,6 +95,7 @@ fn answer(op: &Op, answer: &crate::ops::Answer) -> String {
         (_, Answer::Exit { exit: Exit::Hlt { value: Some(value) }, .. }) => format!("done, read {value}"),
         (_, Answer::Exit { exit: Exit::Hlt { value: None }, .. }) => "done".to_string(),
         (_, Answer::Exit { exit: Exit::Hypercall { .. }, .. }) => "exit to the VMM".to_string(),
+        (_, Answer::Exit { exit: Exit::MemoryFault { .. }, .. }) => "memory-fault exit".to_string(),
         (_, other) => other.to_string(),
     }
 }
