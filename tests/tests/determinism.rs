@@ -32,11 +32,11 @@ fn digests() -> String {
 #[test]
 fn same_seed_same_hash_in_every_build() {
     expect![[r#"
-        punch-hole: c4bb95d0636e10e3 c4bb95d0636e10e3 c4bb95d0636e10e3 c4bb95d0636e10e3
-        explicit-conversion: d69d2fbfd5d20c4c d69d2fbfd5d20c4c d69d2fbfd5d20c4c d69d2fbfd5d20c4c
-        fault-against-punch: 57e6045acd223019 559461efa9db9f56 cc1d2abc23262be8 a485dad3303b3700
-        fault-against-conversion: a55c06fa554c6986 8c0cd6c576878d09 1be5e629d223fe07 50abc7f748aa8d99
-        release-while-faulting: 042fe398bc227a15 8ed276c8c76125ba 9748488874c40fdd 6fd49cd5b07a6c8f
+        punch-hole: d08600f484b9d70b d08600f484b9d70b d08600f484b9d70b d08600f484b9d70b
+        explicit-conversion: eb1e0f87353bff3c eb1e0f87353bff3c eb1e0f87353bff3c eb1e0f87353bff3c
+        fault-against-punch: 9670f128ba1c1d52 24f45f266062f9f0 166dd96848e45430 780fa85724823db2
+        fault-against-conversion: 04a29f584db414a4 4e7969ded64f5d2e 2b1b6e7dd99ddd93 70408a3926b50695
+        release-while-faulting: 88d664b604757d79 5484aa568472620d 3b854764fbf47083 5f0de0df4bbf9f48
     "#]]
     .assert_eq(&digests());
 }
