@@ -72,6 +72,29 @@ fn commands_print_what_the_pages_show() {
     }
     std::env::set_current_dir(sandbox.path()).unwrap();
     cases.run();
+    check_part(&repository().join("README.md"), &sandbox.path().join("events.jsonl"));
+}
+
+/// The block after `<!-- part of FILE -->` is a part of what a command wrote to that file, around its first tracepoint of a thread.
+fn check_part(page: &Path, file: &Path) {
+    let text = fs::read_to_string(page).unwrap();
+    let written = fs::read_to_string(file).unwrap();
+    let mark = format!("<!-- part of {} -->\n```json\n", file.file_name().unwrap().display());
+    let from = text.find(&mark).expect("the page shows a part") + mark.len();
+    let to = from + text[from..].find("\n```").expect("the block ends");
+    if written.contains(&text[from..to]) {
+        return;
+    }
+    let lines: Vec<&str> = written.lines().collect();
+    let is_trace = |line: &&str| line.contains("\"task\":\"vmm\",\"trace\"");
+    let first = lines.iter().position(is_trace).expect("the thread changes stage 2");
+    let part = lines[first - 1..first + 7].join("\n");
+    assert!(
+        std::env::var_os("TRYCMD").is_some(),
+        "{}: this is not in the log any more; TRYCMD=overwrite writes:\n{part}",
+        page.display()
+    );
+    fs::write(page, format!("{}{part}{}", &text[..from], &text[to..])).unwrap();
 }
 
 /// What stands between `<!-- NAME -->` and `<!-- /NAME -->` of a page is `expected`.
