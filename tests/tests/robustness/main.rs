@@ -4,3 +4,4 @@
 mod extremes;
 mod generate;
 mod random;
+mod tasks;

@@ -37,7 +37,7 @@ impl Diagnostic {
             end += 1;
         }
         let (file, source) = (Arc::clone(file), Arc::clone(source));
-        Diagnostic { title: title.into(), label: label.into(), help: None, file, source, span: start..end }
+        Diagnostic { title: shortened(title.into()), label: label.into(), help: None, file, source, span: start..end }
     }
 
     pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
@@ -78,3 +78,13 @@ impl fmt::Display for Diagnostic {
 }
 
 impl std::error::Error for Diagnostic {}
+
+/// A title that quotes something endless, without its end.
+fn shortened(mut title: String) -> String {
+    const LONGEST: usize = 200;
+    if let Some((end, _)) = title.char_indices().nth(LONGEST) {
+        title.truncate(end);
+        title.push_str("...");
+    }
+    title
+}

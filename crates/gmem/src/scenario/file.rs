@@ -2,8 +2,10 @@
 //!
 //! Simplified: the first mistake ends the reading.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
+
+use sim_kernel::PAGE_SIZE;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -16,6 +18,8 @@ use crate::ops::suggest::did_you_mean;
 
 /// The most threads that a scenario has: a schedule names each in six bits, and one is left for the kernel's own.
 pub const THREADS_MAX: usize = 63;
+/// Bytes of memory that a host may have: a page for the zero page, and no more than 40 address bits reach.
+const MEMORY: RangeInclusive<u64> = PAGE_SIZE..=1 << 40;
 
 type Table<'s> = DeTable<'s>;
 type Node<'s> = Spanned<DeValue<'s>>;
@@ -98,9 +102,9 @@ impl FileReader {
                 DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
                 _ => None,
             };
-            let expected = "expected a size such as \"3G\" or 0x1000_0000";
+            let expected = "expected a size such as \"3G\" or 0x1000_0000, from one page to 1T";
             machine.memory = bytes
-                .filter(|bytes| *bytes > 0)
+                .filter(|bytes| MEMORY.contains(bytes))
                 .ok_or_else(|| self.error(memory.span(), "this is no amount of memory", expected))?;
         }
         Ok(())

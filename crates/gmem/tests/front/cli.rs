@@ -183,6 +183,29 @@ fn run_hands_over_what_was_asked_for() {
 }
 
 #[test]
+fn a_scenario_that_is_no_text_is_an_error_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bytes.toml");
+    std::fs::write(&path, b"[setup]\nrun = '\xff'\n").unwrap();
+    let (status, out, errors) = gmem(&FINE, &["run", &path.display().to_string()]);
+    assert_eq!((status, out.as_str()), (Status::BadInput, ""));
+    assert!(errors.contains("bytes.toml:2:8: expected UTF-8 text, found the byte 0xff"), "{errors}");
+    let (status, _, errors) = gmem(&FINE, &["run", &folder.path().display().to_string()]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.contains("Is a directory"), "{errors}");
+}
+
+#[test]
+fn a_mistake_of_any_length_has_a_short_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = scenario(folder.path(), &format!("[setup]\nrun = '{}'", "x".repeat(10_000_000)));
+    let (status, _, errors) = gmem(&FINE, &["run", &path]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.len() < 2000, "{} bytes", errors.len());
+    assert!(errors.starts_with("error: unknown operation `xxx"), "{errors}");
+}
+
+#[test]
 fn a_scenario_with_a_mistake_is_shown() {
     let folder = tempfile::tempdir().unwrap();
     let path = scenario(folder.path(), "[setup]\nrun = 'create_vn vm0'");

@@ -173,7 +173,7 @@ fn sections_and_keys() {
          --> bad.toml:2:10
           |
         2 | memory = '3 GB'
-          |          ^^^^^^ expected a size such as "3G" or 0x1000_0000"#]],
+          |          ^^^^^^ expected a size such as "3G" or 0x1000_0000, from one page to 1T"#]],
     );
     check(
         "[machine]\nmemory = 0\n",
@@ -182,7 +182,16 @@ fn sections_and_keys() {
          --> bad.toml:2:10
           |
         2 | memory = 0
-          |          ^ expected a size such as "3G" or 0x1000_0000"#]],
+          |          ^ expected a size such as "3G" or 0x1000_0000, from one page to 1T"#]],
+    );
+    check(
+        "[machine]\nmemory = 4095\n",
+        expect![[r#"
+        error: this is no amount of memory
+         --> bad.toml:2:10
+          |
+        2 | memory = 4095
+          |          ^^^^ expected a size such as "3G" or 0x1000_0000, from one page to 1T"#]],
     );
     let many: String = (0..64).map(|i| format!("[thread.t{i}]\nrun = 'close a'\n")).collect();
     check(
