@@ -117,8 +117,9 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
         invariant = check(&mut sim, &world);
     }
     let steps = std::mem::take(&mut *results.lock());
-    let outcome =
-        scenario.check_outcome(|label| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer));
+    let answer = |label: &str| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer);
+    // A run that did not end has no outcome; its verdict says why.
+    let outcome = if verdict.is_completed() { scenario.check_outcome(answer) } else { Ok(()) };
     RunReport {
         steps,
         verdict,

@@ -14,7 +14,7 @@ Without a command, gmem shows in a minute what it can do.
 
 Examples:
   gmem
-  gmem run scenarios/punch.toml --seed 7
+  gmem run scenarios/punch-hole.toml --seed 7
   gmem replay traces/
 
 Exit codes: 0 nothing to report, 1 something differs or fails, 2 bad usage or input, 3 a bug in gmem")]
@@ -50,9 +50,9 @@ pub enum Command {
     /// Run a scenario once, under one schedule
     #[command(after_help = "\
 Examples:
-  gmem run scenarios/punch.toml
-  gmem run scenarios/punch.toml --seed 7 --log events.jsonl
-  gmem run scenarios/punch.toml --strategy round-robin
+  gmem run scenarios/punch-hole.toml
+  gmem run scenarios/punch-hole.toml --seed 7 --log events.jsonl
+  gmem run scenarios/punch-hole.toml --strategy round-robin
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]

@@ -92,7 +92,7 @@ impl Vcpu {
                 return Err(Errno::EINTR);
             }
             if cx.has_task_work() {
-                // Final puts of files run here: outside SRCU and every lock.
+                // Final puts of files run here: outside SRCU and every lock but `vcpu->mutex`.
                 srcu.outside(|| cx.task_work_run());
             }
         }

@@ -14,7 +14,7 @@ pub const KVM_MAX_ADDRESS_SPACES: usize = 2;
 struct AddressSpace {
     /// 0 or 1: which set readers use. Written under `slots_lock` and `mn_invalidate_lock`, read inside SRCU.
     active: Atomic64,
-    /// The lock is never contended: only the inactive set is written, and nobody reads it.
+    /// Hardly ever contended: the inactive set is written, which nobody reads, and the generation of the active one.
     sets: [parking_lot::RwLock<MemslotSet>; 2],
 }
 

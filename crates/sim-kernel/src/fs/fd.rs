@@ -87,7 +87,7 @@ impl FdTable {
     pub fn get(&self, cx: &Cx<'_>, fd: RawFd) -> Result<Arc<File>, Errno> {
         cx.point(Access::Load, self.object, 0);
         let file = self.files.lock().open.get(&fd).cloned().ok_or(Errno::EBADF)?;
-        // The table's own reference keeps the count above zero until `remove` took it out, which comes after in this order.
+        // The table's own reference keeps the count above zero until `close` took it out.
         if file.get_if_live(cx) { Ok(file) } else { Err(Errno::EBADF) }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Strategies, deadlock reports and partial-order reduction live off this. An [`Op`] is announced *before* it happens, so a
 //! strategy sees the pending operation of every runnable task. Two operations are dependent when they touch the same index of
-//! the same object and at least one of them is not a read.
+//! the same object, unless both read it or both acquire it for reading.
 
 use std::panic::Location;
 

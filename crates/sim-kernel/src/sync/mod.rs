@@ -1,6 +1,6 @@
 //! The kernel's synchronisation primitives, simulated and native.
 //!
-//! Every operation that another task could notice is a scheduling point in a simulated execution and the real thing in a
+//! Every operation through which a task could notice another is a scheduling point in a simulated execution and the real thing in a
 //! native one. The data of a lock lives behind the host's lock in both, so no primitive needs `unsafe`: in a simulated execution
 //! the engine guarantees that the host's lock is free when it is taken.
 //!
