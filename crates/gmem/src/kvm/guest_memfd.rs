@@ -15,7 +15,7 @@ use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, Mmap
 use sim_kernel::mm::{FrameFlags, IMmap};
 use sim_kernel::xarray::{Handle, XArray, XaFlags};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
-use sim_mmu::{FlushNeeded, Gfn, GfnRange, Invalidation, MayYield, RootFilter};
+use sim_mmu::{Gfn, GfnRange, Invalidation};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -395,17 +395,8 @@ impl GmemFile {
         if frames.is_empty() {
             return None;
         }
-        let mmu = &self.vm.mmu;
-        let mut lock = mmu.mmu_lock.write(cx);
-        let invalidation = mmu.invalidate.begin(cx, &mut lock);
-        let mut flush = FlushNeeded::NONE;
-        for (as_id, range) in frames {
-            mmu.invalidate.add_range(cx, &mut lock, range);
-            let more = mmu.zap_leafs(cx, &mut lock, Some(as_id), RootFilter::All, range, MayYield::Yes, &*self.vm);
-            flush = flush.merge(more);
-        }
-        flush.discharge(cx, &*self.vm);
-        Some(invalidation)
+        let mut lock = self.vm.mmu.mmu_lock.write(cx);
+        Some(self.vm.invalidate_frames(cx, &mut lock, frames))
     }
 
     /// `kvm_gmem_invalidate_end`. The bindings are as they were, because `invalidate_lock` was held throughout.

@@ -6,8 +6,9 @@
 use super::memslots::Memslot;
 use super::vm::{Vm, WeakVm};
 use sim_kernel::mm::MmuNotifier;
+use sim_kernel::sync::RwLockWriteGuard;
 use sim_kernel::{Cx, HvaRange};
-use sim_mmu::{FlushNeeded, GfnRange, MayYield, RootFilter};
+use sim_mmu::{FlushNeeded, GfnRange, Invalidation, MayYield, RootFilter};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,6 +70,25 @@ impl Vm {
         found
     }
 
+    /// Opens an invalidation over guest frames of address spaces, zaps them and flushes, all under `mmu_lock`. A conversion does the same with
+    /// a wider range in between.
+    pub(crate) fn invalidate_frames(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        lock: &mut RwLockWriteGuard<'_, ()>,
+        frames: impl IntoIterator<Item = (u16, GfnRange)>,
+    ) -> Invalidation {
+        let invalidation = self.mmu.invalidate.begin(cx, lock);
+        let mut flush = FlushNeeded::NONE;
+        for (as_id, range) in frames {
+            self.mmu.invalidate.add_range(cx, lock, range);
+            let more = self.mmu.zap_leafs(cx, lock, Some(as_id), RootFilter::All, range, MayYield::Yes, &**self);
+            flush = flush.merge(more);
+        }
+        flush.discharge(cx, &**self);
+        invalidation
+    }
+
     fn notifier_start(self: &Arc<Vm>, cx: &Cx<'_>, range: HvaRange) {
         let _srcu = self.srcu.read(cx);
         let slots = self.slots_at(cx, range);
@@ -76,15 +96,8 @@ impl Vm {
             return;
         }
         let mut lock = self.mmu.mmu_lock.write(cx);
-        let invalidation = self.mmu.invalidate.begin(cx, &mut lock);
-        let mut flush = FlushNeeded::NONE;
-        for (slot, gfns) in &slots {
-            self.mmu.invalidate.add_range(cx, &mut lock, *gfns);
-            let more =
-                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), RootFilter::All, *gfns, MayYield::Yes, &**self);
-            flush = flush.merge(more);
-        }
-        flush.discharge(cx, &**self);
+        let frames = slots.iter().map(|(slot, gfns)| (slot.as_id, *gfns));
+        let invalidation = self.invalidate_frames(cx, &mut lock, frames);
         // Under mmu_lock, so that the list and the count agree; the kernel has no such list.
         self.mn_open.lock().push(invalidation);
     }
