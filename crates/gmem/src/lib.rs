@@ -55,6 +55,7 @@ pub mod api;
 mod backend;
 pub mod cli;
 mod demo;
+pub mod facts;
 pub mod interp;
 pub mod kvm;
 pub mod ops;
@@ -66,7 +67,7 @@ pub mod trace;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};
 pub use backend::Simulator;
-pub use kvm::config::{KernelVersion, MachineConfig};
+pub use kvm::config::{KernelVersion, MachineConfig, Thp};
 pub use kvm::process::{Process, Sharing};
 pub use kvm::uapi::{self, Cap};
 pub use kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, GuestRegs};

@@ -7,6 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
+use crate::kvm::config::KernelVersion;
+
 /// A deterministic simulator of Linux KVM's guest_memfd
 #[derive(Debug, Parser)]
 #[command(name = "gmem", version, about, long_about = None, after_help = "\
@@ -53,6 +55,7 @@ Examples:
   gmem run scenarios/punch-hole.toml
   gmem run scenarios/punch-hole.toml --seed 7 --log events.jsonl
   gmem run scenarios/punch-hole.toml --strategy round-robin
+  gmem run scenarios/punch-hole.toml --kernel 6.12
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
@@ -63,6 +66,7 @@ Examples:
   gmem replay traces/
   gmem replay --family conv --differences 3 traces/
   gmem replay --json traces/ | jq .families
+  gmem replay --kernel 6.12 traces/
   gmem replay --emit program.jsonl > answered.jsonl
 
 An operation agrees in stage 2 if its answer and the changes of stage-2 entries both equal the recorded ones.
@@ -103,6 +107,9 @@ pub struct Run {
     /// Follow this recorded schedule (`gmem1:...`) instead of a strategy
     #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
     pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -120,6 +127,9 @@ pub struct Replay {
     /// Print the traces again, with the simulator's answers for the recorded ones
     #[arg(long)]
     pub emit: bool,
+    /// Under the rules of this Linux release instead of the one that was recorded
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
     /// Only traces of this family
     #[arg(long, value_name = "F")]
     pub family: Option<String>,

@@ -56,7 +56,7 @@ impl Sequential {
 /// The entry format of a machine's stage 2, to tell what an entry of a recorded event is.
 fn masks_of(config: &MachineConfig) -> sim_mmu::SpteMasks {
     let kind: Stage2Kind = config.stage2;
-    sim_mmu::SpteMasks::new(kind, sim_mmu::Gfn(1 << (config.maxphyaddr - 12)), true)
+    sim_mmu::SpteMasks::new(kind, config.stage2_end(), true)
 }
 
 impl Executor for Sequential {

@@ -233,7 +233,10 @@ impl Vcpu {
             return Err(Errno::EFAULT);
         }
         // F4.
-        let Some(slot) = fault.slot.clone() else { return self.handle_noslot_fault(cx, state, fault) };
+        let in_reach = gfn < vm.mmu.config().max_gfn;
+        let Some(slot) = fault.slot.clone().filter(|_| in_reach) else {
+            return self.handle_noslot_fault(cx, state, fault);
+        };
         // F5.
         if slot.is_invalid() {
             return if fault.tdp.prefetch { Err(Errno::EAGAIN) } else { Ok(FaultIn::Done(RetPf::Retry)) };
@@ -274,7 +277,7 @@ impl Vcpu {
             state.mmio_cache = Some((gfn.0, generation));
         }
         fault.tdp.mmio_generation = generation;
-        if gfn > self.vm.max_gfn() || !self.vm.mmu.config().mmio_caching {
+        if gfn >= self.vm.mmu.config().max_gfn || !self.vm.mmu.config().mmio_caching {
             return Ok(FaultIn::Done(RetPf::Emulate));
         }
         Ok(FaultIn::Map)

@@ -11,7 +11,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// `EINVAL` for flags and malformed ranges; otherwise only if nothing was populated: `EINTR`, `ENOENT` where no slot is,
-    /// `EAGAIN` where one is being deleted, `EFAULT` and others from the fault path.
+    /// `EAGAIN` where one is being deleted, `EOPNOTSUPP` with shadow paging, `EFAULT` and others from the fault path.
     pub fn pre_fault_memory(&self, cx: &Cx<'_>, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
         if range.flags != 0 {
             return Err(Errno::EINVAL);
@@ -66,6 +66,9 @@ impl Vcpu {
                 root
             }
         };
+        if !vm.host.config.tdp_enabled {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let is_private =
             vm.machine.has_private_memory() && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         let level = self.map_page(cx, state, root, gpa, is_private)?;

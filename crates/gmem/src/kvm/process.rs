@@ -61,7 +61,7 @@ impl Process {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>) -> Arc<Process> {
         Arc::new(Process {
             host: Arc::clone(host),
-            mm: Mm::new(cx, Arc::clone(&host.phys)),
+            mm: Mm::with_thp(cx, Arc::clone(&host.phys), host.config.transparent_hugepage),
             fds: FdTable::new(cx, host.config.files_max),
         })
     }

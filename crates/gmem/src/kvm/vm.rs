@@ -1,6 +1,7 @@
 //! A VM (`struct kvm`): its locks, its slots, its MMU, and how it lives and dies.
 
 use super::attributes::MemoryAttributes;
+use super::config::MachineConfig;
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
@@ -34,14 +35,14 @@ pub enum VmType {
 }
 
 impl VmType {
-    /// The types that `KVM_CAP_VM_TYPES` reports, as a mask.
-    pub const SUPPORTED: u64 = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM;
-
-    /// The type with this number.
+    /// The type with this number, on this machine (`kvm_is_vm_type_supported`).
     ///
     /// # Errors
     /// `EINVAL` if it is not supported.
-    pub fn from_number(number: u64) -> Result<VmType, Errno> {
+    pub fn from_number(number: u64, config: &MachineConfig) -> Result<VmType, Errno> {
+        if number >= 32 || config.vm_types() & 1 << number == 0 {
+            return Err(Errno::EINVAL);
+        }
         match number {
             KVM_X86_DEFAULT_VM => Ok(VmType::Default),
             KVM_X86_SW_PROTECTED_VM => Ok(VmType::SwProtected),
@@ -90,8 +91,8 @@ impl Vm {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
         let config = TdpConfig {
             kind: host.config.stage2,
-            levels: 4,
-            max_gfn: Gfn(1 << (host.config.maxphyaddr - 12)),
+            levels: host.config.stage2_levels(),
+            max_gfn: host.config.stage2_end(),
             mmio_caching: true,
             eager_page_split: host.config.eager_page_split,
             max_level: Level::L1G,
@@ -160,7 +161,7 @@ impl Vm {
 
     /// Largest guest frame that can exist.
     pub fn max_gfn(&self) -> Gfn {
-        Gfn((1 << (self.host.config.maxphyaddr - 12)) - 1)
+        self.host.config.max_gfn()
     }
 
     /// Gates common to all ioctls of a VM and its vCPUs.
@@ -178,7 +179,7 @@ impl Vm {
 
     /// `KVM_CHECK_EXTENSION`, on a VM.
     pub fn check_extension(&self, cap: u64) -> i32 {
-        check_extension(cap, Some(self))
+        check_extension(&self.host.config, cap, Some(self))
     }
 
     /// `KVM_ENABLE_CAP`.
@@ -342,7 +343,7 @@ impl Vm {
 }
 
 /// `kvm_vm_ioctl_check_extension`; without a VM, what `/dev/kvm` answers.
-pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
+pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32 {
     let private = vm.map(|vm| vm.machine.has_private_memory());
     match Cap::from_number(cap) {
         None => 0,
@@ -353,8 +354,8 @@ pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
             | Cap::ReadonlyMem
             | Cap::MemoryFaultInfo
             | Cap::GuestMemfd
-            | Cap::PreFaultMemory
             | Cap::EnableCapVm => 1,
+            Cap::PreFaultMemory => i32::from(config.tdp_enabled),
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
             Cap::MaxVcpus => KVM_MAX_VCPUS as i32,
             Cap::MultiAddressSpace => {
@@ -368,13 +369,13 @@ pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
             Cap::ExitHypercall => 1 << KVM_HC_MAP_GPA_RANGE,
             Cap::DisableQuirks2 => KVM_X86_QUIRK_SLOT_ZAP_ALL as i32,
             Cap::MemoryAttributes => {
-                if private == Some(false) {
+                if private == Some(false) || !config.has_memory_attributes() {
                     0
                 } else {
                     KVM_MEMORY_ATTRIBUTE_PRIVATE as i32
                 }
             }
-            Cap::VmTypes => VmType::SUPPORTED as i32,
+            Cap::VmTypes => config.vm_types() as i32,
             Cap::GuestMemfdFlags => {
                 if private == Some(true) {
                     GUEST_MEMFD_FLAG_MMAP as i32

@@ -38,15 +38,19 @@ pub fn new_line(op: &Op, answer: &Answer, spte: &[SpteRun]) -> String {
 
 /// The first line of a new trace.
 pub fn new_header(header: &Header) -> String {
-    let Header { name, family, kernel, arch, stage2 } = header;
-    recorded_style(&serde_json::json!({
+    let Header { name, family, kernel, arch, stage2, machine } = header;
+    let mut members = serde_json::json!({
         "trace": super::header::VERSION,
         "name": name,
         "family": family,
         "kernel": kernel,
         "arch": arch,
         "stage2": stage2,
-    }))
+    });
+    if !machine.is_empty() {
+        members["machine"] = machine.clone().into();
+    }
+    recorded_style(&members)
 }
 
 fn finish(mut members: Vec<String>, answer: &Answer, spte: &[SpteRun]) -> String {

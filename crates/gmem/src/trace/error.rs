@@ -53,6 +53,14 @@ pub enum TraceErrorKind {
         /// What it holds.
         found: String,
     },
+    /// The header describes a machine that does not exist.
+    #[error("field `{field}`: {message}")]
+    Machine {
+        /// The field's name.
+        field: String,
+        /// What was found and expected.
+        message: String,
+    },
     /// A recorded answer is malformed.
     #[error("field `{field}`: {message}")]
     Answer {

@@ -16,6 +16,7 @@ pub(crate) struct Member<'a> {
 }
 
 /// The members of an object in their order.
+#[derive(Default)]
 pub(crate) struct Members<'a>(pub(crate) Vec<Member<'a>>);
 
 /// A key, borrowed unless it has escapes.

@@ -41,13 +41,7 @@ impl<R: BufRead> Reader<R> {
         let mut reader = Reader {
             input,
             file: file.into(),
-            header: Header {
-                name: String::new(),
-                family: String::new(),
-                kernel: String::new(),
-                arch: String::new(),
-                stage2: String::new(),
-            },
+            header: Header::default(),
             header_text: String::new(),
             buffer: Vec::new(),
             number: 0,

@@ -63,7 +63,7 @@ impl Mm {
             look
         };
         match look {
-            Look::NoTable if Mm::is_huge_capable(vma, hva) && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
+            Look::NoTable if self.is_huge_capable(vma, hva) && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
             Look::NoTable | Look::Small(Pte::NONE) if vma.backing.is_none() => {
                 self.do_anonymous_page(cx, hva, write)?
             }

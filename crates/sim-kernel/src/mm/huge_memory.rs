@@ -1,7 +1,7 @@
 //! Transparent huge pages (`mm/huge_memory.c`): faults that fill a whole 2 MiB entry, copy on write of the huge zero page,
 //! splitting, and `MADV_COLLAPSE` (`mm/khugepaged.c`).
 //!
-//! Huge pages are "always" on and only for private anonymous memory. Simplified: a huge page is 512 independent frames from
+//! Huge pages are only for private anonymous memory. Simplified: the setting is that of all sizes at once; a huge page is 512 independent frames from
 //! the start, so splitting changes page tables only; nothing collapses in the background.
 
 use super::fault::VmFault;
@@ -10,6 +10,24 @@ use super::pgtable::{Look, MmuGather, Pte, PteFlags};
 use super::vma::{HugeAdvice, Vma};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 
+/// When a fault makes a huge page (`/sys/kernel/mm/transparent_hugepage/enabled`). `MADV_COLLAPSE` does not ask.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Thp {
+    /// Wherever one fits, unless the area is advised against it.
+    #[default]
+    Always,
+    /// Where the area is advised (`MADV_HUGEPAGE`).
+    Madvise,
+    /// Nowhere.
+    Never,
+}
+
+impl Thp {
+    /// Every setting with the word that the file has for it.
+    pub const ALL: [(&'static str, Thp); 3] =
+        [("always", Thp::Always), ("madvise", Thp::Madvise), ("never", Thp::Never)];
+}
+
 /// The block around an address.
 pub(super) fn block_of(hva: Hva) -> HvaRange {
     HvaRange::new(hva.pmd_base(), hva.pmd_base() + PMD_SIZE)
@@ -17,8 +35,13 @@ pub(super) fn block_of(hva: Hva) -> HvaRange {
 
 impl Mm {
     /// Whether a fault may fill the whole 2 MiB entry (`thp_vma_allowable_order`), given that the entry is empty.
-    pub(super) fn is_huge_capable(vma: &Vma, hva: Hva) -> bool {
-        vma.backing.is_none() && vma.advice != HugeAdvice::NoHuge && vma.contains_block(hva)
+    pub(super) fn is_huge_capable(&self, vma: &Vma, hva: Hva) -> bool {
+        let advised = match self.thp {
+            Thp::Always => vma.advice != HugeAdvice::NoHuge,
+            Thp::Madvise => vma.advice == HugeAdvice::Huge,
+            Thp::Never => false,
+        };
+        vma.backing.is_none() && advised && vma.contains_block(hva)
     }
 
     /// `do_huge_pmd_anonymous_page`: fills an empty 2 MiB entry. False if no huge page can be had.
