@@ -10,7 +10,10 @@ use serde_json::{Map, Value};
 use sim_kernel::PAGE_SIZE;
 
 /// The second stages of translation, by the names that files have for them. `shadow` is none: KVM shadows the guest's tables.
-pub const STAGE2_NAMES: [&str; 3] = ["npt", "ept", "shadow"];
+pub const STAGE2_NAMES: [&str; 3] = ["npt", "ept", SHADOW];
+
+/// The name of no second stage.
+pub const SHADOW: &str = "shadow";
 
 /// A fact, as a file has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,6 +118,14 @@ pub const FACTS: &[Fact] = &[
         is_number: false,
         get: |machine| FactValue::Switch(machine.eager_page_split),
         set: |machine, value| switch(value, &mut machine.eager_page_split),
+    },
+    Fact {
+        name: "smm",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.smm),
+        set: |machine, value| switch(value, &mut machine.smm),
     },
     Fact {
         name: "files_max",
@@ -232,6 +243,8 @@ impl MachineConfig {
             arch: "x86_64".into(),
             stage2: self.stage2_name().into(),
             machine,
+            spte: self.tdp_enabled,
+            ..Header::default()
         }
     }
 }

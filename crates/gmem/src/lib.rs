@@ -54,10 +54,14 @@
 pub mod api;
 mod backend;
 pub mod cli;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod compare;
 mod demo;
 pub mod facts;
 pub mod interp;
 pub mod kvm;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod live;
 pub mod ops;
 pub mod replay;
 pub mod runner;

@@ -34,6 +34,8 @@ pub struct MachineConfig {
     /// `CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES`: the kernel knows `KVM_SET_MEMORY_ATTRIBUTES` at all. Whatever has private memory
     /// selects it, so it is there if [`sw_protected_vm`](Self::sw_protected_vm) is.
     pub memory_attributes: bool,
+    /// `CONFIG_KVM_SMM`: VMs without private memory have a second address space, for system management mode.
+    pub smm: bool,
     /// `RLIMIT_NOFILE` of the processes.
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
@@ -52,6 +54,7 @@ impl Default for MachineConfig {
             transparent_hugepage: Thp::Always,
             sw_protected_vm: true,
             memory_attributes: true,
+            smm: true,
             files_max: 1 << 20,
             eager_page_split: true,
         }
@@ -63,6 +66,11 @@ impl MachineConfig {
     pub fn vm_types(&self) -> u64 {
         let sw_protected = self.sw_protected_vm && self.tdp_enabled;
         1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM
+    }
+
+    /// Whether huge pages are split when dirty logging is enabled: only the TDP MMU does.
+    pub(crate) fn splits_eagerly(&self) -> bool {
+        self.eager_page_split && self.tdp_enabled
     }
 
     /// Whether `KVM_SET_MEMORY_ATTRIBUTES` exists.

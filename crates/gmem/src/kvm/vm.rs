@@ -94,7 +94,8 @@ impl Vm {
             levels: host.config.stage2_levels(),
             max_gfn: host.config.stage2_end(),
             mmio_caching: true,
-            eager_page_split: host.config.eager_page_split,
+            eager_page_split: host.config.splits_eagerly(),
+            splits_on_fault: host.config.tdp_enabled,
             max_level: Level::L1G,
         };
         let vm = Arc::new(Vm {
@@ -129,9 +130,9 @@ impl Vm {
         vm
     }
 
-    /// Address spaces of the VM: one if it has private memory, else two (SMM).
+    /// Address spaces of the VM: two with SMM, but one if it has private memory (`kvm_arch_nr_memslot_as_ids`).
     pub fn address_spaces(&self) -> u32 {
-        if self.machine.has_private_memory() { 1 } else { 2 }
+        if self.machine.has_private_memory() || !self.host.config.smm { 1 } else { 2 }
     }
 
     /// Kind of the VM.
@@ -315,7 +316,7 @@ impl Vm {
         if self.dirty_log_initially_set() {
             return;
         }
-        if self.host.config.eager_page_split {
+        if self.host.config.splits_eagerly() {
             let mut lock = self.mmu.mmu_lock.read(cx);
             self.mmu.split_huge_pages(cx, MmuLock::Read(&mut lock), new.as_id, new.gfns(), Level::L4K);
         }

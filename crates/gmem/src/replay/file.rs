@@ -22,7 +22,7 @@ pub struct Tally {
     /// Operations whose answer equals the recorded one, field by field.
     pub answers_agree: u64,
     /// Operations that have a recorded answer, on a machine with two-dimensional paging. Without recorded changes, "nothing changed" is
-    /// what is compared; shadow pages are not stage 2.
+    /// what is compared; a header may say that changes were not recorded.
     pub stage2_compared: u64,
     /// Operations whose answer and changes in stage 2 both equal the recorded ones.
     pub stage2_agree: u64,
@@ -107,7 +107,7 @@ pub fn compare(
     factory: &Factory<'_>,
 ) -> Result<Option<FileReport>, String> {
     let Some(mut run) = Run::start(path, family, factory)? else { return Ok(None) };
-    let has_stage2 = run.reader.header().stage2 != "shadow";
+    let has_stage2 = run.reader.header().spte;
     let mut tally = Tally { files: 1, ..Tally::default() };
     let mut differences = Vec::new();
     while let Some(line) = run.next_line()? {

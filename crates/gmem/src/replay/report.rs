@@ -30,7 +30,7 @@ pub fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     if report.total.stage2_compared < report.total.answers_compared {
         let without = report.total.answers_compared - report.total.stage2_compared;
-        writeln!(out, "\nshadow paging: of {without} operations only the answers are compared")?;
+        writeln!(out, "\nof {without} operations only the answers were recorded and are compared")?;
     }
     let differing = report.total.differ;
     let shown = report.differences.len() as u64;

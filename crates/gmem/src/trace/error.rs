@@ -84,3 +84,13 @@ pub enum TraceErrorKind {
         expected: u64,
     },
 }
+
+impl TraceError {
+    /// Whether the trace begins with an operation instead of a header.
+    pub fn is_headless(&self) -> bool {
+        matches!(self.kind, TraceErrorKind::NoHeader(found) if found == AN_OPERATION)
+    }
+}
+
+/// What [`TraceErrorKind::NoHeader`] found where only the header is missing.
+pub(super) const AN_OPERATION: &str = "an operation";

@@ -3,9 +3,10 @@
 use serde_json::{Map, Value};
 
 use super::TraceErrorKind;
+use super::error::AN_OPERATION;
 use super::line::{Failure, Source};
 use super::raw::{Member, Members};
-use crate::facts::{FACTS, Fact, FactValue, STAGE2_NAMES};
+use crate::facts::{FACTS, Fact, FactValue, SHADOW, STAGE2_NAMES};
 use crate::kvm::config::{KernelVersion, MachineConfig};
 use crate::ops::json::describe;
 use crate::ops::suggest::did_you_mean;
@@ -14,7 +15,7 @@ use crate::ops::suggest::did_you_mean;
 pub(super) const VERSION: u64 = 1;
 
 /// Where a trace comes from: the machine on which it was recorded, or for which it was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The trace's name, usually its file's.
     pub name: String,
@@ -28,6 +29,19 @@ pub struct Header {
     pub stage2: String,
     /// The [`FACTS`] in which the machine is unlike that of the first recordings; often none.
     pub machine: Map<String, Value>,
+    /// Whether changes of stage 2 were recorded: a line without any says that there were none. Not so where KVM shadows the guest's
+    /// tables, or the tracepoint could not be used.
+    pub spte: bool,
+    /// What else there is to know, in words.
+    pub notes: Vec<String>,
+}
+
+impl Default for Header {
+    fn default() -> Header {
+        let text = String::new;
+        let (name, family, kernel, arch, stage2) = (text(), text(), text(), text(), text());
+        Header { name, family, kernel, arch, stage2, machine: Map::new(), spte: true, notes: Vec::new() }
+    }
 }
 
 impl Header {
@@ -35,7 +49,7 @@ impl Header {
     pub(crate) fn parse(source: &Source<'_>) -> Result<Header, Failure> {
         let members = source.members()?;
         let Some(version) = members.get("trace") else {
-            let found = if members.get("op").is_some() { "an operation" } else { "no field `trace`" };
+            let found = if members.get("op").is_some() { AN_OPERATION } else { "no field `trace`" };
             return Err((1, TraceErrorKind::NoHeader(found)));
         };
         if version.text != VERSION.to_string() {
@@ -61,8 +75,20 @@ impl Header {
             kernel: text("kernel")?,
             arch: text("arch")?,
             stage2: text("stage2")?,
-            machine: Map::new(),
+            ..Header::default()
         };
+        if let Some(member) = members.get("spte") {
+            let value = source.value(member)?;
+            header.spte = value.as_bool().ok_or_else(|| ill_typed(source, member, "spte", "true or false", &value))?;
+        }
+        header.spte &= header.stage2 != SHADOW;
+        if let Some(member) = members.get("notes") {
+            let value = source.value(member)?;
+            let texts = value.as_array().map(|notes| notes.iter().map(|note| note.as_str().map(String::from)));
+            header.notes = texts
+                .and_then(|texts| texts.collect())
+                .ok_or_else(|| ill_typed(source, member, "notes", "a list of strings", &value))?;
+        }
         let no_machine = |field: &str, message: String| {
             let column = members.get(field).map_or(1, |member| source.column(member.text));
             (column, TraceErrorKind::Machine { field: field.to_string(), message })
@@ -82,6 +108,11 @@ impl Header {
         })?;
         Ok(header)
     }
+}
+
+fn ill_typed(source: &Source<'_>, member: &Member<'_>, field: &'static str, expected: &str, found: &Value) -> Failure {
+    let (expected, found) = (expected.to_string(), describe(found));
+    (source.column(member.text), TraceErrorKind::IllTyped { field, expected, found })
 }
 
 /// The members of `machine`, each a fact with a value that it may have.
