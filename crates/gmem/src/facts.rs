@@ -5,6 +5,7 @@
 
 use crate::Stage2Kind;
 use crate::kvm::config::{KernelVersion, MachineConfig, Thp};
+use crate::kvm::uapi::KVM_MAX_VCPUS;
 use crate::trace::Header;
 use serde_json::{Map, Value};
 use sim_kernel::PAGE_SIZE;
@@ -126,6 +127,14 @@ pub const FACTS: &[Fact] = &[
         is_number: false,
         get: |machine| FactValue::Switch(machine.smm),
         set: |machine, value| switch(value, &mut machine.smm),
+    },
+    Fact {
+        name: "max_vcpus",
+        what: "number of vCPUs",
+        expected: "a number from 1 to 4096",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.max_vcpus),
+        set: |machine, value| number(value, 1..=KVM_MAX_VCPUS, &mut machine.max_vcpus),
     },
     Fact {
         name: "files_max",

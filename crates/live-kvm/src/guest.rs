@@ -2,9 +2,10 @@
 //!
 //! As the recordings have it, the vCPU runs in 32-bit protected mode with paging off, and ends with `hlt`. A KVM without hardware
 //! virtualisation (PVM) emulates such code through the slots' host addresses and never looks into a guest_memfd; there the
-//! access is made at privilege 3 in long mode, over an identity map in the slot's further pages, and ends with a store to a
+//! access is made at privilege 3 in long mode, over an identity map in slot 30 behind it, and ends with a store to a
 //! [door](DOOR) where no slot is. [`GuestMode`] says which.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use kvm_bindings::{
@@ -14,6 +15,7 @@ use kvm_bindings::{
 };
 
 use crate::ioctl::*;
+use crate::memory::Buffer;
 use crate::process::last_errno;
 use crate::{Failure, Process, Region, Result};
 
@@ -21,8 +23,10 @@ const PAGE: u64 = 4096;
 /// Where the code page lies in the guest, and in which slot.
 const CODE_GPA: u64 = 0xf000_0000;
 const CODE_SLOT: u32 = 31;
-/// Pages of the slot in long mode: code, and tables of the identity map.
-const LONG_PAGES: u64 = 64;
+/// Where the tables of the identity map lie in long mode, in which slot, and how many there can be.
+const TABLES_GPA: u64 = CODE_GPA + PAGE;
+const TABLES_SLOT: u32 = 30;
+const TABLES_MAX: u64 = 63;
 /// A guest physical address outside every slot, in the code page's 2 MiB: a store there leaves the guest.
 const DOOR: u64 = 0xf010_0000;
 /// How often the VMM serves further parts of an access that has left the guest, to be rid of it.
@@ -35,7 +39,7 @@ const PATIENCE: u32 = 3;
 pub enum GuestMode {
     /// 32-bit protected mode with paging off.
     Protected32,
-    /// Long mode, privilege 3, everything mapped one to one; hypercalls still as in the other.
+    /// Long mode, privilege 3, everything mapped one to one; hypercalls are refused.
     Long,
 }
 
@@ -115,12 +119,62 @@ pub struct GuestRun {
     pub rax: u64,
 }
 
-/// The code slot's memory, which the VM's vCPUs share.
+/// The code page, which the VM's vCPUs share.
 #[derive(Debug)]
 pub(crate) struct Code {
     hva: u64,
-    /// Pages of the slot that are in use.
-    used: std::cell::Cell<u64>,
+    tables: Option<Tables>,
+}
+
+/// The tables of the identity map: memory of this program's, not of the trace's.
+#[derive(Debug)]
+struct Tables {
+    memory: Buffer,
+    /// How many are in use. The first is the root.
+    used: Cell<u64>,
+}
+
+impl Tables {
+    fn entry(&self, table: u64, index: u64) -> *mut u64 {
+        assert!(table < TABLES_MAX && index < 512);
+        self.memory.pointer().cast::<u64>().wrapping_add((table * 512 + index) as usize)
+    }
+
+    fn get(&self, table: u64, index: u64) -> u64 {
+        // SAFETY: the entry lies in the mapping, which lives; the processor writes to it only while the vCPU runs, which is this thread.
+        unsafe { self.entry(table, index).read_volatile() }
+    }
+
+    fn set(&self, table: u64, index: u64, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.entry(table, index).write_volatile(value) }
+    }
+
+    /// Maps the 2 MiB around `gpa` one to one, if they are not: entries are only ever added, which needs no flush.
+    fn map_identity(&self, gpa: u64) -> Result<()> {
+        const PRESENT_RW_USER_ACCESSED: u64 = 0x27;
+        const LARGE_DIRTY: u64 = 0xc0;
+        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+        let mut table = 0;
+        for shift in [39, 30] {
+            let index = gpa >> shift & 511;
+            let entry = self.get(table, index);
+            table = if entry & 1 == 1 {
+                ((entry & ADDRESS) - TABLES_GPA) / PAGE
+            } else {
+                let new = self.used.get();
+                if new == TABLES_MAX {
+                    let why = "not done, because the recorder's identity map has no room for another gigabyte";
+                    return Err(Failure::Refused(why.into()));
+                }
+                self.used.set(new + 1);
+                self.set(table, index, (TABLES_GPA + new * PAGE) | PRESENT_RW_USER_ACCESSED);
+                new
+            };
+        }
+        self.set(table, gpa >> 21 & 511, gpa >> 21 << 21 | PRESENT_RW_USER_ACCESSED | LARGE_DIRTY);
+        Ok(())
+    }
 }
 
 impl Process {
@@ -158,20 +212,26 @@ impl Process {
     }
 
     fn code_slot(&mut self, vm: i32) -> Result<Code> {
-        let pages = if self.mode == GuestMode::Long { LONG_PAGES } else { 1 };
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let hva = self.mmap(None, pages * PAGE, prot, false, 0, PAGE)?;
+        let hva = self.mmap(None, PAGE, prot, false, 0, PAGE)?;
         self.store(hva, 0xf4f4_f4f4)?;
-        let region = Region {
-            slot: CODE_SLOT,
-            guest_phys_addr: CODE_GPA,
-            memory_size: pages * PAGE,
-            userspace_addr: hva,
+        let slot = |slot, guest_phys_addr, memory_size, userspace_addr| Region {
+            slot,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
             ..Region::default()
         };
         // The slot may be taken, or its place; the vCPUs then run what is there.
-        self.set_user_memory_region(vm, &region).ok();
-        Ok(Code { hva, used: 1.into() })
+        self.set_user_memory_region(vm, &slot(CODE_SLOT, CODE_GPA, PAGE, hva)).ok();
+        let mut tables = None;
+        if self.mode == GuestMode::Long {
+            let memory = Buffer::new((TABLES_MAX * PAGE) as usize)?;
+            let region = slot(TABLES_SLOT, TABLES_GPA, TABLES_MAX * PAGE, memory.pointer() as u64);
+            set_region(vm, &region).ok();
+            tables = Some(Tables { memory, used: Cell::new(1) });
+        }
+        Ok(Code { hva, tables })
     }
 
     /// Makes one vCPU do one thing, until it leaves the guest.
@@ -186,9 +246,10 @@ impl Process {
         let Ok(run) = RunPage::map(vcpu, self.vcpu_mmap_size) else {
             return Err(with_number(vcpu, KVM_RUN, 0).err().unwrap_or(Failure::Errno(libc::ENOTTY)));
         };
-        let long = self.mode == GuestMode::Long && !matches!(access, GuestAccess::Hypercall { .. });
+        let long = self.mode == GuestMode::Long;
         let program = if long { self.long_program(&code, access)? } else { self.short_program(access)? };
-        self.write_code(&code, &program)?;
+        // The trace may have taken the code page away; the vCPU then finds what is there.
+        self.write_code(&code, &program).ok();
         self.set_registers(vcpu, long, access)?;
         let mut result = run.enter(vcpu);
         if let (Ok(()), GuestAccess::Hypercall { reply, .. }, KVM_EXIT_HYPERCALL) = (&result, access, run.reason()) {
@@ -238,7 +299,12 @@ impl Process {
             GuestAccess::Read { gpa } => (&[0x8b, 0x19], gpa),
             GuestAccess::Write { gpa, .. } => (&[0x89, 0x19], gpa),
             GuestAccess::Rmw { gpa, .. } => (&[0xf0, 0x01, 0x19], gpa),
-            GuestAccess::Hypercall { .. } => unreachable!("hypercalls are made in 32-bit mode"),
+            GuestAccess::Hypercall { .. } => {
+                // At privilege 3 KVM would only say that it is forbidden, and its emulator of privilege 0 does not end it.
+                let why =
+                    "not done, because a KVM without hardware virtualisation takes no hypercall from such a guest";
+                return Err(Failure::Refused(why.into()));
+            }
         };
         let reach = self.maxphyaddr().unwrap_or(36).min(47);
         if gpa.saturating_add(4) > 1 << reach {
@@ -246,42 +312,12 @@ impl Process {
                 "not done, because the vCPU has {reach} address bits, and not {gpa:#x}"
             )));
         }
+        let Some(tables) = &code.tables else { unreachable!("a VM in long mode has tables") };
         for address in [CODE_GPA, gpa, gpa + 3] {
-            self.map_identity(code, address)?;
+            tables.map_identity(address)?;
         }
         // mov [rdx], eax: the door. hlt, should somebody have put a slot there.
         Ok([opcode, &[0x89, 0x02], &[0xf4; 4]].concat())
-    }
-
-    /// Maps the 2 MiB around `gpa` one to one, if they are not: entries are only ever added, which needs no flush.
-    fn map_identity(&mut self, code: &Code, gpa: u64) -> Result<()> {
-        const PRESENT_RW_USER_ACCESSED: u64 = 0x27;
-        const LARGE_DIRTY: u64 = 0xc0;
-        if code.used.get() == 1 {
-            code.used.set(2);
-        }
-        let mut table = 1;
-        for shift in [39, 30] {
-            let entry = code.hva + table * PAGE + (gpa >> shift & 511) * 8;
-            let present = self.load(entry)?;
-            table = if present & 1 == 1 {
-                (u64::from(present & !0xfff) - CODE_GPA) / PAGE
-            } else {
-                let new = code.used.get();
-                if new == LONG_PAGES {
-                    let why = "not done, because the recorder's identity map has no room for another gigabyte";
-                    return Err(Failure::Refused(why.into()));
-                }
-                code.used.set(new + 1);
-                // Tables lie below 4 GiB, so the upper half stays zero.
-                self.store(entry, ((CODE_GPA + new * PAGE) | PRESENT_RW_USER_ACCESSED) as u32)?;
-                new
-            };
-        }
-        let entry = code.hva + table * PAGE + (gpa >> 21 & 511) * 8;
-        let value = gpa >> 21 << 21 | PRESENT_RW_USER_ACCESSED | LARGE_DIRTY;
-        self.store(entry + 4, (value >> 32) as u32)?;
-        self.store(entry, value as u32)
     }
 
     fn write_code(&mut self, code: &Code, program: &[u8]) -> Result<()> {
@@ -322,7 +358,7 @@ impl Process {
         if long {
             (sregs.cs.l, sregs.cs.db) = (1, 0);
             // PE, MP, ET, NE, WP, AM and PG; PAE; LME and LMA.
-            (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8005_0033, CODE_GPA + PAGE, 0x20, 0x500);
+            (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8005_0033, TABLES_GPA, 0x20, 0x500);
         }
         with_struct(vcpu, KVM_SET_SREGS, &mut sregs)?;
         let mut regs = kvm_regs { rip: CODE_GPA, rflags: 2, ..Default::default() };

@@ -51,6 +51,18 @@ pub(crate) fn with_struct<T>(fd: i32, request: u64, argument: &mut T) -> Result<
     check(unsafe { libc::ioctl(fd, request, &raw mut *argument) }.into())
 }
 
+/// `KVM_SET_USER_MEMORY_REGION`, of any memory.
+pub(crate) fn set_region(vm: i32, region: &Region) -> Result<()> {
+    let mut argument = kvm_userspace_memory_region {
+        slot: region.slot,
+        flags: region.flags,
+        guest_phys_addr: region.guest_phys_addr,
+        memory_size: region.memory_size,
+        userspace_addr: region.userspace_addr,
+    };
+    with_struct(vm, KVM_SET_USER_MEMORY_REGION, &mut argument).map(drop)
+}
+
 /// The arguments of `KVM_SET_USER_MEMORY_REGION2`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields of struct kvm_userspace_memory_region2")]
@@ -115,14 +127,7 @@ impl Process {
     /// KVM's errno; refused if the guest would get memory of the recorder itself.
     pub fn set_user_memory_region(&mut self, vm: i32, region: &Region) -> Result<()> {
         maps::guard("set_user_memory_region", region.userspace_addr, region.memory_size)?;
-        let mut argument = kvm_userspace_memory_region {
-            slot: region.slot,
-            flags: region.flags,
-            guest_phys_addr: region.guest_phys_addr,
-            memory_size: region.memory_size,
-            userspace_addr: region.userspace_addr,
-        };
-        with_struct(vm, KVM_SET_USER_MEMORY_REGION, &mut argument).map(drop)
+        set_region(vm, region)
     }
 
     /// `KVM_SET_USER_MEMORY_REGION2`

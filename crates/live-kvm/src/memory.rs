@@ -1,12 +1,10 @@
 //! Calls on the address space: `mmap`, `munmap`, `mprotect`, `madvise`, `mincore`, `mlock`, and accesses.
 
-use crate::maps::{self, ARENA};
+use crate::maps;
 use crate::process::{check, last_errno};
 use crate::{Failure, Process, Result, access};
 
 const PAGE: u64 = 4096;
-/// Between two mappings of the arena: no two ever become one area, and no huge page reaches into both.
-const GAP: u64 = 2 << 20;
 
 impl Process {
     /// `mmap(2)` of `fd`, or of anonymous memory, at a multiple of `align`.
@@ -14,29 +12,24 @@ impl Process {
     /// # Errors
     /// The kernel's errno; refused if the arena is full.
     pub fn mmap(&mut self, fd: Option<i32>, len: u64, prot: i32, shared: bool, offset: u64, align: u64) -> Result<u64> {
-        let align = align.max(PAGE);
-        let start = self.next.div_ceil(align).saturating_mul(align);
-        let end = start.saturating_add(len).saturating_add(PAGE);
+        if !align.is_power_of_two() {
+            return Err(Failure::Refused(format!("mmap: not done, because {align} is no alignment")));
+        }
         let sharing = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
         let anonymous = if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
-        // What cannot be placed is asked for without a place: the kernel says what is wrong with it.
-        let placed = len != 0 && end <= ARENA.end;
-        let fixed = if placed { libc::MAP_FIXED_NOREPLACE } else { 0 };
-        if !placed && len != 0 && len < 1 << 46 {
+        // What has no place is asked for without one: the kernel says what is wrong with it.
+        let rounded = len.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
+        let place = if len == 0 { None } else { maps::place(rounded, align.max(PAGE))? };
+        if place.is_none() && len != 0 && len < 1 << 46 {
             return Err(Failure::Refused("mmap: not done, because the recorder has no room left for it".into()));
         }
-        let hint = if placed { start as *mut libc::c_void } else { std::ptr::null_mut() };
+        let fixed = if place.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
+        let hint = place.map_or(std::ptr::null_mut(), |start| start as *mut libc::c_void);
         // SAFETY: at a fixed place nothing is replaced; elsewhere the kernel finds free space.
         let address = unsafe {
             libc::mmap64(hint, len as usize, prot, sharing | anonymous | fixed, fd.unwrap_or(-1), offset as i64)
         };
-        if address == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
-        if placed {
-            self.next = start + len.div_ceil(PAGE) * PAGE + GAP;
-        }
-        Ok(address as u64)
+        if address == libc::MAP_FAILED { Err(last_errno()) } else { Ok(address as u64) }
     }
 
     /// `munmap(2)`
@@ -123,6 +116,7 @@ impl Process {
 }
 
 /// Anonymous memory of this program, of which only what is touched exists.
+#[derive(Debug)]
 pub(crate) struct Buffer {
     address: *mut libc::c_void,
     len: usize,

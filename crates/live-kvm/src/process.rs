@@ -7,7 +7,6 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::guest::{Code, GuestMode};
-use crate::maps::ARENA;
 use crate::{Result, access};
 
 /// Why a call has no value.
@@ -49,8 +48,6 @@ pub struct Process {
     pub(crate) kvm: OwnedFd,
     /// Most bytes that one call may make the kernel allocate.
     pub(crate) memory_max: u64,
-    /// Where the next mapping is placed.
-    pub(crate) next: u64,
     pub(crate) mode: GuestMode,
     /// The code page of a VM, by descriptors of the VM and of its vCPUs.
     pub(crate) codes: BTreeMap<i32, Rc<Code>>,
@@ -82,7 +79,7 @@ impl Process {
         let vcpu_mmap_size = crate::ioctl::with_number(fd, crate::ioctl::KVM_GET_VCPU_MMAP_SIZE, 0)
             .map_err(|failure| not_kvm(&failure.to_string()))? as usize;
         access::catch_faults();
-        Ok(Process { kvm, memory_max, next: ARENA.start, mode, codes: BTreeMap::new(), vcpu_mmap_size })
+        Ok(Process { kvm, memory_max, mode, codes: BTreeMap::new(), vcpu_mmap_size })
     }
 
     /// The descriptor of `/dev/kvm`.

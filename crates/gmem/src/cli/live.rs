@@ -101,7 +101,11 @@ pub(super) fn fuzz_compare(
     }
     // Workers give their descriptors back when they end; simulations need no more than they.
     let limits = Limits { patience: Duration::from_secs(args.timeout), ..Limits::default() };
-    let abilities = Abilities { private_memory: config.has_memory_attributes(), maxphyaddr: config.maxphyaddr };
+    let abilities = Abilities {
+        private_memory: config.has_memory_attributes(),
+        hypercalls: !machine.long_mode,
+        maxphyaddr: config.maxphyaddr,
+    };
     let pair = Pair { starter: &starter, machine: &machine, limits, config };
     let begun = Instant::now();
     let mut tally = Tally::default();

@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use crate::ops::Op;
+use crate::ops::table::{self, Kind};
 
 /// The smallest program found that `differs` still accepts, in at most `attempts_max` attempts. `differs` says how many operations of a
 /// program matter (up to the difference), or `None` if there is none.
@@ -70,6 +71,11 @@ fn simpler(op: &Op) -> Vec<Op> {
     let Ok(Value::Object(fields)) = serde_json::to_value(op) else { return Vec::new() };
     let mut all = Vec::new();
     for (name, value) in &fields {
+        // A number that names something is not simpler for being smaller, and where a mapping is placed is no argument of the kernel's.
+        let arg = table::find(op.name()).and_then(|spec| spec.arg(name)).map(|(_, arg)| arg.kind);
+        if matches!(arg, Some(Kind::Choice(_))) || name == "align" {
+            continue;
+        }
         let replacements: Vec<Value> = if let Some(number) = value.as_u64() {
             let mut numbers = vec![0, 4096, number & !0x1f_ffff, number & !0xfff, (number / 2) & !0xfff];
             numbers.retain(|candidate| *candidate < number);

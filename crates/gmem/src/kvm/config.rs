@@ -1,6 +1,6 @@
 //! The machine and its kernel: what a simulation is configured with.
 
-use super::uapi::{KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
+use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
 pub use sim_kernel::mm::Thp;
 use sim_mmu::{Gfn, Stage2Kind};
@@ -36,6 +36,8 @@ pub struct MachineConfig {
     pub memory_attributes: bool,
     /// `CONFIG_KVM_SMM`: VMs without private memory have a second address space, for system management mode.
     pub smm: bool,
+    /// `CONFIG_KVM_MAX_NR_VCPUS`: most vCPUs of a VM; their ids go up to four times as many.
+    pub max_vcpus: u64,
     /// `RLIMIT_NOFILE` of the processes.
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
@@ -55,6 +57,7 @@ impl Default for MachineConfig {
             sw_protected_vm: true,
             memory_attributes: true,
             smm: true,
+            max_vcpus: KVM_MAX_VCPUS,
             files_max: 1 << 20,
             eager_page_split: true,
         }

@@ -25,6 +25,11 @@ impl FileOperations for KvmDevice {
         false
     }
 
+    /// `noop_llseek`: the position, which nothing moves.
+    fn seek(&self, _cx: &Cx<'_>, _offset: i64, _whence: u32) -> Result<u64, Errno> {
+        Ok(0)
+    }
+
     fn release(&self, _cx: &Cx<'_>) {}
 
     fn as_any(&self) -> &dyn Any {

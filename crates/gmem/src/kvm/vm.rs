@@ -358,9 +358,9 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             | Cap::EnableCapVm => 1,
             Cap::PreFaultMemory => i32::from(config.tdp_enabled),
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
-            Cap::MaxVcpus => KVM_MAX_VCPUS as i32,
+            Cap::MaxVcpus => config.max_vcpus as i32,
             Cap::MultiAddressSpace => {
-                if private == Some(true) {
+                if private == Some(true) || !config.smm {
                     1
                 } else {
                     2
@@ -397,6 +397,11 @@ pub(crate) struct VmFile {
 impl FileOperations for VmFile {
     fn is_regular(&self) -> bool {
         false
+    }
+
+    /// `noop_llseek`: the position, which nothing moves.
+    fn seek(&self, _cx: &Cx<'_>, _offset: i64, _whence: u32) -> Result<u64, Errno> {
+        Ok(0)
     }
 
     fn release(&self, cx: &Cx<'_>) {

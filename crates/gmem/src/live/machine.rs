@@ -46,6 +46,8 @@ impl LiveMachine {
 const CAP_VM_TYPES: u64 = 235;
 /// `KVM_CAP_MEMORY_ATTRIBUTES`
 const CAP_MEMORY_ATTRIBUTES: u64 = 233;
+/// `KVM_CAP_MAX_VCPUS`
+const CAP_MAX_VCPUS: u64 = 66;
 /// `KVM_CAP_MULTI_ADDRESS_SPACE`
 const CAP_MULTI_ADDRESS_SPACE: u64 = 118;
 /// `KVM_X86_SW_PROTECTED_VM`
@@ -66,7 +68,7 @@ pub(super) fn probe(device: &Path) -> anyhow::Result<LiveMachine> {
     if long_mode {
         notes.push(
             "this KVM emulates 32-bit code without looking into a guest_memfd; accesses were made at privilege 3 in \
-             long mode, and memory slot 31 has 64 pages"
+             long mode, over tables in memory slot 30 (63 pages at 0xf0001000), and hypercalls were not made"
                 .to_string(),
         );
     }
@@ -79,6 +81,7 @@ pub(super) fn probe(device: &Path) -> anyhow::Result<LiveMachine> {
     let sw_protected = ask(CAP_VM_TYPES) >> SW_PROTECTED & 1 == 1;
     let attributes = ask(CAP_MEMORY_ATTRIBUTES) != 0 || sw_protected;
     let smm = ask(CAP_MULTI_ADDRESS_SPACE) > 1;
+    let vcpus = ask(CAP_MAX_VCPUS);
     let mut facts = Map::new();
     let mut state = |name: &str, value: Value| drop(facts.insert(name.into(), value));
     if let Some(memory) = memory() {
@@ -93,6 +96,9 @@ pub(super) fn probe(device: &Path) -> anyhow::Result<LiveMachine> {
     state("sw_protected_vm", sw_protected.into());
     state("memory_attributes", attributes.into());
     state("smm", smm.into());
+    if vcpus != 0 {
+        state("max_vcpus", vcpus.into());
+    }
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string();
     Ok(LiveMachine { kernel, stage2: stage2.into(), facts, long_mode, notes })
 }

@@ -11,7 +11,7 @@ use super::mm::{Mm, MmapArgs};
 use super::pgtable::{MmuGather, Zap};
 use super::vma::{Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::fs::{File, MmapRequest, Shmem};
-use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
+use crate::{Cx, Errno, Hva, HvaRange, MMAP_BASE, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
 use std::sync::Arc;
 
 /// Unmapped bytes between separate mappings.
@@ -49,9 +49,7 @@ impl Mm {
         if tree.len() > MAP_COUNT_MAX {
             return Err(Errno::ENOMEM);
         }
-        // The process's own stack is above.
-        let top = Hva(TASK_SIZE & !(PMD_SIZE - 1));
-        let start = tree.unmapped_area(len, args.align, GAP, LOWEST, top).ok_or(Errno::ENOMEM)?;
+        let start = tree.unmapped_area(len, args.align, GAP, LOWEST, Hva(MMAP_BASE)).ok_or(Errno::ENOMEM)?;
         let backing = match args.file {
             Some(file) => Some(map_file(cx, file, len, args)?),
             // Anonymous memory that could be shared with a child is a file without a name.

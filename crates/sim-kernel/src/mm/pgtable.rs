@@ -9,7 +9,7 @@
 //! Simplified: tables are no frames of the host; a process may have as many as the host has frames.
 
 use super::phys::PhysMem;
-use crate::{Cx, Hva, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, TASK_SIZE};
+use crate::{Cx, Hva, HvaRange, MMAP_BASE, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn};
 use std::collections::{BTreeMap, BTreeSet};
 
 bitflags::bitflags! {
@@ -148,7 +148,7 @@ impl PageTables {
     /// Tables of a fresh process: it has run, so its stack and libraries, which are not modelled otherwise, have made the tables
     /// of the topmost region.
     pub(super) fn new() -> PageTables {
-        PageTables { puds: BTreeSet::from([(TASK_SIZE - 1) / PUD_SIZE]), ..PageTables::default() }
+        PageTables { puds: BTreeSet::from([(MMAP_BASE - 1) / PUD_SIZE]), ..PageTables::default() }
     }
 
     /// What is mapped at the address.
@@ -341,7 +341,7 @@ impl PageTables {
                 );
             }
         }
-        let kept = (TASK_SIZE - 1) / PUD_SIZE;
+        let kept = (MMAP_BASE - 1) / PUD_SIZE;
         self.puds.retain(|pud| {
             let (start, end) = (pud * PUD_SIZE, (pud + 1) * PUD_SIZE);
             let unmapped = start < range.end.0 && range.start.0 < end && start >= floor.0 && end <= ceiling.0;
