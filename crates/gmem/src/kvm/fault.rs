@@ -98,7 +98,7 @@ impl Vcpu {
         let gfn = fault.gpa.gfn();
         // Only software-protected VMs: the attribute decides, read without lock or sequence.
         let is_private = vm.machine.has_private_memory()
-            && !fault.reserved
+            && (!fault.reserved || vm.kernel().mmio_fault_may_be_private())
             && vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         if fault.reserved {
             match self.handle_mmio_page_fault(cx, state, &root, fault.gpa) {
@@ -239,7 +239,8 @@ impl Vcpu {
         };
         // F5.
         if slot.is_invalid() {
-            return if fault.tdp.prefetch { Err(Errno::EAGAIN) } else { Ok(FaultIn::Done(RetPf::Retry)) };
+            let spins = !fault.tdp.prefetch || vm.kernel().pre_fault_spins_on_invalid_slot();
+            return if spins { Ok(FaultIn::Done(RetPf::Retry)) } else { Err(Errno::EAGAIN) };
         }
         // F6.
         if vm.mmu.invalidate.retry_gfn_lockless(cx, fault.mmu_seq, gfn) {

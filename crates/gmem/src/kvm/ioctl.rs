@@ -228,14 +228,17 @@ pub fn get_dirty_log(cx: &Cx<'_>, process: &Process, vm: RawFd, slot: u32) -> Re
 /// `KVM_PRE_FAULT_MEMORY`; `range` is updated to what is left, unless the descriptor was not a vCPU's.
 ///
 /// # Errors
-/// As [`Vcpu::pre_fault_memory`].
+/// As [`Vcpu::pre_fault_memory`]; `EINVAL` if the kernel does not have it.
 pub fn pre_fault_memory(
     cx: &Cx<'_>,
     process: &Process,
     vcpu: RawFd,
     range: &mut kvm_pre_fault_memory,
 ) -> Result<(), Errno> {
-    with_vcpu(cx, process, vcpu, |vcpu| vcpu.pre_fault_memory(cx, range))
+    with_vcpu(cx, process, vcpu, |vcpu| {
+        // Before it came, it was an ioctl like any that a vCPU does not know.
+        if vcpu.vm.kernel().has_pre_fault_memory() { vcpu.pre_fault_memory(cx, range) } else { Err(Errno::EINVAL) }
+    })
 }
 
 /// `KVM_RUN`, with what `kvm_run` says afterwards.

@@ -1,7 +1,7 @@
 //! A VM (`struct kvm`): its locks, its slots, its MMU, and how it lives and dies.
 
 use super::attributes::MemoryAttributes;
-use super::config::MachineConfig;
+use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
@@ -71,6 +71,8 @@ pub struct Vm {
     /// The invalidations that notifier starts opened and ends will close; which end closes which does not matter.
     pub(crate) mn_open: parking_lot::Mutex<Vec<Invalidation>>,
     pub(crate) mn_memslots_update_wait: WaitQueue,
+    /// Where pre-faults wait for another set of slots, on a kernel where they spin for one.
+    pub(crate) pre_fault_spinners: Option<WaitQueue>,
     pub(crate) vcpus: parking_lot::RwLock<Vec<Arc<Vcpu>>>,
     /// Capabilities and quirks; written by ioctls, read everywhere.
     pub(crate) hypercall_exits: AtomicU64,
@@ -117,6 +119,11 @@ impl Vm {
             mn_active_invalidate_count: AtomicU64::new(0),
             mn_open: Default::default(),
             mn_memslots_update_wait: WaitQueue::new(cx, "mn_memslots_update_rcuwait"),
+            pre_fault_spinners: host
+                .config
+                .kernel
+                .pre_fault_spins_on_invalid_slot()
+                .then(|| WaitQueue::new(cx, "kvm->memslots")),
             vcpus: Default::default(),
             hypercall_exits: AtomicU64::new(0),
             disabled_quirks: AtomicU64::new(0),
@@ -133,6 +140,12 @@ impl Vm {
     /// Address spaces of the VM: two with SMM, but one if it has private memory (`kvm_arch_nr_memslot_as_ids`).
     pub fn address_spaces(&self) -> u32 {
         if self.machine.has_private_memory() || !self.host.config.smm { 1 } else { 2 }
+    }
+
+    /// The kernel whose rules apply.
+    #[inline]
+    pub(crate) fn kernel(&self) -> KernelVersion {
+        self.host.config.kernel
     }
 
     /// Kind of the VM.
@@ -200,7 +213,7 @@ impl Vm {
                 Ok(())
             }
             Some(Cap::DisableQuirks2) => {
-                if cap.args[0] & !KVM_X86_QUIRK_SLOT_ZAP_ALL != 0 {
+                if cap.args[0] & !disableable_quirks(self.kernel()) != 0 {
                     return Err(Errno::EINVAL);
                 }
                 self.disabled_quirks.fetch_or(cap.args[0], Ordering::SeqCst);
@@ -230,7 +243,8 @@ impl Vm {
 
     /// Whether deleting a slot zaps every mapping of the VM (`KVM_X86_QUIRK_SLOT_ZAP_ALL`).
     pub(crate) fn zaps_all_on_delete(&self) -> bool {
-        self.vm_type == VmType::Default && self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0
+        let quirk = self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0;
+        self.kernel().always_zaps_all() || self.vm_type == VmType::Default && quirk
     }
 
     /// `kvm_mmu_zap_all_fast`: marks all roots invalid, makes every vCPU drop them, then takes them apart.
@@ -354,9 +368,9 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             | Cap::SyncMmu
             | Cap::ReadonlyMem
             | Cap::MemoryFaultInfo
-            | Cap::GuestMemfd
             | Cap::EnableCapVm => 1,
-            Cap::PreFaultMemory => i32::from(config.tdp_enabled),
+            Cap::GuestMemfd => i32::from(private != Some(false) || config.kernel.has_guest_memfd_flags()),
+            Cap::PreFaultMemory => i32::from(config.tdp_enabled && config.kernel.has_pre_fault_memory()),
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
             Cap::MaxVcpus => config.max_vcpus as i32,
             Cap::MultiAddressSpace => {
@@ -368,7 +382,7 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             }
             Cap::ManualDirtyLogProtect2 => 3,
             Cap::ExitHypercall => 1 << KVM_HC_MAP_GPA_RANGE,
-            Cap::DisableQuirks2 => KVM_X86_QUIRK_SLOT_ZAP_ALL as i32,
+            Cap::DisableQuirks2 => disableable_quirks(config.kernel) as i32,
             Cap::MemoryAttributes => {
                 if private == Some(false) || !config.has_memory_attributes() {
                     0
@@ -378,7 +392,9 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             }
             Cap::VmTypes => config.vm_types() as i32,
             Cap::GuestMemfdFlags => {
-                if private == Some(true) {
+                if !config.kernel.has_guest_memfd_flags() {
+                    0
+                } else if private == Some(true) {
                     GUEST_MEMFD_FLAG_MMAP as i32
                 } else {
                     (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as i32
@@ -386,6 +402,11 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             }
         },
     }
+}
+
+/// The quirks that user space may disable (`kvm_caps.supported_quirks`), of those that are modelled.
+fn disableable_quirks(kernel: KernelVersion) -> u64 {
+    if kernel.always_zaps_all() { 0 } else { KVM_X86_QUIRK_SLOT_ZAP_ALL }
 }
 
 /// The file behind a VM's descriptor.
