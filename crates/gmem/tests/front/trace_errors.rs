@@ -252,6 +252,16 @@ fn a_line_of_the_limit_passes() {
     assert!(read(format!("{HEADER}\n{line}{padding} \n").as_bytes()).is_err());
 }
 
+#[test]
+fn a_line_of_very_many_members_is_read_in_no_time() {
+    // As many as a line has room for. Comparing each with each would take a minute.
+    let members: String = (0..90_000).map(|n| format!("\"{n}\":0,")).collect();
+    let line = |tail: &str| format!("{HEADER}\n{{{members}\"op\":\"close\",\"fd\":\"g0\"{tail}}}\n");
+    assert_eq!(read(line("").as_bytes()).unwrap(), 1);
+    let error = read(line(",\"89999\":1").as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("field `89999` comes twice"), "{error}");
+}
+
 proptest! {
     /// Recorded lines with bytes changed, removed and added: an error or not, but no panic.
     #[test]

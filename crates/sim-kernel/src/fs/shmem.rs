@@ -380,6 +380,11 @@ impl FileOperations for Shmem {
                 bytes.resize(bytes.len() + count as usize, 0);
                 continue;
             };
+            if count == PAGE_SIZE {
+                self.phys.read_page(cx, pfn, &mut bytes);
+                self.put_folio(cx, pfn);
+                continue;
+            }
             for word in (from / WORD)..(from + count).div_ceil(WORD) {
                 let value = self.phys.read_u32(cx, pfn, word * WORD).to_le_bytes();
                 let wanted = (word * WORD..).zip(value).filter(|(at, _)| (from..from + count).contains(at));

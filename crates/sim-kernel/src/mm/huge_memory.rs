@@ -95,7 +95,7 @@ impl Mm {
     /// `__split_huge_pmd`: raises a notifier over the block of the address and, if a huge page is there, splits it.
     pub(super) fn split_huge_pmd(&self, cx: &Cx<'_>, hva: Hva) {
         let invalidation = self.invalidate_start(cx, block_of(hva));
-        self.page_table_lock.lock(cx).split(hva, self.zero);
+        self.page_table_lock.lock(cx).split(&self.phys, hva, self.zero);
         self.invalidate_end(cx, invalidation);
     }
 

@@ -115,7 +115,7 @@ impl Mm {
         }
         let floor = tree.find_before(range.start).map_or(Hva(0), |vma| vma.range.end);
         let ceiling = tree.find_from(range.end).map_or(Hva(u64::MAX), |vma| vma.range.start);
-        self.page_table_lock.lock(cx).free_tables(range, floor, ceiling);
+        self.page_table_lock.lock(cx).free_tables(&self.phys, range, floor, ceiling);
         gather.finish(cx, &self.phys);
         for vma in gone {
             if let Some(backing) = vma.backing {
