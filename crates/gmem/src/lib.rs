@@ -54,6 +54,7 @@
 pub mod api;
 mod backend;
 pub mod cli;
+pub mod conformance;
 mod demo;
 pub mod interp;
 pub mod kvm;
@@ -69,7 +70,7 @@ pub use backend::Simulator;
 pub use kvm::config::{KernelVersion, MachineConfig};
 pub use kvm::process::{Process, Sharing};
 pub use kvm::uapi::{self, Cap};
-pub use kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, GuestRegs};
+pub use kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, GuestRegs};
 pub use sim_kernel::mm::{Advice, Prot, Signal};
 pub use sim_kernel::{Cx, Errno};
 pub use sim_mmu::{Gpa, Stage2Kind};

@@ -68,6 +68,16 @@ Examples:
 An operation agrees in stage 2 if its answer and the changes of stage-2 entries both equal the recorded ones.
 Exit codes: 0 everything agrees, 1 something differs, 2 bad input, 3 a bug in gmem")]
     Replay(Replay),
+    /// Check the simulator against the assertions of the kernel's own selftests
+    #[command(after_help = "\
+Examples:
+  gmem conformance
+  gmem conformance GM-016 'GX-*'
+  gmem conformance --json | jq '.checks[] | select(.status != \"pass\")'
+
+Every check makes machines of its own; one with several threads runs under many schedules with fixed seeds.
+Exit codes: 0 no check failed, 1 one did, 2 an unknown id, 3 a bug in gmem")]
+    Conformance(Conformance),
     /// Print completions for a shell
     #[command(after_help = "\
 Examples:
@@ -126,6 +136,17 @@ pub struct Replay {
     /// How many differences to show [default: 10, with --json all]
     #[arg(long, value_name = "N")]
     pub differences: Option<usize>,
+}
+
+/// The arguments of `gmem conformance`.
+#[derive(Debug, Args)]
+pub struct Conformance {
+    /// Which checks: ids such as GM-016, or the beginning of some and a star [default: all]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Who runs next when several threads can.

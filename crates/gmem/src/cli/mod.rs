@@ -5,6 +5,7 @@
 
 pub mod args;
 mod backend;
+mod conformance;
 mod output;
 mod replay;
 mod run;
@@ -71,6 +72,7 @@ fn dispatch(
         None => backend.demonstrate(out),
         Some(Command::Run(run)) => run::run(run, backend, out, complain),
         Some(Command::Replay(replay)) => replay::replay(replay, arguments.quiet == 0, backend, out, complain),
+        Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
         Some(Command::Completions { shell }) => {
             // Into memory first: the generator panics if it cannot write.
             let mut text = Vec::new();
