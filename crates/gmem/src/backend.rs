@@ -2,11 +2,13 @@
 
 use std::io::{self, Write};
 
+use rayon::prelude::*;
 use sim_kernel::sched::LogLevel;
 
 use crate::Status;
 use crate::cli::args::Strategy;
 use crate::cli::{Backend, RunOptions};
+use crate::conformance::{self, Check, CheckResult, UnknownId};
 use crate::demo;
 use crate::interp::Sequential;
 use crate::kvm::config::MachineConfig;
@@ -47,6 +49,11 @@ impl Backend for Simulator {
             log.write_all(text.as_bytes())?;
         }
         Ok(if report.is_as_expected() { Status::Success } else { Status::Found })
+    }
+
+    fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {
+        // Each check has machines of its own, so they may run beside each other.
+        Ok(conformance::select(patterns)?.into_par_iter().map(Check::run).collect())
     }
 
     fn demonstrate(&self, out: &mut dyn Write) -> anyhow::Result<Status> {

@@ -56,6 +56,7 @@ mod backend;
 pub mod cli;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod compare;
+pub mod conformance;
 mod demo;
 pub mod facts;
 pub mod interp;
@@ -74,7 +75,7 @@ pub use backend::Simulator;
 pub use kvm::config::{KernelVersion, MachineConfig, Thp};
 pub use kvm::process::{Process, Sharing};
 pub use kvm::uapi::{self, Cap};
-pub use kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, GuestRegs};
+pub use kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, GuestRegs};
 pub use sim_kernel::mm::{Advice, Prot, Signal};
 pub use sim_kernel::{Cx, Errno};
 pub use sim_mmu::{Gpa, Stage2Kind};

@@ -53,7 +53,25 @@ impl Mapping {
         sharing: Sharing,
         offset: u64,
     ) -> Result<Mapping> {
-        let addr = process.mmap(cx, len, prot, sharing, Mapped::File { fd, offset }, PAGE_SIZE)?;
+        Mapping::file_aligned(cx, process, fd, len, prot, sharing, offset, PAGE_SIZE)
+    }
+
+    /// As [`Mapping::file`], at a multiple of `align`: what a VMM does with a larger mapping first and `MAP_FIXED` then.
+    ///
+    /// # Errors
+    /// As [`Mapping::file`].
+    #[expect(clippy::too_many_arguments, reason = "those of mmap(2), and who calls")]
+    pub fn file_aligned(
+        cx: &Cx<'_>,
+        process: &Arc<Process>,
+        fd: RawFd,
+        len: u64,
+        prot: Prot,
+        sharing: Sharing,
+        offset: u64,
+        align: u64,
+    ) -> Result<Mapping> {
+        let addr = process.mmap(cx, len, prot, sharing, Mapped::File { fd, offset }, align)?;
         Ok(Mapping { process: Arc::clone(process), addr, len })
     }
 
@@ -90,6 +108,22 @@ impl Mapping {
     /// The signal that it gets instead.
     pub fn write_u32(&self, cx: &Cx<'_>, offset: u64, value: u32) -> std::result::Result<(), Signal> {
         self.process.write_u32(cx, self.at(offset), value)
+    }
+
+    /// The process loads a 64-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn read_u64(&self, cx: &Cx<'_>, offset: u64) -> std::result::Result<u64, Signal> {
+        self.process.mm().read_u64(cx, self.at(offset))
+    }
+
+    /// The process stores a 64-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead; of a word across two pages the first part may have been stored.
+    pub fn write_u64(&self, cx: &Cx<'_>, offset: u64, value: u64) -> std::result::Result<(), Signal> {
+        self.process.mm().write_u64(cx, self.at(offset), value)
     }
 
     /// `madvise(2)` on part of the mapping.

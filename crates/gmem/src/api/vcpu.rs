@@ -8,7 +8,7 @@ use crate::kvm::ioctl;
 use crate::kvm::process::Process;
 use crate::kvm::uapi::exit::KVM_EXIT_MEMORY_FAULT;
 use crate::kvm::uapi::kvm_pre_fault_memory;
-use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, GuestRegs, Vcpu};
+use crate::kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, GuestRegs, Vcpu};
 use sim_kernel::{Cx, Errno};
 use sim_mmu::Gpa;
 use std::sync::Arc;
@@ -47,13 +47,15 @@ pub struct VcpuFd {
     fd: RawFd,
     vcpu: Arc<Vcpu>,
     run: KvmRun,
+    /// The data of an access to a port, which lies in `kvm_run` too.
+    out: [u8; 4],
     exit: ExitInfo,
     errno: Option<Errno>,
 }
 
 impl VcpuFd {
     pub(super) fn new(process: Arc<Process>, fd: RawFd, vcpu: Arc<Vcpu>) -> VcpuFd {
-        VcpuFd { process, fd, vcpu, run: KvmRun::Nothing, exit: ExitInfo::Unknown, errno: None }
+        VcpuFd { process, fd, vcpu, run: KvmRun::Nothing, out: [0; 4], exit: ExitInfo::Unknown, errno: None }
     }
 
     /// Gives the guest a program, which starts at its first instruction with registers 0; an exit that was waiting for an answer is
@@ -72,6 +74,11 @@ impl VcpuFd {
     /// How wide the guest's registers are; 64 bits at the start. The simulator's own, instead of `KVM_SET_SREGS`.
     pub fn set_cpu_mode(&mut self, cx: &Cx<'_>, mode: CpuMode) {
         self.vcpu.mutex.lock(cx).mode = mode;
+    }
+
+    /// Where the guest's exceptions find their handlers; nowhere at the start. The simulator's own, instead of `KVM_SET_SREGS`.
+    pub fn set_idt(&mut self, cx: &Cx<'_>, idt: DescriptorTable) {
+        self.vcpu.set_idt(cx, idt);
     }
 
     /// `KVM_RUN`: answers the last exit with what the caller left in its slice or `ret`, then runs the guest to the next one.
@@ -117,6 +124,11 @@ impl VcpuFd {
             ExitInfo::Hlt => VcpuExit::Hlt,
             ExitInfo::Intr => VcpuExit::Intr,
             ExitInfo::InternalError { .. } => VcpuExit::InternalError,
+            ExitInfo::Shutdown => VcpuExit::Shutdown,
+            ExitInfo::Io { port, data } => {
+                self.out = data.to_le_bytes();
+                VcpuExit::IoOut(port, &self.out)
+            }
             ExitInfo::MemoryFault { .. } => VcpuExit::Unsupported(KVM_EXIT_MEMORY_FAULT),
             ExitInfo::Mmio { gpa, len, data, is_write } => {
                 self.run = KvmRun::Mmio(data.to_le_bytes());
@@ -147,8 +159,16 @@ impl VcpuFd {
     /// slot is, `EAGAIN` where one is being deleted, `EINTR`, `EFAULT`, `EHWPOISON`, `ENOMEM`.
     pub fn pre_fault_memory(&mut self, cx: &Cx<'_>, gpa: u64, size: u64, flags: u64) -> Result<u64> {
         let mut range = kvm_pre_fault_memory { gpa, size, flags, ..Default::default() };
-        ioctl::pre_fault_memory(cx, &self.process, self.fd, &mut range)?;
+        self.pre_fault_memory_range(cx, &mut range)?;
         Ok(range.size)
+    }
+
+    /// [`VcpuFd::pre_fault_memory`] with the structure of the ioctl, which gets what is left to do, also with an error.
+    ///
+    /// # Errors
+    /// As [`VcpuFd::pre_fault_memory`].
+    pub fn pre_fault_memory_range(&mut self, cx: &Cx<'_>, range: &mut kvm_pre_fault_memory) -> Result<()> {
+        ioctl::pre_fault_memory(cx, &self.process, self.fd, range)
     }
 
     /// `KVM_GET_REGS`: the registers that a program can see.

@@ -40,11 +40,13 @@ pub enum VcpuExit<'a> {
     MmioRead(u64, &'a mut [u8]),
     /// The guest writes where no memory is, or to a read-only slot.
     MmioWrite(u64, &'a [u8]),
+    /// The guest writes to a port.
+    IoOut(u16, &'a [u8]),
     /// A hypercall that user space handles.
     Hypercall(HypercallExit<'a>),
     /// The program ended.
     Hlt,
-    /// The guest shut down. No instruction of a program does that yet.
+    /// The guest shut down: an exception that could not be delivered.
     Shutdown,
     /// A signal, with a successful ioctl. As in Linux a signal is `Err(EINTR)`, so this does not occur.
     Intr,

@@ -98,6 +98,16 @@ Exit codes: 0 no difference, 1 a difference, 2 bad input or no KVM, 3 a bug in g
     /// Serve operations on the real kernel, for the two above
     #[command(hide = true)]
     LiveWorker(LiveWorker),
+    /// Check the simulator against the assertions of the kernel's own selftests
+    #[command(after_help = "\
+Examples:
+  gmem conformance
+  gmem conformance GM-016 'GX-*'
+  gmem conformance --json | jq '.checks[] | select(.status != \"pass\")'
+
+Every check makes machines of its own; one with several threads runs under many schedules with fixed seeds.
+Exit codes: 0 no check failed, 1 one did, 2 an unknown id, 3 a bug in gmem")]
+    Conformance(Conformance),
     /// Print completions for a shell
     #[command(after_help = "\
 Examples:
@@ -234,6 +244,17 @@ pub struct LiveWorker {
     /// vCPUs run in long mode
     #[arg(long)]
     pub long_mode: bool,
+}
+
+/// The arguments of `gmem conformance`.
+#[derive(Debug, Args)]
+pub struct Conformance {
+    /// Which checks: ids such as GM-016, or the beginning of some and a star [default: all]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Who runs next when several threads can.

@@ -6,6 +6,7 @@ use sim_kernel::sched::Schedule;
 
 use super::args::Strategy;
 use crate::Status;
+use crate::conformance::{CheckResult, UnknownId};
 use crate::kvm::config::KernelVersion;
 use crate::replay::Executor;
 use crate::scenario::Scenario;
@@ -46,6 +47,12 @@ pub trait Backend: Sync {
         out: &mut dyn Write,
         log: Option<&mut dyn Write>,
     ) -> anyhow::Result<Status>;
+
+    /// Runs the conformance checks that one of the patterns names, or all, and returns what came of each in their order.
+    ///
+    /// # Errors
+    /// If a pattern names none.
+    fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId>;
 
     /// Shows a newcomer what there is: what `gmem` does without arguments.
     ///

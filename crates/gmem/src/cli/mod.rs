@@ -5,6 +5,7 @@
 
 pub mod args;
 mod backend;
+mod conformance;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod live;
 mod output;
@@ -83,6 +84,7 @@ fn dispatch(
         Some(Command::Record(_) | Command::FuzzCompare(_) | Command::LiveWorker(_)) => {
             anyhow::bail!("this needs a real KVM: Linux on x86-64")
         }
+        Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
         Some(Command::Completions { shell }) => {
             // Into memory first: the generator panics if it cannot write.
             let mut text = Vec::new();

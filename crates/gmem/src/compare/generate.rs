@@ -339,8 +339,12 @@ impl Generator {
     }
 
     fn check_extension(&mut self) {
-        // Capabilities of what is not modelled are answered with 0; those beyond all that exist are 0 everywhere.
-        let cap = if self.chance(20) { self.edge() | 1 << 12 } else { self.pick(Cap::ALL) as u64 };
+        // Capabilities and quirks of what is not modelled are answered with 0; those beyond all that exist are 0 everywhere.
+        let cap = match self.pick(Cap::ALL) {
+            _ if self.chance(20) => self.edge() | 1 << 12,
+            Cap::DisableQuirks2 => Cap::GuestMemfd as u64,
+            cap => cap as u64,
+        };
         let vm = if self.chance(2) { Some(self.vm()) } else { None };
         self.ops.push(Op::CheckExtension { vm, cap });
     }

@@ -10,6 +10,7 @@ use sim_mmu::Gpa;
 use super::world::{World, errno_of, failed};
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Sharing};
+use crate::kvm::uapi::exit::KVM_EXIT_IO;
 use crate::kvm::uapi::kvm_userspace_memory_region;
 use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
 use crate::ops::{Answer, Exit, Name, Op};
@@ -107,7 +108,10 @@ impl World {
             // The descriptor may have been closed and given to another vCPU meanwhile, whose program this is.
             ExitInfo::Hypercall { nr, args, .. } => Exit::Hypercall { nr, args: args[..3].to_vec(), rax: None },
             ExitInfo::Intr => Exit::Intr,
-            ExitInfo::InternalError { suberror } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
+            // As with a hypercall: another vCPU's program, under a descriptor that was given anew.
+            ExitInfo::Io { .. } => Exit::Reason(u64::from(KVM_EXIT_IO)),
+            ExitInfo::Shutdown => Exit::Shutdown,
+            ExitInfo::InternalError { suberror, .. } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
             ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },
         };
         Answer::Exit { errno: result.err().map(errno_of), exit }

@@ -173,6 +173,35 @@ impl Process {
         self.finish(cx, result)
     }
 
+    /// `read(2)`: at the file's position, which moves on.
+    ///
+    /// Simplified: without `f_pos_lock`, so that two threads may start at the same place of one open file.
+    ///
+    /// # Errors
+    /// `EBADF`; then what the file answers: `EINVAL` from one that cannot be read.
+    pub fn read(&self, cx: &Cx<'_>, fd: RawFd, len: u64) -> Result<Vec<u8>, Errno> {
+        let result = self.fds.with(cx, fd, |file| {
+            let operations = file.operations();
+            let bytes = operations.read_at(cx, position(cx, file)?, len)?;
+            advance(cx, file, bytes.len() as u64)?;
+            Ok(bytes)
+        });
+        self.finish(cx, result)
+    }
+
+    /// `write(2)`: at the file's position, which moves on; returns the number of bytes written. Simplified as [`Process::read`].
+    ///
+    /// # Errors
+    /// `EBADF`; then what the file answers: `EINVAL` from one that cannot be written.
+    pub fn write(&self, cx: &Cx<'_>, fd: RawFd, bytes: &[u8]) -> Result<u64, Errno> {
+        let result = self.fds.with(cx, fd, |file| {
+            let done = file.operations().write_at(cx, position(cx, file)?, bytes)?;
+            advance(cx, file, done)?;
+            Ok(done)
+        });
+        self.finish(cx, result)
+    }
+
     /// `lseek(2)`; returns the new position.
     ///
     /// # Errors
@@ -193,6 +222,17 @@ impl Process {
     /// `EBADF`, `EMFILE`.
     pub fn dup(&self, cx: &Cx<'_>, fd: RawFd) -> Result<RawFd, Errno> {
         let result = self.fds.dup(cx, fd);
+        self.finish(cx, result)
+    }
+
+    /// Gives another process a descriptor of the same file, as `SCM_RIGHTS` does and as a child has it after `fork`; returns its
+    /// number there.
+    ///
+    /// # Errors
+    /// `EBADF`; `EMFILE` if the other process has as many descriptors as it may.
+    pub fn send_fd(&self, cx: &Cx<'_>, fd: RawFd, to: &Process) -> Result<RawFd, Errno> {
+        let file = self.fds.get(cx, fd)?;
+        let result = to.fds.install(cx, Arc::clone(&file)).inspect_err(|_| file.put(cx));
         self.finish(cx, result)
     }
 
@@ -318,6 +358,18 @@ impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Process").field("fds", &self.fds).finish_non_exhaustive()
     }
+}
+
+/// `SEEK_CUR`.
+const SEEK_CUR: u32 = 1;
+
+/// `f_pos`; 0 for a file that has none.
+fn position(cx: &Cx<'_>, file: &File) -> Result<u64, Errno> {
+    if file.operations().is_seekable() { file.operations().seek(cx, 0, SEEK_CUR) } else { Ok(0) }
+}
+
+fn advance(cx: &Cx<'_>, file: &File, by: u64) -> Result<(), Errno> {
+    if file.operations().is_seekable() { file.operations().seek(cx, by as i64, SEEK_CUR).map(|_| ()) } else { Ok(()) }
 }
 
 /// `vfs_fallocate`'s checks of the mode.

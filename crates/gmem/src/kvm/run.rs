@@ -1,26 +1,16 @@
 //! `KVM_RUN`: serve requests, enter the guest, run an instruction, handle the exit (`vcpu_run`, `vcpu_enter_guest`).
+//!
+//! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
+use super::guest::Visit;
 use super::uapi::*;
-use super::vcpu::{CpuMode, ExitInfo, GuestInsn, Request, Vcpu, VcpuState};
-use sim_coco::{AccessKind, ConfidentialMachine, GuestAccess};
+use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, Request, Vcpu, VcpuState};
 use sim_kernel::sync::SrcuReadGuard;
-use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
-use sim_mmu::{Access, Gpa, RetPf, Stage2Fault};
-
-/// What the guest did in one visit.
-enum Visit {
-    /// The instruction is complete.
-    Done,
-    /// The program ended.
-    Halted,
-    /// The machine could not translate an access of this kind.
-    Fault(Stage2Fault, Access),
-    /// The guest asked for something.
-    Hypercall { nr: u64, args: [u64; 4] },
-}
+use sim_kernel::{Cx, Errno, PAGE_SIZE};
+use sim_mmu::{Access, Gpa, RetPf};
 
 /// What is left to do after an exit was handled.
-enum Next {
+pub(super) enum Next {
     /// Enter again.
     Enter,
     /// Back to user space.
@@ -42,6 +32,11 @@ impl Vcpu {
         let mut state = self.mutex.lock(cx);
         state.mode = mode;
         state.code = code;
+    }
+
+    /// `KVM_SET_SREGS`, as far as an exception looks: the table of its handlers.
+    pub fn set_idt(&self, cx: &Cx<'_>, idt: DescriptorTable) {
+        self.mutex.lock(cx).idt = idt;
     }
 
     /// `KVM_RUN`. What happened is in the returned exit information, also with an error.
@@ -135,93 +130,6 @@ impl Vcpu {
         }
     }
 
-    /// The guest runs: one instruction, then out again.
-    fn guest(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
-        if let Some(code) = state.code
-            && let Err(fault) = self.translate(cx, state, code, Access::Exec)
-        {
-            return Visit::Fault(fault, Access::Exec);
-        }
-        let Some(&insn) = state.program.get(state.regs.rip) else { return Visit::Halted };
-        let accessed = match insn {
-            GuestInsn::Hypercall { nr, args } => return Visit::Hypercall { nr, args },
-            GuestInsn::Read { gpa } => self.access(cx, state, gpa, Access::Read, |_| None),
-            GuestInsn::Write { gpa, value } => self.access(cx, state, gpa, Access::Write, |_| Some(value)),
-            GuestInsn::Rmw { gpa, value } => {
-                self.access(cx, state, gpa, Access::Write, |old| Some(old.wrapping_add(value)))
-            }
-        };
-        match accessed {
-            Ok(old) => {
-                if let GuestInsn::Read { .. } = insn {
-                    state.regs.rbx = u64::from(old);
-                }
-                state.regs.rip += 1;
-                Visit::Done
-            }
-            Err((fault, kind)) => Visit::Fault(fault, kind),
-        }
-    }
-
-    fn translate(&self, cx: &Cx<'_>, state: &VcpuState, gpa: Gpa, kind: Access) -> Result<Pfn, Stage2Fault> {
-        let root = state.root.as_ref().expect("a root is loaded before entry");
-        let translation = self.vm.mmu.translate(cx, root, gpa, kind)?;
-        let access = GuestAccess {
-            gpa,
-            pfn: translation.pfn,
-            level: translation.level,
-            kind: match kind {
-                Access::Read => AccessKind::Read,
-                Access::Write => AccessKind::Write,
-                Access::Exec => AccessKind::Fetch,
-            },
-            private: false,
-        };
-        let checked = self.vm.machine.check_guest(cx, &access);
-        checked.expect("a machine without protection lets every access through");
-        Ok(translation.pfn)
-    }
-
-    /// One access of four bytes. `change` gives the new value, or `None` for a read; returns the old one.
-    fn access(
-        &self,
-        cx: &Cx<'_>,
-        state: &VcpuState,
-        gpa: Gpa,
-        kind: Access,
-        change: impl Fn(u32) -> Option<u32>,
-    ) -> Result<u32, (Stage2Fault, Access)> {
-        let phys = &self.vm.host.phys;
-        let offset = gpa.0 % PAGE_SIZE;
-        let pfn = self.translate(cx, state, gpa, kind).map_err(|fault| (fault, kind))?;
-        if offset.is_multiple_of(4) {
-            return Ok(match kind {
-                Access::Write => phys.change_u32(cx, pfn, offset, |old| change(old).unwrap_or(old)),
-                _ => phys.read_u32(cx, pfn, offset),
-            });
-        }
-        // Not aligned: byte by byte, in one or two pages, both translated before either is touched.
-        let second = if offset + 4 > PAGE_SIZE {
-            let next = Gpa((gpa.0 | (PAGE_SIZE - 1)).wrapping_add(1));
-            self.translate(cx, state, next, kind).map_err(|fault| (fault, kind))?
-        } else {
-            pfn
-        };
-        let place = |i: u64| if offset + i < PAGE_SIZE { (pfn, offset + i) } else { (second, offset + i - PAGE_SIZE) };
-        let mut old = 0;
-        for i in 0..4 {
-            let (pfn, at) = place(i);
-            old |= u32::from(phys.read_u8(cx, pfn, at)) << (8 * i);
-        }
-        if let Some(new) = change(old) {
-            for i in 0..4 {
-                let (pfn, at) = place(i);
-                phys.write_u8(cx, pfn, at, (new >> (8 * i)) as u8);
-            }
-        }
-        Ok(old)
-    }
-
     fn handle_exit(&self, cx: &Cx<'_>, state: &mut VcpuState, visit: Visit) -> Result<Next, Errno> {
         match visit {
             Visit::Done => Ok(Next::Enter),
@@ -230,94 +138,32 @@ impl Vcpu {
                 Ok(Next::Exit)
             }
             Visit::Hypercall { nr, args } => Ok(self.emulate_hypercall(state, nr, args)),
+            Visit::Io { port, data } => {
+                state.exit = ExitInfo::Io { port, data };
+                state.pending_exit = Some(state.exit);
+                Ok(Next::Exit)
+            }
+            Visit::TripleFault => {
+                state.exit = ExitInfo::Shutdown;
+                Ok(Next::Exit)
+            }
             Visit::Fault(fault, kind) => match self.page_fault(cx, state, &fault, kind)? {
                 RetPf::Emulate => Ok(self.emulate(cx, state, kind)),
                 RetPf::Retry | RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
-        }
-    }
-
-    /// Emulates the current instruction: the access goes through the VMM's mapping where a slot has one, and to user space where
-    /// not.
-    fn emulate(&self, cx: &Cx<'_>, state: &mut VcpuState, kind: Access) -> Next {
-        if kind == Access::Exec {
-            // The emulator cannot fetch from where no memory is.
-            state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION };
-            return Next::Exit;
-        }
-        let insn = state.program[state.regs.rip];
-        let (gpa, value) = match insn {
-            GuestInsn::Read { gpa } => (gpa, None),
-            GuestInsn::Write { gpa, value } => {
-                return self.emulate_write(cx, state, gpa, value);
-            }
-            GuestInsn::Rmw { gpa, value } => (gpa, Some(value)),
-            GuestInsn::Hypercall { .. } => unreachable!("a hypercall accesses no memory"),
-        };
-        match (self.emulated_read(cx, state, gpa), value) {
-            (Some(read), None) => {
-                state.regs.rbx = u64::from(read);
-                state.regs.rip += 1;
-                Next::Enter
-            }
-            (Some(read), Some(value)) => self.emulate_write(cx, state, gpa, read.wrapping_add(value)),
-            (None, _) => {
-                state.exit = ExitInfo::Mmio { gpa, len: 4, data: 0, is_write: false };
-                state.pending_exit = Some(state.exit);
-                Next::Exit
-            }
-        }
-    }
-
-    /// `kvm_vcpu_read_guest`: through the VMM's mapping, whatever attributes and guest_memfd say.
-    fn emulated_read(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) -> Option<u32> {
-        let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1.filter(|slot| !slot.is_invalid())?;
-        let hva = slot.hva(gpa.gfn()) + gpa.0 % PAGE_SIZE;
-        self.vm.mm.read_u32(cx, hva).ok()
-    }
-
-    fn emulate_write(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, value: u32) -> Next {
-        let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1;
-        if let Some(slot) = slot.filter(|slot| !slot.is_invalid() && !slot.is_readonly()) {
-            let hva = slot.hva(gpa.gfn()) + gpa.0 % PAGE_SIZE;
-            if self.vm.mm.write_u32(cx, hva, value).is_ok() {
-                if let Some(bitmap) = &slot.dirty_bitmap {
-                    bitmap.set(cx, gpa.gfn() - slot.base_gfn);
+            Visit::DeliveryFault(fault) => match self.page_fault(cx, state, &fault, Access::Read)? {
+                RetPf::Emulate => {
+                    // `kvm_prepare_event_vectoring_exit`: what the processor itself was doing cannot be emulated.
+                    let suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
+                    state.exit = ExitInfo::InternalError { suberror, gpa: Some(fault.gpa) };
+                    Ok(Next::Exit)
                 }
-                state.regs.rip += 1;
-                return Next::Enter;
-            }
+                // The event is injected again.
+                RetPf::Retry | RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
+                other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
+            },
         }
-        state.exit = ExitInfo::Mmio { gpa, len: 4, data: u64::from(value), is_write: true };
-        state.pending_exit = Some(state.exit);
-        Next::Exit
-    }
-
-    /// `complete_userspace_io`: user space has handled the exit; the instruction goes on.
-    fn complete_userspace_io(&self, state: &mut VcpuState, pending: ExitInfo) -> Next {
-        let insn = state.program[state.regs.rip];
-        // In the run page a memory fault's address lies where MMIO has its data.
-        let read = |data: u64| match state.exit {
-            ExitInfo::MemoryFault { gpa, .. } => gpa.0 as u32,
-            _ => data as u32,
-        };
-        match (pending, insn) {
-            (ExitInfo::Mmio { is_write: false, data, .. }, GuestInsn::Read { .. }) => {
-                state.regs.rbx = u64::from(read(data));
-            }
-            (ExitInfo::Mmio { is_write: false, data, gpa, .. }, GuestInsn::Rmw { value, .. }) => {
-                let data = u64::from(read(data).wrapping_add(value));
-                state.exit = ExitInfo::Mmio { gpa, len: 4, data, is_write: true };
-                state.pending_exit = Some(state.exit);
-                return Next::Exit;
-            }
-            (ExitInfo::Mmio { is_write: true, .. }, _) => {}
-            (ExitInfo::Hypercall { ret, .. }, _) => state.regs.rax = truncate(state.mode, ret),
-            other => unreachable!("no exit of this kind waits for user space: {other:?}"),
-        }
-        state.regs.rip += 1;
-        Next::Enter
     }
 
     /// `kvm_emulate_hypercall`.
@@ -372,7 +218,7 @@ fn answer_pending(state: &mut VcpuState, value: u64) {
 }
 
 /// A register's value in this mode.
-fn truncate(mode: CpuMode, value: u64) -> u64 {
+pub(super) fn truncate(mode: CpuMode, value: u64) -> u64 {
     match mode {
         CpuMode::Protected32 => value & 0xffff_ffff,
         CpuMode::Long64 => value,

@@ -161,6 +161,8 @@ pub const KVM_VCPU_ID_RATIO: u64 = 4;
 pub mod exit {
     /// Nothing was said.
     pub const KVM_EXIT_UNKNOWN: u32 = 0;
+    /// An access to an I/O port.
+    pub const KVM_EXIT_IO: u32 = 2;
     /// A hypercall that user space handles.
     pub const KVM_EXIT_HYPERCALL: u32 = 3;
     /// The guest halted (in the simulator: its program ended).
@@ -179,6 +181,8 @@ pub mod exit {
 
 /// Emulation failed (`kvm_run.internal.suberror`).
 pub const KVM_INTERNAL_ERROR_EMULATION: u32 = 1;
+/// Delivering an event to the guest touched what has to be emulated (`kvm_run.internal.suberror`).
+pub const KVM_INTERNAL_ERROR_DELIVERY_EV: u32 = 3;
 
 /// The hypercall by which a guest asks for a conversion.
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;

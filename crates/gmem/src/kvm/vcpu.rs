@@ -1,11 +1,11 @@
 //! A vCPU (`struct kvm_vcpu`): its guest program, its requests, its place in or out of the guest.
 //!
-//! The guest is a short straight-line program of memory accesses and hypercalls that ends in `hlt`. Registers are what such a
-//! program needs: `rbx` receives reads, `rax` the answer of a hypercall.
+//! What the guest does in there is in `guest.rs`.
 //!
 //! A remote TLB flush sets a request and waits until the vCPU is out of the guest; the vCPU serves requests before it enters. There
 //! is no TLB yet: what a flush must wait for is the access that is between its walk and its effect.
 
+pub use super::guest::{CpuMode, DescriptorTable, GuestInsn, GuestRegs};
 use super::memslots::Memslot;
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
@@ -31,58 +31,6 @@ pub enum Request {
     TlbFlush = 1 << 0,
     /// `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
     FreeObsoleteRoots = 1 << 1,
-}
-
-/// One instruction of a guest program.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GuestInsn {
-    /// `mov ebx, [gpa]`.
-    Read {
-        /// Where.
-        gpa: Gpa,
-    },
-    /// `mov [gpa], value`.
-    Write {
-        /// Where.
-        gpa: Gpa,
-        /// What.
-        value: u32,
-    },
-    /// `lock add [gpa], value`.
-    Rmw {
-        /// Where.
-        gpa: Gpa,
-        /// What is added.
-        value: u32,
-    },
-    /// `vmcall` or `vmmcall`.
-    Hypercall {
-        /// `rax`.
-        nr: u64,
-        /// `rbx`, `rcx`, `rdx`, `rsi`.
-        args: [u64; 4],
-    },
-}
-
-/// How wide the guest's registers are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum CpuMode {
-    /// 32-bit protected mode, paging off: as in the recordings.
-    Protected32,
-    /// 64-bit mode, addresses identity-mapped.
-    #[default]
-    Long64,
-}
-
-/// Registers that a program can see.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct GuestRegs {
-    /// Number of the instruction that is next; the program's length once it halts.
-    pub rip: usize,
-    /// What the last read got.
-    pub rbx: u64,
-    /// What the last hypercall answered.
-    pub rax: u64,
 }
 
 /// Why KVM_RUN came back (`struct kvm_run`).
@@ -118,10 +66,21 @@ pub enum ExitInfo {
     },
     /// `KVM_EXIT_INTR`: a signal is pending.
     Intr,
+    /// `KVM_EXIT_IO`: the guest writes to a port; it reads from none.
+    Io {
+        /// The port.
+        port: u16,
+        /// The value, four bytes.
+        data: u32,
+    },
+    /// `KVM_EXIT_SHUTDOWN`: an exception could not be delivered, nor the double fault, nor anything after it.
+    Shutdown,
     /// `KVM_EXIT_INTERNAL_ERROR`.
     InternalError {
         /// `KVM_INTERNAL_ERROR_*`.
         suberror: u32,
+        /// With `KVM_INTERNAL_ERROR_DELIVERY_EV`: the address that the delivery touched (`kvm_run.internal.data[3]`).
+        gpa: Option<Gpa>,
     },
     /// `KVM_EXIT_MEMORY_FAULT`; comes with an error of the ioctl.
     MemoryFault {
@@ -158,6 +117,8 @@ pub(crate) struct VcpuState {
     pub(crate) mode: CpuMode,
     /// Where instructions are fetched from; `None`: fetches are not modelled.
     pub(crate) code: Option<Gpa>,
+    /// `idtr`.
+    pub(crate) idt: DescriptorTable,
     pub(crate) exit: ExitInfo,
     /// The exit of the current instruction that user space is handling. `exit` may say something else by then: a pre-fault in
     /// between writes to the same run page.

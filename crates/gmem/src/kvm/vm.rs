@@ -373,8 +373,10 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             Cap::PreFaultMemory => i32::from(config.tdp_enabled && config.kernel.has_pre_fault_memory()),
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
             Cap::MaxVcpus => config.max_vcpus as i32,
+            // Without SMM there is no such capability.
+            Cap::MultiAddressSpace if !config.smm => 0,
             Cap::MultiAddressSpace => {
-                if private == Some(true) || !config.smm {
+                if private == Some(true) {
                     1
                 } else {
                     2

@@ -1,9 +1,12 @@
 //! The public API: what each method answers to good and bad input, one module for each handle.
 
+mod conformance;
 mod gmem_file;
+mod guest;
 mod lifetime;
 mod machine;
 mod mapping;
+mod process;
 mod structures;
 mod system;
 mod vcpu;

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use expect_test::expect;
 use gmem::Status;
 use gmem::cli::{self, Backend, RunOptions};
+use gmem::conformance::{self, CheckResult, UnknownId};
 use gmem::replay::Executor;
 use gmem::scenario::Scenario;
 use gmem::trace::Header;
@@ -40,6 +41,23 @@ impl Backend for Repeater {
             }
             None => (self.run)(out),
         }
+    }
+
+    fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {
+        conformance::select(patterns)?;
+        let result = |id, status, reason: &str| CheckResult {
+            id,
+            suite: "suite",
+            title: "title",
+            status,
+            reason: reason.into(),
+        };
+        let mut results =
+            vec![result("XX-1", conformance::Status::Pass, "seen"), result("XX-2", conformance::Status::Absent, "no")];
+        if patterns == ["GM-001"] {
+            results.push(result("XX-3", conformance::Status::Fail, "expected 1, found 2"));
+        }
+        Ok(results)
     }
 
     fn demonstrate(&self, out: &mut dyn Write) -> anyhow::Result<Status> {
@@ -310,4 +328,44 @@ fn the_program() {
     assert_eq!((none.status.code(), none.stdout.as_slice()), (Some(2), &b""[..]));
     let error = String::from_utf8(none.stderr).unwrap();
     assert_eq!(error, "error: /nonesuch: No such file or directory (os error 2)\n");
+}
+
+#[test]
+fn conformance_exit_codes() {
+    let status = |arguments: &[&str]| gmem(&FINE, arguments).0.code();
+    assert_eq!(status(&["conformance"]), 0, "an absent row is no failure");
+    assert_eq!(status(&["conformance", "GM-001"]), 1);
+    assert_eq!(status(&["conformance", "--json", "GM-001"]), 1);
+    assert_eq!(status(&["conformance", "nonesuch"]), 2);
+}
+
+#[test]
+fn a_failed_check_shows_its_reason() {
+    let (status, out, errors) = gmem(&FINE, &["conformance", "GM-001"]);
+    assert_eq!((status, errors.as_str()), (Status::Found, ""));
+    expect![[r#"
+        suite
+          XX-1    pass    title
+                          seen
+          XX-2    absent  title
+                          no
+          XX-3    fail    title
+                          expected 1, found 2
+
+        1 passed, 1 failed, 1 absent
+    "#]]
+    .assert_eq(&out);
+}
+
+#[test]
+fn conformance_json_is_one_object() {
+    let (_, out, _) = gmem(&FINE, &["conformance", "--json", "GM-001"]);
+    let object: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&object["pass"], &object["fail"], &object["absent"]), (&1.into(), &1.into(), &1.into()));
+    let failed = &object["checks"][2];
+    assert_eq!(failed["id"], "XX-3");
+    assert_eq!(failed["status"], "fail");
+    assert_eq!(failed["reason"], "expected 1, found 2");
+    assert_eq!(failed["title"], "title");
+    assert_eq!(failed["suite"], "suite");
 }

@@ -62,8 +62,12 @@ impl Mm {
             tables.reach(hva);
             look
         };
+        let huge = look == Look::NoTable && self.is_huge_capable(vma, hva);
+        if vma.backing.is_none() && (write || huge) {
+            vma.anon_vma.prepare();
+        }
         match look {
-            Look::NoTable if self.is_huge_capable(vma, hva) && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
+            Look::NoTable if huge && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
             Look::NoTable | Look::Small(Pte::NONE) if vma.backing.is_none() => {
                 self.do_anonymous_page(cx, hva, write)?
             }

@@ -113,11 +113,12 @@ impl Mm {
     /// `madvise_collapse`: makes a huge page of each whole block of the range inside the area.
     ///
     /// # Errors
-    /// `EINVAL` if the area cannot have huge pages or a block has nothing to collapse; `ENOMEM` if no huge page is left.
+    /// `EINVAL` if the area cannot have huge pages, never had memory of its own, or a block has nothing to collapse; `ENOMEM` if no huge page is left.
     pub(super) fn madvise_collapse(&self, cx: &Cx<'_>, vma: &Vma, range: HvaRange) -> Result<(), Errno> {
         let round_up = |hva: Hva| hva.0.checked_next_multiple_of(PMD_SIZE).unwrap_or(u64::MAX);
         let has_block = round_up(vma.range.start).saturating_add(PMD_SIZE) <= vma.range.end.0;
-        if vma.backing.is_some() || vma.advice == HugeAdvice::NoHuge || !has_block {
+        let eligible = vma.backing.is_none() && vma.advice != HugeAdvice::NoHuge && vma.anon_vma.is_prepared();
+        if !eligible || !has_block {
             return Err(Errno::EINVAL);
         }
         let mut result = Ok(());

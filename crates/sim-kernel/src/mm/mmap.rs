@@ -9,7 +9,7 @@
 
 use super::mm::{Mm, MmapArgs};
 use super::pgtable::{MmuGather, Zap};
-use super::vma::{Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
+use super::vma::{AnonVma, Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::fs::{File, MmapRequest, Shmem};
 use crate::{Cx, Errno, Hva, HvaRange, MMAP_BASE, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
 use std::sync::Arc;
@@ -66,6 +66,7 @@ impl Mm {
             advice: HugeAdvice::default(),
             reads: ReadAdvice::default(),
             locked: false,
+            anon_vma: AnonVma::default(),
             backing,
         };
         self.link(cx, &vma);
