@@ -2,6 +2,7 @@
 
 use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
+use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
 use sim_mmu::{Gfn, Stage2Kind};
 
@@ -74,6 +75,12 @@ impl MachineConfig {
     /// Whether huge pages are split when dirty logging is enabled: only the TDP MMU does.
     pub(crate) fn splits_eagerly(&self) -> bool {
         self.eager_page_split && self.tdp_enabled
+    }
+
+    /// How the host treats transparent huge pages.
+    pub(crate) fn huge_pages(&self) -> HugePageRules {
+        let collapse_needs_block = self.kernel.collapse_needs_block();
+        HugePageRules { enabled: self.transparent_hugepage, collapse_needs_block }
     }
 
     /// Whether `KVM_SET_MEMORY_ATTRIBUTES` exists.

@@ -22,6 +22,16 @@ pub enum Thp {
     Never,
 }
 
+/// How a host treats transparent huge pages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct HugePageRules {
+    /// When a fault makes one.
+    pub enabled: Thp,
+    /// Collapsing a range that ends in the block in which it begins fails with `EINVAL`, instead of having nothing to do: an unsigned
+    /// difference in `madvise_collapse` that wrapped, up to 6.18 at least.
+    pub collapse_needs_block: bool,
+}
+
 impl Thp {
     /// Every setting with the word that the file has for it.
     pub const ALL: [(&'static str, Thp); 3] =
@@ -36,7 +46,7 @@ pub(super) fn block_of(hva: Hva) -> HvaRange {
 impl Mm {
     /// Whether a fault may fill the whole 2 MiB entry (`thp_vma_allowable_order`), given that the entry is empty.
     pub(super) fn is_huge_capable(&self, vma: &Vma, hva: Hva) -> bool {
-        let advised = match self.thp {
+        let advised = match self.huge_pages.enabled {
             Thp::Always => vma.advice != HugeAdvice::NoHuge,
             Thp::Madvise => vma.advice == HugeAdvice::Huge,
             Thp::Never => false,
@@ -121,9 +131,12 @@ impl Mm {
         if !eligible || !has_block {
             return Err(Errno::EINVAL);
         }
-        let mut result = Ok(());
         let mut at = Hva(round_up(range.start));
         let end = range.end.pmd_base();
+        if at > end && self.huge_pages.collapse_needs_block {
+            return Err(Errno::EINVAL);
+        }
+        let mut result = Ok(());
         while at < end {
             // Empty stretches fail as a whole: every block in them would.
             let next = self.page_table_lock.lock(cx).next_block(at, end);
