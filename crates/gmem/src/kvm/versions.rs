@@ -191,9 +191,10 @@ impl KernelVersion {
         self == KernelVersion::V6_8
     }
 
-    /// V23. Whether executable mappings of a guest_memfd are refused as such, and not because it cannot be mapped.
+    /// V23. Whether executable mappings of a guest_memfd are refused as such: since 6.16, and stable updates of 6.12, those of any
+    /// anonymous inode are, since 6.19 those of guest_memfd's own file system.
     pub(crate) fn guest_memfd_is_noexec(self) -> bool {
-        self >= KernelVersion::V6_18
+        self >= KernelVersion::V6_12
     }
 
     /// V25. Whether deleting a slot zaps the whole VM, whatever its type, and no quirk can be disabled against it.
