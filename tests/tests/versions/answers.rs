@@ -206,7 +206,7 @@ fn v22_faults_on_mmio_entries() {
 
 #[test]
 fn v23_executable_mappings() {
-    check("V23", PROTECTED, "mmap m1 fd=g0 len=16K prot=rwx shared=shared", [ENODEV, ENODEV, EPERM, EPERM]);
+    check("V23", PROTECTED, "mmap m1 fd=g0 len=16K prot=rwx shared=shared", [ENODEV, EPERM, EPERM, EPERM]);
 }
 
 /// Two slots are mapped and one is deleted: which mappings are gone afterwards?

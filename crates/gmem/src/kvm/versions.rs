@@ -1,7 +1,7 @@
 //! Linux releases: which are modelled, how a release's full name leads to one, and what they differ in.
 //!
-//! A release between two modelled ones answers like the older of them. Simplified: stable updates are not told apart, although they
-//! carry fixes back.
+//! A release between two modelled ones answers like the older of them. Simplified: of the stable updates, which carry fixes back, only one is told
+//! apart, because it was compared with.
 
 use sim_kernel::Errno;
 use std::fmt;
@@ -11,8 +11,9 @@ use std::str::FromStr;
 ///
 /// ```
 /// use gmem::KernelVersion;
-/// assert_eq!("6.18.44".parse(), Ok(KernelVersion::V6_18));
-/// assert_eq!("7.1-rc2".parse(), Ok(KernelVersion::V6_18));
+/// assert_eq!("6.18.3".parse(), Ok(KernelVersion::V6_18));
+/// assert_eq!("6.18.50".parse(), Ok(KernelVersion::V6_18_44));
+/// assert_eq!("7.1-rc2".parse(), Ok(KernelVersion::V6_18_44));
 /// assert!(KernelVersion::V6_12 < KernelVersion::V7_3);
 /// assert!("6.1.170".parse::<KernelVersion>().is_err());
 /// ```
@@ -25,6 +26,8 @@ pub enum KernelVersion {
     V6_12,
     /// Linux 6.18, with long-term support; the first whose guest_memfd the host can map.
     V6_18,
+    /// Linux 6.18.44, a stable update of it: the kernel that was compared with live.
+    V6_18_44,
     /// Linux 7.3, the release of the recordings.
     #[default]
     V7_3,
@@ -32,28 +35,31 @@ pub enum KernelVersion {
 
 impl KernelVersion {
     /// Every release that is modelled, with its name, from the oldest.
-    pub const ALL: [(&'static str, KernelVersion); 4] = [
+    pub const ALL: [(&'static str, KernelVersion); 5] = [
         ("6.8", KernelVersion::V6_8),
         ("6.12", KernelVersion::V6_12),
         ("6.18", KernelVersion::V6_18),
+        ("6.18.44", KernelVersion::V6_18_44),
         ("7.3", KernelVersion::V7_3),
     ];
 
-    /// Major and minor number.
-    const fn numbers(self) -> (u32, u32) {
+    /// Major and minor number, and that of the stable update.
+    const fn numbers(self) -> (u32, u32, u32) {
         match self {
-            KernelVersion::V6_8 => (6, 8),
-            KernelVersion::V6_12 => (6, 12),
-            KernelVersion::V6_18 => (6, 18),
-            KernelVersion::V7_3 => (7, 3),
+            KernelVersion::V6_8 => (6, 8, 0),
+            KernelVersion::V6_12 => (6, 12, 0),
+            KernelVersion::V6_18 => (6, 18, 0),
+            KernelVersion::V6_18_44 => (6, 18, 44),
+            KernelVersion::V7_3 => (7, 3, 0),
         }
     }
 }
 
 impl fmt::Display for KernelVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (major, minor) = self.numbers();
-        write!(f, "{major}.{minor}")
+        let (major, minor, update) = self.numbers();
+        write!(f, "{major}.{minor}")?;
+        if update == 0 { Ok(()) } else { write!(f, ".{update}") }
     }
 }
 
@@ -79,7 +85,13 @@ impl FromStr for KernelVersion {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let (minor, rest) = rest.split_at(digits);
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u32>().ok()).flatten();
-        let numbers = number(major).zip(number(minor)).ok_or_else(no_release)?;
+        let (major, minor) = number(major).zip(number(minor)).ok_or_else(no_release)?;
+        // What follows is a stable update, or something that does not tell releases apart.
+        let update = rest.strip_prefix('.').and_then(|rest| {
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            rest[..digits].parse().ok()
+        });
+        let numbers = (major, minor, update.unwrap_or(0));
         if !(rest.is_empty() || rest.starts_with(['.', '-', '+', '_', '~'])) {
             return Err(no_release());
         }
@@ -138,7 +150,7 @@ impl KernelVersion {
     pub(crate) fn unbind_of_dying_file(self) -> UnbindOfDyingFile {
         match self {
             KernelVersion::V6_8 => UnbindOfDyingFile::Skipped,
-            KernelVersion::V6_12 | KernelVersion::V6_18 => UnbindOfDyingFile::Unlocked,
+            KernelVersion::V6_12 | KernelVersion::V6_18 | KernelVersion::V6_18_44 => UnbindOfDyingFile::Unlocked,
             KernelVersion::V7_3 => UnbindOfDyingFile::Locked,
         }
     }
@@ -191,9 +203,10 @@ impl KernelVersion {
         self == KernelVersion::V6_8
     }
 
-    /// V23. Whether executable mappings of a guest_memfd are refused as such, and not because it cannot be mapped.
+    /// V23. Whether executable mappings of a guest_memfd are refused as such: since 6.16, and stable updates of 6.12, those of any
+    /// anonymous inode are, since 6.19 those of guest_memfd's own file system.
     pub(crate) fn guest_memfd_is_noexec(self) -> bool {
-        self >= KernelVersion::V6_18
+        self >= KernelVersion::V6_12
     }
 
     /// Whether `MADV_COLLAPSE` of a range without a whole block fails. Seen on a live 6.18.44, not so in the source of 7.3; in between is

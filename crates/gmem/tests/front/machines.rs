@@ -11,7 +11,7 @@ use std::fs;
 /// A machine with a software implementation of KVM: shadow paging, no private memory, and Linux 6.18.
 fn shadow() -> MachineConfig {
     MachineConfig {
-        kernel: KernelVersion::V6_18,
+        kernel: KernelVersion::V6_18_44,
         tdp_enabled: false,
         memory: 24 << 30,
         maxphyaddr: 46,
@@ -35,9 +35,9 @@ fn releases_lead_to_the_newest_model_that_is_not_newer() {
     for (name, version) in KernelVersion::ALL {
         assert_eq!(name.parse(), Ok(version));
         assert_eq!(version.to_string(), name);
-        assert_eq!(format!("{name}.44-rt2").parse(), Ok(version));
+        assert_eq!(format!("{name}-rt2").parse(), Ok(version));
     }
-    for (name, version) in [("6.9", "6.8"), ("6.17.1", "6.12"), ("6.19-rc1", "6.18"), ("7.0+", "6.18"), ("8.0", "7.3")]
+    for (name, version) in [("6.9", "6.8"), ("6.17.1", "6.12"), ("6.18.43", "6.18"), ("6.18.45-x", "6.18.44"), ("7.0+", "6.18.44"), ("8.0", "7.3")]
     {
         assert_eq!(name.parse::<KernelVersion>().unwrap().to_string(), version, "{name}");
     }
@@ -51,7 +51,7 @@ fn a_header_says_everything_of_a_machine() {
     let ept = MachineConfig { stage2: Stage2Kind::Ept, eager_page_split: false, files_max: 7, ..shadow() };
     let ept = MachineConfig { tdp_enabled: true, transparent_hugepage: Thp::Never, ..ept };
     for machine in [MachineConfig::default(), shadow(), ept] {
-        let release = format!("{}.9", machine.kernel);
+        let release = machine.kernel.to_string();
         let text = emit::new_header(&machine.to_header("t", "f", &release));
         let reader = Reader::new("t.jsonl", text.as_bytes()).unwrap();
         assert_eq!(MachineConfig::from_header(reader.header()), Ok(machine), "{text}");
