@@ -80,6 +80,8 @@ struct File {
 struct Map {
     name: Name,
     len: u64,
+    /// An ordinary memory file, or shared anonymous memory.
+    shmem: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -148,7 +150,7 @@ impl Generator {
 
     fn map(&mut self) -> Map {
         if self.made.maps.is_empty() || self.chance(60) {
-            return Map { name: "mnone".into(), len: BLOCK };
+            return Map { name: "mnone".into(), len: BLOCK, shmem: false };
         }
         let maps = self.made.maps.clone();
         self.pick(&maps)
@@ -584,7 +586,8 @@ impl Generator {
         let prot = self.prot();
         if len < 1 << 40 {
             self.made.memory += len;
-            self.made.maps.push(Map { name: map.clone(), len });
+            let shmem = file.as_ref().map_or(shared, |file| !file.gmem);
+            self.made.maps.push(Map { name: map.clone(), len, shmem });
         }
         self.ops.push(Op::Mmap { map, fd: file.map(|file| file.name), len, prot, shared, offset, align });
     }
@@ -607,18 +610,26 @@ impl Generator {
             Advice::Random,
             Advice::Free,
         ];
-        let Map { name: map, len } = self.map();
+        let Map { name: map, len, shmem } = self.map();
         let (offset, mut part) = (self.offset(len), self.part(len));
         // How far it is to the end of the address space depends on where the kernel placed the mapping, at random.
         if (1 << 28..1 << 47).contains(&part) {
             part = 1 << 28;
+        }
+        // Behind the mapping there is a gap, and then maybe the vCPU's code.
+        if offset.saturating_add(part) < 1 << 47 {
+            part = part.min((len + BLOCK / 2).saturating_sub(offset));
         }
         let prot = self.prot();
         let op = match which {
             0 => Op::Munmap { map, offset, len: part },
             1 => Op::Mprotect { map, offset, len: part, prot },
             2 => {
-                let advice = self.pick(&ADVICE);
+                // Huge pages of memory files are not modelled.
+                let advice = match self.pick(&ADVICE) {
+                    Advice::Collapse if shmem => Advice::Cold,
+                    advice => advice,
+                };
                 if matches!(advice, Advice::PopulateRead | Advice::PopulateWrite) {
                     part = part.min(MEMORY_MAX);
                 }
@@ -631,7 +642,7 @@ impl Generator {
     }
 
     fn host_access(&mut self) {
-        let Map { name: map, len } = self.map();
+        let Map { name: map, len, .. } = self.map();
         let offset = match self.offset(len) {
             offset if offset <= len + 4 * PAGE => offset,
             _ => 0,

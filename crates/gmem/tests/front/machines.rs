@@ -37,8 +37,14 @@ fn releases_lead_to_the_newest_model_that_is_not_newer() {
         assert_eq!(version.to_string(), name);
         assert_eq!(format!("{name}-rt2").parse(), Ok(version));
     }
-    for (name, version) in [("6.9", "6.8"), ("6.17.1", "6.12"), ("6.18.43", "6.18"), ("6.18.45-x", "6.18.44"), ("7.0+", "6.18.44"), ("8.0", "7.3")]
-    {
+    for (name, version) in [
+        ("6.9", "6.8"),
+        ("6.17.1", "6.12"),
+        ("6.18.43", "6.18"),
+        ("6.18.45-x", "6.18.44"),
+        ("7.0+", "6.18.44"),
+        ("8.0", "7.3"),
+    ] {
         assert_eq!(name.parse::<KernelVersion>().unwrap().to_string(), version, "{name}");
     }
     for name in ["", "7", "7.", ".3", "7.x", "7.3x", "-7.3", "+7.3", "99999999999.1", "6.7.12", "5.19", "6.18 "] {
