@@ -44,12 +44,12 @@ impl Findings {
         cx: &Cx<'_>,
         name: &str,
         body: impl FnOnce(&Cx<'_>) -> Result<(), Failure> + Send + 'static,
-    ) {
+    ) -> TaskId {
         let findings = self.clone();
         let name_of_failure = name.to_string();
         cx.spawn(name, move |cx| {
             findings.note(body(cx).map_err(|failure| failure.within(format_args!("thread {name_of_failure}"))));
-        });
+        })
     }
 }
 
