@@ -30,7 +30,7 @@ pub(super) type Pattern = u8;
 /// What a pattern is in the word of a page: its byte, and the page's place, so that pages cannot be mixed up. Pattern 0 is memory that
 /// nobody wrote.
 fn word_of(pattern: Pattern, offset: u64) -> u64 {
-    if pattern == 0 { 0 } else { u64::from(pattern) << 56 | offset / PAGE_SIZE }
+    if pattern == 0 { 0 } else { (u64::from(pattern) << 56) | (offset / PAGE_SIZE) }
 }
 
 /// The word of a page that stands for all of it: another one in each page.
