@@ -11,7 +11,7 @@ use crate::cli::{Backend, RunOptions};
 use crate::conformance::{self, Check, CheckResult, UnknownId};
 use crate::demo;
 use crate::interp::Sequential;
-use crate::kvm::config::{MachineConfig, STAGE2_FORMATS};
+use crate::kvm::config::MachineConfig;
 use crate::replay::Executor;
 use crate::runner::{self, RunReport};
 use crate::scenario::Scenario;
@@ -23,11 +23,7 @@ pub struct Simulator;
 
 impl Backend for Simulator {
     fn executor(&self, header: &Header) -> Result<Box<dyn Executor>, String> {
-        let format = STAGE2_FORMATS.iter().find(|(name, _)| *name == header.stage2);
-        let Some((_, stage2)) = format else {
-            return Err(format!("stage2 is `{}`; expected npt or ept", header.stage2));
-        };
-        Ok(Box::new(Sequential::new(MachineConfig { stage2: *stage2, ..MachineConfig::default() })))
+        Ok(Box::new(Sequential::new(MachineConfig::from_header(header)?)))
     }
 
     fn run(
@@ -45,7 +41,7 @@ impl Backend for Simulator {
             Some(schedule) => write!(out, "schedule {schedule}")?,
             None => write!(out, "seed {}, strategy {}", options.seed, strategy_name(options.strategy))?,
         }
-        let stage2 = STAGE2_FORMATS.iter().find(|(_, kind)| *kind == machine.stage2).map_or("", |(name, _)| *name);
+        let stage2 = machine.stage2_name();
         writeln!(out, ", Linux {}, {stage2}, {} MiB\n", machine.kernel, machine.memory >> 20)?;
         let report = runner::run(scenario, chooser, options.seed, level);
         print_report(&report, options, out)?;
@@ -98,6 +94,7 @@ fn print_report(report: &RunReport, options: &RunOptions, out: &mut dyn Write) -
         writeln!(out, "everything came out as the scenario says")
     } else {
         writeln!(out, "not what the scenario says; to see it again:")?;
-        writeln!(out, "  gmem run {} --schedule {}", options.file, report.schedule)
+        let kernel = options.kernel.map_or(String::new(), |kernel| format!(" --kernel {kernel}"));
+        writeln!(out, "  gmem run {}{kernel} --schedule {}", options.file, report.schedule)
     }
 }

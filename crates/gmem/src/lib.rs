@@ -54,10 +54,15 @@
 pub mod api;
 mod backend;
 pub mod cli;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod compare;
 pub mod conformance;
 mod demo;
+pub mod facts;
 pub mod interp;
 pub mod kvm;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod live;
 pub mod ops;
 pub mod replay;
 pub mod runner;
@@ -67,7 +72,7 @@ pub mod trace;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};
 pub use backend::Simulator;
-pub use kvm::config::{KernelVersion, MachineConfig};
+pub use kvm::config::{KernelVersion, MachineConfig, Thp};
 pub use kvm::process::{Process, Sharing};
 pub use kvm::uapi::{self, Cap};
 pub use kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, GuestRegs};

@@ -102,7 +102,7 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
     let results: Arc<Mutex<Vec<StepResult>>> = Arc::default();
     let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash) };
     let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::new(cx, scenario.machine.config()));
+        let world = Arc::new(World::new(cx, scenario.machine.clone()));
         perform(cx, &world, "setup", &scenario.setup, &results);
         for thread in &scenario.threads {
             let (world, results, thread) = (Arc::clone(&world), Arc::clone(&results), thread.clone());

@@ -17,6 +17,9 @@ pub const PAGES_PER_PMD: u64 = 512;
 pub const PUD_SIZE: u64 = 1 << 30;
 /// First byte that no user mapping can contain (`TASK_SIZE_MAX` with 4-level paging).
 pub const TASK_SIZE: u64 = (1 << 47) - PAGE_SIZE;
+/// Below this address, mappings are placed, from the top downwards (`mm->mmap_base`). Above it lie the stack and the gap that randomisation
+/// leaves, up to a terabyte; here it is half of that.
+pub const MMAP_BASE: u64 = TASK_SIZE + PAGE_SIZE - (1 << 39);
 
 /// Declares an address or index newtype over `u64`.
 ///

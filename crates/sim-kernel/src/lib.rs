@@ -13,7 +13,9 @@ pub mod sched;
 pub mod sync;
 pub mod xarray;
 
-pub use addr::{Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, Pgoff, TASK_SIZE};
+pub use addr::{
+    Hva, HvaRange, MMAP_BASE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, Pgoff, TASK_SIZE,
+};
 pub use arena::Arena;
 pub use cx::{Cx, TaskWork};
 pub use errno::Errno;

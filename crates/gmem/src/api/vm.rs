@@ -59,7 +59,7 @@ impl VmFd {
     /// `KVM_CREATE_VCPU`.
     ///
     /// # Errors
-    /// `EINVAL` for an id beyond [`KVM_MAX_VCPUS`]; `EEXIST` for one that is taken; `EMFILE`.
+    /// `EINVAL` for an id beyond four times [`KVM_MAX_VCPUS`]; `EEXIST` for one that is taken; `EMFILE`.
     pub fn create_vcpu(&self, cx: &Cx<'_>, id: u64) -> Result<VcpuFd> {
         let (fd, vcpu) = ioctl::create_vcpu_object(cx, &self.process, self.fd, id)?;
         Ok(VcpuFd::new(Arc::clone(&self.process), fd, vcpu))

@@ -7,6 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
+use crate::kvm::config::KernelVersion;
+
 /// A deterministic simulator of Linux KVM's guest_memfd
 #[derive(Debug, Parser)]
 #[command(name = "gmem", version, about, long_about = None, after_help = "\
@@ -53,6 +55,7 @@ Examples:
   gmem run scenarios/punch-hole.toml
   gmem run scenarios/punch-hole.toml --seed 7 --log events.jsonl
   gmem run scenarios/punch-hole.toml --strategy round-robin
+  gmem run scenarios/punch-hole.toml --kernel 6.12
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
@@ -63,11 +66,38 @@ Examples:
   gmem replay traces/
   gmem replay --family conv --differences 3 traces/
   gmem replay --json traces/ | jq .families
+  gmem replay --kernel 6.12 traces/
   gmem replay --emit program.jsonl > answered.jsonl
 
 An operation agrees in stage 2 if its answer and the changes of stage-2 entries both equal the recorded ones.
 Exit codes: 0 everything agrees, 1 something differs, 2 bad input, 3 a bug in gmem")]
     Replay(Replay),
+    /// Record what a real kernel answers: run programs on this machine's /dev/kvm
+    #[command(after_help = "\
+Examples:
+  gmem record program.jsonl -o recordings/
+  gmem record scenarios/punch-hole.toml -o recordings/
+  gmem record traces/*.jsonl -o recordings/ && gmem replay recordings/
+
+A program is a trace, whose answers and header may be missing, or a scenario, of which the part that does not race is run.
+Each runs in a process of its own, with real memory and a real vCPU. What the kernel lacks or the recorder refuses is said in
+the recording, as notes. Changes of stage 2 are recorded where KVM has two-dimensional paging and tracefs can be read.
+Exit codes: 0 recorded, 1 a program ended early, 2 bad input or no KVM, 3 a bug in gmem")]
+    Record(Record),
+    /// Compare the simulator with this machine's /dev/kvm, on programs made from a seed
+    #[command(after_help = "\
+Examples:
+  gmem fuzz-compare --seconds 60 --seed 7
+  gmem fuzz-compare --programs 100 --json
+  gmem fuzz-compare --seed 7 --first 1234 --programs 1 -o difference.jsonl
+
+The first difference is made as small as possible and printed as a trace with the kernel's answers. Programs take at most
+64 MiB, run in processes of their own, and never touch hardware poison.
+Exit codes: 0 no difference, 1 a difference, 2 bad input or no KVM, 3 a bug in gmem")]
+    FuzzCompare(FuzzCompare),
+    /// Serve operations on the real kernel, for the two above
+    #[command(hide = true)]
+    LiveWorker(LiveWorker),
     /// Check the simulator against the assertions of the kernel's own selftests
     #[command(after_help = "\
 Examples:
@@ -113,6 +143,9 @@ pub struct Run {
     /// Follow this recorded schedule (`gmem1:...`) instead of a strategy
     #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
     pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -130,12 +163,87 @@ pub struct Replay {
     /// Print the traces again, with the simulator's answers for the recorded ones
     #[arg(long)]
     pub emit: bool,
+    /// Under the rules of this Linux release instead of the one that was recorded
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
     /// Only traces of this family
     #[arg(long, value_name = "F")]
     pub family: Option<String>,
     /// How many differences to show [default: 10, with --json all]
     #[arg(long, value_name = "N")]
     pub differences: Option<usize>,
+}
+
+/// The arguments of `gmem record`.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// Traces or scenarios
+    #[arg(required = true, value_name = "PROGRAM")]
+    pub programs: Vec<PathBuf>,
+    /// The folder for the recordings, NAME.jsonl for each program
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// The device
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/kvm")]
+    pub kvm: PathBuf,
+    /// Most bytes that one operation may make the kernel allocate
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    pub memory: u64,
+    /// Seconds that the answer to one operation may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+}
+
+/// The arguments of `gmem fuzz-compare`.
+#[derive(Debug, Args)]
+pub struct FuzzCompare {
+    /// How long
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub seconds: u64,
+    /// Which programs: the same seed gives the same ones
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// So many programs, however long they take
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    pub programs: Option<u64>,
+    /// The number of the first program
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub first: u64,
+    /// Write the smallest differing program to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// The release whose rules the simulator follows, instead of the machine's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+    /// The device
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/kvm")]
+    pub kvm: PathBuf,
+    /// Seconds that the answer to one operation may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+}
+
+/// The arguments of a worker.
+#[derive(Debug, Args)]
+pub struct LiveWorker {
+    /// The device
+    #[arg(long)]
+    pub kvm: PathBuf,
+    /// Say what the machine is, and end
+    #[arg(long)]
+    pub probe: bool,
+    /// Most bytes of one call
+    #[arg(long, default_value_t = 64 << 20)]
+    pub memory: u64,
+    /// Seconds of processor time
+    #[arg(long, default_value_t = 60)]
+    pub cpu_seconds: u64,
+    /// vCPUs run in long mode
+    #[arg(long)]
+    pub long_mode: bool,
 }
 
 /// The arguments of `gmem conformance`.

@@ -7,6 +7,7 @@ use sim_kernel::sched::Schedule;
 use super::args::Strategy;
 use crate::Status;
 use crate::conformance::{CheckResult, UnknownId};
+use crate::kvm::config::KernelVersion;
 use crate::replay::Executor;
 use crate::scenario::Scenario;
 use crate::trace::Header;
@@ -22,6 +23,8 @@ pub struct RunOptions {
     pub strategy: Strategy,
     /// Follow this schedule instead.
     pub schedule: Option<Schedule>,
+    /// The kernel that was asked for instead of the scenario's; the scenario has it already.
+    pub kernel: Option<KernelVersion>,
 }
 
 /// The simulator, as far as the command needs it.

@@ -6,6 +6,8 @@
 pub mod args;
 mod backend;
 mod conformance;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod live;
 mod output;
 mod replay;
 mod run;
@@ -72,6 +74,16 @@ fn dispatch(
         None => backend.demonstrate(out),
         Some(Command::Run(run)) => run::run(run, backend, out, complain),
         Some(Command::Replay(replay)) => replay::replay(replay, arguments.quiet == 0, backend, out, complain),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Some(Command::Record(record)) => live::record(record, out, complain),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Some(Command::FuzzCompare(compare)) => live::fuzz_compare(compare, out, complain),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Some(Command::LiveWorker(worker)) => live::worker(worker, out),
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        Some(Command::Record(_) | Command::FuzzCompare(_) | Command::LiveWorker(_)) => {
+            anyhow::bail!("this needs a real KVM: Linux on x86-64")
+        }
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
         Some(Command::Completions { shell }) => {
             // Into memory first: the generator panics if it cannot write.

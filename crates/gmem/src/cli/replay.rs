@@ -9,6 +9,7 @@ use super::args;
 use super::output::error;
 use crate::Status;
 use crate::replay::{self, Options, report};
+use crate::trace::Header;
 
 /// How many differences people see who do not say.
 const DIFFERENCES: usize = 10;
@@ -21,7 +22,10 @@ pub(super) fn replay(
     complain: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Status> {
     let mut complaints = Complaints { shown: 0, complain };
-    let factory = |header: &crate::trace::Header| backend.executor(header);
+    let factory = |header: &Header| match args.kernel {
+        None => backend.executor(header),
+        Some(kernel) => backend.executor(&Header { kernel: kernel.to_string(), ..header.clone() }),
+    };
     if args.emit {
         let family = args.family.as_deref();
         let status = replay::emit(&args.paths, family, &factory, out, &mut |message| complaints.add(message));

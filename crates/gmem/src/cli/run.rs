@@ -26,7 +26,7 @@ pub(super) fn run(
             anyhow::bail!("{name}:{line}:{column}: expected UTF-8 text, found the byte {byte:#04x}");
         }
     };
-    let scenario = match scenario::parse(&name, &source) {
+    let mut scenario = match scenario::parse(&name, &source) {
         Ok(scenario) => scenario,
         Err(diagnostic) => {
             complain(&diagnostic.render(true));
@@ -37,7 +37,10 @@ pub(super) fn run(
         Ok(schedule) => schedule,
         Err(error) => anyhow::bail!("--schedule: {error}"),
     };
-    let options = RunOptions { file: name, seed: args.seed, strategy: args.strategy, schedule };
+    if let Some(kernel) = args.kernel {
+        scenario.machine.kernel = kernel;
+    }
+    let options = RunOptions { file: name, seed: args.seed, strategy: args.strategy, schedule, kernel: args.kernel };
     match &args.log {
         None => backend.run(&scenario, &options, out, None),
         Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log))),

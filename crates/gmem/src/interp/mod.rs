@@ -6,7 +6,9 @@
 
 mod guest;
 mod sequential;
+mod stage2;
 mod world;
 
 pub use sequential::Sequential;
+pub use stage2::Stage2Reader;
 pub use world::World;

@@ -1,16 +1,13 @@
 //! One thread, one operation after the other, and what each changed in stage 2: how traces are replayed.
 
 use sim_kernel::sched::Sim;
-use sim_mmu::{KVM_TDP_MMU_SPTE_CHANGED, Level, SpteState};
+use sim_mmu::KVM_TDP_MMU_SPTE_CHANGED;
 
+use super::stage2::Stage2Reader;
 use super::world::World;
 use crate::kvm::config::MachineConfig;
-use crate::ops::{self, Op, SpteChange};
+use crate::ops::{self, Op};
 use crate::replay::{Executor, Outcome};
-use sim_mmu::Stage2Kind;
-
-/// First and last frame of the code page, whose own entries a recording leaves out.
-const CODE_GFN: u64 = 0xf_0000;
 
 /// A sequential machine, the replayer's [`Executor`].
 ///
@@ -26,19 +23,19 @@ const CODE_GFN: u64 = 0xf_0000;
 pub struct Sequential {
     sim: Sim,
     world: World,
-    masks: sim_mmu::SpteMasks,
+    stage2: Stage2Reader,
 }
 
 impl Sequential {
     /// A machine of this configuration in which nothing has happened.
     pub fn new(config: MachineConfig) -> Sequential {
-        let masks = masks_of(&config);
+        let stage2 = Stage2Reader::new(&config);
         let mut sim = Sim::sequential();
         let world = sim.solo(|cx| {
             cx.capture_trace(true);
             World::new(cx, config)
         });
-        Sequential { sim, world, masks }
+        Sequential { sim, world, stage2 }
     }
 
     /// The machine's process and names.
@@ -53,12 +50,6 @@ impl Sequential {
     }
 }
 
-/// The entry format of a machine's stage 2, to tell what an entry of a recorded event is.
-fn masks_of(config: &MachineConfig) -> sim_mmu::SpteMasks {
-    let kind: Stage2Kind = config.stage2;
-    sim_mmu::SpteMasks::new(kind, sim_mmu::Gfn(1 << (config.maxphyaddr - 12)), true)
-}
-
 impl Executor for Sequential {
     fn execute(&mut self, op: &Op) -> Outcome {
         let world = &self.world;
@@ -68,27 +59,8 @@ impl Executor for Sequential {
         });
         let changes = records.iter().filter(|r| *r.tracepoint == KVM_TDP_MMU_SPTE_CHANGED).filter_map(|record| {
             let [_, gfn, level, old, new] = record.args[..] else { unreachable!("the tracepoint has five fields") };
-            change(&self.masks, gfn, level as u8, old, new)
+            self.stage2.change(gfn, level as u8, old, new)
         });
         Outcome { answer, spte: ops::fold(changes) }
     }
-}
-
-/// One event as a recording has it; `None` for the entry of the code page.
-fn change(masks: &sim_mmu::SpteMasks, gfn: u64, level: u8, old: u64, new: u64) -> Option<SpteChange> {
-    if level == 1 && gfn == CODE_GFN {
-        return None;
-    }
-    let state = |spte: u64| {
-        let level = Level::from_number(level).expect("an event names a level that exists");
-        match masks.classify(sim_mmu::Spte(spte), level) {
-            SpteState::None => (ops::SpteState::None, false),
-            SpteState::Leaf { writable } => (ops::SpteState::Leaf, writable),
-            SpteState::Table => (ops::SpteState::Table, false),
-            SpteState::Frozen => (ops::SpteState::Frozen, false),
-            SpteState::Mmio => (ops::SpteState::Mmio, false),
-        }
-    };
-    let ((from, _), (to, writable)) = (state(old), state(new));
-    Some(SpteChange { gfn, level, from, to, writable })
 }

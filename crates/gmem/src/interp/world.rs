@@ -18,6 +18,9 @@ use std::sync::Arc;
 const NO_FD: RawFd = -1;
 /// Bytes that one read or write call of the interpreter moves; longer requests are made in pieces.
 const PIECE: u64 = 1 << 20;
+/// Dirty pages that an answer lists; the process has no memory for a longer list. A list of everything that a slot of a terabyte may have
+/// dirty, which needs no more than a bitmap in the kernel, would take gigabytes.
+const LISTED_MAX: u64 = 1 << 22;
 
 /// The process of a trace or a scenario.
 #[derive(Debug)]
@@ -148,7 +151,10 @@ impl World {
                 with_detail(result, Detail::Range { gpa: range.gpa, size: range.size })
             }
             Op::GetDirtyLog { vm, slot, npages } => match ioctl::get_dirty_log(cx, p, self.fd(vm), *slot as u32) {
-                Ok(words) => Answer::Ok { value: 0, detail: Detail::Dirty(set_bits(&words, *npages)) },
+                Ok(words) => match set_bits(&words, *npages) {
+                    Some(dirty) => Answer::Ok { value: 0, detail: Detail::Dirty(dirty) },
+                    None => failed(sim_kernel::Errno::ENOMEM),
+                },
                 Err(errno) => failed(errno),
             },
             Op::Fallocate { fd, mode, offset, len } => unit(p.fallocate(cx, self.fd(fd), *mode as u32, *offset, *len)),
@@ -297,8 +303,13 @@ fn prot_of(prot: ops::Prot) -> Prot {
     result
 }
 
-/// Numbers of the bits that are set, below `limit`.
-fn set_bits(words: &[u64], limit: u64) -> Vec<u64> {
+/// Numbers of the bits that are set, below `limit`; `None` if there are more than an answer lists.
+fn set_bits(words: &[u64], limit: u64) -> Option<Vec<u64>> {
+    let words = &words[..words.len().min(usize::try_from(limit.div_ceil(64)).unwrap_or(usize::MAX))];
+    let count: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+    if count > LISTED_MAX {
+        return None;
+    }
     let mut bits = Vec::new();
     for (i, word) in (0u64..).zip(words) {
         let mut word = *word;
@@ -310,5 +321,5 @@ fn set_bits(words: &[u64], limit: u64) -> Vec<u64> {
             word &= word - 1;
         }
     }
-    bits
+    Some(bits)
 }

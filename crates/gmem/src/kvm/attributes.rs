@@ -98,7 +98,7 @@ impl Vm {
             return Ok(());
         }
         // C2: make sure that storing cannot fail half way.
-        if value != 0 {
+        if value != 0 || self.kernel().reserves_to_clear_attributes() {
             array.reserve_range(cx, first, last)?;
         }
 
@@ -132,7 +132,9 @@ impl Vm {
         let mut flush = FlushNeeded::NONE;
         for (slot, part) in &slots {
             self.mmu.invalidate.add_range(cx, &mut lock, *part);
-            self.arch_pre_set_memory_attributes(cx, &mut lock, slot, *part);
+            if self.kernel().widens_conversions() {
+                self.arch_pre_set_memory_attributes(cx, &mut lock, slot, *part);
+            }
             let more =
                 self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), RootFilter::All, *part, MayYield::Yes, &**self);
             flush = flush.merge(more);

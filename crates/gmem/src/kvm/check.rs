@@ -8,6 +8,7 @@ use super::guest_memfd::GmemFile;
 use super::memslots::Memslot;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
+use sim_kernel::PAGE_SHIFT;
 use sim_kernel::mm::FrameFlags;
 use sim_mmu::{GfnRange, TdpFault};
 use std::collections::BTreeMap;
@@ -88,6 +89,8 @@ impl Vm {
         assert!(slot.has_gmem(), "INV-310: a slot without guest_memfd has a file");
         let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");
         assert_eq!(slot.is_gmem_only(), view.is_mappable(), "INV-310: GMEM_ONLY follows from the file");
+        let end = (slot.gmem.pgoff.0 + slot.npages) << PAGE_SHIFT;
+        assert!(end <= view.inode().size(), "INV-306: slot {:?} is bound to pages after the end of its file", slot.id);
         for index in [slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1] {
             let bound = view.peek_binding(sim_kernel::Pgoff(index));
             assert_eq!(bound, Some(slot.handle), "INV-303: page {index} of the file is not bound to its slot");

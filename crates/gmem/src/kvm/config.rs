@@ -1,34 +1,14 @@
 //! The machine and its kernel: what a simulation is configured with.
 
-use sim_mmu::Stage2Kind;
-use std::fmt;
-
-/// Which Linux release's rules apply. This version of the simulator models 7.3.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[non_exhaustive]
-pub enum KernelVersion {
-    /// Linux 7.3, the release of the recordings.
-    #[default]
-    V7_3,
-}
-
-impl KernelVersion {
-    /// Every release that is modelled, with its name in scenarios.
-    pub const ALL: [(&'static str, KernelVersion); 1] = [("7.3", KernelVersion::V7_3)];
-}
-
-/// Both formats of stage 2 with their names in scenarios and trace headers.
-pub const STAGE2_FORMATS: [(&str, Stage2Kind); 2] = [("npt", Stage2Kind::Npt), ("ept", Stage2Kind::Ept)];
-
-impl fmt::Display for KernelVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            KernelVersion::V7_3 => "7.3",
-        })
-    }
-}
+use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
+pub use super::versions::{KernelVersion, KernelVersionError};
+use sim_kernel::mm::HugePageRules;
+pub use sim_kernel::mm::Thp;
+use sim_mmu::{Gfn, Stage2Kind};
 
 /// Everything that is fixed before the first system call.
+///
+/// [`facts`](crate::facts) has the names of these in scenarios and recordings, and the values that are possible there.
 ///
 /// ```
 /// use gmem::{MachineConfig, Stage2Kind};
@@ -41,10 +21,24 @@ pub struct MachineConfig {
     pub kernel: KernelVersion,
     /// Format of the stage-2 tables.
     pub stage2: Stage2Kind,
+    /// Two-dimensional paging (`tdp_enabled`). Without it KVM uses shadow paging and takes away what needs the TDP MMU:
+    /// software-protected VMs and `KVM_PRE_FAULT_MEMORY`. Simplified: the model keeps its one stage 2 for the guest's accesses.
+    pub tdp_enabled: bool,
     /// Bytes of host memory.
     pub memory: u64,
     /// Width of physical addresses in bits, of host and guest.
     pub maxphyaddr: u32,
+    /// `transparent_hugepage/enabled`.
+    pub transparent_hugepage: Thp,
+    /// `CONFIG_KVM_SW_PROTECTED_VM`: VMs whose private memory only software protects.
+    pub sw_protected_vm: bool,
+    /// `CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES`: the kernel knows `KVM_SET_MEMORY_ATTRIBUTES` at all. Whatever has private memory
+    /// selects it, so it is there if [`sw_protected_vm`](Self::sw_protected_vm) is.
+    pub memory_attributes: bool,
+    /// `CONFIG_KVM_SMM`: VMs without private memory have a second address space, for system management mode.
+    pub smm: bool,
+    /// `CONFIG_KVM_MAX_NR_VCPUS`: most vCPUs of a VM; their ids go up to four times as many.
+    pub max_vcpus: u64,
     /// `RLIMIT_NOFILE` of the processes.
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
@@ -57,10 +51,56 @@ impl Default for MachineConfig {
         MachineConfig {
             kernel: KernelVersion::default(),
             stage2: Stage2Kind::Npt,
+            tdp_enabled: true,
             memory: 3 << 30,
             maxphyaddr: 40,
+            transparent_hugepage: Thp::Always,
+            sw_protected_vm: true,
+            memory_attributes: true,
+            smm: true,
+            max_vcpus: KVM_MAX_VCPUS,
             files_max: 1 << 20,
             eager_page_split: true,
         }
+    }
+}
+
+impl MachineConfig {
+    /// The VM types that `KVM_CREATE_VM` takes and `KVM_CAP_VM_TYPES` reports, as a mask (`kvm_caps.supported_vm_types`).
+    pub fn vm_types(&self) -> u64 {
+        let sw_protected = self.sw_protected_vm && self.tdp_enabled;
+        1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM
+    }
+
+    /// Whether huge pages are split when dirty logging is enabled: only the TDP MMU does.
+    pub(crate) fn splits_eagerly(&self) -> bool {
+        self.eager_page_split && self.tdp_enabled
+    }
+
+    /// How the host treats transparent huge pages.
+    pub(crate) fn huge_pages(&self) -> HugePageRules {
+        let collapse_needs_block = self.kernel.collapse_needs_block();
+        HugePageRules { enabled: self.transparent_hugepage, collapse_needs_block }
+    }
+
+    /// Whether `KVM_SET_MEMORY_ATTRIBUTES` exists.
+    pub fn has_memory_attributes(&self) -> bool {
+        self.memory_attributes || self.sw_protected_vm
+    }
+
+    /// The largest frame that a slot may have (`kvm_mmu_max_gfn`). With shadow paging the host's width does not limit it.
+    pub(crate) fn max_gfn(&self) -> Gfn {
+        let bits = if self.tdp_enabled { self.maxphyaddr } else { 52 };
+        Gfn((1 << (bits - 12)) - 1)
+    }
+
+    /// The first guest frame that stage 2 cannot map.
+    pub(crate) fn stage2_end(&self) -> Gfn {
+        Gfn(1 << (self.maxphyaddr - 12))
+    }
+
+    /// Levels of the stage-2 tables: as many as it takes to reach every frame.
+    pub(crate) fn stage2_levels(&self) -> u8 {
+        if self.maxphyaddr > 48 { 5 } else { 4 }
     }
 }

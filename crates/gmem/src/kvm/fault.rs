@@ -98,7 +98,7 @@ impl Vcpu {
         let gfn = fault.gpa.gfn();
         // Only software-protected VMs: the attribute decides, read without lock or sequence.
         let is_private = vm.machine.has_private_memory()
-            && !fault.reserved
+            && (!fault.reserved || vm.kernel().mmio_fault_may_be_private())
             && vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         if fault.reserved {
             match self.handle_mmio_page_fault(cx, state, &root, fault.gpa) {
@@ -233,10 +233,14 @@ impl Vcpu {
             return Err(Errno::EFAULT);
         }
         // F4.
-        let Some(slot) = fault.slot.clone() else { return self.handle_noslot_fault(cx, state, fault) };
+        let in_reach = gfn < vm.mmu.config().max_gfn;
+        let Some(slot) = fault.slot.clone().filter(|_| in_reach) else {
+            return self.handle_noslot_fault(cx, state, fault);
+        };
         // F5.
         if slot.is_invalid() {
-            return if fault.tdp.prefetch { Err(Errno::EAGAIN) } else { Ok(FaultIn::Done(RetPf::Retry)) };
+            let spins = !fault.tdp.prefetch || vm.kernel().pre_fault_spins_on_invalid_slot();
+            return if spins { Ok(FaultIn::Done(RetPf::Retry)) } else { Err(Errno::EAGAIN) };
         }
         // F6.
         if vm.mmu.invalidate.retry_gfn_lockless(cx, fault.mmu_seq, gfn) {
@@ -274,7 +278,7 @@ impl Vcpu {
             state.mmio_cache = Some((gfn.0, generation));
         }
         fault.tdp.mmio_generation = generation;
-        if gfn > self.vm.max_gfn() || !self.vm.mmu.config().mmio_caching {
+        if gfn >= self.vm.mmu.config().max_gfn || !self.vm.mmu.config().mmio_caching {
             return Ok(FaultIn::Done(RetPf::Emulate));
         }
         Ok(FaultIn::Map)

@@ -9,10 +9,12 @@ use super::host::Host;
 use super::memslots::Memslot;
 use super::process::Process;
 use super::uapi::*;
+use super::versions::UnbindOfDyingFile;
 use super::vm::Vm;
 use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap};
+use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::xarray::{Handle, XArray, XaFlags};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
 use sim_mmu::{Gfn, GfnRange, Invalidation};
@@ -85,6 +87,15 @@ impl GmemInode {
         }
     }
 
+    /// `kvm_gmem_get_folio`: the page at `index`, locked and with a reference.
+    fn get_folio(&self, cx: &Cx<'_>, index: Pgoff) -> Result<Pfn, Errno> {
+        let pfn = self.mapping.find_or_create(cx, index)?;
+        if self.host.config.kernel.clears_at_allocation() {
+            self.make_uptodate(cx, pfn);
+        }
+        Ok(pfn)
+    }
+
     /// `kvm_gmem_punch_hole`: frees a range of pages, wherever it lies.
     fn punch_hole(&self, cx: &Cx<'_>, pages: Range<u64>) {
         let _lock = self.mapping.invalidate_lock.write(cx);
@@ -111,7 +122,7 @@ impl GmemInode {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
             }
-            let pfn = self.mapping.find_or_create(cx, Pgoff(index))?;
+            let pfn = self.get_folio(cx, Pgoff(index))?;
             self.host.phys.unlock(cx, pfn);
             self.host.phys.put(cx, pfn);
             cx.cond_resched();
@@ -223,10 +234,9 @@ impl Vm {
     ) -> Result<Arc<File>, Errno> {
         let file = caller.fds.get(cx, mem.guest_memfd as RawFd)?;
         let valid = file.downcast::<GmemFile>().is_some_and(|view| {
-            let end = mem.guest_memfd_offset.checked_add(mem.memory_size);
             Arc::ptr_eq(&view.vm, self)
                 && mem.guest_memfd_offset.is_multiple_of(PAGE_SIZE)
-                && end.is_some_and(|end| end <= view.inode.size)
+                && self.ends_in_file(mem.guest_memfd_offset, mem.memory_size, view.inode.size)
         });
         if valid {
             Ok(file)
@@ -236,25 +246,48 @@ impl Vm {
         }
     }
 
+    fn ends_in_file(&self, offset: u64, size: u64, file_size: u64) -> bool {
+        if self.kernel().adds_binding_offset_unsigned() {
+            return offset.checked_add(size).is_some_and(|end| end <= file_size);
+        }
+        let offset = offset.cast_signed();
+        offset >= 0 && offset.wrapping_add(size.cast_signed()) <= file_size.cast_signed()
+    }
+
     /// Second half of binding: the slot owns its range of the file from now on.
     ///
     /// # Errors
-    /// `EEXIST` if part of the range belongs to another slot; `ENOMEM`.
+    /// `EEXIST` (before 7.2 `EINVAL`) if part of the range belongs to another slot; `ENOMEM`.
     pub(crate) fn gmem_commit_bind(&self, cx: &Cx<'_>, file: &Arc<File>, slot: &Arc<Memslot>) -> Result<(), Errno> {
         let view = self.gmem_of(file);
         let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
-        assert!((last + 1) << PAGE_SHIFT <= view.inode.size, "INV-306: a binding ends after its file");
+        let in_file = (last + 1) << PAGE_SHIFT <= view.inode.size;
+        assert!(in_file || !self.kernel().adds_binding_offset_unsigned(), "INV-306: a binding ends after its file");
         let _lock = view.inode.mapping.invalidate_lock.write(cx);
         if view.bindings.find(cx, first, last).is_some() {
-            return Err(Errno::EEXIST);
+            return Err(self.kernel().binding_overlap());
         }
         view.slots.lock().insert(slot.handle, Arc::clone(slot));
         if let Err(errno) = view.bindings.store_range(cx, first, last, Some(Handle(slot.handle))) {
+            if !self.kernel().handles_failed_binding() {
+                // Nobody looks at the result. What was stored stays; a slot of which nothing was stored is unknown to the file.
+                if view.bindings.peek_find(first, last).is_none() {
+                    view.slots.lock().remove(&slot.handle);
+                }
+                return Ok(());
+            }
             view.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
             view.slots.lock().remove(&slot.handle);
             return Err(errno);
         }
         Ok(())
+    }
+
+    /// On a kernel that binds before everything else: the slot in the bindings has become complete.
+    pub(crate) fn gmem_replace_bound(&self, file: &Arc<File>, slot: &Arc<Memslot>) {
+        if let Some(bound) = self.gmem_of(file).slots.lock().get_mut(&slot.handle) {
+            *bound = Arc::clone(slot);
+        }
     }
 
     /// `kvm_gmem_unbind`: the slot gives its range back; `slots_lock` is held.
@@ -264,13 +297,35 @@ impl Vm {
         if !slot.has_gmem() {
             return;
         }
+        let dying = self.kernel().unbind_of_dying_file();
+        if dying != UnbindOfDyingFile::Locked {
+            if let Some(file) = slot.gmem_get_file(cx) {
+                {
+                    let _lock = self.gmem_of(&file).inode.mapping.invalidate_lock.write(cx);
+                    self.gmem_erase_bindings(cx, &file, slot);
+                }
+                file.put(cx);
+                return;
+            }
+            if dying == UnbindOfDyingFile::Skipped {
+                return;
+            }
+        }
         let Some(file) = slot.gmem.file(cx).and_then(|file| file.upgrade()) else { return };
         let view = self.gmem_of(&file);
-        let _lock = view.inode.mapping.invalidate_lock.write(cx);
+        let _lock = (dying == UnbindOfDyingFile::Locked).then(|| view.inode.mapping.invalidate_lock.write(cx));
+        self.gmem_erase_bindings(cx, &file, slot);
+    }
+
+    fn gmem_erase_bindings(&self, cx: &Cx<'_>, file: &Arc<File>, slot: &Memslot) {
+        let view = self.gmem_of(file);
         let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
         view.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
         view.slots.lock().remove(&slot.handle);
         slot.gmem.set_file(cx, None);
+        if self.kernel().unbinding_synchronizes_rcu() {
+            synchronize_rcu(cx);
+        }
     }
 
     /// `kvm_gmem_get_pfn`: the page behind a guest frame of a bound slot, with a reference. Takes no `invalidate_lock`: the caller's
@@ -304,9 +359,13 @@ impl Vm {
         }
         let inode = &view.inode;
         let phys = &inode.host.phys;
-        let pfn = inode.mapping.find_or_create(cx, index)?;
+        let pfn = inode.get_folio(cx, index)?;
         assert!(phys.refcount(pfn) >= 2, "INV-104: a page that was looked up is cached and referenced");
         let result = if phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+            if self.kernel().leaks_broken_pages() {
+                phys.unlock(cx, pfn);
+                return Err(Errno::EHWPOISON);
+            }
             Err(Errno::EHWPOISON)
         } else {
             inode.make_uptodate(cx, pfn);
@@ -409,8 +468,9 @@ impl GmemFile {
         }
     }
 
+    /// Every page that may be bound.
     fn pages(&self) -> Range<u64> {
-        0..self.inode.size >> PAGE_SHIFT
+        if self.vm.kernel().adds_binding_offset_unsigned() { 0..self.inode.size >> PAGE_SHIFT } else { 0..u64::MAX }
     }
 }
 
@@ -426,6 +486,9 @@ impl FileOperations for GmemFile {
             let bound: Vec<_> = self.slots.lock().values().cloned().collect();
             for slot in &bound {
                 slot.gmem.set_file(cx, None);
+            }
+            if self.vm.kernel().unbinding_synchronizes_rcu() {
+                synchronize_rcu(cx);
             }
             let pages = self.pages();
             let invalidation = self.invalidate_begin(cx, &pages);
@@ -484,7 +547,7 @@ impl FileOperations for GmemFile {
     }
 
     fn may_exec(&self) -> bool {
-        false
+        !self.vm.kernel().guest_memfd_is_noexec()
     }
 
     /// `kvm_gmem_fault_user_mapping`.

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Bytes that the kernel needs for one xarray node.
 const XARRAY_NODE_BYTES: u64 = 576;
+/// Nodes may take this part of the host's memory. In the kernel they may take all of it, and then somebody is killed.
+const XARRAY_NODES_PART: u64 = 4;
 
 /// One simulated host.
 pub struct Host {
@@ -27,7 +29,7 @@ impl Host {
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> Arc<Host> {
         let phys = Arc::new(PhysMem::new(cx, config.memory));
         let nodes = Arc::new(NodeCache::new());
-        nodes.set_limit(config.memory / XARRAY_NODE_BYTES);
+        nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         Arc::new(Host { config, phys, nodes, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })
     }
 

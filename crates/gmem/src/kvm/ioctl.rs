@@ -25,6 +25,11 @@ impl FileOperations for KvmDevice {
         false
     }
 
+    /// `noop_llseek`: the position, which nothing moves.
+    fn seek(&self, _cx: &Cx<'_>, _offset: i64, _whence: u32) -> Result<u64, Errno> {
+        Ok(0)
+    }
+
     fn release(&self, _cx: &Cx<'_>) {}
 
     fn as_any(&self) -> &dyn Any {
@@ -107,7 +112,7 @@ pub(crate) fn create_vm_object(
     let result = process.fds.with(cx, kvm, |file| {
         let device = file.downcast::<KvmDevice>().ok_or_else(|| unknown_ioctl(process, file))?;
         process.fds.reserve()?;
-        let vm_type = VmType::from_number(vm_type)?;
+        let vm_type = VmType::from_number(vm_type, &device.host.config)?;
         let vm = Vm::new(cx, &device.host, &process.mm, vm_type);
         Ok((install_vm(cx, process, Arc::clone(&vm))?, vm))
     });
@@ -120,9 +125,10 @@ pub(crate) fn create_vm_object(
 /// # Errors
 /// `EBADF`, `ENOTTY`, `EIO`.
 pub fn check_extension_on(cx: &Cx<'_>, process: &Process, fd: RawFd, cap: u64) -> Result<i32, Errno> {
-    let device = process.fds.with(cx, fd, |file| Ok(file.downcast::<KvmDevice>().is_some()))?;
-    if device {
-        return Ok(check_extension(cap, None));
+    let device =
+        |file: &File| file.downcast::<KvmDevice>().map(|device| check_extension(&device.host.config, cap, None));
+    if let Some(answer) = process.fds.with(cx, fd, |file| Ok(device(file)))? {
+        return Ok(answer);
     }
     with_vm(cx, process, fd, |vm| Ok(vm.check_extension(cap)))
 }
@@ -198,14 +204,17 @@ pub fn set_user_memory_region2(
 /// `KVM_SET_MEMORY_ATTRIBUTES`.
 ///
 /// # Errors
-/// As [`Vm::set_memory_attributes`].
+/// As [`Vm::set_memory_attributes`]; `ENOTTY` if the kernel has no memory attributes.
 pub fn set_memory_attributes(
     cx: &Cx<'_>,
     process: &Process,
     vm: RawFd,
     args: &kvm_memory_attributes,
 ) -> Result<(), Errno> {
-    with_vm(cx, process, vm, |vm| vm.set_memory_attributes(cx, args))
+    with_vm(cx, process, vm, |vm| {
+        // Compiled out, it is an ioctl like any that does not exist.
+        if vm.host.config.has_memory_attributes() { vm.set_memory_attributes(cx, args) } else { Err(Errno::ENOTTY) }
+    })
 }
 
 /// `KVM_GET_DIRTY_LOG`.
@@ -219,14 +228,17 @@ pub fn get_dirty_log(cx: &Cx<'_>, process: &Process, vm: RawFd, slot: u32) -> Re
 /// `KVM_PRE_FAULT_MEMORY`; `range` is updated to what is left, unless the descriptor was not a vCPU's.
 ///
 /// # Errors
-/// As [`Vcpu::pre_fault_memory`].
+/// As [`Vcpu::pre_fault_memory`]; `EINVAL` if the kernel does not have it.
 pub fn pre_fault_memory(
     cx: &Cx<'_>,
     process: &Process,
     vcpu: RawFd,
     range: &mut kvm_pre_fault_memory,
 ) -> Result<(), Errno> {
-    with_vcpu(cx, process, vcpu, |vcpu| vcpu.pre_fault_memory(cx, range))
+    with_vcpu(cx, process, vcpu, |vcpu| {
+        // Before it came, it was an ioctl like any that a vCPU does not know.
+        if vcpu.vm.kernel().has_pre_fault_memory() { vcpu.pre_fault_memory(cx, range) } else { Err(Errno::EINVAL) }
+    })
 }
 
 /// `KVM_RUN`, with what `kvm_run` says afterwards.

@@ -63,6 +63,16 @@ impl LpageInfo {
         Ok(LpageInfo { base: range.start, _charge: charge, levels })
     }
 
+    /// No metadata, for a slot that is bound before it has any.
+    pub(crate) fn none(host: &Arc<Host>) -> LpageInfo {
+        let charge = host.charge(0).expect("nothing is always left");
+        LpageInfo {
+            base: Gfn(0),
+            _charge: charge,
+            levels: [0, 1].map(|_| Blocks { incongruent: false, words: Box::default() }),
+        }
+    }
+
     fn word(&self, gfn: Gfn, level: Level) -> &AtomicU32 {
         let index = gfn.0 / level.span() - self.base.0 / level.span();
         &self.levels[level_index(level)].words[index as usize]

@@ -26,4 +26,5 @@ mod set_memory_region;
 pub mod slot_sets;
 pub mod uapi;
 pub mod vcpu;
+pub mod versions;
 pub mod vm;

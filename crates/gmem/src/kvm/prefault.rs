@@ -1,5 +1,6 @@
 //! `KVM_PRE_FAULT_MEMORY`: populates stage 2 without an access (`kvm_vcpu_pre_fault_memory`).
 
+use super::memslots::MemslotSet;
 use super::uapi::*;
 use super::vcpu::{Vcpu, VcpuState};
 use sim_coco::ConfidentialMachine;
@@ -11,7 +12,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// `EINVAL` for flags and malformed ranges; otherwise only if nothing was populated: `EINTR`, `ENOENT` where no slot is,
-    /// `EAGAIN` where one is being deleted, `EFAULT` and others from the fault path.
+    /// `EAGAIN` where one is being deleted, `EOPNOTSUPP` with shadow paging, `EFAULT` and others from the fault path.
     pub fn pre_fault_memory(&self, cx: &Cx<'_>, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {
         if range.flags != 0 {
             return Err(Errno::EINVAL);
@@ -66,6 +67,9 @@ impl Vcpu {
                 root
             }
         };
+        if !vm.host.config.tdp_enabled {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let is_private =
             vm.machine.has_private_memory() && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         let level = self.map_page(cx, state, root, gpa, is_private)?;
@@ -103,6 +107,7 @@ impl Vcpu {
             };
             match self.do_page_fault(cx, state, &root, &mut fault)? {
                 RetPf::Retry => {
+                    self.wait_while_invalid(cx, gpa);
                     if root.is_invalid_lockless(cx) {
                         state.root = None;
                         self.vm.mmu.put_root(cx, root);
@@ -123,6 +128,19 @@ impl Vcpu {
                 }
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             }
+        }
+    }
+
+    /// On a kernel where pre-faulting a slot that is being deleted tries again and again: nothing comes of it until other slots are
+    /// published, so the task sleeps until then instead of spinning. If whoever publishes waits for this task, that is a deadlock.
+    fn wait_while_invalid(&self, cx: &Cx<'_>, gpa: Gpa) {
+        let Some(spinners) = &self.vm.pre_fault_spinners else { return };
+        let is_invalid = || {
+            let invalid = |set: &MemslotSet| set.by_gfn(gpa.gfn()).is_some_and(|slot| slot.is_invalid());
+            self.vm.memslots.peek_active(0, invalid)
+        };
+        if is_invalid() {
+            spinners.wait_event(cx, || cx.signal_pending() || !is_invalid());
         }
     }
 }

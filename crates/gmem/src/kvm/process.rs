@@ -61,7 +61,7 @@ impl Process {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>) -> Arc<Process> {
         Arc::new(Process {
             host: Arc::clone(host),
-            mm: Mm::new(cx, Arc::clone(&host.phys)),
+            mm: Mm::with_huge_pages(cx, Arc::clone(&host.phys), host.config.huge_pages()),
             fds: FdTable::new(cx, host.config.files_max),
         })
     }
@@ -258,6 +258,7 @@ impl Process {
         }
         let ino = u64::from(self.host.new_ino());
         let file = Shmem::new(cx, Arc::clone(&self.host.phys), ino, size);
+        let file = if flags & 8 != 0 { file.not_executable() } else { file };
         self.install(cx, File::new(cx, Arc::new(file)))
     }
 

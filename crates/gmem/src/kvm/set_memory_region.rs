@@ -83,7 +83,7 @@ impl Vm {
         caller: &super::process::Process,
         mem: &kvm_userspace_memory_region2,
     ) -> Result<(), Errno> {
-        check_flags(mem)?;
+        self.check_flags(mem)?;
         check_geometry(mem)?;
         let as_id = (mem.slot >> 16) as u16;
         if u32::from(as_id) >= self.address_spaces() {
@@ -115,7 +115,7 @@ impl Vm {
                 }
                 Change::Create
             }
-            Some(old) => match change_of(old, mem, npages, base_gfn)? {
+            Some(old) => match self.change_of(old, mem, npages, base_gfn)? {
                 Some(change) => change,
                 None => return Ok(()),
             },
@@ -132,7 +132,7 @@ impl Vm {
             Change::Create if mem.flags & KVM_MEM_GUEST_MEMFD != 0 => Some(self.gmem_prepare(cx, caller, mem)?),
             _ => None,
         };
-        let new = NewSlot {
+        let mut new = NewSlot {
             id,
             as_id,
             gfns,
@@ -140,12 +140,59 @@ impl Vm {
             flags: mem.flags,
             pgoff: Pgoff(mem.guest_memfd_offset >> PAGE_SHIFT),
             file: file.clone(),
+            bound: None,
         };
-        let result = self.set_memslot(cx, slots, old, Some(new), change);
-        if let Some(file) = file {
+        let Some(file) = file else { return self.set_memslot(cx, slots, old, Some(new), change) };
+        if self.kernel().binds_last() {
+            let result = self.set_memslot(cx, slots, old, Some(new), change);
             file.put(cx);
+            return result;
+        }
+        // `kvm_gmem_bind` of older kernels: bound before anything else is known, and the file may go from then on.
+        let bound = self.bind_first(cx, slots, &file, &new);
+        file.put(cx);
+        let bound = bound?;
+        new.bound = Some(Arc::clone(&bound));
+        let result = self.set_memslot(cx, slots, old, Some(new), change);
+        if result.is_err() {
+            self.gmem_unbind(cx, &bound);
+            bound.free();
         }
         result
+    }
+
+    /// Binds a slot of which only the geometry is known.
+    fn bind_first(
+        &self,
+        cx: &Cx<'_>,
+        slots: &mut MutexGuard<'_, SlotsState>,
+        file: &Arc<File>,
+        new: &NewSlot,
+    ) -> Result<Arc<Memslot>, Errno> {
+        let slot = Memslot::new(
+            cx,
+            MemslotParts {
+                id: new.id,
+                as_id: new.as_id,
+                base_gfn: new.gfns.start,
+                npages: new.gfns.end - new.gfns.start,
+                userspace_addr: new.userspace_addr,
+                flags: self.flags_with(new.flags, Some(file)),
+                lpage_info: Arc::new(LpageInfo::none(&self.host)),
+                dirty_bitmap: None,
+                gmem_file: Some(Arc::downgrade(file)),
+                gmem_pgoff: new.pgoff,
+                handle: slots.new_handle(),
+            },
+        );
+        self.gmem_commit_bind(cx, file, &slot)?;
+        Ok(slot)
+    }
+
+    /// The flags of a new slot, with what the file that it is bound to adds.
+    fn flags_with(&self, flags: u32, file: Option<&Arc<File>>) -> u32 {
+        let gmem_only = file.is_some_and(|file| self.gmem_of(file).is_mappable());
+        if gmem_only { flags | KVM_MEMSLOT_GMEM_ONLY } else { flags }
     }
 
     /// `kvm_set_memslot`: the transaction.
@@ -237,19 +284,11 @@ impl Vm {
                 Arc::new(info)
             }
         };
-        let handle = match old {
-            Some(old) => old.handle,
-            None => {
-                slots.next_handle += 1;
-                slots.next_handle
-            }
+        let handle = match old.or(new.bound.as_deref()) {
+            Some(slot) => slot.handle,
+            None => slots.new_handle(),
         };
-        let mut flags = new.flags;
-        if let Some(file) = &new.file
-            && self.gmem_of(file).is_mappable()
-        {
-            flags |= KVM_MEMSLOT_GMEM_ONLY;
-        }
+        let flags = self.flags_with(new.flags, new.file.as_ref());
         let slot = Memslot::new(
             cx,
             MemslotParts {
@@ -266,8 +305,10 @@ impl Vm {
                 handle,
             },
         );
-        if let Some(file) = &new.file {
-            self.gmem_commit_bind(cx, file, &slot)?;
+        match (&new.file, &new.bound) {
+            (Some(file), None) => self.gmem_commit_bind(cx, file, &slot)?,
+            (Some(file), Some(_)) => self.gmem_replace_bound(file, &slot),
+            (None, _) => {}
         }
         Ok(slot)
     }
@@ -289,16 +330,21 @@ impl Vm {
                 old.free();
             }
             (Change::FlagsOnly, Some(old), Some(new)) => {
-                assert!(!old.has_gmem(), "INV-310: the flags of a guest_memfd slot never change");
+                self.check_commit(&old, "the flags of a guest_memfd slot never change");
                 self.apply_dirty_logging_change(cx, &old, &new);
                 old.free();
             }
             (Change::Move, Some(old), Some(_)) => {
-                assert!(!old.has_gmem(), "INV-310: a guest_memfd slot never moves");
+                self.check_commit(&old, "a guest_memfd slot never moves");
                 old.free();
             }
             other => unreachable!("inconsistent change {other:?}"),
         }
+    }
+
+    /// Whether a slot may be replaced by another one: not if it is bound. Where that happens nevertheless, its bindings stay behind.
+    fn check_commit(&self, old: &Memslot, rule: &str) {
+        assert!(!old.has_gmem() || self.kernel().slot_may_lose_guest_memfd(), "INV-310: {rule}");
     }
 
     /// `kvm_swap_active_memslots`: publishes the inactive set and waits until nobody uses the other one.
@@ -306,7 +352,12 @@ impl Vm {
         let generation = self.memslots.peek_active(u32::from(as_id), |set| set.generation);
         self.memslots.inactive(as_id, |set| set.generation = generation | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
 
-        self.wait_for_notifiers_and(cx, || self.memslots.publish(cx, as_id));
+        self.wait_for_notifiers_and(cx, || {
+            self.memslots.publish(cx, as_id);
+            if let Some(spinners) = &self.pre_fault_spinners {
+                spinners.wake_unscheduled(cx);
+            }
+        });
         drop(arch);
         self.srcu.synchronize(cx);
 
@@ -346,15 +397,15 @@ struct NewSlot {
     flags: u32,
     pgoff: Pgoff,
     file: Option<Arc<File>>,
+    /// On a kernel that binds first: what is in the bindings.
+    bound: Option<Arc<Memslot>>,
 }
 
-fn check_flags(mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
-    let valid = if mem.flags & KVM_MEM_GUEST_MEMFD != 0 {
-        KVM_MEM_GUEST_MEMFD
-    } else {
-        KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
-    };
-    if mem.flags & !valid != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+impl SlotsState {
+    fn new_handle(&mut self) -> u32 {
+        self.next_handle += 1;
+        self.next_handle
+    }
 }
 
 fn check_geometry(mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
@@ -375,28 +426,44 @@ fn check_geometry(mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
     Ok(())
 }
 
-/// What a request for an existing slot changes; `None`: nothing.
-fn change_of(
-    old: &Memslot,
-    mem: &kvm_userspace_memory_region2,
-    npages: u64,
-    base_gfn: Gfn,
-) -> Result<Option<Change>, Errno> {
-    if mem.flags & KVM_MEM_GUEST_MEMFD != 0 {
-        return Err(Errno::EINVAL);
+impl Vm {
+    fn check_flags(&self, mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
+        let valid = if mem.flags & KVM_MEM_GUEST_MEMFD == 0 {
+            KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+        } else if self.kernel().has_guest_memfd_flags() || self.machine.has_private_memory() {
+            KVM_MEM_GUEST_MEMFD
+        } else {
+            0
+        };
+        if mem.flags & !valid != 0 { Err(Errno::EINVAL) } else { Ok(()) }
     }
-    let old_flags = old.flags & 0xffff;
-    if mem.userspace_addr != old.userspace_addr.0
-        || npages != old.npages
-        || (mem.flags ^ old_flags) & (KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD) != 0
-    {
-        return Err(Errno::EINVAL);
-    }
-    if base_gfn != old.base_gfn {
-        Ok(Some(Change::Move))
-    } else if mem.flags != old_flags {
-        Ok(Some(Change::FlagsOnly))
-    } else {
-        Ok(None)
+
+    /// What a request for an existing slot changes; `None`: nothing.
+    fn change_of(
+        &self,
+        old: &Memslot,
+        mem: &kvm_userspace_memory_region2,
+        npages: u64,
+        base_gfn: Gfn,
+    ) -> Result<Option<Change>, Errno> {
+        if mem.flags & KVM_MEM_GUEST_MEMFD != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let kept = if self.kernel().slot_may_lose_guest_memfd() {
+            KVM_MEM_READONLY
+        } else {
+            KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
+        };
+        let old_flags = old.flags & 0xffff;
+        if mem.userspace_addr != old.userspace_addr.0 || npages != old.npages || (mem.flags ^ old_flags) & kept != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if base_gfn != old.base_gfn {
+            Ok(Some(Change::Move))
+        } else if mem.flags != old_flags {
+            Ok(Some(Change::FlagsOnly))
+        } else {
+            Ok(None)
+        }
     }
 }

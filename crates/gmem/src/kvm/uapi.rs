@@ -152,8 +152,10 @@ pub const KVM_USER_MEM_SLOTS: u32 = 32764;
 pub const KVM_MEM_MAX_NR_PAGES: u64 = (1 << 31) - 1;
 /// Bit of a memslot generation: an update is in progress.
 pub const KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS: u64 = 1 << 63;
-/// Most vCPUs of a VM, and one more than the largest vCPU id here.
+/// Most vCPUs of a VM that a kernel can be built for (`CONFIG_KVM_MAX_NR_VCPUS`).
 pub const KVM_MAX_VCPUS: u64 = 4096;
+/// `KVM_VCPU_ID_RATIO`: ids go up to so many times the number of vCPUs.
+pub const KVM_VCPU_ID_RATIO: u64 = 4;
 
 /// Exit reasons (`kvm_run.exit_reason`).
 pub mod exit {

@@ -216,9 +216,10 @@ impl Vm {
     /// `KVM_CREATE_VCPU`.
     ///
     /// # Errors
-    /// `EINVAL` if the id is too large; `EEXIST` if it is taken.
+    /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken.
     pub(crate) fn create_vcpu(self: &Arc<Vm>, cx: &Cx<'_>, id: u64) -> Result<Arc<Vcpu>, Errno> {
-        if id >= super::uapi::KVM_MAX_VCPUS {
+        let most = self.host.config.max_vcpus;
+        if self.vcpus.read().len() as u64 >= most || id >= most * super::uapi::KVM_VCPU_ID_RATIO {
             return Err(Errno::EINVAL);
         }
         let vcpu = Arc::new(Vcpu {
@@ -278,6 +279,11 @@ pub(crate) struct VcpuFile {
 impl FileOperations for VcpuFile {
     fn is_regular(&self) -> bool {
         false
+    }
+
+    /// `noop_llseek`: the position, which nothing moves.
+    fn seek(&self, _cx: &Cx<'_>, _offset: i64, _whence: u32) -> Result<u64, Errno> {
+        Ok(0)
     }
 
     fn release(&self, cx: &Cx<'_>) {

@@ -1,6 +1,7 @@
 //! A VM (`struct kvm`): its locks, its slots, its MMU, and how it lives and dies.
 
 use super::attributes::MemoryAttributes;
+use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
@@ -34,14 +35,14 @@ pub enum VmType {
 }
 
 impl VmType {
-    /// The types that `KVM_CAP_VM_TYPES` reports, as a mask.
-    pub const SUPPORTED: u64 = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM;
-
-    /// The type with this number.
+    /// The type with this number, on this machine (`kvm_is_vm_type_supported`).
     ///
     /// # Errors
     /// `EINVAL` if it is not supported.
-    pub fn from_number(number: u64) -> Result<VmType, Errno> {
+    pub fn from_number(number: u64, config: &MachineConfig) -> Result<VmType, Errno> {
+        if number >= 32 || config.vm_types() & 1 << number == 0 {
+            return Err(Errno::EINVAL);
+        }
         match number {
             KVM_X86_DEFAULT_VM => Ok(VmType::Default),
             KVM_X86_SW_PROTECTED_VM => Ok(VmType::SwProtected),
@@ -70,6 +71,8 @@ pub struct Vm {
     /// The invalidations that notifier starts opened and ends will close; which end closes which does not matter.
     pub(crate) mn_open: parking_lot::Mutex<Vec<Invalidation>>,
     pub(crate) mn_memslots_update_wait: WaitQueue,
+    /// Where pre-faults wait for another set of slots, on a kernel where they spin for one.
+    pub(crate) pre_fault_spinners: Option<WaitQueue>,
     pub(crate) vcpus: parking_lot::RwLock<Vec<Arc<Vcpu>>>,
     /// Capabilities and quirks; written by ioctls, read everywhere.
     pub(crate) hypercall_exits: AtomicU64,
@@ -90,10 +93,11 @@ impl Vm {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
         let config = TdpConfig {
             kind: host.config.stage2,
-            levels: 4,
-            max_gfn: Gfn(1 << (host.config.maxphyaddr - 12)),
+            levels: host.config.stage2_levels(),
+            max_gfn: host.config.stage2_end(),
             mmio_caching: true,
-            eager_page_split: host.config.eager_page_split,
+            eager_page_split: host.config.splits_eagerly(),
+            splits_on_fault: host.config.tdp_enabled,
             max_level: Level::L1G,
         };
         let vm = Arc::new(Vm {
@@ -115,6 +119,11 @@ impl Vm {
             mn_active_invalidate_count: AtomicU64::new(0),
             mn_open: Default::default(),
             mn_memslots_update_wait: WaitQueue::new(cx, "mn_memslots_update_rcuwait"),
+            pre_fault_spinners: host
+                .config
+                .kernel
+                .pre_fault_spins_on_invalid_slot()
+                .then(|| WaitQueue::new(cx, "kvm->memslots")),
             vcpus: Default::default(),
             hypercall_exits: AtomicU64::new(0),
             disabled_quirks: AtomicU64::new(0),
@@ -128,9 +137,15 @@ impl Vm {
         vm
     }
 
-    /// Address spaces of the VM: one if it has private memory, else two (SMM).
+    /// Address spaces of the VM: two with SMM, but one if it has private memory (`kvm_arch_nr_memslot_as_ids`).
     pub fn address_spaces(&self) -> u32 {
-        if self.machine.has_private_memory() { 1 } else { 2 }
+        if self.machine.has_private_memory() || !self.host.config.smm { 1 } else { 2 }
+    }
+
+    /// The kernel whose rules apply.
+    #[inline]
+    pub(crate) fn kernel(&self) -> KernelVersion {
+        self.host.config.kernel
     }
 
     /// Kind of the VM.
@@ -160,7 +175,7 @@ impl Vm {
 
     /// Largest guest frame that can exist.
     pub fn max_gfn(&self) -> Gfn {
-        Gfn((1 << (self.host.config.maxphyaddr - 12)) - 1)
+        self.host.config.max_gfn()
     }
 
     /// Gates common to all ioctls of a VM and its vCPUs.
@@ -178,7 +193,7 @@ impl Vm {
 
     /// `KVM_CHECK_EXTENSION`, on a VM.
     pub fn check_extension(&self, cap: u64) -> i32 {
-        check_extension(cap, Some(self))
+        check_extension(&self.host.config, cap, Some(self))
     }
 
     /// `KVM_ENABLE_CAP`.
@@ -198,7 +213,7 @@ impl Vm {
                 Ok(())
             }
             Some(Cap::DisableQuirks2) => {
-                if cap.args[0] & !KVM_X86_QUIRK_SLOT_ZAP_ALL != 0 {
+                if cap.args[0] & !disableable_quirks(self.kernel()) != 0 {
                     return Err(Errno::EINVAL);
                 }
                 self.disabled_quirks.fetch_or(cap.args[0], Ordering::SeqCst);
@@ -228,7 +243,8 @@ impl Vm {
 
     /// Whether deleting a slot zaps every mapping of the VM (`KVM_X86_QUIRK_SLOT_ZAP_ALL`).
     pub(crate) fn zaps_all_on_delete(&self) -> bool {
-        self.vm_type == VmType::Default && self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0
+        let quirk = self.disabled_quirks.load(Ordering::SeqCst) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0;
+        self.kernel().always_zaps_all() || self.vm_type == VmType::Default && quirk
     }
 
     /// `kvm_mmu_zap_all_fast`: marks all roots invalid, makes every vCPU drop them, then takes them apart.
@@ -314,7 +330,7 @@ impl Vm {
         if self.dirty_log_initially_set() {
             return;
         }
-        if self.host.config.eager_page_split {
+        if self.host.config.splits_eagerly() {
             let mut lock = self.mmu.mmu_lock.read(cx);
             self.mmu.split_huge_pages(cx, MmuLock::Read(&mut lock), new.as_id, new.gfns(), Level::L4K);
         }
@@ -342,7 +358,7 @@ impl Vm {
 }
 
 /// `kvm_vm_ioctl_check_extension`; without a VM, what `/dev/kvm` answers.
-pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
+pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32 {
     let private = vm.map(|vm| vm.machine.has_private_memory());
     match Cap::from_number(cap) {
         None => 0,
@@ -352,11 +368,13 @@ pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
             | Cap::SyncMmu
             | Cap::ReadonlyMem
             | Cap::MemoryFaultInfo
-            | Cap::GuestMemfd
-            | Cap::PreFaultMemory
             | Cap::EnableCapVm => 1,
+            Cap::GuestMemfd => i32::from(private != Some(false) || config.kernel.has_guest_memfd_flags()),
+            Cap::PreFaultMemory => i32::from(config.tdp_enabled && config.kernel.has_pre_fault_memory()),
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
-            Cap::MaxVcpus => KVM_MAX_VCPUS as i32,
+            Cap::MaxVcpus => config.max_vcpus as i32,
+            // Without SMM there is no such capability.
+            Cap::MultiAddressSpace if !config.smm => 0,
             Cap::MultiAddressSpace => {
                 if private == Some(true) {
                     1
@@ -366,17 +384,19 @@ pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
             }
             Cap::ManualDirtyLogProtect2 => 3,
             Cap::ExitHypercall => 1 << KVM_HC_MAP_GPA_RANGE,
-            Cap::DisableQuirks2 => KVM_X86_QUIRK_SLOT_ZAP_ALL as i32,
+            Cap::DisableQuirks2 => disableable_quirks(config.kernel) as i32,
             Cap::MemoryAttributes => {
-                if private == Some(false) {
+                if private == Some(false) || !config.has_memory_attributes() {
                     0
                 } else {
                     KVM_MEMORY_ATTRIBUTE_PRIVATE as i32
                 }
             }
-            Cap::VmTypes => VmType::SUPPORTED as i32,
+            Cap::VmTypes => config.vm_types() as i32,
             Cap::GuestMemfdFlags => {
-                if private == Some(true) {
+                if !config.kernel.has_guest_memfd_flags() {
+                    0
+                } else if private == Some(true) {
                     GUEST_MEMFD_FLAG_MMAP as i32
                 } else {
                     (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as i32
@@ -384,6 +404,11 @@ pub fn check_extension(cap: u64, vm: Option<&Vm>) -> i32 {
             }
         },
     }
+}
+
+/// The quirks that user space may disable (`kvm_caps.supported_quirks`), of those that are modelled.
+fn disableable_quirks(kernel: KernelVersion) -> u64 {
+    if kernel.always_zaps_all() { 0 } else { KVM_X86_QUIRK_SLOT_ZAP_ALL }
 }
 
 /// The file behind a VM's descriptor.
@@ -395,6 +420,11 @@ pub(crate) struct VmFile {
 impl FileOperations for VmFile {
     fn is_regular(&self) -> bool {
         false
+    }
+
+    /// `noop_llseek`: the position, which nothing moves.
+    fn seek(&self, _cx: &Cx<'_>, _offset: i64, _whence: u32) -> Result<u64, Errno> {
+        Ok(0)
     }
 
     fn release(&self, cx: &Cx<'_>) {

@@ -14,10 +14,14 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     if word.len() > 64 {
         return None;
     }
+    let may_differ = |candidate: &str| candidate.len().max(word.len()).max(3) / 3;
+    let length = word.chars().count();
     known
         .into_iter()
+        // The distance is at least the difference of the lengths, which is found out sooner.
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= may_differ(candidate))
         .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|&(distance, candidate)| distance * 3 <= candidate.len().max(word.len()).max(3))
+        .filter(|&(distance, candidate)| distance <= may_differ(candidate))
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }

@@ -50,7 +50,7 @@ impl Report {
             Status::Internal
         } else if !self.bad_input.is_empty() {
             Status::BadInput
-        } else if self.total.stage2_agree < self.total.stage2_compared {
+        } else if self.total.differ > 0 {
             Status::Found
         } else {
             Status::Success

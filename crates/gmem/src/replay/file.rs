@@ -17,21 +17,28 @@ pub struct Tally {
     pub files: u64,
     /// Operations in them.
     pub operations: u64,
+    /// Operations that have a recorded answer.
+    pub answers_compared: u64,
     /// Operations whose answer equals the recorded one, field by field.
     pub answers_agree: u64,
-    /// Operations that have a recorded answer. Without recorded changes, "nothing changed" is what is compared.
+    /// Operations that have a recorded answer, on a machine with two-dimensional paging. Without recorded changes, "nothing changed" is
+    /// what is compared; a header may say that changes were not recorded.
     pub stage2_compared: u64,
     /// Operations whose answer and changes in stage 2 both equal the recorded ones.
     pub stage2_agree: u64,
+    /// Operations that differ in what of them was compared.
+    pub differ: u64,
 }
 
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Tally) {
         self.files += other.files;
         self.operations += other.operations;
+        self.answers_compared += other.answers_compared;
         self.answers_agree += other.answers_agree;
         self.stage2_compared += other.stage2_compared;
         self.stage2_agree += other.stage2_agree;
+        self.differ += other.differ;
     }
 }
 
@@ -100,6 +107,7 @@ pub fn compare(
     factory: &Factory<'_>,
 ) -> Result<Option<FileReport>, String> {
     let Some(mut run) = Run::start(path, family, factory)? else { return Ok(None) };
+    let has_stage2 = run.reader.header().spte;
     let mut tally = Tally { files: 1, ..Tally::default() };
     let mut differences = Vec::new();
     while let Some(line) = run.next_line()? {
@@ -107,12 +115,20 @@ pub fn compare(
         let outcome = run.execute(&line);
         tally.operations += 1;
         let Some(recorded) = recorded else { continue };
-        tally.stage2_compared += 1;
-        let Some(outcome) = outcome else { continue };
+        tally.answers_compared += 1;
+        tally.stage2_compared += u64::from(has_stage2);
+        let Some(mut outcome) = outcome else {
+            tally.differ += 1;
+            continue;
+        };
         let answer_agrees = outcome.answer == recorded.answer;
+        if !has_stage2 {
+            outcome.spte.clone_from(&recorded.spte);
+        }
         let agrees = answer_agrees && outcome.spte == recorded.spte;
         tally.answers_agree += u64::from(answer_agrees);
-        tally.stage2_agree += u64::from(agrees);
+        tally.stage2_agree += u64::from(agrees && has_stage2);
+        tally.differ += u64::from(!agrees);
         if !agrees && differences.len() < differences_max {
             let Line { number, op, .. } = line;
             let file = run.file.clone();

@@ -28,7 +28,11 @@ pub fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out)?;
         difference_text(difference, out)?;
     }
-    let differing = report.total.stage2_compared - report.total.stage2_agree;
+    if report.total.stage2_compared < report.total.answers_compared {
+        let without = report.total.answers_compared - report.total.stage2_compared;
+        writeln!(out, "\nof {without} operations only the answers were recorded and are compared")?;
+    }
+    let differing = report.total.differ;
     let shown = report.differences.len() as u64;
     if differing > shown {
         writeln!(out, "\n{} more operations disagree (--differences N shows more)", differing - shown)?;
@@ -37,8 +41,8 @@ pub fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn row(out: &mut dyn Write, width: usize, name: &str, tally: &Tally) -> io::Result<()> {
-    let Tally { files, operations, answers_agree, stage2_compared, stage2_agree } = *tally;
-    let answers = percent(answers_agree, stage2_compared);
+    let Tally { files, operations, answers_compared, answers_agree, stage2_compared, stage2_agree, .. } = *tally;
+    let answers = percent(answers_agree, answers_compared);
     let stage2 = percent(stage2_agree, stage2_compared);
     writeln!(
         out,
@@ -87,10 +91,11 @@ pub fn json(report: &Report) -> Value {
 }
 
 fn counts(tally: &Tally) -> Map<String, Value> {
-    let Tally { files, operations, answers_agree, stage2_compared, stage2_agree } = *tally;
+    let Tally { files, operations, answers_compared, answers_agree, stage2_compared, stage2_agree, .. } = *tally;
     [
         ("files", files),
         ("operations", operations),
+        ("answers_compared", answers_compared),
         ("answers_agree", answers_agree),
         ("stage2_compared", stage2_compared),
         ("stage2_agree", stage2_agree),

@@ -2,24 +2,21 @@
 //!
 //! Simplified: the first mistake ends the reading.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::sync::Arc;
-
-use sim_kernel::PAGE_SIZE;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::line::{self, LineError};
 use super::offsets::offsets;
-use super::{Diagnostic, MachineSpec, Outcome, Scenario, Step, Thread, words};
-use crate::kvm::config::{KernelVersion, STAGE2_FORMATS};
+use super::{Diagnostic, Outcome, Scenario, Step, Thread, words};
+use crate::facts::{FACTS, FactValue, STAGE2_NAMES};
+use crate::kvm::config::{KernelVersionError, MachineConfig};
 use crate::ops::suggest::did_you_mean;
 
 /// The most threads that a scenario has: a schedule names each in six bits, and one is left for the kernel's own.
 pub const THREADS_MAX: usize = 63;
-/// Bytes of memory that a host may have: a page for the zero page, and no more than 40 address bits reach.
-const MEMORY: RangeInclusive<u64> = PAGE_SIZE..=1 << 40;
 
 type Table<'s> = DeTable<'s>;
 type Node<'s> = Spanned<DeValue<'s>>;
@@ -58,7 +55,7 @@ impl FileReader {
         let mut scenario = Scenario {
             name: stem(&self.file),
             teaches: None,
-            machine: MachineSpec::default(),
+            machine: MachineConfig::default(),
             setup: Vec::new(),
             threads: Vec::new(),
             finish: Vec::new(),
@@ -72,8 +69,12 @@ impl FileReader {
                 scenario.teaches = Some(self.text(teaches, "a sentence")?.to_string());
             }
         }
-        if let Some(table) = self.section(root, "machine", "machine", &["kernel", "stage2", "memory"])? {
-            self.machine(table, &mut scenario.machine)?;
+        let keys: Vec<_> = ["kernel", "stage2"].into_iter().chain(FACTS.iter().map(|fact| fact.name)).collect();
+        if let Some(table) = self.section(root, "machine", "machine", &keys)? {
+            scenario.machine = self.machine(table)?;
+            if let (Err(problem), Some(node)) = (scenario.machine.check(), root.get("machine")) {
+                return Err(self.error(node.span(), "there is no such machine", problem));
+            }
         }
         scenario.setup = self.run(root, "setup", "setup")?;
         scenario.threads = self.threads(root)?;
@@ -89,25 +90,39 @@ impl FileReader {
         Ok(scenario)
     }
 
-    fn machine(&self, table: &Table<'_>, machine: &mut MachineSpec) -> Result<(), Diagnostic> {
+    fn machine(&self, table: &Table<'_>) -> Result<MachineConfig, Diagnostic> {
+        let mut machine = MachineConfig::default();
         if let Some(kernel) = table.get("kernel") {
-            machine.kernel = self.choice(kernel, "kernel", &KernelVersion::ALL)?;
+            let text = self.text(kernel, "the kernel")?;
+            let expected = format!("expected a release such as \"{}\"", machine.kernel);
+            machine.kernel = text
+                .parse()
+                .map_err(|error: KernelVersionError| self.error(kernel.span(), error.to_string(), expected))?;
         }
         if let Some(stage2) = table.get("stage2") {
-            machine.stage2 = self.choice(stage2, "second stage", &STAGE2_FORMATS)?;
+            let text = self.text(stage2, "the second stage")?;
+            if !machine.set_stage2(text) {
+                let names: Vec<String> = STAGE2_NAMES.iter().map(|name| format!("\"{name}\"")).collect();
+                let expected = format!("expected one of {}", names.join(", "));
+                return Err(self.error(stage2.span(), format!("unknown second stage `{text}`"), expected));
+            }
         }
-        if let Some(memory) = table.get("memory") {
-            let bytes = match memory.get_ref() {
-                DeValue::String(text) => words::number(text),
-                DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
+        for fact in FACTS {
+            let Some(node) = table.get(fact.name) else { continue };
+            let value = match node.get_ref() {
+                DeValue::String(text) if fact.is_number => words::number(text).map(FactValue::Number),
+                DeValue::String(text) => Some(FactValue::Word(text.to_string())),
+                DeValue::Integer(number) => {
+                    u64::from_str_radix(number.as_str(), number.radix()).ok().map(FactValue::Number)
+                }
+                DeValue::Boolean(switch) => Some(FactValue::Switch(*switch)),
                 _ => None,
             };
-            let expected = "expected a size such as \"3G\" or 0x1000_0000, from one page to 1T";
-            machine.memory = bytes
-                .filter(|bytes| MEMORY.contains(bytes))
-                .ok_or_else(|| self.error(memory.span(), "this is no amount of memory", expected))?;
+            value.ok_or(fact.expected).and_then(|value| fact.state(&mut machine, &value)).map_err(|expected| {
+                self.error(node.span(), format!("this is no {}", fact.what), format!("expected {expected}"))
+            })?;
         }
-        Ok(())
+        Ok(machine)
     }
 
     fn threads(&self, root: &Table<'_>) -> Result<Vec<Thread>, Diagnostic> {
@@ -236,16 +251,6 @@ impl FileReader {
         node.get_ref().as_str().ok_or_else(|| {
             let title = format!("this is {}", article(node.get_ref().type_str()));
             self.error(node.span(), title, format!("expected {expected}, in quotes"))
-        })
-    }
-
-    fn choice<T: Copy>(&self, node: &Node<'_>, what: &str, known: &[(&str, T)]) -> Result<T, Diagnostic> {
-        let text = self.text(node, &format!("the {what}"))?;
-        known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
-            let names: Vec<String> = known.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            let one_of = if names.len() > 1 { "one of " } else { "" };
-            let expected = format!("expected {one_of}{}", names.join(", "));
-            self.error(node.span(), format!("unknown {what} `{text}`"), expected)
         })
     }
 

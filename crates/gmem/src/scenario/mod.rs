@@ -7,7 +7,7 @@
 //! [machine]                     # all optional; these are the defaults
 //! kernel = "7.3"
 //! stage2 = "npt"
-//! memory = "3G"
+//! memory = "3G"                 # and the other facts of `facts::FACTS`
 //!
 //! [setup]                       # one after the other, before the threads
 //! run = """
@@ -37,7 +37,6 @@ mod diagnostic;
 pub mod expectation;
 mod file;
 mod line;
-mod machine;
 mod offsets;
 pub mod print;
 pub mod words;
@@ -46,9 +45,9 @@ pub use diagnostic::Diagnostic;
 pub use expectation::{Expectation, Outcome, Pattern};
 pub use file::{THREADS_MAX, parse};
 pub use line::{LineError, ParsedLine, parse_line};
-pub use machine::MachineSpec;
 pub use print::print;
 
+use crate::kvm::config::MachineConfig;
 use crate::ops::Op;
 
 /// A scenario.
@@ -59,7 +58,7 @@ pub struct Scenario {
     /// What it shows, in a sentence.
     pub teaches: Option<String>,
     /// The machine that it runs on.
-    pub machine: MachineSpec,
+    pub machine: MachineConfig,
     /// What is done before the threads start.
     pub setup: Vec<Step>,
     /// What is done at the same time, in the order of the file.

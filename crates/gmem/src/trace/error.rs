@@ -53,6 +53,14 @@ pub enum TraceErrorKind {
         /// What it holds.
         found: String,
     },
+    /// The header describes a machine that does not exist.
+    #[error("field `{field}`: {message}")]
+    Machine {
+        /// The field's name.
+        field: String,
+        /// What was found and expected.
+        message: String,
+    },
     /// A recorded answer is malformed.
     #[error("field `{field}`: {message}")]
     Answer {
@@ -76,3 +84,13 @@ pub enum TraceErrorKind {
         expected: u64,
     },
 }
+
+impl TraceError {
+    /// Whether the trace begins with an operation instead of a header.
+    pub fn is_headless(&self) -> bool {
+        matches!(self.kind, TraceErrorKind::NoHeader(found) if found == AN_OPERATION)
+    }
+}
+
+/// What [`TraceErrorKind::NoHeader`] found where only the header is missing.
+pub(super) const AN_OPERATION: &str = "an operation";

@@ -14,7 +14,7 @@ pub(crate) struct Source<'a> {
     pub(crate) text: &'a str,
 }
 
-type Failure = (usize, TraceErrorKind);
+pub(crate) type Failure = (usize, TraceErrorKind);
 
 /// An operation of a trace. The recorded answer is not looked at until [`Line::recorded`] is asked for it.
 #[derive(Clone, Debug)]

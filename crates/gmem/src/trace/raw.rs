@@ -3,6 +3,7 @@
 //! Keeping the text lets a trace be printed again byte for byte; keeping the place lets an error point at the member.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -16,6 +17,7 @@ pub(crate) struct Member<'a> {
 }
 
 /// The members of an object in their order.
+#[derive(Default)]
 pub(crate) struct Members<'a>(pub(crate) Vec<Member<'a>>);
 
 /// A key, borrowed unless it has escapes.
@@ -67,10 +69,8 @@ impl<'a> Members<'a> {
 
     /// A key that comes twice, with the text of its second value.
     pub(crate) fn duplicate(&self) -> Option<&Member<'a>> {
-        self.0
-            .iter()
-            .enumerate()
-            .find_map(|(i, member)| self.0[..i].iter().any(|earlier| earlier.key == member.key).then_some(member))
+        let mut seen = BTreeSet::new();
+        self.0.iter().find(|member| !seen.insert(&member.key))
     }
 }
 

@@ -38,21 +38,7 @@ impl<R: BufRead> Reader<R> {
     /// # Errors
     /// If the first line that is not empty cannot be read or is no header of a trace of this version.
     pub fn new(file: impl Into<String>, input: R) -> Result<Self, TraceError> {
-        let mut reader = Reader {
-            input,
-            file: file.into(),
-            header: Header {
-                name: String::new(),
-                family: String::new(),
-                kernel: String::new(),
-                arch: String::new(),
-                stage2: String::new(),
-            },
-            header_text: String::new(),
-            buffer: Vec::new(),
-            number: 0,
-            failed: false,
-        };
+        let mut reader = Reader::headless(file, Header::default(), input);
         let Some(text) = reader.next_text()? else {
             let number = reader.number.max(1);
             return Err(reader.error(number, 1, TraceErrorKind::NoHeader("an empty file")));
@@ -63,6 +49,12 @@ impl<R: BufRead> Reader<R> {
         }
         reader.header_text = text;
         Ok(reader)
+    }
+
+    /// Reads operations that have no header before them; `header` is what it would say.
+    pub fn headless(file: impl Into<String>, header: Header, input: R) -> Self {
+        let file = file.into();
+        Reader { input, file, header, header_text: String::new(), buffer: Vec::new(), number: 0, failed: false }
     }
 
     /// Where the trace comes from.

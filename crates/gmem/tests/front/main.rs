@@ -4,6 +4,7 @@
 
 mod cli;
 mod expectation_errors;
+mod machines;
 mod operations;
 mod recordings;
 mod replay;

@@ -152,6 +152,7 @@ fn differences_are_shown_with_both_sides() {
         {
           "files": 2,
           "operations": 55,
+          "answers_compared": 55,
           "answers_agree": 55,
           "stage2_compared": 55,
           "stage2_agree": 42,
@@ -159,6 +160,7 @@ fn differences_are_shown_with_both_sides() {
             "life": {
               "files": 2,
               "operations": 55,
+              "answers_compared": 55,
               "answers_agree": 55,
               "stage2_compared": 55,
               "stage2_agree": 42

@@ -140,13 +140,13 @@ fn sections_and_keys() {
           |        ^ expected the scenario's name, in quotes"#]],
     );
     check(
-        "[machine]\nkernel = '7.2'\n",
+        "[machine]\nkernel = '6.7'\n",
         expect![[r#"
-            error: unknown kernel `7.2`
+            error: Linux 6.7 is older than 6.8, the first release with guest_memfd
              --> bad.toml:2:10
               |
-            2 | kernel = '7.2'
-              |          ^^^^^ expected "7.3""#]],
+            2 | kernel = '6.7'
+              |          ^^^^^ expected a release such as "7.3""#]],
     );
     check(
         "[machine]\nkernel = 7.3\n",
@@ -158,13 +158,13 @@ fn sections_and_keys() {
           |          ^^^ expected the kernel, in quotes"#]],
     );
     check(
-        "[machine]\nstage2 = 'shadow'\n",
+        "[machine]\nstage2 = 'shadwo'\n",
         expect![[r#"
-        error: unknown second stage `shadow`
-         --> bad.toml:2:10
-          |
-        2 | stage2 = 'shadow'
-          |          ^^^^^^^^ expected one of "npt", "ept""#]],
+            error: unknown second stage `shadwo`
+             --> bad.toml:2:10
+              |
+            2 | stage2 = 'shadwo'
+              |          ^^^^^^^^ expected one of "npt", "ept", "shadow""#]],
     );
     check(
         "[machine]\nmemory = '3 GB'\n",
@@ -192,6 +192,60 @@ fn sections_and_keys() {
           |
         2 | memory = 4095
           |          ^^^^ expected a size such as "3G" or 0x1000_0000, from one page to 1T"#]],
+    );
+    check(
+        "[machine]\nthp = 'madvise'\n",
+        expect![[r#"
+        error: [machine] has no key `thp`
+         --> bad.toml:2:1
+          |
+        2 | thp = 'madvise'
+          | ^^^ expected one of kernel, stage2, memory, maxphyaddr, transparent_hugepage, sw_protected_vm, memory_attributes, eager_page_split, smm, max_vcpus, files_max"#]],
+    );
+    check(
+        "[machine]\ntransparent_hugepage = 'sometimes'\n",
+        expect![[r#"
+        error: this is no setting of transparent huge pages
+         --> bad.toml:2:24
+          |
+        2 | transparent_hugepage = 'sometimes'
+          |                        ^^^^^^^^^^^ expected one of "always", "madvise", "never""#]],
+    );
+    check(
+        "[machine]\nsw_protected_vm = 0\n",
+        expect![[r#"
+        error: this is no switch
+         --> bad.toml:2:19
+          |
+        2 | sw_protected_vm = 0
+          |                   ^ expected true or false"#]],
+    );
+    check(
+        "[machine]\nmaxphyaddr = 64\n",
+        expect![[r#"
+        error: this is no width of addresses
+         --> bad.toml:2:14
+          |
+        2 | maxphyaddr = 64
+          |              ^^ expected a number of bits from 36 to 52"#]],
+    );
+    check(
+        "[machine]\nmaxphyaddr = 36\nmemory = '128G'\n",
+        expect![[r#"
+        error: there is no such machine
+         --> bad.toml:1:1
+          |
+        1 | [machine]
+          | ^^^^^^^^^ the memory is larger than maxphyaddr reaches"#]],
+    );
+    check(
+        "[machine]\nkernel = 'new'\n",
+        expect![[r#"
+        error: `new` is no Linux release; expected one such as 6.18 or 7.3.4
+         --> bad.toml:2:10
+          |
+        2 | kernel = 'new'
+          |          ^^^^^ expected a release such as "7.3""#]],
     );
     let many: String = (0..64).map(|i| format!("[thread.t{i}]\nrun = 'close a'\n")).collect();
     check(

@@ -252,6 +252,16 @@ fn a_line_of_the_limit_passes() {
     assert!(read(format!("{HEADER}\n{line}{padding} \n").as_bytes()).is_err());
 }
 
+#[test]
+fn a_line_of_very_many_members_is_read_in_no_time() {
+    // As many as a line has room for. Comparing each with each would take a minute.
+    let members: String = (0..90_000).map(|n| format!("\"{n}\":0,")).collect();
+    let line = |tail: &str| format!("{HEADER}\n{{{members}\"op\":\"close\",\"fd\":\"g0\"{tail}}}\n");
+    assert_eq!(read(line("").as_bytes()).unwrap(), 1);
+    let error = read(line(",\"89999\":1").as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("field `89999` comes twice"), "{error}");
+}
+
 proptest! {
     /// Recorded lines with bytes changed, removed and added: an error or not, but no panic.
     #[test]
@@ -267,4 +277,68 @@ proptest! {
         bytes.splice(at..end, insert);
         let _ = read(&bytes);
     }
+}
+
+#[test]
+fn machines() {
+    let check = |members: &str, expected: Expect| {
+        let header = format!(r#"{{"trace": 1, "name": "t", "family": "f", "arch": "x86_64", {members}}}"#);
+        check_file(header.as_bytes(), expected);
+    };
+    check(
+        r#""kernel": "6.1.170", "stage2": "npt""#,
+        expect!["bad.jsonl:1:70: field `kernel`: Linux 6.1.170 is older than 6.8, the first release with guest_memfd"],
+    );
+    check(
+        r#""kernel": "linux", "stage2": "npt""#,
+        expect!["bad.jsonl:1:70: field `kernel`: `linux` is no Linux release; expected one such as 6.18 or 7.3.4"],
+    );
+    check(
+        r#""kernel": "7.x", "stage2": "npt""#,
+        expect!["bad.jsonl:1:70: field `kernel`: `7.x` is no Linux release; expected one such as 6.18 or 7.3.4"],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "tdp""#,
+        expect!["bad.jsonl:1:87: field `stage2`: expected one of npt, ept, shadow, found `tdp`"],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": []"#,
+        expect![[
+            r#"bad.jsonl:1:105: field `machine`: expected an object such as {"memory": 3221225472}, found the list []"#
+        ]],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": {"memroy": 4096}"#,
+        expect![
+            "bad.jsonl:1:116: field `machine`: no fact `memroy`; did you mean `memory`?; expected one of memory, maxphyaddr, transparent_hugepage, sw_protected_vm, memory_attributes, eager_page_split, smm, max_vcpus, files_max"
+        ],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": {"memory": 4096, "memory": 8192}"#,
+        expect!["bad.jsonl:1:132: field `memory` comes twice"],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": {"memory": 4095}"#,
+        expect![[
+            r#"bad.jsonl:1:116: field `machine.memory`: expected a size such as "3G" or 0x1000_0000, from one page to 1T, found 4095"#
+        ]],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": {"memory": 99999999999999999999}"#,
+        expect![[
+            r#"bad.jsonl:1:116: field `machine.memory`: expected a size such as "3G" or 0x1000_0000, from one page to 1T, found 99999999999999999999"#
+        ]],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": {"transparent_hugepage": true}"#,
+        expect![[
+            r#"bad.jsonl:1:130: field `machine.transparent_hugepage`: expected one of "always", "madvise", "never", found true"#
+        ]],
+    );
+    check(
+        r#""kernel": "7.3", "stage2": "npt", "machine": {"memory_attributes": false}"#,
+        expect![
+            "bad.jsonl:1:105: field `machine`: a kernel with software-protected VMs has memory attributes: sw_protected_vm needs memory_attributes"
+        ],
+    );
 }

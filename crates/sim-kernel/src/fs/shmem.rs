@@ -58,6 +58,8 @@ pub struct Shmem {
     i_mmap: Arc<IMmap>,
     /// `f_pos`, here because a memory file is only ever opened once.
     position: parking_lot::Mutex<u64>,
+    /// `st_mode`.
+    mode: u32,
 }
 
 impl Cache {
@@ -92,7 +94,14 @@ impl Shmem {
             cache: Mutex::new(cx, "i_pages", Cache { size, ..Cache::default() }),
             i_mmap: Arc::new(IMmap::new(cx)),
             position: parking_lot::Mutex::new(0),
+            mode: 0o100_777,
         }
+    }
+
+    /// The file without its execute bits, as `MFD_NOEXEC_SEAL` makes it.
+    #[must_use]
+    pub fn not_executable(self) -> Shmem {
+        Shmem { mode: 0o100_666, ..self }
     }
 
     /// `shmem_zero_setup`: the file behind shared anonymous memory; its inode number cannot be seen.
@@ -328,7 +337,7 @@ impl FileOperations for Shmem {
         let cache = self.cache.lock(cx);
         Stat {
             ino: self.ino,
-            mode: 0o100_777,
+            mode: self.mode,
             nlink: 0,
             size: cache.size,
             blksize: PAGE_SIZE,
@@ -380,6 +389,11 @@ impl FileOperations for Shmem {
                 bytes.resize(bytes.len() + count as usize, 0);
                 continue;
             };
+            if count == PAGE_SIZE {
+                self.phys.read_page(cx, pfn, &mut bytes);
+                self.put_folio(cx, pfn);
+                continue;
+            }
             for word in (from / WORD)..(from + count).div_ceil(WORD) {
                 let value = self.phys.read_u32(cx, pfn, word * WORD).to_le_bytes();
                 let wanted = (word * WORD..).zip(value).filter(|(at, _)| (from..from + count).contains(at));

@@ -56,14 +56,18 @@ impl Mm {
         let look = {
             let mut tables = self.page_table_lock.lock(cx);
             let look = tables.look(hva);
-            if look == Look::NoTable && tables.count() >= self.phys.total_frames() {
+            if look == Look::NoTable && !tables.has_room(&self.phys) {
                 return Err(VmFault::Oom);
             }
             tables.reach(hva);
             look
         };
+        let huge = look == Look::NoTable && self.is_huge_capable(vma, hva);
+        if vma.backing.is_none() && (write || huge) {
+            vma.anon_vma.prepare();
+        }
         match look {
-            Look::NoTable if Mm::is_huge_capable(vma, hva) && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
+            Look::NoTable if huge && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
             Look::NoTable | Look::Small(Pte::NONE) if vma.backing.is_none() => {
                 self.do_anonymous_page(cx, hva, write)?
             }
@@ -78,7 +82,7 @@ impl Mm {
 
     /// `do_anonymous_page`: the zero page for a read, a new zeroed page for a write.
     fn do_anonymous_page(&self, cx: &Cx<'_>, hva: Hva, write: bool) -> Result<(), VmFault> {
-        self.page_table_lock.lock(cx).make_table(hva);
+        self.page_table_lock.lock(cx).make_table(&self.phys, hva)?;
         let new = if write {
             Pte::new(self.phys.alloc_zeroed()?, OWN)
         } else {
@@ -144,7 +148,12 @@ impl Mm {
             }
             None => Pte::new(pfn, PteFlags::empty()).with_access(true, vma.shared && vma.prot.contains(Prot::WRITE)),
         };
-        self.page_table_lock.lock(cx).make_table(hva);
+        let table = self.page_table_lock.lock(cx).make_table(&self.phys, hva);
+        if let Err(errno) = table {
+            self.phys.unlock(cx, pfn);
+            self.phys.put(cx, pfn);
+            return Err(errno.into());
+        }
         let installed = self.install(cx, hva, new);
         self.phys.unlock(cx, pfn);
         // The page's reference went into the entry, unless a copy did or nothing.

@@ -1,7 +1,7 @@
 //! Transparent huge pages (`mm/huge_memory.c`): faults that fill a whole 2 MiB entry, copy on write of the huge zero page,
 //! splitting, and `MADV_COLLAPSE` (`mm/khugepaged.c`).
 //!
-//! Huge pages are "always" on and only for private anonymous memory. Simplified: a huge page is 512 independent frames from
+//! Huge pages are only for private anonymous memory. Simplified: the setting is that of all sizes at once; a huge page is 512 independent frames from
 //! the start, so splitting changes page tables only; nothing collapses in the background.
 
 use super::fault::VmFault;
@@ -10,6 +10,34 @@ use super::pgtable::{Look, MmuGather, Pte, PteFlags};
 use super::vma::{HugeAdvice, Vma};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 
+/// When a fault makes a huge page (`/sys/kernel/mm/transparent_hugepage/enabled`). `MADV_COLLAPSE` does not ask.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Thp {
+    /// Wherever one fits, unless the area is advised against it.
+    #[default]
+    Always,
+    /// Where the area is advised (`MADV_HUGEPAGE`).
+    Madvise,
+    /// Nowhere.
+    Never,
+}
+
+/// How a host treats transparent huge pages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct HugePageRules {
+    /// When a fault makes one.
+    pub enabled: Thp,
+    /// Collapsing a range that ends in the block in which it begins fails with `EINVAL`, instead of having nothing to do: an unsigned
+    /// difference in `madvise_collapse` that wrapped, up to 6.18 at least.
+    pub collapse_needs_block: bool,
+}
+
+impl Thp {
+    /// Every setting with the word that the file has for it.
+    pub const ALL: [(&'static str, Thp); 3] =
+        [("always", Thp::Always), ("madvise", Thp::Madvise), ("never", Thp::Never)];
+}
+
 /// The block around an address.
 pub(super) fn block_of(hva: Hva) -> HvaRange {
     HvaRange::new(hva.pmd_base(), hva.pmd_base() + PMD_SIZE)
@@ -17,8 +45,13 @@ pub(super) fn block_of(hva: Hva) -> HvaRange {
 
 impl Mm {
     /// Whether a fault may fill the whole 2 MiB entry (`thp_vma_allowable_order`), given that the entry is empty.
-    pub(super) fn is_huge_capable(vma: &Vma, hva: Hva) -> bool {
-        vma.backing.is_none() && vma.advice != HugeAdvice::NoHuge && vma.contains_block(hva)
+    pub(super) fn is_huge_capable(&self, vma: &Vma, hva: Hva) -> bool {
+        let advised = match self.huge_pages.enabled {
+            Thp::Always => vma.advice != HugeAdvice::NoHuge,
+            Thp::Madvise => vma.advice == HugeAdvice::Huge,
+            Thp::Never => false,
+        };
+        vma.backing.is_none() && advised && vma.contains_block(hva)
     }
 
     /// `do_huge_pmd_anonymous_page`: fills an empty 2 MiB entry. False if no huge page can be had.
@@ -72,7 +105,7 @@ impl Mm {
     /// `__split_huge_pmd`: raises a notifier over the block of the address and, if a huge page is there, splits it.
     pub(super) fn split_huge_pmd(&self, cx: &Cx<'_>, hva: Hva) {
         let invalidation = self.invalidate_start(cx, block_of(hva));
-        self.page_table_lock.lock(cx).split(hva, self.zero);
+        self.page_table_lock.lock(cx).split(&self.phys, hva, self.zero);
         self.invalidate_end(cx, invalidation);
     }
 
@@ -90,16 +123,20 @@ impl Mm {
     /// `madvise_collapse`: makes a huge page of each whole block of the range inside the area.
     ///
     /// # Errors
-    /// `EINVAL` if the area cannot have huge pages or a block has nothing to collapse; `ENOMEM` if no huge page is left.
+    /// `EINVAL` if the area cannot have huge pages, never had memory of its own, or a block has nothing to collapse; `ENOMEM` if no huge page is left.
     pub(super) fn madvise_collapse(&self, cx: &Cx<'_>, vma: &Vma, range: HvaRange) -> Result<(), Errno> {
         let round_up = |hva: Hva| hva.0.checked_next_multiple_of(PMD_SIZE).unwrap_or(u64::MAX);
         let has_block = round_up(vma.range.start).saturating_add(PMD_SIZE) <= vma.range.end.0;
-        if vma.backing.is_some() || vma.advice == HugeAdvice::NoHuge || !has_block {
+        let eligible = vma.backing.is_none() && vma.advice != HugeAdvice::NoHuge && vma.anon_vma.is_prepared();
+        if !eligible || !has_block {
+            return Err(Errno::EINVAL);
+        }
+        let mut at = Hva(round_up(range.start));
+        let end = range.end.pmd_base();
+        if at > end && self.huge_pages.collapse_needs_block {
             return Err(Errno::EINVAL);
         }
         let mut result = Ok(());
-        let mut at = Hva(round_up(range.start));
-        let end = range.end.pmd_base();
         while at < end {
             // Empty stretches fail as a whole: every block in them would.
             let next = self.page_table_lock.lock(cx).next_block(at, end);

@@ -22,7 +22,7 @@ impl Mm {
     /// walk: `EINVAL` for a locked area (drop, free, cold, reclaim, remove), for freeing
     /// lazily what is not private anonymous memory, for removing without a file, for collapsing where that
     /// cannot be; `EACCES` for removing from a private mapping; what the file's `fallocate` says. Populating: `ENOMEM` at a hole,
-    /// `EFAULT` where an access would get a signal, `EHWPOISON`.
+    /// `EINVAL` where the right is missing, `EFAULT` where an access would get `SIGBUS`, `EHWPOISON`.
     pub fn madvise(&self, cx: &Cx<'_>, start: Hva, len: u64, advice: Advice) -> Result<(), Errno> {
         if matches!(advice, Advice::Hwpoison | Advice::SoftOffline) || !start.is_page_aligned() {
             return Err(Errno::EINVAL);
@@ -159,7 +159,7 @@ impl Mm {
             let tree = self.mmap_lock.read(cx);
             let vma = tree.find(at).ok_or(Errno::ENOMEM)?;
             if !vma.prot.contains(right) {
-                return Err(Errno::EFAULT);
+                return Err(Errno::EINVAL);
             }
             at = self.faultin_page(cx, vma, at, write).map_err(GupError::errno)?;
         }

@@ -4,7 +4,7 @@
 
 use super::mm::Mm;
 use super::vma::Vma;
-use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE};
+use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, TASK_SIZE};
 use std::collections::BTreeSet;
 
 impl Mm {
@@ -21,6 +21,10 @@ impl Mm {
         let end =
             pages.checked_mul(PAGE_SIZE).and_then(|len| start.0.checked_add(len)).map(Hva).ok_or(Errno::ENOMEM)?;
         let range = HvaRange::new(start, end);
+        // `access_ok`, which looks at the address even if there is nothing to look at behind it.
+        if range.end.0 > TASK_SIZE {
+            return Err(Errno::ENOMEM);
+        }
         let tree = self.mmap_lock.read(cx);
         if !tree.covers(range) {
             return Err(Errno::ENOMEM);

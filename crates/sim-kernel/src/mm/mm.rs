@@ -5,6 +5,7 @@
 //!
 //! Simplified: one page-table lock per process, no per-area locks, no swap, no `fork`.
 
+use super::huge_memory::HugePageRules;
 use super::notifier::{MmuNotifier, Notifiers};
 use super::pgtable::PageTables;
 use super::phys::PhysMem;
@@ -185,6 +186,7 @@ pub struct Mm {
     pub(super) phys: Arc<PhysMem>,
     /// The zero page.
     pub(super) zero: Pfn,
+    pub(super) huge_pages: HugePageRules,
     /// Written by calls that change areas, read by faults.
     pub(super) mmap_lock: RwLock<VmaTree>,
     /// A leaf: nothing is acquired inside, so it may be taken under KVM's `mmu_lock`.
@@ -194,15 +196,24 @@ pub struct Mm {
 }
 
 impl Mm {
-    /// An empty address space on this host's memory, where the zero page exists from now on.
+    /// An empty address space on this host's memory, where the zero page exists from now on, with huge pages wherever they fit.
     ///
     /// # Panics
     /// If the host has no frame for the zero page.
     pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>) -> Arc<Mm> {
+        Mm::with_huge_pages(cx, phys, HugePageRules::default())
+    }
+
+    /// The same on a host with these rules for transparent huge pages.
+    ///
+    /// # Panics
+    /// As [`Mm::new`].
+    pub fn with_huge_pages(cx: &Cx<'_>, phys: Arc<PhysMem>, huge_pages: HugePageRules) -> Arc<Mm> {
         let zero = phys.zero_page().expect("a host has a frame for its zero page");
         Arc::new_cyclic(|me| Mm {
             phys,
             zero,
+            huge_pages,
             mmap_lock: RwLock::new(cx, "mmap_lock", VmaTree::default()),
             page_table_lock: Mutex::new(cx, "page_table_lock", PageTables::new()),
             notifiers: Notifiers::new(cx),

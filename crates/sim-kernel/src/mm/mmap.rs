@@ -9,9 +9,9 @@
 
 use super::mm::{Mm, MmapArgs};
 use super::pgtable::{MmuGather, Zap};
-use super::vma::{Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
+use super::vma::{AnonVma, Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::fs::{File, MmapRequest, Shmem};
-use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
+use crate::{Cx, Errno, Hva, HvaRange, MMAP_BASE, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
 use std::sync::Arc;
 
 /// Unmapped bytes between separate mappings.
@@ -49,9 +49,7 @@ impl Mm {
         if tree.len() > MAP_COUNT_MAX {
             return Err(Errno::ENOMEM);
         }
-        // The process's own stack is above.
-        let top = Hva(TASK_SIZE & !(PMD_SIZE - 1));
-        let start = tree.unmapped_area(len, args.align, GAP, LOWEST, top).ok_or(Errno::ENOMEM)?;
+        let start = tree.unmapped_area(len, args.align, GAP, LOWEST, Hva(MMAP_BASE)).ok_or(Errno::ENOMEM)?;
         let backing = match args.file {
             Some(file) => Some(map_file(cx, file, len, args)?),
             // Anonymous memory that could be shared with a child is a file without a name.
@@ -68,6 +66,7 @@ impl Mm {
             advice: HugeAdvice::default(),
             reads: ReadAdvice::default(),
             locked: false,
+            anon_vma: AnonVma::default(),
             backing,
         };
         self.link(cx, &vma);
@@ -117,7 +116,7 @@ impl Mm {
         }
         let floor = tree.find_before(range.start).map_or(Hva(0), |vma| vma.range.end);
         let ceiling = tree.find_from(range.end).map_or(Hva(u64::MAX), |vma| vma.range.start);
-        self.page_table_lock.lock(cx).free_tables(range, floor, ceiling);
+        self.page_table_lock.lock(cx).free_tables(&self.phys, range, floor, ceiling);
         gather.finish(cx, &self.phys);
         for vma in gone {
             if let Some(backing) = vma.backing {

@@ -24,6 +24,7 @@ mod vma_modify;
 mod zap;
 mod zero;
 
+pub use huge_memory::{HugePageRules, Thp};
 pub use i_mmap::IMmap;
 pub use mm::{Advice, GupError, GupFlags, GupPage, HostLevel, Mm, MmapArgs, Signal};
 pub use notifier::MmuNotifier;

@@ -6,10 +6,12 @@
 //!
 //! Of the upper levels only one thing matters: whether the page that holds the 2 MiB entries of a 1 GiB region exists.
 //!
-//! Simplified: tables are no frames of the host; a process may have as many as the host has frames.
+//! Simplified: tables are no frames of the host, but are counted with those that are ([`PhysMem::tables_max`]); a process may have as
+//! many huge pages, zero pages included, as the host has frames. Beyond either a fault is out of memory.
 
 use super::phys::PhysMem;
-use crate::{Cx, Hva, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn, TASK_SIZE};
+use crate::{Cx, Errno, Hva, HvaRange, MMAP_BASE, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PUD_SIZE, Pfn};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 bitflags::bitflags! {
@@ -148,7 +150,7 @@ impl PageTables {
     /// Tables of a fresh process: it has run, so its stack and libraries, which are not modelled otherwise, have made the tables
     /// of the topmost region.
     pub(super) fn new() -> PageTables {
-        PageTables { puds: BTreeSet::from([(TASK_SIZE - 1) / PUD_SIZE]), ..PageTables::default() }
+        PageTables { puds: BTreeSet::from([(MMAP_BASE - 1) / PUD_SIZE]), ..PageTables::default() }
     }
 
     /// What is mapped at the address.
@@ -187,9 +189,9 @@ impl PageTables {
         Some(block(number)).filter(|b| b.start < end)
     }
 
-    /// Pages that the tables take; a huge page has one put by, for when it is split.
-    pub(super) fn count(&self) -> u64 {
-        (self.pmds.len() + self.puds.len()) as u64
+    /// Whether another empty 2 MiB entry may be filled: a huge page has a table put by, for when it is split.
+    pub(super) fn has_room(&self, phys: &PhysMem) -> bool {
+        ((self.pmds.len() + self.puds.len()) as u64) < phys.total_frames()
     }
 
     /// Makes the upper tables for the address, as every fault does first.
@@ -198,9 +200,16 @@ impl PageTables {
     }
 
     /// Makes the page table for the address if its 2 MiB entry is empty (`pte_alloc`).
-    pub(super) fn make_table(&mut self, hva: Hva) {
+    ///
+    /// # Errors
+    /// `ENOMEM` if there are too many tables.
+    pub(super) fn make_table(&mut self, phys: &PhysMem, hva: Hva) -> Result<(), Errno> {
         self.reach(hva);
-        self.pmds.entry(hva.0 / PMD_SIZE).or_insert_with(|| Pmd::Table(PteTable::empty()));
+        if let Entry::Vacant(entry) = self.pmds.entry(hva.0 / PMD_SIZE) {
+            phys.charge_table()?;
+            entry.insert(Pmd::Table(PteTable::empty()));
+        }
+        Ok(())
     }
 
     /// Replaces a 4 KiB entry and counts the map; returns the old one, whose reference is the caller's now.
@@ -244,7 +253,7 @@ impl PageTables {
 
     /// `__split_huge_pmd_locked`: the huge page of the address becomes 512 pages with the same rights, the huge zero page 512
     /// zero pages. Returns whether there was one.
-    pub(super) fn split(&mut self, hva: Hva, zero: Pfn) -> bool {
+    pub(super) fn split(&mut self, phys: &PhysMem, hva: Hva, zero: Pfn) -> bool {
         let Some(pmd) = self.pmds.get_mut(&(hva.0 / PMD_SIZE)) else { return false };
         let &mut Pmd::Huge(huge) = pmd else { return false };
         let mut table = PteTable::empty();
@@ -253,6 +262,7 @@ impl PageTables {
             *pte = Pte::new(pfn, huge.flags());
         }
         *pmd = Pmd::Table(table);
+        phys.charge_deposited_table();
         true
     }
 
@@ -263,6 +273,7 @@ impl PageTables {
     pub(super) fn collapse(&mut self, phys: &PhysMem, hva: Hva, new: Pte, gather: &mut MmuGather) {
         let old = self.pmds.insert(hva.0 / PMD_SIZE, Pmd::Huge(new));
         let Some(Pmd::Table(table)) = old else { panic!("only a page table collapses") };
+        phys.uncharge_table();
         for pte in table.0.into_iter().filter(|pte| !pte.is_none()) {
             drop_small(phys, pte, gather);
         }
@@ -301,8 +312,8 @@ impl PageTables {
                 whole && how.reclaim && table.0.iter().all(|pte| pte.is_none())
             }
         };
-        if empty {
-            self.pmds.remove(&number);
+        if empty && let Some(Pmd::Table(_)) = self.pmds.remove(&number) {
+            phys.uncharge_table();
         }
     }
 
@@ -328,20 +339,21 @@ impl PageTables {
 
     /// `free_pgtables`: frees the emptied tables of an unmapped range that lie wholly between the neighbouring areas, of which
     /// the lower ends at `floor` and the upper starts at `ceiling`.
-    pub(super) fn free_tables(&mut self, range: HvaRange, floor: Hva, ceiling: Hva) {
+    pub(super) fn free_tables(&mut self, phys: &PhysMem, range: HvaRange, floor: Hva, ceiling: Hva) {
         let covered = range.start.0 / PMD_SIZE..range.end.0.div_ceil(PMD_SIZE);
         let numbers: Vec<u64> = self.pmds.range(covered).map(|(n, _)| *n).collect();
         for number in numbers {
             let block = block(number);
             if block.start >= floor && block.end <= ceiling {
                 let Some(Pmd::Table(table)) = self.pmds.remove(&number) else { panic!("{block:?} was not zapped") };
+                phys.uncharge_table();
                 assert!(
                     table.0.iter().all(|pte| pte.is_none()),
                     "the page table of {block:?} is freed with pages in it"
                 );
             }
         }
-        let kept = (TASK_SIZE - 1) / PUD_SIZE;
+        let kept = (MMAP_BASE - 1) / PUD_SIZE;
         self.puds.retain(|pud| {
             let (start, end) = (pud * PUD_SIZE, (pud + 1) * PUD_SIZE);
             let unmapped = start < range.end.0 && range.start.0 < end && start >= floor.0 && end <= ceiling.0;
@@ -351,6 +363,10 @@ impl PageTables {
 }
 
 fn count_maps(phys: &PhysMem, huge: Pte, count: impl Fn(&PhysMem, Pfn)) {
+    // Maps of the zero pages are not counted.
+    if huge.has(PteFlags::ZERO) {
+        return;
+    }
     for i in 0..PAGES_PER_PMD {
         count(phys, huge.pfn() + i);
     }

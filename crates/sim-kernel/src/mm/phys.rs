@@ -7,6 +7,10 @@
 //! Simplified: no zones, no NUMA nodes, no buddy merging (512 single frames never become a huge page again), no reclaim. The
 //! allocator itself is not raced: taking and giving back a frame is part of the caller's step.
 //!
+//! Tables, of processes and of stage 2, may take a 128th of the frames ([`PhysMem::tables_max`]). The kernel has no such limit: it
+//! goes on until memory is used up and then kills somebody. Here work must end: a table maps 2 MiB even where all of it is
+//! one zero page, so that without a limit a single call could fill a terabyte, page by page.
+//!
 //! Two counts exist for checking only: `mapcount` (host page-table entries that name the frame) and `sptes` (stage-2 entries that
 //! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
 
@@ -17,6 +21,11 @@ use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use bytemuck::Zeroable;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Frames for each one that may be a table.
+const FRAMES_PER_TABLE: u64 = 128;
+/// Tables that a small host may have, as long as it has as many frames.
+const TABLES_ALWAYS: u64 = 64;
 
 /// 64-bit words in a page.
 pub const WORDS_PER_PAGE: usize = 512;
@@ -100,6 +109,8 @@ pub struct PhysMem {
     contents: Arena<PageBytes, 0>,
     zone: parking_lot::Mutex<Zone>,
     limit: u64,
+    /// Tables in use: frames with [`FrameFlags::TABLE`], and the page tables of processes, which are no frames.
+    tables: AtomicU64,
     locks: PageLocks,
     counts: ObjId,
     bytes: ObjId,
@@ -114,6 +125,7 @@ impl PhysMem {
             contents: Arena::new(),
             zone: Default::default(),
             limit: bytes / crate::PAGE_SIZE,
+            tables: AtomicU64::new(0),
             locks: PageLocks::new(cx, "folio_lock"),
             counts: cx.new_object("folio_ref"),
             bytes: cx.new_object("memory"),
@@ -143,6 +155,37 @@ impl PhysMem {
     /// Frames that can still be allocated.
     pub fn free_frames(&self) -> u64 {
         self.limit - self.zone.lock().used
+    }
+
+    /// How many tables there may be, of processes and of stage 2 together: enough to map four times the host's memory in small
+    /// pages.
+    pub fn tables_max(&self) -> u64 {
+        (self.limit / FRAMES_PER_TABLE).max(self.limit.min(TABLES_ALWAYS))
+    }
+
+    /// Tables in use.
+    pub fn tables(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Counts a process's page table, for which no frame is taken.
+    ///
+    /// # Errors
+    /// `ENOMEM` if there are [`PhysMem::tables_max`].
+    pub(super) fn charge_table(&self) -> Result<(), Errno> {
+        let more = |tables: u64| (tables < self.tables_max()).then_some(tables + 1);
+        self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ()).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
+    pub(super) fn charge_deposited_table(&self) {
+        self.tables.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A table that was counted is gone.
+    pub(super) fn uncharge_table(&self) {
+        let old = self.tables.fetch_sub(1, Ordering::Relaxed);
+        assert!(old != 0, "more tables were given back than taken");
     }
 
     fn new_block(&self, zone: &mut Zone) -> u32 {
@@ -236,13 +279,17 @@ impl PhysMem {
     /// One frame for a page table, every word set to `fill`, with one reference.
     ///
     /// # Errors
-    /// `ENOMEM` if all memory is in use.
+    /// `ENOMEM` if all memory is in use, or there are [`PhysMem::tables_max`] tables.
     pub fn alloc_table(&self, fill: u64) -> Result<Pfn, Errno> {
+        self.charge_table()?;
         let buffer = self.contents.alloc();
         for word in &self.contents.get(buffer).0 {
             word.store(fill, Ordering::Relaxed);
         }
-        let pfn = self.alloc_with(FIRST_BUFFER + buffer).inspect_err(|_| self.contents.free(buffer))?;
+        let pfn = self.alloc_with(FIRST_BUFFER + buffer).inspect_err(|_| {
+            self.contents.free(buffer);
+            self.uncharge_table();
+        })?;
         self.frame(pfn).flags_index.fetch_or(FrameFlags::TABLE.bits(), Ordering::Relaxed);
         Ok(pfn)
     }
@@ -314,6 +361,9 @@ impl PhysMem {
         assert_eq!(self.mapcount(pfn), 0, "INV-203: {pfn:?} is freed while a host page table names it");
         assert_eq!(self.spte_count(pfn), 0, "INV-203: {pfn:?} is freed while a stage-2 entry names it");
         assert_eq!(frame.mapping.load(Ordering::Relaxed), 0, "INV-105: {pfn:?} is freed while a page cache holds it");
+        if flags.contains(FrameFlags::TABLE) {
+            self.uncharge_table();
+        }
         let content = frame.content.swap(UNDEFINED, Ordering::Relaxed);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
@@ -543,6 +593,13 @@ impl PhysMem {
     /// Whether the frame's contents were never defined.
     pub fn is_undefined(&self, pfn: Pfn) -> bool {
         self.frame(pfn).content.load(Ordering::Acquire) == UNDEFINED
+    }
+
+    /// Appends all bytes of a frame to `bytes`. One step.
+    #[track_caller]
+    pub(crate) fn read_page(&self, cx: &Cx<'_>, pfn: Pfn, bytes: &mut Vec<u8>) {
+        cx.point_range(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        bytes.extend((0..WORDS_PER_PAGE).flat_map(|index| self.peek_u64(pfn, index).to_le_bytes()));
     }
 
     /// Reads the 64-bit word at byte `offset`, which must be a multiple of 8.

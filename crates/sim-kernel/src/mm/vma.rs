@@ -9,6 +9,7 @@ use crate::fs::File;
 use crate::{Hva, HvaRange, PAGE_SIZE, PMD_SIZE, Pgoff};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 bitflags::bitflags! {
     /// Access rights of a mapping (`PROT_*`).
@@ -78,6 +79,27 @@ pub(super) struct Backing {
     pub(super) pgoff: Pgoff,
 }
 
+/// Whether an area has an `anon_vma`, which the first fault makes that maps memory of the area's own. A fault only reads the areas, so it is set
+/// behind a shared reference. It does not tell areas apart: neighbours share one.
+#[derive(Debug, Default)]
+pub(super) struct AnonVma(AtomicBool);
+
+impl AnonVma {
+    pub(super) fn prepare(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_prepared(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Clone for AnonVma {
+    fn clone(&self) -> AnonVma {
+        AnonVma(AtomicBool::new(self.is_prepared()))
+    }
+}
+
 /// One area.
 #[derive(Clone, Debug)]
 pub(super) struct Vma {
@@ -87,6 +109,8 @@ pub(super) struct Vma {
     pub(super) advice: HugeAdvice,
     pub(super) reads: ReadAdvice,
     pub(super) locked: bool,
+    /// Pages of its own, or the huge zero page, were ever mapped here.
+    pub(super) anon_vma: AnonVma,
     /// `None`: anonymous memory.
     pub(super) backing: Option<Backing>,
 }
@@ -229,7 +253,11 @@ impl VmaTree {
             return None;
         }
         let (start, upper) = (lower.range.start, self.remove(at));
-        self.get_mut(start).range.end = upper.range.end;
+        let merged = self.get_mut(start);
+        merged.range.end = upper.range.end;
+        if upper.anon_vma.is_prepared() {
+            merged.anon_vma.prepare();
+        }
         Some(upper)
     }
 

@@ -2,7 +2,7 @@
 
 use super::script::check;
 use sim_kernel::fs::{Fault, FaultError, File, FileOperations, MmapRequest, Stat};
-use sim_kernel::mm::{FrameFlags, GupError, GupFlags, IMmap, Mm, MmapArgs, PhysMem, Prot, Signal};
+use sim_kernel::mm::{Advice, FrameFlags, GupError, GupFlags, IMmap, Mm, MmapArgs, PhysMem, Prot, Signal};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pgoff};
 use std::any::Any;
@@ -496,6 +496,56 @@ fn absurd_sizes() {
          mmap m 1 rw align 0 -> EINVAL
          mmap m 1 rw align 3 -> EINVAL",
     );
+}
+
+/// A process with `bytes` of untouched memory that never gets huge pages, on a host of 16 MiB, which may have 64 tables.
+fn with_small_pages(bytes: u64, body: impl FnOnce(&Cx<'_>, &Mm, sim_kernel::Hva)) {
+    Sim::sequential().solo(|cx| {
+        let mm = Mm::new(cx, Arc::new(PhysMem::new(cx, 16 << 20)));
+        assert_eq!(mm.phys().tables_max(), 64);
+        let args = MmapArgs { len: bytes, prot: Prot::RW, shared: false, file: None, offset: 0, align: 2 << 20 };
+        let hva = mm.mmap(cx, &args).unwrap();
+        mm.madvise(cx, hva, bytes, Advice::Nohugepage).unwrap();
+        body(cx, &mm, hva);
+        mm.exit_mmap(cx);
+        assert_eq!(mm.phys().tables(), 0, "every table is given back");
+    });
+}
+
+#[test]
+fn tables_come_to_an_end_before_untouched_memory_does() {
+    with_small_pages(1 << 40, |cx, mm, hva| {
+        assert_eq!(mm.madvise(cx, hva, 1 << 40, Advice::PopulateRead), Err(Errno::ENOMEM));
+        assert_eq!(mm.phys().tables(), 64);
+        assert_eq!(mm.mincore(cx, hva, 1 << 40).unwrap().len(), 64 * 512);
+        assert_eq!(mm.read_u32(cx, hva + (64 * (2 << 20) - 4)), Ok(0));
+        assert_eq!(mm.read_u32(cx, hva + 64 * (2 << 20)), Err(Signal::Sigbus));
+        // Stage 2 has the same tables to take from.
+        assert_eq!(mm.phys().alloc_table(0).err(), Some(Errno::ENOMEM));
+        mm.madvise(cx, hva, 2 << 20, Advice::Dontneed).unwrap();
+        let table = mm.phys().alloc_table(0).unwrap();
+        assert_eq!(mm.read_u32(cx, hva), Err(Signal::Sigbus));
+        mm.phys().put(cx, table);
+        assert_eq!(mm.read_u32(cx, hva), Ok(0));
+        assert_eq!(mm.mlock(cx, hva, 1 << 40), Err(Errno::EAGAIN));
+    });
+}
+
+#[test]
+fn splitting_and_collapsing_keep_the_count_of_tables() {
+    with_small_pages(4 << 20, |cx, mm, hva| {
+        mm.madvise(cx, hva, 4 << 20, Advice::Hugepage).unwrap();
+        mm.write_u32(cx, hva, 1).unwrap();
+        assert_eq!(mm.phys().tables(), 0, "the table of a huge page is put by and not counted");
+        mm.munmap(cx, hva + (1 << 20), 4096).unwrap();
+        assert_eq!(mm.phys().tables(), 1);
+        mm.write_u32(cx, hva + (2 << 20), 1).unwrap();
+        mm.mprotect(cx, hva + (2 << 20), 4096, Prot::READ).unwrap();
+        assert_eq!(mm.phys().tables(), 2);
+        mm.mprotect(cx, hva + (2 << 20), 4096, Prot::RW).unwrap();
+        mm.madvise(cx, hva + (2 << 20), 2 << 20, Advice::Collapse).unwrap();
+        assert_eq!(mm.phys().tables(), 1);
+    });
 }
 
 /// A file of one page, which the first faults find truncated and the later ones intact or poisoned.

@@ -73,6 +73,12 @@ impl TdpMmu {
                 drop(rcu);
                 return Ok(result);
             }
+            if iter.old_spte.is_leaf(iter.level) && !self.config().splits_on_fault {
+                if self.set_spte_atomic(cx, &mut iter, Spte::NONPRESENT, Frames::Count).is_err() {
+                    return Ok(RetPf::Retry);
+                }
+                flush.flush_remote_tlbs(cx);
+            }
             if !iter.old_spte.is_table(iter.level) {
                 let below = iter.level.down().expect("above the goal level");
                 let child = self.tables.alloc(iter.gfn, below, iter.as_id)?;

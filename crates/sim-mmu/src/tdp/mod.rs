@@ -47,6 +47,9 @@ pub struct TdpConfig {
     pub mmio_caching: bool,
     /// Split huge pages when dirty logging is enabled, not at the write fault.
     pub eager_page_split: bool,
+    /// A write fault on a write-protected huge leaf splits it, as the TDP MMU does (`tdp_mmu_split_huge_page`). Without it the leaf is dropped
+    /// and only the page of the fault is mapped again, as the shadow MMU does (`drop_large_spte`).
+    pub splits_on_fault: bool,
     /// Largest leaf that the processor supports.
     pub max_level: Level,
 }

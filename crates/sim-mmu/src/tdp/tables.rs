@@ -9,7 +9,7 @@ use crate::addr::{Gfn, Level, PT_ENTRIES};
 use crate::spte::Spte;
 use crate::stage2::SpteMasks;
 use bytemuck::Zeroable;
-use sim_kernel::mm::PhysMem;
+use sim_kernel::mm::{FrameFlags, PhysMem};
 use sim_kernel::sched::ObjId;
 use sim_kernel::sync::{Word, call_rcu};
 use sim_kernel::{Arena, Cx, Errno, Pfn};
@@ -264,16 +264,21 @@ impl Tables {
 
     /// The entry is a new leaf: its frames are named once more (and must be live, INV-203).
     pub(super) fn add_frames(&self, leaf: Spte, level: Level) {
-        for i in 0..level.span() {
+        for i in 0..self.counted(leaf, level) {
             self.phys.add_spte(leaf.pfn() + i);
         }
     }
 
     /// The entry is no leaf any more.
     pub(super) fn sub_frames(&self, leaf: Spte, level: Level) {
-        for i in 0..level.span() {
+        for i in 0..self.counted(leaf, level) {
             self.phys.sub_spte(leaf.pfn() + i);
         }
+    }
+
+    /// How many frames of a leaf are counted: none of the zero pages, which are always reserved as a whole.
+    fn counted(&self, leaf: Spte, level: Level) -> u64 {
+        if self.phys.flags(leaf.pfn()).contains(FrameFlags::RESERVED) { 0 } else { level.span() }
     }
 
     /// The statistics; the roots are the caller's to fill in.

@@ -77,6 +77,7 @@ pub(crate) fn config(kind: Stage2Kind) -> TdpConfig {
         max_gfn: Gfn(1 << 34),
         mmio_caching: true,
         eager_page_split: true,
+        splits_on_fault: true,
         max_level: Level::L1G,
     }
 }

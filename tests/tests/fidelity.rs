@@ -1,0 +1,188 @@
+//! `docs/fidelity.md` is true in what can be looked up: what it names as shown by exists, each behaviour has something that shows it, and
+//! nothing that shows something is forgotten.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A row of a table whose last column says what shows the behaviour.
+struct Row {
+    line: usize,
+    cells: Vec<String>,
+}
+
+impl Row {
+    fn shown_by(&self) -> &str {
+        self.cells.last().expect("a row has cells")
+    }
+
+    /// The texts in backquotes of the last column.
+    fn names(&self) -> Vec<&str> {
+        self.shown_by().split('`').skip(1).step_by(2).collect()
+    }
+
+    fn place(&self) -> String {
+        format!("docs/fidelity.md:{}: {}", self.line, self.cells[0])
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn page() -> String {
+    fs::read_to_string(root().join("docs/fidelity.md")).unwrap()
+}
+
+/// The rows of all tables; those of releases have eight columns.
+fn rows() -> Vec<Row> {
+    let text = page();
+    let mut rows = Vec::new();
+    let mut columns = 0;
+    for (number, line) in text.lines().enumerate() {
+        let Some(inside) = line.strip_prefix('|').and_then(|line| line.strip_suffix('|')) else {
+            columns = 0;
+            continue;
+        };
+        let cells: Vec<String> = inside.split('|').map(|cell| cell.trim().to_string()).collect();
+        if columns == 0 {
+            assert_eq!(
+                cells.last().map(String::as_str),
+                Some("shown by"),
+                "line {}: a table of something else",
+                number + 1
+            );
+            columns = cells.len();
+        } else if !cells[0].starts_with("---") {
+            assert_eq!(cells.len(), columns, "line {}: columns", number + 1);
+            rows.push(Row { line: number + 1, cells });
+        }
+    }
+    assert!(rows.len() > 80, "only {} rows", rows.len());
+    rows
+}
+
+fn is_release(row: &Row) -> bool {
+    row.cells.len() == 8
+}
+
+/// Whether what the table calls by this name exists: a scenario, a file of tests or a test in one, a family of recordings, an assertion.
+fn exists(name: &str) -> bool {
+    let at = |path: &str| [root().join(path), root().join("crates").join(path)].into_iter().find(|path| path.is_file());
+    if let Some((file, test)) = name.split_once("::") {
+        let Some(path) = at(file) else { return false };
+        let source = fs::read_to_string(path).unwrap();
+        let Some(place) = source.find(&format!("fn {test}(")) else { return false };
+        // Among the lines directly above it.
+        let above = source[..place].rsplit("\n\n").next().unwrap_or_default();
+        return above.contains("#[test]");
+    }
+    if name.ends_with(".rs") {
+        return at(name).is_some_and(|path| fs::read_to_string(path).unwrap().contains("#[test]"));
+    }
+    if name.ends_with(".toml") {
+        return name.starts_with("scenarios/") && at(name).is_some();
+    }
+    if name.starts_with("INV-") {
+        return sources().iter().any(|source| source.contains(&format!("\"{name}:")));
+    }
+    families().contains(name)
+}
+
+/// The families of the recordings that are kept.
+fn families() -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join("tests/data/traces")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.split_once('-').map(|(family, _)| family.to_string())).collect()
+}
+
+/// Every Rust file of the crates.
+fn sources() -> Vec<String> {
+    let mut folders = vec![root().join("crates")];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push(fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    sources
+}
+
+#[test]
+fn what_shows_a_behaviour_exists() {
+    let missing: Vec<_> = rows()
+        .iter()
+        .flat_map(|row| {
+            row.names()
+                .into_iter()
+                .filter(|name| !exists(name))
+                .map(|name| format!("{}: `{name}`", row.place()))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(missing.is_empty(), "there is no\n  {}", missing.join("\n  "));
+    // The look-up itself can fail.
+    for name in
+        ["scenarios/nonesuch.toml", "nonesuch", "gmem/tests/front/cli.rs::nonesuch", "gmem/src/lib.rs", "INV-999"]
+    {
+        assert!(!exists(name), "{name} exists");
+    }
+}
+
+#[test]
+fn every_behaviour_is_shown_unless_it_is_absent() {
+    for row in rows() {
+        let shown = !row.names().is_empty();
+        if is_release(&row) {
+            // Where releases differ in the model, a question in backquotes says so.
+            assert!(shown || !row.cells[6].contains('`'), "{}: nothing shows it", row.place());
+            continue;
+        }
+        let faithful = ["faithful", "simplified"].iter().any(|word| row.cells[1].starts_with(word));
+        assert!(faithful || row.cells[1] == "absent", "{}: {}", row.place(), row.cells[1]);
+        assert_eq!(shown, faithful, "{}: {}, shown by {:?}", row.place(), row.cells[1], row.shown_by());
+    }
+}
+
+#[test]
+fn every_scenario_and_every_family_shows_something() {
+    let rows = rows();
+    let named: BTreeSet<&str> = rows.iter().flat_map(Row::names).collect();
+    for folder in ["scenarios", "scenarios/versions"] {
+        for entry in fs::read_dir(root().join(folder)).unwrap() {
+            let name = format!("{folder}/{}", entry.unwrap().file_name().into_string().unwrap());
+            assert!(!name.ends_with(".toml") || named.contains(name.as_str()), "{name} shows nothing");
+        }
+    }
+    for family in families() {
+        assert!(named.contains(family.as_str()), "the recordings `{family}` show nothing");
+    }
+}
+
+#[test]
+fn the_releases_are_complete() {
+    let rows = rows();
+    let releases: Vec<_> = rows.iter().filter(|row| is_release(row)).collect();
+    let numbers: BTreeSet<String> =
+        releases.iter().map(|row| row.cells[0].trim_end_matches(['a', 'b']).to_string()).collect();
+    assert_eq!(numbers, (1..=28).map(|number| format!("V{number}")).collect());
+    // Every question that the code asks has a row, and every row's question is asked.
+    let versions = fs::read_to_string(root().join("crates/gmem/src/kvm/versions.rs")).unwrap();
+    let questions: BTreeSet<&str> =
+        versions.split("pub(crate) fn ").skip(1).filter_map(|rest| rest.split('(').next()).collect();
+    let asked: BTreeSet<&str> = releases
+        .iter()
+        .flat_map(|row| row.cells[6].split('`').skip(1).step_by(2))
+        .filter(|name| !name.starts_with("INV-"))
+        .collect();
+    assert_eq!(asked, questions);
+    let sources = sources();
+    for question in questions {
+        assert!(sources.iter().any(|source| source.contains(&format!(".{question}()"))), "nobody asks {question}");
+    }
+}
