@@ -109,12 +109,24 @@ impl Program {
 
     /// Runs the guest to its next report, or to its end.
     pub(super) fn step(&self, cx: &Cx<'_>, vcpu: &mut VcpuFd) -> Result<Option<u64>, Failure> {
-        let exit = ok("KVM_RUN", vcpu.run(cx))?;
-        match self.reported(&exit) {
-            Some(Ok(value)) => Ok(Some(value)),
-            Some(Err(at)) => Err(self.failed_test(cx, vcpu, at)),
-            None if matches!(exit, VcpuExit::Hlt) => Ok(None),
-            None => Err(unexpected("KVM_RUN: expected a report or the end", &exit)),
+        self.step_with(cx, vcpu, |_, exit| Err(unexpected("KVM_RUN: expected a report or the end", &exit)))
+    }
+
+    /// As [`Program::step`]; any other exit goes to `handle`, after which the guest goes on.
+    pub(super) fn step_with(
+        &self,
+        cx: &Cx<'_>,
+        vcpu: &mut VcpuFd,
+        mut handle: impl FnMut(&Cx<'_>, VcpuExit<'_>) -> Result<(), Failure>,
+    ) -> Result<Option<u64>, Failure> {
+        loop {
+            let exit = ok("KVM_RUN", vcpu.run(cx))?;
+            match self.reported(&exit) {
+                Some(Ok(value)) => return Ok(Some(value)),
+                Some(Err(at)) => return Err(self.failed_test(cx, vcpu, at)),
+                None if matches!(exit, VcpuExit::Hlt) => return Ok(None),
+                None => handle(cx, exit)?,
+            }
         }
     }
 

@@ -44,12 +44,12 @@ impl Findings {
         cx: &Cx<'_>,
         name: &str,
         body: impl FnOnce(&Cx<'_>) -> Result<(), Failure> + Send + 'static,
-    ) {
+    ) -> TaskId {
         let findings = self.clone();
         let name_of_failure = name.to_string();
         cx.spawn(name, move |cx| {
             findings.note(body(cx).map_err(|failure| failure.within(format_args!("thread {name_of_failure}"))));
-        });
+        })
     }
 }
 
@@ -76,7 +76,7 @@ impl Strategy for Uneven {
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
         let tasks = || (0..ready.runnable.len()).map(|n| ready.runnable.nth(n));
         let all: u64 = tasks().map(|task| self.speeds[task.index()]).sum();
-        let mut draw = (self.rng.next_u64() >> 32) * all >> 32;
+        let mut draw = ((self.rng.next_u64() >> 32) * all) >> 32;
         let picked = tasks().find(|task| match draw.checked_sub(self.speeds[task.index()]) {
             Some(left) => {
                 draw = left;

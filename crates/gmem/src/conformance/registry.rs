@@ -107,9 +107,18 @@ impl Check {
 
 /// Every check, by suite, and within one in the order of the ids.
 pub fn registry() -> impl Iterator<Item = &'static Check> {
-    let suites: [&'static [Check]; 3] =
-        [super::guest_memfd_test::CHECKS, super::set_memory_region_test::CHECKS, super::vm_types::CHECKS];
-    suites.into_iter().chain([super::extras::CHECKS]).flatten()
+    let suites: [&'static [Check]; 9] = [
+        super::guest_memfd_test::CHECKS,
+        super::set_memory_region_test::CHECKS,
+        super::pre_fault_memory_test::CHECKS,
+        super::private_mem_conversions_test::CHECKS,
+        super::private_mem_kvm_exits_test::CHECKS,
+        super::memslot_modification_stress_test::CHECKS,
+        super::memslot_perf_test::CHECKS,
+        super::vm_types::CHECKS,
+        super::extras::CHECKS,
+    ];
+    suites.into_iter().flatten()
 }
 
 /// A pattern that no check's id matches.
