@@ -34,6 +34,8 @@ pub struct MachineConfig {
     /// `CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES`: the kernel knows `KVM_SET_MEMORY_ATTRIBUTES` at all. Whatever has private memory
     /// selects it, so it is there if [`sw_protected_vm`](Self::sw_protected_vm) is.
     pub memory_attributes: bool,
+    /// `CONFIG_KVM_SMM`: VMs without private memory have a second address space.
+    pub smm: bool,
     /// `RLIMIT_NOFILE` of the processes.
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
@@ -52,6 +54,7 @@ impl Default for MachineConfig {
             transparent_hugepage: Thp::Always,
             sw_protected_vm: true,
             memory_attributes: true,
+            smm: true,
             files_max: 1 << 20,
             eager_page_split: true,
         }

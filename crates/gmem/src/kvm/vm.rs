@@ -136,9 +136,9 @@ impl Vm {
         vm
     }
 
-    /// Address spaces of the VM: one if it has private memory, else two (SMM).
+    /// Address spaces of the VM: one if it has private memory or KVM was built without SMM, else two.
     pub fn address_spaces(&self) -> u32 {
-        if self.machine.has_private_memory() { 1 } else { 2 }
+        if self.machine.has_private_memory() || !self.host.config.smm { 1 } else { 2 }
     }
 
     /// The kernel whose rules apply.
@@ -373,7 +373,10 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
             Cap::MaxVcpus => KVM_MAX_VCPUS as i32,
             Cap::MultiAddressSpace => {
-                if private == Some(true) {
+                if !config.smm {
+                    // KVM knows one address space and not the capability.
+                    0
+                } else if private == Some(true) {
                     1
                 } else {
                     2

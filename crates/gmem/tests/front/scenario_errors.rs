@@ -196,11 +196,11 @@ fn sections_and_keys() {
     check(
         "[machine]\nthp = 'madvise'\n",
         expect![[r#"
-        error: [machine] has no key `thp`
-         --> bad.toml:2:1
-          |
-        2 | thp = 'madvise'
-          | ^^^ expected one of kernel, stage2, memory, maxphyaddr, transparent_hugepage, sw_protected_vm, memory_attributes, eager_page_split, files_max"#]],
+            error: [machine] has no key `thp`
+             --> bad.toml:2:1
+              |
+            2 | thp = 'madvise'
+              | ^^^ expected one of kernel, stage2, memory, maxphyaddr, transparent_hugepage, sw_protected_vm, memory_attributes, smm, eager_page_split, files_max"#]],
     );
     check(
         "[machine]\ntransparent_hugepage = 'sometimes'\n",
