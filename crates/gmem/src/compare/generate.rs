@@ -259,7 +259,7 @@ impl Generator {
         let word = match self.rng.random_range(0..12) {
             0..7 => 0,
             7 => 4092,
-            8 => 4088,
+            8 => 4094,
             _ => self.rng.random_range(0..1023) * 4,
         };
         let gpa = (gpa & !0xfff | word) & (reach - 1);
