@@ -391,10 +391,14 @@ impl Generator {
             return HvaRef::Raw(self.pick(&[0, PAGE, 1 << 47, 1 << 63, 123]));
         }
         let map = self.map();
+        // Behind the mapping there is a gap, and then maybe the vCPU's code, which the guest must not write to.
+        if size > map.len + BLOCK / 2 && size < 1 << 40 {
+            return HvaRef::Raw(0);
+        }
         let slack = map.len.saturating_sub(size);
         let offset = if self.chance(3) { self.offset(slack.max(1)) } else { 0 };
         // A raw number far beyond the mapping could be anything; stay near it.
-        HvaRef::Map { map: map.name, offset: if offset > 2 * map.len { 0 } else { offset } }
+        HvaRef::Map { map: map.name, offset: if offset.saturating_add(size) > map.len + BLOCK / 2 { 0 } else { offset } }
     }
 
     /// A size that KVM refuses early, or one that is small: it allocates for every page of a slot.
@@ -611,10 +615,14 @@ impl Generator {
             Advice::Free,
         ];
         let Map { name: map, len, shmem } = self.map();
-        let (offset, mut part) = (self.offset(len), self.part(len));
+        let (mut offset, mut part) = (self.offset(len), self.part(len));
         // How far it is to the end of the address space depends on where the kernel placed the mapping, at random.
-        if (1 << 28..1 << 47).contains(&part) {
+        let far = 1 << 28..1 << 47;
+        if far.contains(&part) {
             part = 1 << 28;
+        }
+        if far.contains(&offset) {
+            offset &= !0xfff & (BLOCK - 1);
         }
         // Behind the mapping there is a gap, and then maybe the vCPU's code.
         if offset.saturating_add(part) < 1 << 47 {
