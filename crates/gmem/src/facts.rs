@@ -113,20 +113,20 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| switch(value, &mut machine.memory_attributes),
     },
     Fact {
-        name: "eager_page_split",
-        what: "switch",
-        expected: "true or false",
-        is_number: false,
-        get: |machine| FactValue::Switch(machine.eager_page_split),
-        set: |machine, value| switch(value, &mut machine.eager_page_split),
-    },
-    Fact {
         name: "smm",
         what: "switch",
         expected: "true or false",
         is_number: false,
         get: |machine| FactValue::Switch(machine.smm),
         set: |machine, value| switch(value, &mut machine.smm),
+    },
+    Fact {
+        name: "eager_page_split",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.eager_page_split),
+        set: |machine, value| switch(value, &mut machine.eager_page_split),
     },
     Fact {
         name: "max_vcpus",

@@ -28,3 +28,11 @@ fn run(machine: &mut Sequential, program: &str) -> Vec<Outcome> {
     let lines = program.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.map(|line| machine.execute(&op(line))).collect()
 }
+
+/// The columns of the table, 6.8, 6.12, 6.18 and 7.3, for every modelled release with its name. What its stable update 6.18.44 is not said to repair is as in
+/// 6.18.
+fn by_release<T: Clone>(
+    [v6_8, v6_12, v6_18, v7_3]: [T; 4],
+) -> impl Iterator<Item = ((&'static str, KernelVersion), T)> {
+    KernelVersion::ALL.into_iter().zip([v6_8, v6_12, v6_18.clone(), v6_18, v7_3])
+}

@@ -80,6 +80,8 @@ struct File {
 struct Map {
     name: Name,
     len: u64,
+    /// An ordinary memory file, or shared anonymous memory.
+    shmem: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -148,7 +150,7 @@ impl Generator {
 
     fn map(&mut self) -> Map {
         if self.made.maps.is_empty() || self.chance(60) {
-            return Map { name: "mnone".into(), len: BLOCK };
+            return Map { name: "mnone".into(), len: BLOCK, shmem: false };
         }
         let maps = self.made.maps.clone();
         self.pick(&maps)
@@ -257,7 +259,7 @@ impl Generator {
         let word = match self.rng.random_range(0..12) {
             0..7 => 0,
             7 => 4092,
-            8 => 4088,
+            8 => 4094,
             _ => self.rng.random_range(0..1023) * 4,
         };
         let gpa = (gpa & !0xfff | word) & (reach - 1);
@@ -389,10 +391,17 @@ impl Generator {
             return HvaRef::Raw(self.pick(&[0, PAGE, 1 << 47, 1 << 63, 123]));
         }
         let map = self.map();
+        // Behind the mapping there is a gap, and then maybe the vCPU's code, which the guest must not write to.
+        if size > map.len + BLOCK / 2 && size < 1 << 40 {
+            return HvaRef::Raw(0);
+        }
         let slack = map.len.saturating_sub(size);
         let offset = if self.chance(3) { self.offset(slack.max(1)) } else { 0 };
         // A raw number far beyond the mapping could be anything; stay near it.
-        HvaRef::Map { map: map.name, offset: if offset > 2 * map.len { 0 } else { offset } }
+        HvaRef::Map {
+            map: map.name,
+            offset: if offset.saturating_add(size) > map.len + BLOCK / 2 { 0 } else { offset },
+        }
     }
 
     /// A size that KVM refuses early, or one that is small: it allocates for every page of a slot.
@@ -584,7 +593,8 @@ impl Generator {
         let prot = self.prot();
         if len < 1 << 40 {
             self.made.memory += len;
-            self.made.maps.push(Map { name: map.clone(), len });
+            let shmem = file.as_ref().map_or(shared, |file| !file.gmem);
+            self.made.maps.push(Map { name: map.clone(), len, shmem });
         }
         self.ops.push(Op::Mmap { map, fd: file.map(|file| file.name), len, prot, shared, offset, align });
     }
@@ -607,18 +617,30 @@ impl Generator {
             Advice::Random,
             Advice::Free,
         ];
-        let Map { name: map, len } = self.map();
-        let (offset, mut part) = (self.offset(len), self.part(len));
+        let Map { name: map, len, shmem } = self.map();
+        let (mut offset, mut part) = (self.offset(len), self.part(len));
         // How far it is to the end of the address space depends on where the kernel placed the mapping, at random.
-        if (1 << 28..1 << 47).contains(&part) {
+        let far = 1 << 28..1 << 47;
+        if far.contains(&part) {
             part = 1 << 28;
+        }
+        if far.contains(&offset) {
+            offset &= !0xfff & (BLOCK - 1);
+        }
+        // Behind the mapping there is a gap, and then maybe the vCPU's code.
+        if offset.saturating_add(part) < 1 << 47 {
+            part = part.min((len + BLOCK / 2).saturating_sub(offset));
         }
         let prot = self.prot();
         let op = match which {
             0 => Op::Munmap { map, offset, len: part },
             1 => Op::Mprotect { map, offset, len: part, prot },
             2 => {
-                let advice = self.pick(&ADVICE);
+                // Huge pages of memory files are not modelled.
+                let advice = match self.pick(&ADVICE) {
+                    Advice::Collapse if shmem => Advice::Cold,
+                    advice => advice,
+                };
                 if matches!(advice, Advice::PopulateRead | Advice::PopulateWrite) {
                     part = part.min(MEMORY_MAX);
                 }
@@ -631,7 +653,7 @@ impl Generator {
     }
 
     fn host_access(&mut self) {
-        let Map { name: map, len } = self.map();
+        let Map { name: map, len, .. } = self.map();
         let offset = match self.offset(len) {
             offset if offset <= len + 4 * PAGE => offset,
             _ => 0,

@@ -1,39 +1,63 @@
 //! Emulation: KVM performs an instruction in the guest's place, because no memory is where it accesses, or a read-only slot
-//! (`x86_emulate_instruction`, `complete_userspace_io`).
+//! (`x86_emulate_instruction`, `emulator_read_write`, `complete_userspace_io`).
 //!
-//! Accesses go through the VMM's mapping where a slot has one, whatever attributes and guest_memfd say, and to user space where not.
-//! Simplified: only the memory instructions of guest programs; an access that crosses pages is that of its first page.
+//! Accesses go through the VMM's mapping where a slot has one, whatever attributes and guest_memfd say, and to user space where not. An access that crosses
+//! pages is two: each part finds its own memory, or is a fragment that user space is asked for, one exit after the other.
+//! Simplified: only the memory instructions of guest programs.
 
 use super::run::{Next, truncate};
 use super::uapi::*;
 use super::vcpu::{ExitInfo, GuestInsn, Vcpu, VcpuState};
+use arrayvec::ArrayVec;
 use sim_kernel::{Cx, Hva, PAGE_SIZE};
 use sim_mmu::{Access, Gpa};
 
-/// How wide an access is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Width {
-    /// Four bytes.
-    Four,
-    /// Eight bytes.
-    Eight,
+/// A part of an access, in one page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fragment {
+    gpa: Gpa,
+    /// Bytes.
+    len: u64,
+    /// Where in the value its bytes stand, in bits.
+    shift: u32,
 }
 
-impl Width {
-    fn bytes(self) -> u32 {
-        match self {
-            Width::Four => 4,
-            Width::Eight => 8,
-        }
+impl Fragment {
+    fn mask(&self) -> u64 {
+        u64::MAX >> (64 - 8 * self.len)
     }
 
-    /// The low bytes of a value that an access of this width moves.
-    fn of(self, value: u64) -> u64 {
-        match self {
-            Width::Four => value & 0xffff_ffff,
-            Width::Eight => value,
-        }
+    /// Its bytes of the value.
+    fn of(&self, value: u64) -> u64 {
+        value >> self.shift & self.mask()
     }
+}
+
+/// An access that user space performs, or parts of it (`vcpu->mmio_fragments`).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mmio {
+    /// What is left to do. The first one is in the exit.
+    fragments: ArrayVec<Fragment, 2>,
+    /// What was read so far, or is written.
+    value: u64,
+    is_write: bool,
+}
+
+/// The parts of `len` bytes at `gpa`.
+fn parts(gpa: Gpa, len: u64) -> ArrayVec<Fragment, 2> {
+    let first = len.min(PAGE_SIZE - gpa.0 % PAGE_SIZE);
+    let mut parts = ArrayVec::new();
+    parts.push(Fragment { gpa, len: first, shift: 0 });
+    if first < len {
+        // An address space that ends there begins again.
+        parts.push(Fragment { gpa: Gpa(gpa.0.wrapping_add(first)), len: len - first, shift: 8 * first as u32 });
+    }
+    parts
+}
+
+/// The value with the bytes that an access of this width moves.
+fn truncated(value: u64, len: u64) -> u64 {
+    value & u64::MAX >> (64 - 8 * len)
 }
 
 impl Vcpu {
@@ -44,86 +68,111 @@ impl Vcpu {
             state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, gpa: None };
             return Next::Exit;
         }
-        // What is read, or read and added to.
-        let (gpa, width, added) = match state.program[state.regs.rip] {
-            GuestInsn::Write { gpa, value } => {
-                return self.emulate_write(cx, state, gpa, Width::Four, u64::from(value));
-            }
-            GuestInsn::Write64 { gpa, value } => return self.emulate_write(cx, state, gpa, Width::Eight, value),
-            GuestInsn::Read { gpa } => (gpa, Width::Four, None),
-            GuestInsn::Read64 { gpa } => (gpa, Width::Eight, None),
-            GuestInsn::Rmw { gpa, value } => (gpa, Width::Four, Some(value)),
+        match state.program[state.regs.rip] {
+            GuestInsn::Write { gpa, value } => self.emulate_write(cx, state, gpa, 4, u64::from(value)),
+            GuestInsn::Write64 { gpa, value } => self.emulate_write(cx, state, gpa, 8, value),
+            GuestInsn::Read { gpa } | GuestInsn::Rmw { gpa, .. } => self.emulate_read(cx, state, gpa, 4),
+            GuestInsn::Read64 { gpa } => self.emulate_read(cx, state, gpa, 8),
             other => unreachable!("{other:?} accesses no memory"),
-        };
-        match (self.emulated_read(cx, state, gpa, width), added) {
-            (Some(read), None) => {
-                state.regs.rbx = read;
-                state.regs.rip += 1;
-                Next::Enter
-            }
-            (Some(read), Some(added)) => {
-                self.emulate_write(cx, state, gpa, width, width.of(read.wrapping_add(u64::from(added))))
-            }
-            (None, _) => {
-                state.exit = ExitInfo::Mmio { gpa, len: width.bytes(), data: 0, is_write: false };
-                state.pending_exit = Some(state.exit);
-                Next::Exit
+        }
+    }
+
+    fn emulate_read(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, len: u64) -> Next {
+        let mut mmio = Mmio::default();
+        for part in parts(gpa, len) {
+            match self.read_part(cx, state, part) {
+                Some(read) => mmio.value |= read << part.shift,
+                None => mmio.fragments.push(part),
             }
         }
+        self.ask_or(cx, state, mmio)
+    }
+
+    fn emulate_write(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, len: u64, value: u64) -> Next {
+        let mut mmio = Mmio { value, is_write: true, ..Mmio::default() };
+        for part in parts(gpa, len) {
+            if !self.write_part(cx, state, part, part.of(value)) {
+                mmio.fragments.push(part);
+            }
+        }
+        self.ask_or(cx, state, mmio)
     }
 
     /// `kvm_vcpu_read_guest`: through the VMM's mapping.
-    fn emulated_read(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, width: Width) -> Option<u64> {
-        let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1.filter(|slot| !slot.is_invalid())?;
-        let hva: Hva = slot.hva(gpa.gfn()) + gpa.0 % PAGE_SIZE;
-        match width {
-            Width::Four => self.vm.mm.read_u32(cx, hva).ok().map(u64::from),
-            Width::Eight => self.vm.mm.read_u64(cx, hva).ok(),
-        }
+    fn read_part(&self, cx: &Cx<'_>, state: &mut VcpuState, part: Fragment) -> Option<u64> {
+        let slot = self.gfn_to_memslot(cx, state, part.gpa.gfn()).1.filter(|slot| !slot.is_invalid())?;
+        let hva: Hva = slot.hva(part.gpa.gfn()) + part.gpa.0 % PAGE_SIZE;
+        let mm = &self.vm.mm;
+        let read = match part.len {
+            4 => mm.read_u32(cx, hva).map(u64::from),
+            8 => mm.read_u64(cx, hva),
+            len => mm.read_words(cx, hva, len),
+        };
+        read.ok()
     }
 
-    fn emulate_write(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, width: Width, value: u64) -> Next {
-        let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1;
-        if let Some(slot) = slot.filter(|slot| !slot.is_invalid() && !slot.is_readonly()) {
-            let hva: Hva = slot.hva(gpa.gfn()) + gpa.0 % PAGE_SIZE;
-            let written = match width {
-                Width::Four => self.vm.mm.write_u32(cx, hva, value as u32),
-                Width::Eight => self.vm.mm.write_u64(cx, hva, value),
-            };
-            if written.is_ok() {
-                if let Some(bitmap) = &slot.dirty_bitmap {
-                    bitmap.set(cx, gpa.gfn() - slot.base_gfn);
-                }
-                state.regs.rip += 1;
-                return Next::Enter;
-            }
+    /// `kvm_vcpu_write_guest`; false if the VMM has no memory there that the guest may write.
+    fn write_part(&self, cx: &Cx<'_>, state: &mut VcpuState, part: Fragment, value: u64) -> bool {
+        let gfn = part.gpa.gfn();
+        let slot = self.gfn_to_memslot(cx, state, gfn).1;
+        let Some(slot) = slot.filter(|slot| !slot.is_invalid() && !slot.is_readonly()) else { return false };
+        let hva: Hva = slot.hva(gfn) + part.gpa.0 % PAGE_SIZE;
+        let mm = &self.vm.mm;
+        let written = match part.len {
+            4 => mm.write_u32(cx, hva, value as u32),
+            8 => mm.write_u64(cx, hva, value),
+            len => mm.write_words(cx, hva, len, value),
+        };
+        let written = written.is_ok();
+        if let Some(bitmap) = slot.dirty_bitmap.as_ref().filter(|_| written) {
+            bitmap.set(cx, gfn - slot.base_gfn);
         }
-        state.exit = ExitInfo::Mmio { gpa, len: width.bytes(), data: value, is_write: true };
+        written
+    }
+
+    /// Leaves for the next fragment, or, if none is left, finishes the access.
+    fn ask_or(&self, cx: &Cx<'_>, state: &mut VcpuState, mmio: Mmio) -> Next {
+        let Some(part) = mmio.fragments.first().copied() else { return self.finish_access(cx, state, &mmio) };
+        let data = if mmio.is_write { part.of(mmio.value) } else { 0 };
+        state.exit = ExitInfo::Mmio { gpa: part.gpa, len: part.len as u32, data, is_write: mmio.is_write };
         state.pending_exit = Some(state.exit);
+        state.mmio = mmio;
         Next::Exit
     }
 
+    fn finish_access(&self, cx: &Cx<'_>, state: &mut VcpuState, mmio: &Mmio) -> Next {
+        if !mmio.is_write {
+            match state.program[state.regs.rip] {
+                // The second half of the instruction.
+                GuestInsn::Rmw { gpa, value } => {
+                    let sum = truncated(mmio.value.wrapping_add(u64::from(value)), 4);
+                    return self.emulate_write(cx, state, gpa, 4, sum);
+                }
+                _ => state.regs.rbx = mmio.value,
+            }
+        }
+        state.regs.rip += 1;
+        Next::Enter
+    }
+
     /// `complete_userspace_io`: user space has handled the exit; the instruction goes on.
-    pub(super) fn complete_userspace_io(&self, state: &mut VcpuState, pending: ExitInfo) -> Next {
-        let insn = state.program[state.regs.rip];
-        // In the run page a memory fault's address lies where MMIO has its data.
-        let read = |data: u64| match state.exit {
-            ExitInfo::MemoryFault { gpa, .. } => gpa.0,
-            _ => data,
-        };
-        match (pending, insn) {
-            (ExitInfo::Mmio { is_write: false, data, .. }, GuestInsn::Read { .. }) => {
-                state.regs.rbx = Width::Four.of(read(data));
+    pub(super) fn complete_userspace_io(&self, cx: &Cx<'_>, state: &mut VcpuState, pending: ExitInfo) -> Next {
+        match pending {
+            ExitInfo::Mmio { data, .. } => {
+                // In the run page a memory fault's address lies where MMIO has its data.
+                let data = match state.exit {
+                    ExitInfo::MemoryFault { gpa, .. } => gpa.0,
+                    _ => data,
+                };
+                let mut mmio = std::mem::take(&mut state.mmio);
+                let part = mmio.fragments.remove(0);
+                if !mmio.is_write {
+                    mmio.value |= (data & part.mask()) << part.shift;
+                }
+                return self.ask_or(cx, state, mmio);
             }
-            (ExitInfo::Mmio { is_write: false, data, .. }, GuestInsn::Read64 { .. }) => state.regs.rbx = read(data),
-            (ExitInfo::Mmio { is_write: false, data, gpa, .. }, GuestInsn::Rmw { value, .. }) => {
-                let data = Width::Four.of(read(data).wrapping_add(u64::from(value)));
-                state.exit = ExitInfo::Mmio { gpa, len: 4, data, is_write: true };
-                state.pending_exit = Some(state.exit);
-                return Next::Exit;
-            }
-            (ExitInfo::Mmio { is_write: true, .. } | ExitInfo::Io { .. }, _) => {}
-            (ExitInfo::Hypercall { ret, .. }, _) => state.regs.rax = truncate(state.mode, ret),
+            ExitInfo::Io { .. } => {}
+            ExitInfo::Hypercall { ret, .. } => state.regs.rax = truncate(state.mode, ret),
             other => unreachable!("no exit of this kind waits for user space: {other:?}"),
         }
         state.regs.rip += 1;

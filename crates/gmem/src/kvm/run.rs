@@ -68,7 +68,7 @@ impl Vcpu {
     fn vcpu_run(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
         let mut srcu = self.vm.srcu.read(cx);
         if let Some(pending) = state.pending_exit.take() {
-            match self.complete_userspace_io(state, pending) {
+            match self.complete_userspace_io(cx, state, pending) {
                 Next::Enter => {}
                 Next::Exit => return Ok(()),
             }

@@ -123,6 +123,8 @@ pub(crate) struct VcpuState {
     /// The exit of the current instruction that user space is handling. `exit` may say something else by then: a pre-fault in
     /// between writes to the same run page.
     pub(crate) pending_exit: Option<ExitInfo>,
+    /// What is left of the access that a pending MMIO exit is part of.
+    pub(crate) mmio: super::emulate::Mmio,
     pub(crate) immediate_exit: bool,
 }
 

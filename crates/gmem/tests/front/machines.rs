@@ -18,6 +18,7 @@ fn shadow() -> MachineConfig {
         transparent_hugepage: Thp::Madvise,
         sw_protected_vm: false,
         memory_attributes: false,
+        smm: false,
         ..MachineConfig::default()
     }
 }
@@ -37,8 +38,14 @@ fn releases_lead_to_the_newest_model_that_is_not_newer() {
         assert_eq!(version.to_string(), name);
         assert_eq!(format!("{name}-rt2").parse(), Ok(version));
     }
-    for (name, version) in [("6.9", "6.8"), ("6.17.1", "6.12"), ("6.18.43", "6.18"), ("6.18.45-x", "6.18.44"), ("7.0+", "6.18.44"), ("8.0", "7.3")]
-    {
+    for (name, version) in [
+        ("6.9", "6.8"),
+        ("6.17.1", "6.12"),
+        ("6.18.43", "6.18"),
+        ("6.18.45-x", "6.18.44"),
+        ("7.0+", "6.18.44"),
+        ("8.0", "7.3"),
+    ] {
         assert_eq!(name.parse::<KernelVersion>().unwrap().to_string(), version, "{name}");
     }
     for name in ["", "7", "7.", ".3", "7.x", "7.3x", "-7.3", "+7.3", "99999999999.1", "6.7.12", "5.19", "6.18 "] {
@@ -58,7 +65,7 @@ fn a_header_says_everything_of_a_machine() {
         assert_eq!(reader.header_text(), text);
     }
     let text = emit::new_header(&shadow().to_header("live", "f", "6.18.44"));
-    expect_test::expect![[r#"{"trace": 1, "name": "live", "family": "f", "kernel": "6.18.44", "arch": "x86_64", "stage2": "shadow", "machine": {"memory": 25769803776, "maxphyaddr": 46, "transparent_hugepage": "madvise", "sw_protected_vm": false, "memory_attributes": false}}"#]]
+    expect_test::expect![[r#"{"trace": 1, "name": "live", "family": "f", "kernel": "6.18.44", "arch": "x86_64", "stage2": "shadow", "machine": {"memory": 25769803776, "maxphyaddr": 46, "transparent_hugepage": "madvise", "sw_protected_vm": false, "memory_attributes": false, "smm": false}}"#]]
     .assert_eq(&text);
 }
 
@@ -73,6 +80,7 @@ fn a_scenario_says_everything_of_a_machine() {
         transparent_hugepage = "madvise"
         sw_protected_vm = false
         memory_attributes = false
+        smm = false
         eager_page_split = false
         files_max = 100
         [setup]
@@ -142,6 +150,21 @@ fn a_kernel_without_sw_protected_vms_may_have_attributes() {
     let answers = answers(&machine, program);
     assert_eq!(answers[..5], expected);
     assert_eq!(answers[5], r#"{"errno": "EINVAL"}"#);
+}
+
+#[test]
+fn without_smm_there_is_one_address_space() {
+    let program = "
+        check_extension 118
+        create_vm vm0
+        check_extension 118 vm0
+        mmap m0 len=4K
+        set_user_memory_region vm0 slot=0x10000 gpa=0x1000 size=4K hva=m0
+    ";
+    let with = answers(&MachineConfig::default(), program);
+    assert_eq!([&*with[0], &*with[2], &*with[4]], [r#"{"ok": 2}"#, r#"{"ok": 2}"#, r#"{"ok": 0}"#]);
+    let without = answers(&MachineConfig { smm: false, ..MachineConfig::default() }, program);
+    assert_eq!([&*without[0], &*without[2], &*without[4]], [r#"{"ok": 0}"#, r#"{"ok": 0}"#, r#"{"errno": "EINVAL"}"#]);
 }
 
 /// With `Always` a guest's first read of an aligned block maps 2 MiB; `Madvise` asks for advice, `Never` refuses.

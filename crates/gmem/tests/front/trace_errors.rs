@@ -1,6 +1,7 @@
 //! What the trace reader says about bad input, in full.
 
 use expect_test::{Expect, expect};
+use gmem::ops::Answer;
 use gmem::trace::{MAX_LINE, Reader, TraceError};
 use proptest::prelude::*;
 
@@ -253,6 +254,19 @@ fn a_line_of_the_limit_passes() {
 }
 
 #[test]
+fn a_number_in_an_unknown_answer_is_printed_as_it_was_read() {
+    for number in ["8.444444449444444e38", "0.1", "1e23", "5e-324", "18446744073709551615", "-9223372036854775808"] {
+        let line = format!(r#"{{"op": "close", "fd": "g0", "ret": {{"errno": "EBADF", "newer": {number}}}}}"#);
+        let text = format!("{HEADER}\n{line}\n");
+        let line = Reader::new("t.jsonl", text.as_bytes()).unwrap().next().unwrap().unwrap();
+        let once = line.recorded().unwrap().unwrap().answer;
+        let again = Answer::from_json(&serde_json::from_str(&once.to_string()).unwrap()).unwrap();
+        assert_eq!(again, once, "{number}");
+        assert!(once.to_string().replace("e+", "e").contains(number), "{once} has another number than {number}");
+    }
+}
+
+#[test]
 fn a_line_of_very_many_members_is_read_in_no_time() {
     // As many as a line has room for. Comparing each with each would take a minute.
     let members: String = (0..90_000).map(|n| format!("\"{n}\":0,")).collect();
@@ -310,7 +324,7 @@ fn machines() {
     check(
         r#""kernel": "7.3", "stage2": "npt", "machine": {"memroy": 4096}"#,
         expect![
-            "bad.jsonl:1:116: field `machine`: no fact `memroy`; did you mean `memory`?; expected one of memory, maxphyaddr, transparent_hugepage, sw_protected_vm, memory_attributes, eager_page_split, smm, max_vcpus, files_max"
+            "bad.jsonl:1:116: field `machine`: no fact `memroy`; did you mean `memory`?; expected one of memory, maxphyaddr, transparent_hugepage, sw_protected_vm, memory_attributes, smm, eager_page_split, max_vcpus, files_max"
         ],
     );
     check(

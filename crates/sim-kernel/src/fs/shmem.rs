@@ -63,12 +63,13 @@ pub struct Shmem {
 }
 
 impl Cache {
-    /// First byte at or after `offset` that lies in a page (`data`) or in a hole; the end of the file is a hole.
-    fn next_data_or_hole(&self, offset: u64, data: bool) -> Option<u64> {
+    /// First byte at or after `offset` that lies in a page with contents (`data`) or in a hole; the end of the file is a hole, and so is a page that
+    /// was only allocated.
+    fn next_data_or_hole(&self, offset: u64, data: bool, has_contents: impl Fn(Pfn) -> bool) -> Option<u64> {
         let mut at = offset;
         while at < self.size {
             let page = Pgoff(at / PAGE_SIZE);
-            match self.pages.range(page..).next() {
+            match self.pages.range(page..).find(|(_, pfn)| has_contents(**pfn)) {
                 Some((found, _)) if *found == page => {
                     if data {
                         return Some(at);
@@ -107,6 +108,11 @@ impl Shmem {
     /// `shmem_zero_setup`: the file behind shared anonymous memory; its inode number cannot be seen.
     pub(crate) fn anonymous(cx: &Cx<'_>, phys: Arc<PhysMem>, size: u64) -> Shmem {
         Shmem::new(cx, phys, 0, size)
+    }
+
+    /// `folio_test_uptodate`: the page has contents, and was not only allocated.
+    fn is_uptodate(&self, pfn: Pfn) -> bool {
+        self.phys.flags(pfn).contains(FrameFlags::UPTODATE)
     }
 
     /// `F_ADD_SEALS`.
@@ -155,7 +161,7 @@ impl Shmem {
     fn get_uptodate(&self, cx: &Cx<'_>, pgoff: Pgoff, beyond_end: bool) -> Result<Option<Pfn>, Errno> {
         let page = self.get_folio(cx, pgoff, beyond_end)?;
         if let Some(pfn) = page
-            && !self.phys.flags(pfn).contains(FrameFlags::UPTODATE)
+            && !self.is_uptodate(pfn)
         {
             self.phys.zero(cx, pfn);
             self.phys.set_flags(pfn, FrameFlags::UPTODATE);
@@ -199,7 +205,7 @@ impl Shmem {
 
     /// `shmem_undo_range(unfalloc)`: an allocation failed; pages of the range that nobody has filled go again.
     fn undo_allocation(&self, cx: &Cx<'_>, first: Pgoff, end: Pgoff) {
-        let is_empty = |pfn: Pfn| !self.phys.flags(pfn).contains(FrameFlags::UPTODATE);
+        let is_empty = |pfn: Pfn| !self.is_uptodate(pfn);
         let mut at = first;
         loop {
             let cache = self.cache.lock(cx);
@@ -364,7 +370,9 @@ impl FileOperations for Shmem {
                 if offset < 0 || offset as u64 >= cache.size {
                     return Err(Errno::ENXIO);
                 }
-                *position = cache.next_data_or_hole(offset as u64, data_or_hole == SEEK_DATA).ok_or(Errno::ENXIO)?;
+                let is_data = data_or_hole == SEEK_DATA;
+                let next = cache.next_data_or_hole(offset as u64, is_data, |pfn| self.is_uptodate(pfn));
+                *position = next.ok_or(Errno::ENXIO)?;
                 return Ok(*position);
             }
         };
@@ -454,7 +462,7 @@ impl FileOperations for Shmem {
 
     fn resident_pages(&self, cx: &Cx<'_>, range: Range<Pgoff>) -> Vec<Pgoff> {
         let cache = self.cache.lock(cx);
-        let uptodate = |pfn: Pfn| self.phys.flags(pfn).contains(FrameFlags::UPTODATE);
+        let uptodate = |pfn: Pfn| self.is_uptodate(pfn);
         cache.pages.range(range).filter(|(_, pfn)| uptodate(**pfn)).map(|(pgoff, _)| *pgoff).collect()
     }
 }

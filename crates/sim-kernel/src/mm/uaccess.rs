@@ -44,8 +44,11 @@ impl Mm {
         Ok(self.handle_mm_fault(cx, vma, hva, write)?)
     }
 
-    /// Reads `size` bytes, at most 8, word by word.
-    fn read_words(&self, cx: &Cx<'_>, hva: Hva, size: u64) -> Result<u64, Signal> {
+    /// The process, or the kernel in its place, reads `size` bytes, at most 8, word by word.
+    ///
+    /// # Errors
+    /// As [`Mm::read_u32`].
+    pub fn read_words(&self, cx: &Cx<'_>, hva: Hva, size: u64) -> Result<u64, Signal> {
         let mut window = 0;
         for (i, word, _) in words(hva, size)? {
             let read = self.access(cx, word, false, |phys, pfn, offset| phys.read_u32(cx, pfn, offset))?;
@@ -54,8 +57,17 @@ impl Mm {
         Ok((window >> (8 * (hva.0 % WORD))) as u64)
     }
 
-    /// Writes the low `size` bytes, at most 8, of the value, word by word.
-    fn write_words(&self, cx: &Cx<'_>, hva: Hva, size: u64, value: u64) -> Result<(), Signal> {
+    /// The process, or the kernel in its place, writes the low `size` bytes, at most 8, of the value, word by word. Where that is in two pages, both
+    /// are made writable before either is changed.
+    ///
+    /// # Errors
+    /// As [`Mm::write_u32`].
+    pub fn write_words(&self, cx: &Cx<'_>, hva: Hva, size: u64, value: u64) -> Result<(), Signal> {
+        let last = Hva(hva.0.checked_add(size - 1).ok_or(Signal::Sigsegv)?);
+        if last.page() != hva.page() {
+            self.access(cx, Hva(hva.0 - hva.0 % WORD), true, |_, _, _| ())?;
+            self.access(cx, Hva(last.0 - last.0 % WORD), true, |_, _, _| ())?;
+        }
         let window = u128::from(value) << (8 * (hva.0 % WORD));
         for (i, word, mask) in words(hva, size)? {
             let part = (window >> (32 * i)) as u32;
@@ -78,8 +90,7 @@ impl Mm {
     /// The process writes 32 bits.
     ///
     /// # Errors
-    /// [`Signal::Sigsegv`] without a mapping that may be written; [`Signal::Sigbus`] if the page cannot be had. A write across two
-    /// pages of which the second fails has written the first.
+    /// [`Signal::Sigsegv`] without a mapping that may be written; [`Signal::Sigbus`] if the page cannot be had.
     pub fn write_u32(&self, cx: &Cx<'_>, hva: Hva, value: u32) -> Result<(), Signal> {
         if !hva.0.is_multiple_of(4) {
             return self.write_words(cx, hva, 4, u64::from(value));
