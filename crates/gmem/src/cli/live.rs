@@ -103,10 +103,15 @@ pub(super) fn fuzz_compare(
     let limits = Limits { patience: Duration::from_secs(args.timeout), ..Limits::default() };
     let abilities = Abilities {
         private_memory: config.has_memory_attributes(),
+        shadow_paging: !config.tdp_enabled,
         hypercalls: !machine.long_mode,
         maxphyaddr: config.maxphyaddr,
     };
     let pair = Pair { starter: &starter, machine: &machine, limits, config };
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how long to go on is said in seconds; what is done in them is not of them"
+    )]
     let begun = Instant::now();
     let mut tally = Tally::default();
     let mut number = args.first;

@@ -28,6 +28,9 @@ const SLOT_GUEST_MEMFD: u64 = 4;
 pub struct Abilities {
     /// Software-protected VMs, attributes and pre-faulting exist.
     pub private_memory: bool,
+    /// KVM shadows the guest's tables. Its shadow MMU prefetches neighbours of a fault from the VMM's mapping also where a slot's memory is a
+    /// guest_memfd's alone (`kvm_mmu_prefetch_sptes`, up to 7.3 at least): no slot has both, or the guest would see the wrong memory.
+    pub shadow_paging: bool,
     /// Guests may make hypercalls.
     pub hypercalls: bool,
     /// Width of guest physical addresses in bits.
@@ -38,7 +41,7 @@ pub struct Abilities {
 ///
 /// ```
 /// use gmem::compare::generate::{Abilities, program};
-/// let abilities = Abilities { private_memory: false, hypercalls: true, maxphyaddr: 40 };
+/// let abilities = Abilities { private_memory: false, shadow_paging: false, hypercalls: true, maxphyaddr: 40 };
 /// assert_eq!(program(7, 3, abilities), program(7, 3, abilities));
 /// assert_ne!(program(7, 3, abilities), program(7, 4, abilities));
 /// ```
@@ -76,6 +79,8 @@ struct File {
     name: Name,
     size: u64,
     gmem: bool,
+    /// A guest_memfd that the host can map: all accesses to a slot with it are to the file.
+    mappable: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -144,7 +149,7 @@ impl Generator {
 
     fn file(&mut self) -> File {
         if self.made.files.is_empty() || self.chance(60) {
-            return File { name: "fnone".into(), size: BLOCK, gmem: false };
+            return File { name: "fnone".into(), size: BLOCK, gmem: false, mappable: false };
         }
         let files = self.made.files.clone();
         self.pick(&files)
@@ -375,7 +380,7 @@ impl Generator {
         if size <= MEMORY_MAX {
             self.made.memory += size;
         }
-        self.made.files.push(File { name: name.clone(), size, gmem: true });
+        self.made.files.push(File { name: name.clone(), size, gmem: true, mappable: flags & 1 != 0 });
         self.ops.push(Op::CreateGuestMemfd { vm, fd: name, size, flags });
     }
 
@@ -386,7 +391,7 @@ impl Generator {
         }
         self.made.memory += size;
         let flags = if self.chance(8) { self.pick(&[1, 2, 3, 8, 16, 0x8000_0000]) } else { 0 };
-        self.made.files.push(File { name: name.clone(), size, gmem: false });
+        self.made.files.push(File { name: name.clone(), size, gmem: false, mappable: false });
         self.ops.push(Op::MemfdCreate { fd: name, size, flags });
     }
 
@@ -443,10 +448,13 @@ impl Generator {
             let fd = match self.rng.random_range(0..30) {
                 0 => FdRef::Raw(-1),
                 1 => FdRef::Name(self.any_fd()),
-                _ => FdRef::Name(file.name),
+                _ => FdRef::Name(file.name.clone()),
             };
             let flags = if self.chance(10) { flags | SLOT_GUEST_MEMFD } else { SLOT_GUEST_MEMFD };
-            let hva = self.hva(size);
+            let hva = match self.abilities.shadow_paging && file.mappable {
+                true => HvaRef::Raw(self.pick(&[0, 0, PAGE, 123])),
+                false => self.hva(size),
+            };
             let slot = Slot { vm, number, flags, gpa, size, hva, file: Some((fd, offset)) };
             self.push_slot(slot);
             return;
@@ -695,7 +703,7 @@ mod tests {
 
     #[test]
     fn programs_stay_small_and_safe() {
-        let abilities = Abilities { private_memory: true, hypercalls: true, maxphyaddr: 40 };
+        let abilities = Abilities { private_memory: true, shadow_paging: false, hypercalls: true, maxphyaddr: 40 };
         for number in 0..2_000 {
             let mut memory = 0u64;
             for op in program(1, number, abilities) {

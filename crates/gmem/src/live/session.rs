@@ -111,6 +111,7 @@ impl Starter {
         };
         let (send, lines) = channel();
         // Ends when the worker does, or when nobody listens any more.
+        #[allow(clippy::disallowed_methods, reason = "reads a real process's pipe, so that waiting for it can end")]
         thread::spawn(move || {
             for line in BufReader::new(output).lines() {
                 let Ok(line) = line else { break };

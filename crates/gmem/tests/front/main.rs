@@ -4,6 +4,7 @@
 
 mod cli;
 mod expectation_errors;
+mod live;
 mod machines;
 mod operations;
 mod recordings;

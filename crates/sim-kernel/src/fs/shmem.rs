@@ -131,6 +131,11 @@ impl Shmem {
     /// `shmem_get_folio`: the page, made if it is absent, locked and with a reference. `None` beyond the end of the file, unless
     /// the call may write there.
     fn get_folio(&self, cx: &Cx<'_>, pgoff: Pgoff, beyond_end: bool) -> Result<Option<Pfn>, Errno> {
+        Ok(self.find_or_make(cx, pgoff, beyond_end)?.map(|(pfn, _)| pfn))
+    }
+
+    /// [`Shmem::get_folio`], and whether the page was made just now.
+    fn find_or_make(&self, cx: &Cx<'_>, pgoff: Pgoff, beyond_end: bool) -> Result<Option<(Pfn, bool)>, Errno> {
         loop {
             let mut cache = self.cache.lock(cx);
             // Size and pages are under one lock, so a page never appears behind a truncation's back.
@@ -142,7 +147,7 @@ impl Shmem {
                 drop(cache);
                 self.phys.lock(cx, pfn);
                 if self.phys.mapping(pfn).is_some() {
-                    return Ok(Some(pfn));
+                    return Ok(Some((pfn, false)));
                 }
                 self.phys.unlock(cx, pfn);
                 self.phys.put(cx, pfn);
@@ -153,20 +158,25 @@ impl Shmem {
             self.phys.get(pfn);
             self.phys.set_mapping(pfn, MAPPING, pgoff);
             cache.pages.insert(pgoff, pfn);
-            return Ok(Some(pfn));
+            return Ok(Some((pfn, true)));
         }
     }
 
     /// As [`Shmem::get_folio`], with defined contents.
     fn get_uptodate(&self, cx: &Cx<'_>, pgoff: Pgoff, beyond_end: bool) -> Result<Option<Pfn>, Errno> {
         let page = self.get_folio(cx, pgoff, beyond_end)?;
-        if let Some(pfn) = page
-            && !self.is_uptodate(pfn)
-        {
+        if let Some(pfn) = page {
+            self.give_contents(cx, pfn);
+        }
+        Ok(page)
+    }
+
+    /// Zeroes a locked page that was only allocated.
+    fn give_contents(&self, cx: &Cx<'_>, pfn: Pfn) {
+        if !self.is_uptodate(pfn) {
             self.phys.zero(cx, pfn);
             self.phys.set_flags(pfn, FrameFlags::UPTODATE);
         }
-        Ok(page)
     }
 
     fn put_folio(&self, cx: &Cx<'_>, pfn: Pfn) {
@@ -291,9 +301,15 @@ impl FileOperations for Shmem {
             return Err(Errno::EPERM);
         }
         for (pgoff, _, _) in Shmem::pieces(offset, end) {
-            let page = if cx.signal_pending() { Err(Errno::EINTR) } else { self.get_folio(cx, pgoff, true) };
+            let page = if cx.signal_pending() { Err(Errno::EINTR) } else { self.find_or_make(cx, pgoff, true) };
             match page {
-                Ok(Some(pfn)) => self.put_folio(cx, pfn),
+                Ok(Some((pfn, made))) => {
+                    // One that an earlier call allocated gets its contents now, and is no longer undone.
+                    if !made {
+                        self.give_contents(cx, pfn);
+                    }
+                    self.put_folio(cx, pfn);
+                }
                 Ok(None) => unreachable!("allocation may go beyond the end"),
                 Err(errno) => {
                     self.undo_allocation(cx, Pgoff(offset / PAGE_SIZE), pgoff);
