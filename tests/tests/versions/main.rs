@@ -28,3 +28,11 @@ fn run(machine: &mut Sequential, program: &str) -> Vec<Outcome> {
     let lines = program.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.map(|line| machine.execute(&op(line))).collect()
 }
+
+/// How many releases there are: a row of the tests has as many answers, so that none is forgotten when one is added.
+const RELEASES: usize = KernelVersion::ALL.len();
+
+/// Each release, by name, with what is expected of it.
+fn releases<T>(expected: [T; RELEASES]) -> impl Iterator<Item = ((&'static str, KernelVersion), T)> {
+    KernelVersion::ALL.into_iter().zip(expected)
+}

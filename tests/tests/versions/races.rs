@@ -14,7 +14,7 @@ const MISTAKES: [(&str, &str, &[&str], &str); 5] = [
     (
         "V7",
         "bind-past-the-end",
-        &["6.8", "6.18"],
+        &["6.8", "6.18", "6.18.44"],
         "INV-306: slot SlotId(0) is bound to pages after the end of its file",
     ),
     ("V9", "close-while-deleting", &["6.8"], "INV-401: slot SlotId(0) is used after it was freed"),

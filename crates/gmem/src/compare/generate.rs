@@ -398,7 +398,10 @@ impl Generator {
         let slack = map.len.saturating_sub(size);
         let offset = if self.chance(3) { self.offset(slack.max(1)) } else { 0 };
         // A raw number far beyond the mapping could be anything; stay near it.
-        HvaRef::Map { map: map.name, offset: if offset.saturating_add(size) > map.len + BLOCK / 2 { 0 } else { offset } }
+        HvaRef::Map {
+            map: map.name,
+            offset: if offset.saturating_add(size) > map.len + BLOCK / 2 { 0 } else { offset },
+        }
     }
 
     /// A size that KVM refuses early, or one that is small: it allocates for every page of a slot.

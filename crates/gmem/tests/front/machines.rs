@@ -81,12 +81,13 @@ fn a_scenario_says_everything_of_a_machine() {
         sw_protected_vm = false
         memory_attributes = false
         smm = false
+        max_vcpus = 1024
         eager_page_split = false
         files_max = 100
         [setup]
         run = "create_vm vm0"
     "#;
-    let expected = MachineConfig { eager_page_split: false, files_max: 100, ..shadow() };
+    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..shadow() };
     assert_eq!(scenario::parse("t.toml", text).unwrap().machine, expected);
     // A fact that is added has to be added here.
     assert!(FACTS.iter().all(|fact| text.contains(fact.name)));
