@@ -65,7 +65,7 @@ fn a_header_says_everything_of_a_machine() {
         assert_eq!(reader.header_text(), text);
     }
     let text = emit::new_header(&shadow().to_header("live", "f", "6.18.44"));
-    expect_test::expect![[r#"{"trace": 1, "name": "live", "family": "f", "kernel": "6.18.44", "arch": "x86_64", "stage2": "shadow", "machine": {"memory": 25769803776, "maxphyaddr": 46, "transparent_hugepage": "madvise", "sw_protected_vm": false, "memory_attributes": false, "smm": false}}"#]]
+    expect_test::expect![[r#"{"trace": 1, "name": "live", "family": "f", "kernel": "6.18.44", "arch": "x86_64", "stage2": "shadow", "machine": {"memory": 25769803776, "maxphyaddr": 46, "transparent_hugepage": "madvise", "sw_protected_vm": false, "memory_attributes": false, "smm": false}, "spte": false}"#]]
     .assert_eq(&text);
 }
 
@@ -212,7 +212,7 @@ fn with_shadow_paging_only_answers_are_compared() {
         live         1           1          1  100.00%          0        -
         total        1           1          1  100.00%          0        -
 
-        shadow paging: of 1 operations only the answers are compared
+        of 1 operations only the answers were recorded and are compared
     "#]]
     .assert_eq(&out);
     fs::write(path, format!("{header}\n{good}\n{bad}\n")).unwrap();
@@ -228,7 +228,7 @@ fn with_shadow_paging_only_answers_are_compared() {
           expected {"ok": 0}
           got      {"errno": "EINVAL"}
 
-        shadow paging: of 2 operations only the answers are compared
+        of 2 operations only the answers were recorded and are compared
     "#]]
     .assert_eq(&out);
     // What is printed again is the header as it came.
