@@ -1,11 +1,11 @@
 //! Arguments of absurd size. What an operation costs depends on what exists, not on the numbers that it is given: each of these
 //! programs would otherwise run for hours or take all memory.
 
-use super::random::check_and_end;
 use gmem::MachineConfig;
 use gmem::interp::Sequential;
 use gmem::ops::Op;
 use gmem::replay::Executor;
+use gmem_fuzz_targets::values::check_and_end;
 
 const M: u64 = 1 << 20;
 
@@ -57,6 +57,7 @@ fn a_quarter_of_a_terabyte_is_converted_and_back() {
         {"op": "set_user_memory_region", "vm": "vm0", "slot": 0, "flags": 0, "gpa": 0, "size": 274877906944, "hva": 0}
         {"op": "set_memory_attributes", "vm": "vm0", "gpa": 0, "size": 274877906944, "attributes": 8, "flags": 0}
         {"op": "set_memory_attributes", "vm": "vm0", "gpa": 4096, "size": 274877898752, "attributes": 0, "flags": 0}
+        {"op": "set_memory_attributes", "vm": "vm0", "gpa": 0, "size": 1099511627776, "attributes": 8, "flags": 0} => {"errno": "ENOMEM"}
         "#,
     );
 }
@@ -168,6 +169,63 @@ fn prefaulting_as_much_as_there_is() {
         {"op": "pre_fault_memory", "vcpu": "c0", "gpa": 0, "size": 18446744073709547520, "flags": 0} => {"errno": "ENOENT", "gpa": 0, "size": 18446744073709547520}
         {"op": "mmap", "map": "m0", "fd": null, "len": 1099511627776, "prot": "rw", "shared": false, "offset": 0, "align": 4096}
         {"op": "set_user_memory_region", "vm": "vm0", "slot": 0, "flags": 0, "gpa": 8589934592, "size": 1090921693184, "hva": {"map": "m0", "offset": 4096}}
+        "#,
+    );
+}
+
+#[test]
+fn small_pages_of_untouched_memory_end_with_the_tables() {
+    // What is not written is the zero page: no frames are taken, only tables and time. The host of 256 MiB has 512 tables.
+    run(
+        machine(256 * M),
+        r#"
+        {"op": "create_vm", "vm": "vm0", "type": 0}
+        {"op": "create_vcpu", "vm": "vm0", "vcpu": "c0", "index": 0}
+        {"op": "mmap", "map": "m0", "fd": null, "len": 70368744177664, "prot": "rw", "shared": false, "offset": 0, "align": 2097152}
+        {"op": "madvise", "map": "m0", "offset": 0, "len": 70368744177664, "advice": "nohugepage"}
+        {"op": "madvise", "map": "m0", "offset": 0, "len": 70368744177664, "advice": "populate_read"} => {"errno": "ENOMEM"}
+        {"op": "mlock", "map": "m0", "offset": 0, "len": 70368744177664} => {"errno": "EAGAIN"}
+        {"op": "madvise", "map": "m0", "offset": 0, "len": 70368744177664, "advice": "populate_write"} => {"errno": "ENOMEM"}
+        {"op": "munmap", "map": "m0", "offset": 0, "len": 70368744177664}
+        {"op": "mmap", "map": "m1", "fd": null, "len": 1099511627776, "prot": "rw", "shared": false, "offset": 0, "align": 2097152}
+        {"op": "set_user_memory_region", "vm": "vm0", "slot": 0, "flags": 0, "gpa": 8589934592, "size": 1090921689088, "hva": {"map": "m1", "offset": 4096}}
+        {"op": "guest_read", "vcpu": "c0", "gpa": 8589934592} => {"exit": "hlt", "value": 0}
+        {"op": "pre_fault_memory", "vcpu": "c0", "gpa": 8589934592, "size": 1090921689088, "flags": 0} => {"ok": 0, "gpa": 9651093504, "size": 1089860530176}
+        {"op": "pre_fault_memory", "vcpu": "c0", "gpa": 9651093504, "size": 4096, "flags": 0} => {"errno": "ENOMEM", "gpa": 9651093504, "size": 4096}
+        {"op": "guest_read", "vcpu": "c0", "gpa": 1090921693184} => {"errno": "ENOMEM", "exit": "reason_0"}
+        {"op": "guest_read", "vcpu": "c0", "gpa": 8589934592} => {"exit": "hlt", "value": 0}
+        {"op": "set_user_memory_region", "vm": "vm0", "slot": 0, "flags": 0, "gpa": 0, "size": 0, "hva": 0}
+        "#,
+    );
+}
+
+#[test]
+fn a_log_in_which_everything_is_dirty() {
+    // The kernel's bitmap has 32 MiB; a list of its numbers would have gigabytes.
+    run(
+        machine(256 * M),
+        r#"
+        {"op": "create_vm", "vm": "vm0", "type": 0}
+        {"op": "enable_cap", "vm": "vm0", "cap": 168, "arg": 3}
+        {"op": "set_user_memory_region", "vm": "vm0", "slot": 0, "flags": 1, "gpa": 4294967296, "size": 1095216660480, "hva": 0}
+        {"op": "get_dirty_log", "vm": "vm0", "slot": 0, "npages": 18446744073709551615} => {"errno": "ENOMEM"}
+        {"op": "get_dirty_log", "vm": "vm0", "slot": 0, "npages": 4194305} => {"errno": "ENOMEM"}
+        {"op": "get_dirty_log", "vm": "vm0", "slot": 0, "npages": 3} => {"ok": 0, "dirty": [0, 1, 2]}
+        "#,
+    );
+}
+
+#[test]
+fn a_file_is_filled_and_read() {
+    run(
+        machine(256 * M),
+        r#"
+        {"op": "memfd_create", "fd": "f0", "size": 9223372036854775807, "flags": 0}
+        {"op": "pwrite", "fd": "f0", "offset": 1, "len": 9223372036854775806} => {"ok": 268431359}
+        {"op": "pread", "fd": "f0", "offset": 0, "len": 9223372036854775807} => {"ok": 2147479552}
+        {"op": "lseek", "fd": "f0", "offset": 0, "whence": 4} => {"ok": 268431360}
+        {"op": "pread", "fd": "f0", "offset": 1, "len": 4294967296} => {"ok": 2147479552}
+        {"op": "ftruncate", "fd": "f0", "size": 0}
         "#,
     );
 }

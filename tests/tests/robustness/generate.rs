@@ -1,40 +1,18 @@
 //! Generates operations: mostly sensible ones on objects that exist, so that deep states are reached, and some of pure garbage.
 
+use gmem::MachineConfig;
 use gmem::ops::{Advice, FdRef, HvaRef, Name, Op, Prot};
-use gmem::{MachineConfig, Stage2Kind};
+use gmem_fuzz_targets::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::Union;
 
-const K: u64 = 1 << 10;
 const M: u64 = 1 << 20;
-
-/// Numbers at which something changes, give or take one.
-const EDGES: [u64; 18] = [
-    0,
-    1,
-    4 * K,
-    8 * K,
-    2 * M,
-    1 << 30,
-    1 << 31,
-    1 << 32,
-    0xf000_0000,
-    1 << 38,
-    1 << 40,
-    1 << 44,
-    (1 << 47) - 4096,
-    1 << 47,
-    1 << 52,
-    1 << 53,
-    1 << 63,
-    0,
-];
 
 /// A number from the edges of what 64 bits hold.
 fn edge() -> impl Strategy<Value = u64> {
-    let near = (0..EDGES.len(), prop::sample::select(vec![0, 1, 0u64.wrapping_sub(1), 4096, 0u64.wrapping_sub(4096)]))
-        .prop_map(|(edge, by)| EDGES[edge].wrapping_add(by));
+    let near =
+        (0..EDGES.len(), prop::sample::select(NEAR.to_vec())).prop_map(|(edge, by)| EDGES[edge].wrapping_add(by));
     prop_oneof![4 => near, 1 => any::<u64>(), 1 => any::<u64>().prop_map(|n| n & !0xfff)]
 }
 
@@ -315,84 +293,20 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 
 /// Makes the objects that the other operations name.
 pub(crate) fn set_up() -> impl Strategy<Value = Vec<Op>> {
-    let n = |text: &str| Name::from(text);
-    (0..2u64, 0..4u64, any::<bool>(), 0..3u64, prop::sample::select(vec![4096, 2 * M]), 0..2u64).prop_map(
-        move |(r#type, flags, has_file, skew, align, slot_flags)| {
-            let mut ops = vec![
-                Op::CreateVm { vm: n("vm0"), r#type },
-                Op::CreateVcpu { vm: n("vm0"), vcpu: n("c0"), index: 0 },
-                Op::CreateVcpu { vm: n("vm0"), vcpu: n("c1"), index: 1 },
-                Op::CreateGuestMemfd {
-                    vm: n("vm0"),
-                    fd: n("g0"),
-                    size: 8 * M,
-                    flags: flags & if r#type == 1 { 1 } else { 3 },
-                },
-                Op::MemfdCreate { fd: n("f0"), size: 4 * M, flags: 0 },
-                Op::Mmap {
-                    map: n("m0"),
-                    fd: has_file.then(|| n("f0")),
-                    len: 8 * M,
-                    prot: Prot::READ | Prot::WRITE,
-                    shared: has_file,
-                    offset: 0,
-                    align,
-                },
-                Op::Mmap {
-                    map: n("m1"),
-                    fd: None,
-                    len: 8 * M,
-                    prot: Prot::READ | Prot::WRITE,
-                    shared: false,
-                    offset: 0,
-                    align: 2 * M,
-                },
-                Op::Mmap {
-                    map: n("m2"),
-                    fd: Some(n("g0")),
-                    len: 8 * M,
-                    prot: Prot::READ | Prot::WRITE,
-                    shared: true,
-                    offset: 0,
-                    align: 4096,
-                },
-            ];
-            let region2 = |slot, gpa, size, map: &str, guest_memfd_offset| Op::SetUserMemoryRegion2 {
-                vm: n("vm0"),
-                slot,
-                flags: 4,
-                gpa,
-                size,
-                hva: HvaRef::Map { map: n(map), offset: 0 },
-                guest_memfd: FdRef::Name(n("g0")),
-                guest_memfd_offset,
-            };
-            ops.push(region2(0, 0, 4 * M, "m0", 0));
-            ops.push(region2(1, 6 * M + skew * 4096, M, "m1", 5 * M));
-            ops.push(Op::SetUserMemoryRegion {
-                vm: n("vm0"),
-                slot: 2,
-                flags: slot_flags,
-                gpa: 8 * M,
-                size: 6 * M + skew * 4096,
-                hva: HvaRef::Map { map: n("m1"), offset: skew * 4096 },
-            });
-            ops
+    let aligns = prop::sample::select(vec![4096, 2 * M]);
+    (0..2u64, 0..4u64, any::<bool>(), 0..3u64, aligns, 0..2u64).prop_map(
+        |(r#type, flags, has_file, skew, align, slot_flags)| {
+            SetUp { r#type, flags, has_file, skew, align, slot_flags }.ops()
         },
     )
 }
 
 /// A machine: either format, often with very little memory.
 pub(crate) fn machine() -> impl Strategy<Value = MachineConfig> {
-    let memory = prop::sample::select(vec![64 * K, 512 * K, 2 * M, 5 * M, 16 * M, 48 * M]);
-    let files = prop::sample::select(vec![6, 12, 1 << 20]);
-    (memory, any::<bool>(), any::<bool>(), files).prop_map(|(memory, npt, eager_page_split, files_max)| MachineConfig {
-        stage2: if npt { Stage2Kind::Npt } else { Stage2Kind::Ept },
-        memory,
-        eager_page_split,
-        files_max,
-        ..MachineConfig::default()
-    })
+    let memory = prop::sample::select(MEMORY.to_vec());
+    let files = prop::sample::select(FILES_MAX.to_vec());
+    (any::<bool>(), any::<bool>(), memory, files)
+        .prop_map(|(npt, eager, memory, files)| values::machine(npt, eager, memory, files))
 }
 
 /// A whole program.

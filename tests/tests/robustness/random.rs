@@ -5,21 +5,11 @@ use gmem::MachineConfig;
 use gmem::interp::{Sequential, World};
 use gmem::ops::{Answer, Op};
 use gmem::replay::{Executor, Outcome};
+use gmem_fuzz_targets::values::check_and_end;
 use proptest::prelude::*;
 use proptest::test_runner::Config as ProptestConfig;
-use sim_kernel::Cx;
 use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use std::sync::Arc;
-
-/// The invariants of every VM; then the process ends, and nothing is left.
-pub(crate) fn check_and_end(cx: &Cx<'_>, world: &World) {
-    for (_, vm) in world.vms(cx) {
-        vm.check_invariants();
-    }
-    world.process().exit(cx);
-    let phys = world.process().host().phys();
-    assert_eq!(phys.used_frames(), phys.reserved_frames(), "frames are left after the process has ended");
-}
 
 /// Performs the operations one after the other.
 pub(crate) fn run_sequentially(machine: &MachineConfig, ops: &[Op]) -> Vec<Outcome> {

@@ -14,6 +14,8 @@ pub const MEMORY_MAX: u64 = 64 << 20;
 
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 2 << 20;
+/// Largest size that is computed with: a sparse file may have any.
+const FILE_MAX: u64 = 1 << 50;
 /// Where the recorder keeps its code and tables; programs stay away.
 const CODE: std::ops::Range<u64> = 0xefe0_0000..0xf040_0000;
 /// The longest program.
@@ -204,6 +206,7 @@ impl Generator {
 
     /// An offset into something of `len` bytes, mostly of a page.
     fn offset(&mut self, len: u64) -> u64 {
+        let len = len.min(FILE_MAX);
         let pages = len.div_ceil(PAGE).max(1);
         match self.rng.random_range(0..24) {
             0..6 => 0,
@@ -218,6 +221,7 @@ impl Generator {
 
     /// A length of a part of something of `len` bytes.
     fn part(&mut self, len: u64) -> u64 {
+        let len = len.min(FILE_MAX);
         let pages = len.div_ceil(PAGE).max(1);
         match self.rng.random_range(0..24) {
             0..8 => self.rng.random_range(1..4) * PAGE,

@@ -39,7 +39,15 @@ fn flags_name(flags: u64) -> String {
 
 /// Runs `body` on a host of its own, with `/dev/kvm` open.
 pub(super) fn on_host<R>(body: impl FnOnce(&Cx<'_>, &Arc<Process>, &Kvm) -> Result<R, Failure>) -> Result<R, Failure> {
-    Machine::new(MachineConfig::default()).run(|cx, process| {
+    on_machine(&MachineConfig::default(), body)
+}
+
+/// As [`on_host`], with a machine of this configuration.
+fn on_machine<R>(
+    config: &MachineConfig,
+    body: impl FnOnce(&Cx<'_>, &Arc<Process>, &Kvm) -> Result<R, Failure>,
+) -> Result<R, Failure> {
+    Machine::new(config.clone()).run(|cx, process| {
         let kvm = ok("open of /dev/kvm", Kvm::new(cx, process))?;
         body(cx, process, &kvm)
     })
@@ -53,7 +61,16 @@ pub(super) fn vm_types() -> Result<Vec<u64>, Failure> {
 
 /// Runs `body` with a VM of this type.
 pub(super) fn on_vm<R>(vm_type: u64, body: impl FnOnce(&Case<'_, '_>) -> Result<R, Failure>) -> Result<R, Failure> {
-    let result = on_host(|cx, process, kvm| {
+    on_vm_of(&MachineConfig::default(), vm_type, body)
+}
+
+/// As [`on_vm`], with a machine of this configuration.
+fn on_vm_of<R>(
+    config: &MachineConfig,
+    vm_type: u64,
+    body: impl FnOnce(&Case<'_, '_>) -> Result<R, Failure>,
+) -> Result<R, Failure> {
+    let result = on_machine(config, |cx, process, kvm| {
         let vm = ok("KVM_CREATE_VM", kvm.create_vm_with_type(cx, vm_type))?;
         body(&Case { cx, process, kvm, vm, vm_type })
     });
@@ -108,12 +125,22 @@ pub(super) fn each_file(
 
 /// As [`each_file`], without a file.
 pub(super) fn each_flags(with: With, body: impl Fn(&Case<'_, '_>, u64) -> Result<(), Failure>) -> Outcome {
+    each_flags_of(&MachineConfig::default(), with, body)
+}
+
+/// As [`each_flags`], with machines of this configuration.
+pub(super) fn each_flags_of(
+    config: &MachineConfig,
+    with: With,
+    body: impl Fn(&Case<'_, '_>, u64) -> Result<(), Failure>,
+) -> Outcome {
     let mut done = Vec::new();
     for vm_type in vm_types()? {
         let offered = on_vm(vm_type, |case| Ok(case.offered_flags()))?;
         let tested = [0, GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED];
         for flags in tested.into_iter().filter(|flags| flags & !offered == 0 && with.includes(*flags)) {
-            on_vm(vm_type, |case| body(case, flags).map_err(|failure| failure.within(flags_name(flags))))?;
+            let in_case = |case: &Case<'_, '_>| body(case, flags).map_err(|failure| failure.within(flags_name(flags)));
+            on_vm_of(config, vm_type, in_case)?;
             done.push(format!("{} with {}", type_name(vm_type), flags_name(flags)));
         }
     }

@@ -26,6 +26,8 @@ pub struct MachineConfig {
     pub tdp_enabled: bool,
     /// Bytes of host memory.
     pub memory: u64,
+    /// NUMA nodes, 1 to 64, each with its part of the memory; every task runs on the first.
+    pub nodes: u32,
     /// Width of physical addresses in bits, of host and guest.
     pub maxphyaddr: u32,
     /// `transparent_hugepage/enabled`.
@@ -53,6 +55,7 @@ impl Default for MachineConfig {
             stage2: Stage2Kind::Npt,
             tdp_enabled: true,
             memory: 3 << 30,
+            nodes: 1,
             maxphyaddr: 40,
             transparent_hugepage: Thp::Always,
             sw_protected_vm: true,

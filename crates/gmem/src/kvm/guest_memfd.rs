@@ -13,7 +13,7 @@ use super::versions::UnbindOfDyingFile;
 use super::vm::Vm;
 use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
-use sim_kernel::mm::{FrameFlags, IMmap};
+use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::xarray::{Handle, XArray, XaFlags};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
@@ -35,6 +35,8 @@ pub struct GmemInode {
     files: parking_lot::Mutex<Vec<Weak<GmemFile>>>,
     /// Pages that are marked broken and not yet unmapped. The kernel has no such list; it is for checking.
     failing: parking_lot::Mutex<Vec<Pfn>>,
+    /// `shared_policy`: from which NUMA nodes pages come.
+    policy: SharedPolicy,
 }
 
 /// One VM's view of a guest_memfd: what its descriptor refers to.
@@ -87,9 +89,16 @@ impl GmemInode {
         }
     }
 
+    /// The page of the cache, or a new one from the nodes of its policy. Interleaving counts from the inode's number, so that small files do
+    /// not all begin on one node.
+    fn find_or_create(&self, cx: &Cx<'_>, index: Pgoff) -> Result<Pfn, Errno> {
+        let policy = || self.policy.get(index).unwrap_or_default().placement(u64::from(self.ino) + index.0);
+        self.mapping.find_or_create_in(cx, index, policy)
+    }
+
     /// `kvm_gmem_get_folio`: the page at `index`, locked and with a reference.
     fn get_folio(&self, cx: &Cx<'_>, index: Pgoff) -> Result<Pfn, Errno> {
-        let pfn = self.mapping.find_or_create(cx, index)?;
+        let pfn = self.find_or_create(cx, index)?;
         if self.host.config.kernel.clears_at_allocation() {
             self.make_uptodate(cx, pfn);
         }
@@ -204,6 +213,7 @@ impl Vm {
             mapping: AddressSpace::new(cx, &host.phys, &host.nodes, ino),
             files: Default::default(),
             failing: Default::default(),
+            policy: SharedPolicy::default(),
         });
         let view = Arc::new(GmemFile {
             vm: Arc::clone(self),
@@ -556,7 +566,7 @@ impl FileOperations for GmemFile {
         if pgoff.0 >= inode.size >> PAGE_SHIFT || !inode.is_init_shared() {
             return Err(FaultError::Sigbus);
         }
-        let pfn = inode.mapping.find_or_create(cx, pgoff).map_err(|errno| match errno {
+        let pfn = inode.find_or_create(cx, pgoff).map_err(|errno| match errno {
             Errno::ENOMEM => FaultError::Oom,
             _ => FaultError::Sigbus,
         })?;
@@ -567,6 +577,18 @@ impl FileOperations for GmemFile {
         }
         inode.make_uptodate(cx, pfn);
         Ok(Fault { pfn })
+    }
+
+    /// `kvm_gmem_set_policy`.
+    fn set_policy(&self, _cx: &Cx<'_>, pages: Range<Pgoff>, policy: Mempolicy) {
+        if self.vm.kernel().guest_memfd_has_policy() {
+            self.inode.policy.set(pages, policy);
+        }
+    }
+
+    /// `kvm_gmem_get_policy`: of the file, not of the task.
+    fn get_policy(&self, _cx: &Cx<'_>, pgoff: Pgoff) -> Option<Mempolicy> {
+        self.inode.policy.get(pgoff)
     }
 
     fn i_mmap(&self) -> Option<&Arc<IMmap>> {

@@ -27,7 +27,7 @@ pub struct Host {
 impl Host {
     /// A host with this configuration and nothing running on it.
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> Arc<Host> {
-        let phys = Arc::new(PhysMem::new(cx, config.memory));
+        let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::new());
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         Arc::new(Host { config, phys, nodes, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })

@@ -6,7 +6,7 @@
 use super::host::Host;
 use super::uapi::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use sim_kernel::fs::{FdTable, File, RawFd, Shmem, Stat};
-use sim_kernel::mm::{Advice, Mm, MmapArgs, Prot, Signal};
+use sim_kernel::mm::{Advice, Mempolicy, Mm, MmapArgs, Prot, Signal};
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
 use std::fmt;
 use std::sync::Arc;
@@ -329,6 +329,32 @@ impl Process {
     pub fn mlock(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<(), Errno> {
         let result = self.mm.mlock(cx, addr, len);
         self.finish(cx, result)
+    }
+
+    /// `mbind(2)`: `nodes` is the mask of nodes, without flags.
+    ///
+    /// # Errors
+    /// `EINVAL` for an address that is not page-aligned, a mode that does not exist and nodes that do not fit it; `EFAULT` if part of the range is
+    /// not mapped.
+    pub fn mbind(&self, cx: &Cx<'_>, addr: Hva, len: u64, mode: u32, nodes: u64) -> Result<(), Errno> {
+        let result = self.mm.mbind(cx, addr, len, mode, nodes);
+        self.finish(cx, result)
+    }
+
+    /// `get_mempolicy(2)` with `MPOL_F_ADDR`.
+    ///
+    /// # Errors
+    /// `EFAULT` if nothing is mapped there.
+    pub fn get_mempolicy(&self, cx: &Cx<'_>, addr: Hva) -> Result<Mempolicy, Errno> {
+        self.mm.get_mempolicy(cx, addr)
+    }
+
+    /// `move_pages(2)` without nodes to move to: the node on which a page lies.
+    ///
+    /// # Errors
+    /// `EFAULT` if nothing is mapped there; `ENOENT` if no page is.
+    pub fn page_node(&self, cx: &Cx<'_>, addr: Hva) -> Result<u32, Errno> {
+        self.mm.page_node(cx, addr)
     }
 
     /// The process loads a 32-bit word.

@@ -209,6 +209,11 @@ impl KernelVersion {
         self >= KernelVersion::V6_12
     }
 
+    /// V23, V24. Whether `mbind` of a guest_memfd's mapping is kept with the file: since 6.19.
+    pub(crate) fn guest_memfd_has_policy(self) -> bool {
+        self >= KernelVersion::V7_3
+    }
+
     /// Whether `MADV_COLLAPSE` of a range without a whole block fails. Seen on a live 6.18.44, not so in the source of 7.3; in between is
     /// a guess.
     pub(crate) fn collapse_needs_block(self) -> bool {

@@ -31,11 +31,11 @@ fn no_row_fails() {
     }
 }
 
-/// What is absent is known, so that a row cannot silently stop being checked.
+/// A row cannot silently stop being checked: what is absent would be named here.
 #[test]
-fn few_rows_are_absent() {
+fn no_row_is_absent() {
     let absent: Vec<&str> = registry().filter(|check| check.is_absent()).map(|check| check.id).collect();
-    assert_eq!(absent, ["GM-027", "GM-028", "GM-033", "GM-034", "GM-035", "GM-036"]);
+    assert!(absent.is_empty(), "{absent:?}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! System calls of a process that have no handle of their own.
 
 use super::*;
-use gmem::Errno;
+use gmem::{Errno, KernelVersion};
+use sim_kernel::mm::{Mempolicy, MempolicyMode};
 
 #[test]
 fn reads_and_writes_move_the_position() {
@@ -44,4 +45,35 @@ fn a_file_lives_in_two_processes() {
         other.exit(cx);
         assert!(inspected.is_destroyed());
     });
+}
+
+#[test]
+fn a_guest_memfd_keeps_a_policy() {
+    for kernel in [KernelVersion::V6_18, KernelVersion::V7_3] {
+        let config = MachineConfig { nodes: 2, kernel, ..MachineConfig::default() };
+        Machine::new(config).run(|cx, process| {
+            let vm = Kvm::new(cx, process).unwrap().create_vm(cx).unwrap();
+            let flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+            let memory = vm.create_guest_memfd(cx, kvm_create_guest_memfd { flags, ..gmem_args(SIZE) }).unwrap();
+            let view = || memory.mmap(cx, SIZE, Prot::READ | Prot::WRITE, Sharing::Shared, 0).unwrap();
+            let first = view();
+            let interleave = Mempolicy { mode: MempolicyMode::Interleave, nodes: 0b11 };
+            process.mbind(cx, first.addr(), SIZE, interleave.mode as u32, interleave.nodes).unwrap();
+            first.unmap(cx).unwrap();
+            // The file keeps it, for every mapping and for the guest.
+            let second = view();
+            let keeps = kernel == KernelVersion::V7_3;
+            let expected = if keeps { interleave } else { Mempolicy::default() };
+            assert_eq!(process.get_mempolicy(cx, second.addr()), Ok(expected));
+            let nodes: Vec<u32> = (0..SIZE)
+                .step_by(0x1000)
+                .map(|at| {
+                    second.write_u32(cx, at, 1).unwrap();
+                    process.page_node(cx, second.addr() + at).unwrap()
+                })
+                .collect();
+            let in_turn = nodes.windows(2).all(|pair| pair[0] != pair[1]);
+            assert_eq!((in_turn, nodes.contains(&1)), (keeps, keeps), "{nodes:?}");
+        });
+    }
 }

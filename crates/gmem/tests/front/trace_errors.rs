@@ -1,6 +1,7 @@
 //! What the trace reader says about bad input, in full.
 
 use expect_test::{Expect, expect};
+use gmem::ops::Answer;
 use gmem::trace::{MAX_LINE, Reader, TraceError};
 use proptest::prelude::*;
 
@@ -250,6 +251,19 @@ fn a_line_of_the_limit_passes() {
     let padding = " ".repeat(MAX_LINE - line.len());
     assert_eq!(read(format!("{HEADER}\n{line}{padding}\r\n").as_bytes()).unwrap(), 1);
     assert!(read(format!("{HEADER}\n{line}{padding} \n").as_bytes()).is_err());
+}
+
+#[test]
+fn a_number_in_an_unknown_answer_is_printed_as_it_was_read() {
+    for number in ["8.444444449444444e38", "0.1", "1e23", "5e-324", "18446744073709551615", "-9223372036854775808"] {
+        let line = format!(r#"{{"op": "close", "fd": "g0", "ret": {{"errno": "EBADF", "newer": {number}}}}}"#);
+        let text = format!("{HEADER}\n{line}\n");
+        let line = Reader::new("t.jsonl", text.as_bytes()).unwrap().next().unwrap().unwrap();
+        let once = line.recorded().unwrap().unwrap().answer;
+        let again = Answer::from_json(&serde_json::from_str(&once.to_string()).unwrap()).unwrap();
+        assert_eq!(again, once, "{number}");
+        assert!(once.to_string().replace("e+", "e").contains(number), "{once} has another number than {number}");
+    }
 }
 
 #[test]

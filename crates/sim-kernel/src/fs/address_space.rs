@@ -4,7 +4,7 @@
 //! the cache, because truncation removes pages under the same lock. `invalidate_lock` excludes truncation against whoever must
 //! not see the cache change underneath.
 
-use crate::mm::{FrameFlags, IMmap, PhysMem};
+use crate::mm::{FrameFlags, IMmap, PhysMem, Placement};
 use crate::sync::RwLock;
 use crate::xarray::{Handle, InsertError, NodeCache, XArray, XaFlags};
 use crate::{Cx, Errno, Pfn, Pgoff};
@@ -102,11 +102,20 @@ impl AddressSpace {
     /// `ENOMEM`.
     #[track_caller]
     pub fn find_or_create(&self, cx: &Cx<'_>, index: Pgoff) -> Result<Pfn, Errno> {
+        self.find_or_create_in(cx, index, || Placement::LOCAL)
+    }
+
+    /// As [`AddressSpace::find_or_create`]; `place` says from which nodes a new page comes.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    #[track_caller]
+    pub fn find_or_create_in(&self, cx: &Cx<'_>, index: Pgoff, place: impl Fn() -> Placement) -> Result<Pfn, Errno> {
         loop {
             if let Some(pfn) = self.find_lock(cx, index) {
                 return Ok(pfn);
             }
-            let pfn = self.phys.alloc()?;
+            let pfn = self.phys.alloc_in(place())?;
             self.phys.lock(cx, pfn);
             match self.insert(cx, index, pfn) {
                 Ok(()) => return Ok(pfn),

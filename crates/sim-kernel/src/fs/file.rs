@@ -3,7 +3,7 @@
 //! The last reference releases the file. From `close` that happens at once; from anywhere else in the kernel it is queued as work
 //! for the moment when the task holds no lock any more, which is why a release may take locks that the put happened under.
 
-use crate::mm::IMmap;
+use crate::mm::{IMmap, Mempolicy};
 use crate::sync::RefCount;
 use crate::{Cx, Errno, Pfn, Pgoff};
 use std::any::Any;
@@ -142,6 +142,14 @@ pub trait FileOperations: Any + Send + Sync + fmt::Debug {
     /// What the toucher gets instead.
     fn fault(&self, _cx: &Cx<'_>, _pgoff: Pgoff) -> Result<Fault, FaultError> {
         Err(FaultError::Sigbus)
+    }
+
+    /// `mbind` of a mapping of these pages (`vm_operations_struct.set_policy`). A file that keeps no policy has none to give back.
+    fn set_policy(&self, _cx: &Cx<'_>, _pages: Range<Pgoff>, _policy: Mempolicy) {}
+
+    /// The policy of a page, if the file has one for it (`vm_operations_struct.get_policy`).
+    fn get_policy(&self, _cx: &Cx<'_>, _pgoff: Pgoff) -> Option<Mempolicy> {
+        None
     }
 
     /// Where mappings of the file register themselves (`i_mmap`), if it can be mapped.

@@ -9,6 +9,7 @@ mod gup;
 mod huge_memory;
 mod i_mmap;
 mod madvise;
+mod mempolicy;
 mod mincore;
 mod mlock;
 #[expect(clippy::module_inception, reason = "struct Mm is in mm.rs as mm_struct is in mm_types.h")]
@@ -26,6 +27,7 @@ mod zero;
 
 pub use huge_memory::{HugePageRules, Thp};
 pub use i_mmap::IMmap;
+pub use mempolicy::{Mempolicy, MempolicyMode, Placement, SharedPolicy};
 pub use mm::{Advice, GupError, GupFlags, GupPage, HostLevel, Mm, MmapArgs, Signal};
 pub use notifier::MmuNotifier;
 pub use phys::{FrameFlags, PhysMem};

@@ -4,7 +4,7 @@
 //! recognisable garbage pattern, so that a forgotten zeroing is seen as data), *zero*, or has a buffer of 4 KiB. Frames come one by
 //! one or as 512 aligned ones (a transparent huge page).
 //!
-//! Simplified: no zones, no NUMA nodes, no buddy merging (512 single frames never become a huge page again), no reclaim. The
+//! Simplified: no zones but one for each NUMA node, no buddy merging (512 single frames never become a huge page again), no reclaim. The
 //! allocator itself is not raced: taking and giving back a frame is part of the caller's step.
 //!
 //! Tables, of processes and of stage 2, may take a 128th of the frames ([`PhysMem::tables_max`]). The kernel has no such limit: it
@@ -14,6 +14,7 @@
 //! Two counts exist for checking only: `mapcount` (host page-table entries that name the frame) and `sptes` (stage-2 entries that
 //! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
 
+use super::mempolicy::Placement;
 use super::zero::ZeroPages;
 use crate::sched::{Access, ObjId};
 use crate::sync::PageLocks;
@@ -107,7 +108,8 @@ struct Zone {
 pub struct PhysMem {
     frames: Arena<Frame, 6>,
     contents: Arena<PageBytes, 0>,
-    zone: parking_lot::Mutex<Zone>,
+    /// One for each node.
+    zones: Box<[parking_lot::Mutex<Zone>]>,
     limit: u64,
     /// Tables in use: frames with [`FrameFlags::TABLE`], and the page tables of processes, which are no frames.
     tables: AtomicU64,
@@ -120,10 +122,21 @@ pub struct PhysMem {
 impl PhysMem {
     /// A host with `bytes` of memory, rounded down to pages. Nothing is allocated for it yet.
     pub fn new(cx: &Cx<'_>, bytes: u64) -> PhysMem {
+        PhysMem::with_nodes(cx, bytes, 1)
+    }
+
+    /// A host whose memory is on so many NUMA nodes, the same on each. Blocks of 512 frames lie on the nodes in turn, so that a host with little in
+    /// use needs little metadata.
+    ///
+    /// # Panics
+    /// If there are no nodes, or more than 64.
+    pub fn with_nodes(cx: &Cx<'_>, bytes: u64, nodes: u32) -> PhysMem {
+        assert!((1..=64).contains(&nodes), "{nodes} nodes; a host has 1 to 64");
+        let zone = |node: u32| Zone { next_block: node * PAGES_PER_PMD as u32, ..Zone::default() };
         PhysMem {
             frames: Arena::new(),
             contents: Arena::new(),
-            zone: Default::default(),
+            zones: (0..nodes).map(|node| parking_lot::Mutex::new(zone(node))).collect(),
             limit: bytes / crate::PAGE_SIZE,
             tables: AtomicU64::new(0),
             locks: PageLocks::new(cx, "folio_lock"),
@@ -144,7 +157,34 @@ impl PhysMem {
 
     /// Frames in use.
     pub fn used_frames(&self) -> u64 {
-        self.zone.lock().used
+        self.zones.iter().map(|zone| zone.lock().used).sum()
+    }
+
+    /// NUMA nodes.
+    pub fn nodes(&self) -> u32 {
+        self.zones.len() as u32
+    }
+
+    /// The node on which a frame lies.
+    pub fn node_of(&self, pfn: Pfn) -> u32 {
+        (pfn.0 / PAGES_PER_PMD % self.zones.len() as u64) as u32
+    }
+
+    fn zone_of(&self, pfn: Pfn) -> &parking_lot::Mutex<Zone> {
+        &self.zones[self.node_of(pfn) as usize]
+    }
+
+    /// Frames of a node.
+    fn limit_of(&self, node: u32) -> u64 {
+        let nodes = u64::from(self.nodes());
+        self.limit / nodes + u64::from(u64::from(node) < self.limit % nodes)
+    }
+
+    /// The nodes to try, in order.
+    fn order(&self, placement: Placement) -> impl Iterator<Item = u32> + use<> {
+        let nodes = self.nodes();
+        let order = (0..nodes).map(move |step| (placement.first + step) % nodes);
+        order.filter(move |node| placement.allowed & (1 << node) != 0)
     }
 
     /// Frames that the host has.
@@ -154,7 +194,7 @@ impl PhysMem {
 
     /// Frames that can still be allocated.
     pub fn free_frames(&self) -> u64 {
-        self.limit - self.zone.lock().used
+        self.limit - self.used_frames()
     }
 
     /// How many tables there may be, of processes and of stage 2 together: enough to map four times the host's memory in small
@@ -190,8 +230,8 @@ impl PhysMem {
 
     fn new_block(&self, zone: &mut Zone) -> u32 {
         let base = zone.next_block;
-        assert!(base < u32::MAX - 1024, "more than 16 TiB of frames");
-        zone.next_block += PAGES_PER_PMD as u32;
+        assert!(base < u32::MAX - 65 * PAGES_PER_PMD as u32, "more than 16 TiB of frames");
+        zone.next_block += PAGES_PER_PMD as u32 * self.nodes();
         base
     }
 
@@ -204,10 +244,14 @@ impl PhysMem {
         frame.refcount.store(1, Ordering::Release);
     }
 
-    fn alloc_with(&self, content: u32) -> Result<Pfn, Errno> {
-        let mut zone = self.zone.lock();
-        if zone.used >= self.limit {
-            return Err(Errno::ENOMEM);
+    fn alloc_with(&self, content: u32, placement: Placement) -> Result<Pfn, Errno> {
+        self.order(placement).find_map(|node| self.alloc_on(node, content)).ok_or(Errno::ENOMEM)
+    }
+
+    fn alloc_on(&self, node: u32, content: u32) -> Option<Pfn> {
+        let mut zone = self.zones[node as usize].lock();
+        if zone.used >= self.limit_of(node) {
+            return None;
         }
         let index = match zone.single.pop() {
             Some(index) => index,
@@ -225,7 +269,7 @@ impl PhysMem {
         zone.used += 1;
         drop(zone);
         self.init(index, content);
-        Ok(Pfn(u64::from(index)))
+        Some(Pfn(u64::from(index)))
     }
 
     /// One frame with undefined contents and one reference.
@@ -233,7 +277,15 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if all memory is in use.
     pub fn alloc(&self) -> Result<Pfn, Errno> {
-        self.alloc_with(UNDEFINED)
+        self.alloc_in(Placement::LOCAL)
+    }
+
+    /// As [`PhysMem::alloc`], from these nodes.
+    ///
+    /// # Errors
+    /// `ENOMEM` if all memory of them is in use.
+    pub fn alloc_in(&self, placement: Placement) -> Result<Pfn, Errno> {
+        self.alloc_with(UNDEFINED, placement)
     }
 
     /// One zeroed frame with one reference.
@@ -241,7 +293,7 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if all memory is in use.
     pub fn alloc_zeroed(&self) -> Result<Pfn, Errno> {
-        self.alloc_with(ZERO)
+        self.alloc_with(ZERO, Placement::LOCAL)
     }
 
     /// 512 zeroed frames, aligned to 512, each with one reference: a transparent huge page.
@@ -249,10 +301,9 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if fewer frames are left.
     pub fn alloc_huge_zeroed(&self) -> Result<Pfn, Errno> {
-        let mut zone = self.zone.lock();
-        if zone.used + PAGES_PER_PMD > self.limit {
-            return Err(Errno::ENOMEM);
-        }
+        let has_room = |node: &u32| self.zones[*node as usize].lock().used + PAGES_PER_PMD <= self.limit_of(*node);
+        let node = self.order(Placement::LOCAL).find(has_room).ok_or(Errno::ENOMEM)?;
+        let mut zone = self.zones[node as usize].lock();
         let base = match zone.huge.pop() {
             Some(base) => base,
             None => {
@@ -286,7 +337,7 @@ impl PhysMem {
         for word in &self.contents.get(buffer).0 {
             word.store(fill, Ordering::Relaxed);
         }
-        let pfn = self.alloc_with(FIRST_BUFFER + buffer).inspect_err(|_| {
+        let pfn = self.alloc_with(FIRST_BUFFER + buffer, Placement::LOCAL).inspect_err(|_| {
             self.contents.free(buffer);
             self.uncharge_table();
         })?;
@@ -369,7 +420,7 @@ impl PhysMem {
             self.contents.free(content - FIRST_BUFFER);
         }
         frame.flags_index.store(0, Ordering::Relaxed);
-        let mut zone = self.zone.lock();
+        let mut zone = self.zone_of(pfn).lock();
         zone.used -= 1;
         zone.single.push(pfn.0 as u32);
     }
@@ -390,7 +441,7 @@ impl PhysMem {
         for i in 0..PAGES_PER_PMD {
             self.put_unscheduled(base + i);
         }
-        let mut zone = self.zone.lock();
+        let mut zone = self.zone_of(base).lock();
         let keep = zone.single.len() - PAGES_PER_PMD as usize;
         zone.single.truncate(keep);
         zone.huge.push(base.0 as u32);
@@ -419,7 +470,7 @@ impl PhysMem {
     /// Whether the frame is in use.
     pub fn is_allocated(&self, pfn: Pfn) -> bool {
         let index = pfn.0 as u32;
-        let zone = self.zone.lock();
+        let zone = self.zone_of(pfn).lock();
         let is_known = index < zone.next_block && !zone.cut.contains(&index);
         drop(zone);
         is_known && self.flags(pfn).contains(FrameFlags::ALLOCATED)
