@@ -1,6 +1,6 @@
 //! What no answer shows: when pages are cleared, references that are forgotten, a window that no operation of a scenario opens.
 
-use super::{by_release, machine, op, run};
+use super::{machine, op, releases, run};
 use gmem::KernelVersion;
 use gmem::interp::{Sequential, World};
 use gmem::kvm::ioctl;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// V11: what `fallocate` leaves behind is cleared already, or not yet.
 #[test]
 fn v11_when_pages_are_cleared() {
-    for ((name, kernel), cleared) in by_release([true, false, false, false]) {
+    for ((name, kernel), cleared) in releases([true, false, false, false, false]) {
         let mut machine = Sequential::new(machine(kernel));
         run(&mut machine, "create_vm vm0 sw_protected\ncreate_guest_memfd vm0 g0 size=4K\nfallocate g0 keep_size 0 4K");
         machine.with(|cx, world| {
@@ -27,7 +27,7 @@ fn v11_when_pages_are_cleared() {
 /// V14: every access to a broken page takes a reference that nobody gives back.
 #[test]
 fn v14_references_to_broken_pages() {
-    for ((name, kernel), leaked) in by_release([3, 0, 0, 0]) {
+    for ((name, kernel), leaked) in releases([3, 0, 0, 0, 0]) {
         let mut machine = Sequential::new(machine(kernel));
         let program = "
             create_vm vm0 sw_protected
@@ -104,7 +104,7 @@ fn v9_bindings_are_erased_under_the_lock() {
 /// V10: what a closing thread does between taking the file from the slots and zapping.
 #[test]
 fn v10_a_grace_period_in_release() {
-    for ((name, kernel), waits) in by_release([true, false, false, false]) {
+    for ((name, kernel), waits) in releases([true, false, false, false, false]) {
         let mut sim = Sim::new(Chooser::Random(Random::new()));
         let config = Config { log: sim_kernel::sched::LogLevel::Full, ..Config::default() };
         let (_, verdict) = sim.execute(&config, |cx| {

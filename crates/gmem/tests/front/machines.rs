@@ -87,7 +87,7 @@ fn a_scenario_says_everything_of_a_machine() {
         [setup]
         run = "create_vm vm0"
     "#;
-    let expected = MachineConfig { eager_page_split: false, files_max: 100, max_vcpus: 1024, ..shadow() };
+    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..shadow() };
     assert_eq!(scenario::parse("t.toml", text).unwrap().machine, expected);
     // A fact that is added has to be added here.
     assert!(FACTS.iter().all(|fact| text.contains(fact.name)));
