@@ -126,7 +126,11 @@ pub(super) fn fuzz_compare(
         let ops = generate::program(args.seed, number, abilities);
         match pair.run(&ops, &mut tally)? {
             Verdict::Same | Verdict::Refused { .. } => number += 1,
-            Verdict::Differs(difference) => break Some((ops, *difference)),
+            Verdict::Differs(difference) if repeats(&pair, &ops)? => break Some((ops, *difference)),
+            Verdict::Differs(_) => {
+                tally.unrepeated += 1;
+                number += 1;
+            }
         }
     };
     if args.json {
@@ -182,6 +186,17 @@ pub(super) fn fuzz_compare(
     Ok(Status::Found)
 }
 
+/// Whether the program differs once more. It gets two chances.
+fn repeats(pair: &Pair<'_>, ops: &[Op]) -> anyhow::Result<bool> {
+    let mut ignored = Tally::default();
+    for _ in 0..2 {
+        if matches!(pair.run(ops, &mut ignored)?, Verdict::Differs(_)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The program as a trace, up to the difference.
 fn as_trace(machine: &LiveMachine, name: &str, ops: &[Op], difference: &Difference) -> String {
     let mut text = emit::new_header(&machine.header(name, "fuzz"));
@@ -214,6 +229,13 @@ fn print_tally(
     )?;
     if tally.refused > 0 {
         writeln!(out, "{} programs ended early at an operation that is not for a real machine", tally.refused)?;
+    }
+    if tally.unrepeated > 0 {
+        writeln!(
+            out,
+            "{} programs differed once and not again: something that runs in the background",
+            tally.unrepeated
+        )?;
     }
     for (op, answers) in &tally.answers {
         let mut kinds: Vec<_> = answers.iter().collect();

@@ -15,6 +15,9 @@ pub struct Tally {
     pub operations: u64,
     /// Programs that ended because the real kernel was not to be asked.
     pub refused: u64,
+    /// Differences that were not there when the same program was run again: what the machine does in the background, such as making huge
+    /// pages, shows now and then.
+    pub unrepeated: u64,
     /// For each operation, how often it got which kind of answer.
     pub answers: BTreeMap<&'static str, BTreeMap<String, u64>>,
 }

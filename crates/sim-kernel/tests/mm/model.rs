@@ -138,8 +138,8 @@ impl Model {
                     Kind::Private => return Err(Errno::EACCES),
                     Kind::Shared => self.file[at as usize] = 0,
                 },
-                Call::Madvise(Advice::PopulateRead) if !page.prot.contains(Prot::READ) => return Err(Errno::EFAULT),
-                Call::Madvise(Advice::PopulateWrite) if !page.prot.contains(Prot::WRITE) => return Err(Errno::EFAULT),
+                Call::Madvise(Advice::PopulateRead) if !page.prot.contains(Prot::READ) => return Err(Errno::EINVAL),
+                Call::Madvise(Advice::PopulateWrite) if !page.prot.contains(Prot::WRITE) => return Err(Errno::EINVAL),
                 Call::Madvise(Advice::PopulateWrite) if kind == Kind::Private => page.own = value,
                 _ => {}
             }

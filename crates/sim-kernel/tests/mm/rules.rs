@@ -250,9 +250,9 @@ fn populating() {
          populate_write m 4 -> ok ! m+0,1 m+1,1
          populate_write m+2 4 -> ENOMEM
          mmap r 2 r -> ok
-         populate_write r 2 -> EFAULT
+         populate_write r 2 -> EINVAL
          mmap n 2 - -> ok
-         populate_read n 2 -> EFAULT
+         populate_read n 2 -> EINVAL
          memfd f 2 -> ok
          mmap s 4 rw shared file f -> ok
          populate_read s 4 -> EFAULT
@@ -489,7 +489,7 @@ fn absurd_sizes() {
          mmap m max rw -> ENOMEM
          mmap m 17179869184 rw -> ok
          dontneed m 17179869184 -> ok ! m+0,17179869184
-         mprotect m 17179869184 r -> ok ! m+17179607552,261632
+         mprotect m 17179869184 r -> ok ! m+17179607040,262144
          nohugepage m 17179869184 -> ok
          cold m 17179869184 -> ok
          munmap m 17179869184 -> ok ! m+0,17179869184
