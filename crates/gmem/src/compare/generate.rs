@@ -682,6 +682,9 @@ impl Generator {
         let op = match self.rng.random_range(0..5) {
             0..2 => Op::GuestRead { vcpu, gpa },
             2..4 => Op::GuestWrite { vcpu, gpa, value },
+            // A locked access across two lines of a cache is a fault of its own (#AC) on processors that detect it. A guest without hardware
+            // virtualisation then does not come back.
+            _ if self.abilities.shadow_paging => Op::GuestRmw { vcpu, gpa: gpa & !3, value },
             _ => Op::GuestRmw { vcpu, gpa, value },
         };
         self.ops.push(op);
