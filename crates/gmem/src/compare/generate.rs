@@ -386,7 +386,7 @@ impl Generator {
 
     fn memfd_create(&mut self) {
         let (name, size) = (self.new_name("f"), self.size());
-        if self.made.memory + size > MEMORY_MAX {
+        if self.made.memory.saturating_add(size) > MEMORY_MAX {
             return;
         }
         self.made.memory += size;
@@ -547,7 +547,7 @@ impl Generator {
             return;
         }
         if !punch && !file.gmem {
-            if self.made.memory + len > MEMORY_MAX || offset > 8 * BLOCK {
+            if self.made.memory.saturating_add(len) > MEMORY_MAX || offset > 8 * BLOCK {
                 return;
             }
             self.made.memory += len;
@@ -593,7 +593,7 @@ impl Generator {
             _ => self.size(),
         };
         let len = if self.chance(40) { self.pick(&[0, 1 << 47, 1 << 63, u64::MAX]) } else { len };
-        if len < 1 << 40 && self.made.memory + len > MEMORY_MAX {
+        if len < 1 << 40 && self.made.memory.saturating_add(len) > MEMORY_MAX {
             return;
         }
         let offset = match &file {

@@ -138,7 +138,7 @@ mod tests {
     fn lines_of_the_tracepoint_are_read() {
         let text = "  gmem-412  [001] .....  12.5: kvm_tdp_mmu_spte_changed: as id 0 gfn f0000 level 1 old_spte 0 new_spte 600000010a4f7\n\
                     gmem-412  [001] .....  12.6: kvm_exit: vcpu 0\n";
-        let event = Event { as_id: 0, gfn: 0xf0000, level: 1, old_spte: 0, new_spte: 0x6_0000_010a_4f7 };
+        let event = Event { as_id: 0, gfn: 0xf0000, level: 1, old_spte: 0, new_spte: 0x6_0000_0010_a4f7 };
         assert_eq!(parse(text), Ok(vec![event]));
     }
 
