@@ -1,6 +1,6 @@
 //! Makes programs: mostly sensible operations on what exists, boundary values, and a little garbage.
 //!
-//! The generator remembers what a program has made ([`Made`]), so that later operations meet earlier ones. What it makes is fit for a
+//! The generator remembers what a program has made (`Made`), so that later operations meet earlier ones. What it makes is fit for a
 //! real machine: at most [`MEMORY_MAX`] bytes in all, no huge slot (KVM allocates for each page of one), no hardware poison.
 
 use rand::{RngExt, SeedableRng};

@@ -240,8 +240,11 @@ impl Shmem {
         if start >= end || !self.cache.lock(cx).pages.contains_key(&pgoff) {
             return;
         }
-        if let Ok(Some(pfn)) = self.get_uptodate(cx, pgoff, true) {
-            self.store(cx, pfn, start % PAGE_SIZE, end - start, |_| 0);
+        // A page that was only allocated stays so: it is zeroed as a whole when it gets its contents.
+        if let Ok(Some(pfn)) = self.get_folio(cx, pgoff, true) {
+            if self.is_uptodate(pfn) {
+                self.store(cx, pfn, start % PAGE_SIZE, end - start, |_| 0);
+            }
             self.put_folio(cx, pfn);
         }
     }
