@@ -1,4 +1,5 @@
-//! Fidelity: recordings of a real Linux 7.3 kernel, replayed. Those kept in the repository, and all that lie beside it.
+//! Fidelity: recordings of real kernels, replayed: of Linux 7.3, those kept in the repository and all that lie beside it; and of a live
+//! 6.18.44, what the simulator once answered otherwise (`docs/live.md`).
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,11 @@ fn root() -> PathBuf {
 #[test]
 fn the_kept_recordings_agree_wholly() {
     check(&root().join("tests/data/traces"));
+}
+
+#[test]
+fn the_recordings_of_a_live_kernel_agree() {
+    check(&root().join("tests/data/live"));
 }
 
 #[test]
