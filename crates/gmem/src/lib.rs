@@ -63,6 +63,7 @@ pub mod interp;
 pub mod kvm;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod live;
+pub mod mutants;
 pub mod ops;
 pub mod replay;
 pub mod runner;

@@ -70,6 +70,30 @@ impl Verdict {
     pub fn is_completed(&self) -> bool {
         *self == Verdict::Completed
     }
+
+    /// The id of the invariant that did not hold, if the execution ended for that reason: a failed assertion whose message begins with an
+    /// id such as `INV-201:` or `MMU-INV-005:`, or a deadlock, which is INV-501.
+    ///
+    /// ```
+    /// use sim_kernel::sched::Verdict;
+    /// let verdict = Verdict::Panicked { task: "vmm".into(), message: "INV-201: Gfn(0x200) is ...".into() };
+    /// assert_eq!(verdict.invariant(), Some("INV-201"));
+    /// assert_eq!(Verdict::Completed.invariant(), None);
+    /// ```
+    pub fn invariant(&self) -> Option<&str> {
+        match self {
+            Verdict::Panicked { message, .. } => invariant_of(message),
+            Verdict::Deadlock(_) => Some("INV-501"),
+            _ => None,
+        }
+    }
+}
+
+/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon.
+pub fn invariant_of(message: &str) -> Option<&str> {
+    let (id, _) = message.split_once(':')?;
+    let is_id = id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
+    (is_id && id.contains("INV-")).then_some(id)
 }
 
 impl fmt::Display for Verdict {
