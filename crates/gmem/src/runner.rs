@@ -157,7 +157,13 @@ fn check(sim: &mut Sim, world: &Arc<World>) -> Option<String> {
             world.process().exit(cx);
             let phys = world.process().host().phys();
             let (used, reserved) = (phys.used_frames(), phys.reserved_frames());
-            assert_eq!(used, reserved, "frames are in use after the last process has ended");
+            // What broke stays out of use for good, by one reference each.
+            let broken = phys.broken_frames();
+            let used_up = reserved + broken.len() as u64;
+            assert_eq!(used, used_up, "INV-105: frames are in use after the last process has ended");
+            for pfn in broken {
+                assert_eq!(phys.refcount(pfn), 1, "INV-105: a reference to {pfn:?}, which broke, was never put");
+            }
         });
     }));
     caught.err().map(|payload| {

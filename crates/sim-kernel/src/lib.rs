@@ -10,6 +10,7 @@ mod errno;
 pub mod fs;
 pub mod mm;
 mod mutant;
+pub mod mutants;
 pub mod sched;
 pub mod sync;
 pub mod xarray;

@@ -14,11 +14,15 @@ use sim_mmu::{GfnRange, TdpFault};
 use std::collections::BTreeMap;
 
 impl Vm {
-    /// INV-201, INV-208: under `mmu_lock` and after the stale test, what the fault found is still the truth.
+    /// INV-105, INV-106, INV-201, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the truth.
     pub(crate) fn check_before_map(&self, fault: &TdpFault, slot: &Memslot) {
         slot.assert_live();
         let Some(pfn) = fault.pfn else { return };
         let gfn = fault.gfn();
+        let phys = &self.host.phys;
+        let counted = !phys.flags(pfn).contains(FrameFlags::RESERVED);
+        let held = phys.refcount(pfn) >= 2 || !counted;
+        assert!(held, "INV-105: {gfn:?} is mapped to {pfn:?}, to which the fault has no reference of its own");
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
@@ -28,7 +32,6 @@ impl Vm {
         }
         if fault.is_private || slot.is_gmem_only() {
             let index = slot.gmem_index(gfn);
-            let phys = &self.host.phys;
             assert!(phys.mapping(pfn).is_some(), "INV-201: {gfn:?} is mapped to {pfn:?}, which left its page cache");
             assert_eq!(phys.index(pfn), index, "INV-201: {gfn:?} is mapped to another page of the file");
             // A release forgets the slot's file first and zaps afterwards; in between a fault may still map.
@@ -41,7 +44,10 @@ impl Vm {
                 assert!(!broken, "INV-211: {gfn:?} is mapped to a broken page");
             }
             let uptodate = phys.flags(pfn).contains(FrameFlags::UPTODATE);
-            assert!(uptodate, "INV-106: {gfn:?} is mapped before its page was cleared");
+            let defined = uptodate && !phys.is_undefined(pfn);
+            assert!(defined, "INV-106: {gfn:?} is mapped before its page was cleared");
+        } else if let Some(now) = self.mm.peek_pfn(slot.hva(gfn)) {
+            assert_eq!(now, Some(pfn), "INV-210: {gfn:?} is mapped to another page than the host has there");
         }
     }
 
