@@ -32,6 +32,13 @@ pub struct Invalidation {
     ended: bool,
 }
 
+impl Invalidation {
+    /// Ends the obligation: the VM itself is dropped, in the middle of whatever it did.
+    pub fn abandon(mut self) {
+        self.ended = true;
+    }
+}
+
 impl Drop for Invalidation {
     fn drop(&mut self) {
         assert!(self.ended || std::thread::panicking(), "INV-301: an invalidation was begun and never ended");

@@ -55,6 +55,14 @@ impl MemoryAttributes {
         self.array.peek_all_equal(cx, range.start.0, range.end.0 - 1, Self::entry(value))
     }
 
+    /// Whether all frames of the range have the same attribute, looked at one by one without a scheduling point: for checkers.
+    pub fn is_uniform(&self, range: GfnRange) -> bool {
+        match self.peek(range.start) {
+            0 => self.next_present(range.start, range.end).is_none(),
+            value => (range.start.0..range.end.0).all(|gfn| self.peek(Gfn(gfn)) == value),
+        }
+    }
+
     /// First frame at or after `from` and before `end` that has an attribute other than 0, without a scheduling point.
     pub fn next_present(&self, from: Gfn, end: Gfn) -> Option<Gfn> {
         if from >= end {

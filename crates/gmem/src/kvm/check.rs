@@ -5,12 +5,13 @@
 //! [`sim_mmu::MmuInvalidate`]). [`Vm::check_invariants`] walks everything, for quiescent moments.
 
 use super::guest_memfd::GmemFile;
+use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::PAGE_SHIFT;
 use sim_kernel::mm::FrameFlags;
-use sim_mmu::{GfnRange, TdpFault};
+use sim_mmu::{Gfn, GfnRange, TdpFault};
 use std::collections::BTreeMap;
 
 impl Vm {
@@ -20,9 +21,6 @@ impl Vm {
         let Some(pfn) = fault.pfn else { return };
         let gfn = fault.gfn();
         let phys = &self.host.phys;
-        let counted = !phys.flags(pfn).contains(FrameFlags::RESERVED);
-        let held = phys.refcount(pfn) >= 2 || !counted;
-        assert!(held, "INV-105: {gfn:?} is mapped to {pfn:?}, to which the fault has no reference of its own");
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
@@ -49,6 +47,10 @@ impl Vm {
         } else if let Some(now) = self.mm.peek_pfn(slot.hva(gfn)) {
             assert_eq!(now, Some(pfn), "INV-210: {gfn:?} is mapped to another page than the host has there");
         }
+        // The cache's or the page table's, and the fault's own.
+        let counted = !phys.flags(pfn).contains(FrameFlags::RESERVED);
+        let held = phys.refcount(pfn) >= 2 || !counted;
+        assert!(held, "INV-105: {gfn:?} is mapped to {pfn:?}, to which the fault has no reference of its own");
     }
 
     /// INV-208: at the end of a conversion nothing is mapped in the converted frames.
@@ -74,6 +76,7 @@ impl Vm {
                 slot.assert_live();
                 assert!(!slot.is_invalid(), "INV-308: a stand-in is left");
                 self.check_binding(&slot);
+                self.check_mixed(&slot);
                 by_handle.insert((as_id, slot.base_gfn), slot);
             }
         }
@@ -87,6 +90,22 @@ impl Vm {
             let slot = slot.unwrap_or_else(|| panic!("INV-204: {:?} is mapped outside every slot", leaf.gfn));
             self.check_leaf(slot, &leaf);
         });
+    }
+
+    /// INV-209: what a slot says of its blocks' attributes is so.
+    fn check_mixed(&self, slot: &Memslot) {
+        if !self.machine.has_private_memory() {
+            return;
+        }
+        for level in LARGE_LEVELS {
+            let mut start = slot.base_gfn.0.next_multiple_of(level.span());
+            while start + level.span() <= slot.gfns().end.0 {
+                let block = GfnRange::with_len(Gfn(start), level.span());
+                let mixed = slot.lpage_info.is_mixed(block.start, level);
+                assert_eq!(mixed, !self.attributes.is_uniform(block), "INV-209: whether {block:?} is mixed");
+                start += level.span();
+            }
+        }
     }
 
     /// INV-303, INV-304, INV-310 for one slot.

@@ -282,6 +282,7 @@ impl Vcpu {
             fault.mmu_seq = vm.mmu.invalidate.seq(cx);
         }
         if cx.has_mutant(RC_11)
+            && (fault.tdp.is_private || slot.is_gmem_only())
             && let Some(pfn) = fault.page.take()
         {
             vm.host.phys.put(cx, pfn);

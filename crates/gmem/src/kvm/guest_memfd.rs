@@ -572,7 +572,9 @@ impl FileOperations for GmemFile {
             }
             self.inode.files.lock().retain(|view| !std::ptr::eq(view.as_ptr(), self));
         }
-        for slot in std::mem::take(&mut *self.slots.lock()).into_values() {
+        // Not inside the `for`: its lock would last.
+        let unbound = std::mem::take(&mut *self.slots.lock());
+        for slot in unbound.into_values() {
             let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
             self.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
         }

@@ -3,7 +3,6 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::RC_09;
 use super::uapi::*;
 use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, Request, Vcpu, VcpuState};
 use sim_kernel::sync::SrcuReadGuard;
@@ -118,12 +117,10 @@ impl Vcpu {
         if state.root.is_none() {
             state.root = Some(self.vm.load_root(cx)?);
         }
-        let may_enter = || !self.has_requests(cx) && !cx.signal_pending();
-        let too_early = cx.has_mutant(RC_09).then(may_enter);
         self.enter_guest_mode(cx);
         let visit = srcu.outside(|| {
             // After the mode was stored: a request made before is seen here, one made later kicks.
-            let visit = too_early.unwrap_or_else(may_enter).then(|| self.guest(cx, state));
+            let visit = (!self.has_requests(cx) && !cx.signal_pending()).then(|| self.guest(cx, state));
             self.leave_guest_mode(cx);
             visit
         });

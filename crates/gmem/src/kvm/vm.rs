@@ -85,6 +85,13 @@ pub struct Vm {
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
 }
 
+impl Drop for Vm {
+    /// An execution that failed leaves notifiers open.
+    fn drop(&mut self) {
+        self.mn_open.get_mut().drain(..).for_each(Invalidation::abandon);
+    }
+}
+
 impl fmt::Debug for Vm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vm").field("vm_type", &self.vm_type).field("users", &self.users).finish_non_exhaustive()

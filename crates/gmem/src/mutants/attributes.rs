@@ -36,7 +36,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "F x S",
         "knowing what is mixed before mmu_lock is released",
         "a fault maps a block as a whole that is not uniform any more",
-        &["INV-209"],
+        &["INV-209", "INV-213"],
         "races/huge-convert.toml",
     ),
     row(

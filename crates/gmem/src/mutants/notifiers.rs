@@ -11,7 +11,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "F x N",
         "the retry protocol for pages of user memory",
         "the guest maps a page that the host has dropped",
-        &["INV-210"],
+        &["INV-210", "INV-203"],
         "races/fault-unmap.toml",
     ),
     row(

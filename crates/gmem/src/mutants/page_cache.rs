@@ -85,7 +85,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the reference of whoever gets a user's page",
         "a page that is in use is freed",
         &["INV-105"],
-        "races/fault-unmap.toml",
+        "races/first-fault.toml",
     ),
     row(
         RC_43,

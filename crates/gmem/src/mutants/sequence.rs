@@ -70,12 +70,4 @@ pub(super) static ROWS: &[MutantInfo] = &[
         &["INV-203", "INV-202"],
         "races/access-punch.toml",
     ),
-    row(
-        RC_09,
-        "any zap x T",
-        "the order of mode and requests on entry: the vCPU looks for requests first",
-        "it misses the request, is not kicked, and uses what was flushed",
-        &["INV-203", "INV-202"],
-        "races/access-punch.toml",
-    ),
 ];
