@@ -17,5 +17,3 @@ pub const RC_35: Mutant = Mutant::new(68, "RC-35");
 pub const BUG_61: Mutant = Mutant::new(69, "BUG-61");
 /// A zap that yields flushes first what it cleared.
 pub const BUG_62: Mutant = Mutant::new(70, "BUG-62");
-/// A fault leaves a frozen entry alone.
-pub const BUG_67: Mutant = Mutant::new(71, "BUG-67");

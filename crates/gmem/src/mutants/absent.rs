@@ -33,6 +33,11 @@ pub static ABSENT: &[Absent] = &[
     absent("BUG-23", "a VMM and a guest that convert against each other: no rule of the kernel"),
     absent("BUG-24", "the answers of a VMM to a guest's conversions are TDX's to translate"),
     absent("BUG-64", "every flush is of everything: there is no range to get wrong"),
+    absent(
+        "BUG-67",
+        "no fault meets a frozen entry: whoever takes a table out under mmu_lock held for reading works in an invalid root, maps at the same level, \
+         or comes after every fault that did not",
+    ),
     absent("BUG-68", "nothing reads accessed and dirty bits of an entry that was replaced"),
     absent("BUG-69", "no nested guests"),
     absent("BUG-70", "no write tracking"),

@@ -2,7 +2,7 @@
 
 use super::registry::{MutantInfo, row};
 use crate::kvm::mutants::*;
-use sim_mmu::mutants::{BUG_61, BUG_62, BUG_67};
+use sim_mmu::mutants::{BUG_61, BUG_62};
 
 /// The rows.
 pub(super) static ROWS: &[MutantInfo] = &[
@@ -72,11 +72,11 @@ pub(super) static ROWS: &[MutantInfo] = &[
     ),
     row(
         BUG_61,
-        "zap x F",
+        "zap x N (quirk on)",
         "starting again at the entry at which the walk yielded",
-        "the entry is left out and stays mapped",
-        &["INV-201"],
-        "races/fault-punch-two.toml",
+        "the entry is left out, and what hangs below it leaks",
+        &["MMU-INV-006", "MMU-INV-007", "MMU-INV-009"],
+        "races/zap-roots-yield.toml",
     ),
     row(
         BUG_62,
@@ -93,13 +93,5 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a page is freed while such a root maps it",
         &["INV-201", "INV-203"],
         "races/punch-delete-other.toml",
-    ),
-    row(
-        BUG_67,
-        "F x dirty logging",
-        "leaving a frozen entry alone",
-        "a mapping is installed in a table that was taken out",
-        &["MMU-INV-003"],
-        "races/fault-recover.toml",
     ),
 ];

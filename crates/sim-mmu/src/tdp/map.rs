@@ -8,7 +8,6 @@ use super::root::Root;
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
-use crate::mutants::BUG_67;
 use crate::spte::Spte;
 use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
 use sim_kernel::{Cx, Errno, Pfn};
@@ -66,7 +65,7 @@ impl TdpMmu {
         assert!(range.start < self.config().max_gfn, "a fault at {:?}, which the host cannot address", fault.gpa);
         let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, false);
         while iter.is_valid() {
-            if iter.old_spte.is_frozen() && !cx.has_mutant(BUG_67) {
+            if iter.old_spte.is_frozen() {
                 return Ok(RetPf::Retry);
             }
             if iter.level == goal {
