@@ -7,10 +7,10 @@ use std::path::Path;
 use gmem::mutants::{self, MutantInfo};
 use gmem::runner::{self, RunReport};
 use gmem::scenario::{Scenario, parse};
-use sim_kernel::sched::{Chooser, LogLevel, Pct, Pos, Random, Verdict, invariant_of};
+use sim_kernel::sched::{Chooser, LogLevel, Pct, Random, Verdict, invariant_of};
 
 /// Schedules within which a mutant is found; the strategies take turns.
-const SEEDS: u64 = 8000;
+const SEEDS: u64 = 4000;
 /// Schedules under which a negative control stays silent.
 const SILENT: u64 = 2000;
 /// Random schedules of a scenario without mutants, all of them clean.
@@ -35,7 +35,7 @@ fn run_in_turns(scenario: &Scenario, seed: u64, steps: u64) -> RunReport {
         0 => Chooser::Random(Random::new()),
         1 => Chooser::Pct(Box::new(Pct::new(2, steps))),
         2 => Chooser::Pct(Box::new(Pct::new(3, steps))),
-        _ => Chooser::Pos(Box::new(Pos::new())),
+        _ => Chooser::Pos(Box::default()),
     };
     runner::run_within((steps * 20).max(100_000), scenario, chooser, seed, LogLevel::Off)
 }

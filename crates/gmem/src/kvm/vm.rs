@@ -75,7 +75,7 @@ pub struct Vm {
     /// Where pre-faults wait for another set of slots, on a kernel where they spin for one.
     pub(crate) pre_fault_spinners: Option<WaitQueue>,
     /// `shadow_root_allocated`: with shadow paging, whether the slots have what shadow pages need of them.
-    shadow_root_allocated: Atomic64,
+    shadow_root_allocated: Option<Atomic64>,
     pub(crate) vcpus: parking_lot::RwLock<Vec<Arc<Vcpu>>>,
     /// Capabilities and quirks; written by ioctls, read everywhere.
     pub(crate) hypercall_exits: AtomicU64,
@@ -131,7 +131,7 @@ impl Vm {
             mn_memslots_update_wait: WaitQueue::new(cx, "mn_memslots_update_rcuwait"),
             pre_fault_spinners: (host.config.kernel.pre_fault_spins_on_invalid_slot() || cx.has_mutant(RC_23))
                 .then(|| WaitQueue::new(cx, "kvm->memslots")),
-            shadow_root_allocated: Atomic64::new(cx, "shadow_root_allocated", 0),
+            shadow_root_allocated: (!host.config.tdp_enabled).then(|| Atomic64::new(cx, "shadow_root_allocated", 0)),
             vcpus: Default::default(),
             hypercall_exits: AtomicU64::new(0),
             disabled_quirks: AtomicU64::new(0),
@@ -271,9 +271,11 @@ impl Vm {
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn load_root(&self, cx: &Cx<'_>) -> Result<Arc<Root>, Errno> {
-        if !self.host.config.tdp_enabled && self.shadow_root_allocated.load(cx) == 0 {
+        if let Some(allocated) = &self.shadow_root_allocated
+            && allocated.load(cx) == 0
+        {
             let _arch = self.slots_arch_lock.lock(cx);
-            self.shadow_root_allocated.store(cx, 1);
+            allocated.store(cx, 1);
         }
         self.mmu.load_root(cx, 0)
     }

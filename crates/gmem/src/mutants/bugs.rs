@@ -75,7 +75,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "zap x N (quirk on)",
         "starting again at the entry at which the walk yielded",
         "the entry is left out, and what hangs below it leaks",
-        &["MMU-INV-006", "MMU-INV-007", "MMU-INV-009"],
+        &["MMU-INV-004", "MMU-INV-007"],
         "races/zap-roots-yield.toml",
     ),
     row(
