@@ -106,7 +106,7 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
 pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
     let mut sim = Sim::new(chooser);
     let results: Arc<Mutex<Vec<StepResult>>> = Arc::default();
-    let config = Config { seed, steps_max, log: level.max(LogLevel::Hash) };
+    let config = Config { seed, steps_max, log: level.max(LogLevel::Hash), ..Config::default() };
     let executed = caught(|| {
         sim.execute(&config, |cx| {
             let world = Arc::new(World::new(cx, scenario.machine.clone()));
