@@ -67,6 +67,7 @@ pub mod ops;
 pub mod replay;
 pub mod runner;
 pub mod scenario;
+mod source;
 mod status;
 pub mod trace;
 
