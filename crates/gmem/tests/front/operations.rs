@@ -40,8 +40,10 @@ fn nothing_is_left_of_a_machine() {
         let op: Op = serde_json::from_str(line).unwrap();
         machine.execute(&op);
     }
-    let (process, vm) = machine.with(|cx, world| (world.process().clone(), world.vm(cx, &"vm0".into()).unwrap()));
-    let (process, vm) = (Arc::downgrade(&process), Arc::downgrade(&vm));
+    let (process, vm) = machine.with(|cx, world| {
+        let vm = world.vm(cx, &"vm0".into()).unwrap();
+        (Arc::downgrade(world.process()), Arc::downgrade(&vm))
+    });
     assert!(process.upgrade().is_some() && vm.upgrade().is_some());
     drop(machine);
     assert!(process.upgrade().is_none() && vm.upgrade().is_none());

@@ -2,7 +2,7 @@
 
 use super::frontier::{Frontier, FrontierError};
 use super::{Judgement, Program, Statistics, StrategyKind};
-use crate::sched::{Chooser, Config, Dfs, LogLevel, Pct, Pos, Random, Schedule, Sim, Urw, Verdict};
+use crate::sched::{Chooser, Config, Dfs, LogLevel, Pct, Random, Schedule, Sim, Urw, Verdict};
 use std::fmt;
 
 /// Executions from which a strategy learns how long the program is.
@@ -85,7 +85,7 @@ impl<'p, P: Program> Exploration<'p, P> {
             StrategyKind::Random => Chooser::Random(Random::new()),
             StrategyKind::Urw => Chooser::Urw(Box::new(Urw::new(this.trial().1))),
             StrategyKind::Pct { depth } => Chooser::Pct(Box::new(Pct::new(depth, this.trial().0))),
-            StrategyKind::Pos => Chooser::Pos(Box::new(Pos::new())),
+            StrategyKind::Pos => Chooser::Pos(Box::default()),
             StrategyKind::Preempt { .. } | StrategyKind::Dfs | StrategyKind::Sleep | StrategyKind::Dpor => {
                 Chooser::Dfs(Dfs::new())
             }
