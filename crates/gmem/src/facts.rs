@@ -188,6 +188,11 @@ impl Fact {
         FACTS.iter().find(|fact| fact.name == name)
     }
 
+    /// What the fact is of a machine.
+    pub fn of(&self, machine: &MachineConfig) -> FactValue {
+        (self.get)(machine)
+    }
+
     /// States the fact of a machine.
     ///
     /// # Errors
