@@ -3,4 +3,6 @@
 
 mod extremes;
 mod random;
+mod reference;
+mod swarms;
 mod tasks;

@@ -47,7 +47,7 @@ pub(crate) fn run_in_tasks(machine: &MachineConfig, set_up: &[Op], tasks: &[Vec<
     (answers, sim.log_digest().expect("the run is hashed"))
 }
 
-fn cases(committed: u32) -> ProptestConfig {
+pub(crate) fn cases(committed: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(committed);
     ProptestConfig { cases, max_shrink_iters: 4000, failure_persistence: None, ..ProptestConfig::default() }
 }
