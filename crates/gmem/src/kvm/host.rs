@@ -4,7 +4,7 @@ use super::config::MachineConfig;
 use super::process::Process;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::xarray::{NodeCache, XaFlags};
-use sim_kernel::{Cx, Errno, Mutant};
+use sim_kernel::{Cx, Errno, Faults, Mutant};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -36,6 +36,11 @@ impl Host {
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::new());
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
+        if config.faults != Faults::default() {
+            phys.inject(&config.faults);
+            nodes.inject(&config.faults);
+            cx.inject_signal(&config.faults);
+        }
         Arc::new(Host { config, phys, nodes, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })
     }
 

@@ -10,6 +10,7 @@ use crate::ops::Op;
 use crate::scenario::{Scenario, Step, Thread};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use sim_kernel::Faults;
 
 /// Operations that nearly every case should have, since without them nothing moves.
 const USUAL: [&str; 4] = ["guest_write", "guest_read", "set_memory_attributes", "fallocate"];
@@ -81,6 +82,16 @@ pub fn kernel() -> impl Strategy<Value = KernelVersion> {
     prop::sample::select(KernelVersion::ALL.map(|(_, version)| version).to_vec())
 }
 
+/// Faults: none most of the time, else some of them, early enough to happen.
+pub fn faults() -> impl Strategy<Value = Faults> {
+    let nth = || prop_oneof![2 => Just(0), 1 => 1..40u64];
+    let some = (nth(), nth(), nth(), nth(), 1..4u64).prop_map(|(frame, table, node, signal_step, signal_task)| {
+        let signal_task = if signal_step == 0 { 0 } else { signal_task };
+        Faults { frame, table, node, signal_step, signal_task }
+    });
+    prop_oneof![2 => Just(Faults::default()), 1 => some]
+}
+
 /// The features of a case.
 pub fn swarm() -> impl Strategy<Value = Swarm> {
     let ground = prop_oneof![6 => (1..5u64).prop_map(Ground::narrow), 1 => Just(Ground::WILD)];
@@ -98,12 +109,14 @@ pub fn swarm() -> impl Strategy<Value = Swarm> {
             }
             names
         });
-    (machine(), strategies::set_up(), ground, enabled).prop_map(|(machine, set_up, ground, enabled)| Swarm {
-        machine,
-        set_up,
-        ground,
-        enabled,
-    })
+    (machine(), faults(), strategies::set_up(), ground, enabled).prop_map(
+        |(machine, faults, set_up, ground, enabled)| Swarm {
+            machine: MachineConfig { faults, ..machine },
+            set_up,
+            ground,
+            enabled,
+        },
+    )
 }
 
 /// A scenario of two or three threads, each of one to five operations, that draws its features first.

@@ -16,6 +16,7 @@
 
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
+use crate::faults::{Faults, Nth};
 use crate::sched::{Access, ObjId};
 use crate::sync::PageLocks;
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
@@ -119,6 +120,8 @@ pub struct PhysMem {
     zero_pages: ZeroPages,
     /// Frames that broke, for checking.
     broken: parking_lot::Mutex<Vec<Pfn>>,
+    failing_frame: Nth,
+    failing_table: Nth,
 }
 
 impl PhysMem {
@@ -146,7 +149,15 @@ impl PhysMem {
             bytes: cx.new_object("memory"),
             zero_pages: ZeroPages::default(),
             broken: Default::default(),
+            failing_frame: Nth::default(),
+            failing_table: Nth::default(),
         }
+    }
+
+    /// From now on, allocations fail as the faults say.
+    pub fn inject(&self, faults: &Faults) {
+        self.failing_frame.arm(faults.frame);
+        self.failing_table.arm(faults.table);
     }
 
     pub(super) fn zero_pages(&self) -> &ZeroPages {
@@ -216,6 +227,9 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if there are [`PhysMem::tables_max`].
     pub(super) fn charge_table(&self) -> Result<(), Errno> {
+        if self.failing_table.fires() {
+            return Err(Errno::ENOMEM);
+        }
         let more = |tables: u64| (tables < self.tables_max()).then_some(tables + 1);
         self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ()).map_err(|_| Errno::ENOMEM)
     }
@@ -248,6 +262,9 @@ impl PhysMem {
     }
 
     fn alloc_with(&self, content: u32, placement: Placement) -> Result<Pfn, Errno> {
+        if self.failing_frame.fires() {
+            return Err(Errno::ENOMEM);
+        }
         self.order(placement).find_map(|node| self.alloc_on(node, content)).ok_or(Errno::ENOMEM)
     }
 
@@ -304,6 +321,9 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if fewer frames are left.
     pub fn alloc_huge_zeroed(&self) -> Result<Pfn, Errno> {
+        if self.failing_frame.fires() {
+            return Err(Errno::ENOMEM);
+        }
         let has_room = |node: &u32| self.zones[*node as usize].lock().used + PAGES_PER_PMD <= self.limit_of(*node);
         let node = self.order(Placement::LOCAL).find(has_room).ok_or(Errno::ENOMEM)?;
         let mut zone = self.zones[node as usize].lock();

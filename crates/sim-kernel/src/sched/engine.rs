@@ -59,6 +59,9 @@ pub(crate) struct Engine {
     pub(crate) decisions: RefCell<Vec<TaskId>>,
     pub(crate) steps: Cell<u64>,
     pub(crate) steps_max: Cell<u64>,
+    /// The step after which something is due: the signal, or else the end.
+    alarm: Cell<u64>,
+    signal_to: Cell<TaskId>,
     objects: RefCell<Vec<&'static str>>,
     pub(crate) names: RefCell<Vec<Box<str>>>,
     pub(crate) new_tasks: RefCell<Vec<(TaskId, TaskBody)>>,
@@ -96,6 +99,8 @@ impl Engine {
             decisions: RefCell::new(Vec::new()),
             steps: Cell::new(0),
             steps_max: Cell::new(u64::MAX),
+            alarm: Cell::new(u64::MAX),
+            signal_to: Cell::new(TaskId::BOOT),
             objects: RefCell::new(Vec::new()),
             names: RefCell::new(Vec::new()),
             new_tasks: RefCell::new(Vec::new()),
@@ -241,7 +246,7 @@ impl Engine {
         }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
-        if steps > self.steps_max.get() {
+        if steps > self.alarm.get() && !self.deliver(steps) {
             *self.stop.borrow_mut() = Stop::StepLimit;
             self.current.set(me);
             yielder.suspend(());
@@ -257,6 +262,29 @@ impl Engine {
         if self.stores.is_on.get() && !op.access.passes_stores() {
             self.saw_buffer_empty(me);
         }
+    }
+
+    /// Sets after how many steps an execution is abandoned.
+    pub(crate) fn limit_steps(&self, steps: u64) {
+        self.steps_max.set(steps);
+        self.alarm.set(steps);
+    }
+
+    /// A signal to `task` before it, or whoever is next, takes step number `step`.
+    pub(crate) fn signal_at(&self, step: u64, task: TaskId) {
+        self.alarm.set(self.steps_max.get().min(step.saturating_sub(1)));
+        self.signal_to.set(task);
+    }
+
+    /// Something is due. False if it is the end.
+    #[cold]
+    fn deliver(&self, steps: u64) -> bool {
+        if steps > self.steps_max.get() {
+            return false;
+        }
+        self.alarm.set(self.steps_max.get());
+        self.signals.set(self.signals.get().with(self.signal_to.get()));
+        true
     }
 
     /// Logs an operation that happens now.

@@ -3,6 +3,7 @@
 //! Simplified: no back pointer to the array and no list heads, and nodes are numbers instead of addresses.
 
 use super::entry::{NULL, RETRY, as_node, as_sibling, is_value};
+use crate::faults::{Faults, Nth};
 use crate::{Arena, Errno};
 use bytemuck::Zeroable;
 use std::sync::Arc;
@@ -173,6 +174,7 @@ pub struct NodeCache {
     arena: Arena<Node, 1>,
     used: AtomicU64,
     limit: AtomicU64,
+    failing: Nth,
     /// Counts the nodes that were made available again.
     released: AtomicU64,
 }
@@ -188,6 +190,7 @@ impl NodeCache {
             arena: Arena::new(),
             used: AtomicU64::new(0),
             limit: AtomicU64::new(NodeCache::LIMIT_DEFAULT),
+            failing: Nth::default(),
             released: AtomicU64::new(0),
         }
     }
@@ -196,6 +199,11 @@ impl NodeCache {
     pub fn set_limit(&self, nodes: u64) {
         // Node numbers are 32 bits wide, and some of them wait for a grace period.
         self.limit.store(nodes.min(1 << 31), Ordering::Relaxed);
+    }
+
+    /// From now on, requests for nodes fail as the faults say.
+    pub fn inject(&self, faults: &Faults) {
+        self.failing.arm(faults.node);
     }
 
     /// The limit.
@@ -223,6 +231,9 @@ impl NodeCache {
     pub(super) fn take(&self, nodes: u32) -> Result<(), Errno> {
         if nodes == 0 {
             return Ok(());
+        }
+        if self.failing.fires() {
+            return Err(Errno::ENOMEM);
         }
         let nodes = u64::from(nodes);
         let limit = self.limit();
