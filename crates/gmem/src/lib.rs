@@ -61,6 +61,7 @@ mod demo;
 pub mod explore;
 pub mod facts;
 pub mod interp;
+pub mod invariants;
 pub mod kvm;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod live;
