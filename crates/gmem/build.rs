@@ -1,4 +1,5 @@
-//! Writes down where each function of the simulator stands, and which function of the kernel it says that it models.
+//! Writes down two tables: where each function of the simulator stands, and which function of the kernel it says that it models; and the
+//! scenarios of the repository, so that `gmem zoo` needs no files.
 //!
 //! Failure reports name the places where tasks collided. A place is known to the engine as file and line; the table that this makes of
 //! the sources gives the function around it. By convention a function that models one of the kernel has that name, in backquotes, at
@@ -18,7 +19,7 @@ fn main() {
         let sources = crates.join(name).join("src");
         println!("cargo::rerun-if-changed={}", sources.display());
         let mut files = Vec::new();
-        collect(&sources, &mut files);
+        collect(&sources, "rs", &mut files);
         files.sort();
         for file in files {
             let text = fs::read_to_string(&file).expect("a source can be read");
@@ -31,16 +32,34 @@ fn main() {
         }
     }
     table.push(']');
-    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo says where")).join("functions.rs");
-    fs::write(out, table).expect("the table can be written");
+    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo says where"));
+    fs::write(out.join("functions.rs"), table).expect("the table can be written");
+    fs::write(out.join("scenarios.rs"), scenarios(&crates)).expect("the table can be written");
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+/// Path below `scenarios/`, and text, of every scenario.
+fn scenarios(crates: &Path) -> String {
+    let root = crates.join("../scenarios").canonicalize().expect("the repository has scenarios");
+    println!("cargo::rerun-if-changed={}", root.display());
+    let mut files = Vec::new();
+    collect(&root, "toml", &mut files);
+    files.sort();
+    let mut table = String::from("&[\n");
+    for file in files {
+        let path = file.strip_prefix(&root).expect("below the scenarios").to_string_lossy().replace('\\', "/");
+        writeln!(table, "    ({path:?}, include_str!({:?})),", file.display().to_string())
+            .expect("writing to a string");
+    }
+    table.push(']');
+    table
+}
+
+fn collect(folder: &Path, ending: &str, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder can be read") {
         let path = entry.expect("an entry can be read").path();
         if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            collect(&path, ending, files);
+        } else if path.extension().is_some_and(|extension| extension == ending) {
             files.push(path);
         }
     }

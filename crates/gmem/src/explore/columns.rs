@@ -2,8 +2,6 @@
 //!
 //! Steps that touch nothing that another task touches, change nothing that is watched and begin nothing are counted, not shown.
 
-use std::fmt;
-
 use super::collision::Pair;
 use super::functions;
 use super::program::ScenarioProgram;
@@ -159,20 +157,18 @@ fn wrap(text: &str, width: usize, hang: &str) -> Vec<String> {
 }
 
 /// A paragraph behind a heading.
-pub(super) fn paragraph(f: &mut fmt::Formatter<'_>, heading: &str, text: &str) -> fmt::Result {
+pub(super) fn paragraph(heading: &str, text: &str) -> String {
     let hang = " ".repeat(heading.len());
-    let mut first = true;
-    for part in text.lines() {
-        for line in wrap(part.trim(), WIDTH - heading.len(), "") {
-            writeln!(f, "{}{line}", if first { heading } else { &hang })?;
-            first = false;
-        }
+    let mut paragraph = String::new();
+    for line in text.lines().flat_map(|part| wrap(part.trim(), WIDTH - heading.len(), "")) {
+        let before = if paragraph.is_empty() { heading } else { &hang };
+        paragraph.push_str(&format!("{before}{line}\n"));
     }
-    Ok(())
+    paragraph
 }
 
 /// The table of the state at four moments.
-pub(super) fn state(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+pub(super) fn state(rows: &[Row]) -> String {
     let head = ["", "before the first", "after the first", "after the second", "at the failure"];
     let cells = |row: &Row| -> [String; 5] {
         let same = |before: &str, now: &str| if before == now { "\"".to_string() } else { now.to_string() };
@@ -186,12 +182,12 @@ pub(super) fn state(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     };
     let table: Vec<[String; 5]> = std::iter::once(head.map(str::to_string)).chain(rows.iter().map(cells)).collect();
     let widths = [0, 1, 2, 3, 4].map(|at| table.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
     for row in &table {
-        let mut line = String::from(" ");
-        for (cell, width) in row.iter().zip(widths) {
-            line.push_str(&format!(" {cell:width$} "));
-        }
-        writeln!(f, "{}", line.trim_end())?;
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!(" {cell:width$} "));
+        let line: String = std::iter::once(" ".to_string()).chain(cells).collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
-    Ok(())
+    text
 }

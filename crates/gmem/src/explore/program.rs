@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sim_kernel::Cx;
+use sim_kernel::explore::{Judgement, Problem, Program};
 use sim_kernel::sched::{Sim, Verdict, invariant_of};
 
 use crate::interp::World;
@@ -185,13 +186,17 @@ impl ScenarioProgram {
         ending.outcome.clone().map(|message| Failure { invariant: None, message })
     }
 
-    /// What came out, in a form that is the same for all executions in which the same came out: the answer of every step, by thread.
+    /// What came out, in a form that is the same for all executions in which the same came out: the answers of the steps that have a label
+    /// or, if none has, of all after the set-up, by thread.
     pub fn outcome(&self, running: &Running) -> String {
-        let mut done: Vec<Done> = running.done.lock().clone();
-        done.retain(|done| done.part != Part::Setup);
+        let done = running.done.lock();
+        let labelled = self.scenario.steps().any(|step| step.label.is_some());
+        let is_told =
+            |done: &&Done| done.part != Part::Setup && (!labelled || done.step(&self.scenario).label.is_some());
+        let mut done: Vec<&Done> = done.iter().filter(is_told).collect();
         done.sort_by_key(|done| (done.part, done.index));
         let mut text = String::new();
-        for done in &done {
+        for done in done {
             let name = done
                 .step(&self.scenario)
                 .label
@@ -201,6 +206,21 @@ impl ScenarioProgram {
             write!(text, "{gap}{name} => {}", done.answer).expect("writing to a string");
         }
         text
+    }
+}
+
+impl Program for ScenarioProgram {
+    type State = Running;
+
+    fn setup(&self, cx: &Cx<'_>) -> Running {
+        self.begin(cx)
+    }
+
+    fn judge(&self, sim: &mut Sim, running: Running, verdict: &Verdict) -> Judgement {
+        let ending = self.end(sim, &running, verdict);
+        let problem = self.failure(&running, verdict, &ending);
+        let problem = problem.map(|failure| Problem { id: failure.invariant, message: failure.message });
+        Judgement { outcome: self.outcome(&running), problem }
     }
 }
 

@@ -12,9 +12,9 @@ use sim_kernel::sched::{Access, Replay, Schedule};
 use super::collision::{self, Pair};
 use super::columns;
 use super::functions;
-use super::program::{Part, ScenarioProgram};
+use super::program::{Failure, Part, ScenarioProgram};
 use super::witness::{Step, Witness};
-use crate::mutants;
+use crate::{invariants, mutants};
 
 /// What is known of a failure beside the execution itself.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +79,8 @@ pub struct Row {
 /// A failure, explained.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// Whether anything failed.
+    pub failed: bool,
     /// The id of the invariant, if one broke.
     pub invariant: Option<String>,
     /// What the invariant says, in words.
@@ -114,15 +116,14 @@ pub struct Report {
 const ALSO_MAX: usize = 3;
 
 impl Report {
-    /// Looks at the execution that `schedule` gives and explains its failure.
-    ///
-    /// # Errors
-    /// That it does not fail.
-    pub fn new(program: &ScenarioProgram, schedule: &Schedule, origin: &Origin) -> Result<Report, String> {
+    /// Looks at the execution that `schedule` gives and explains its failure, if it fails.
+    pub fn new(program: &ScenarioProgram, schedule: &Schedule, origin: &Origin) -> Report {
         let witness = Witness::of(program, Box::new(Replay::new(schedule.clone())));
-        let Some(failure) = witness.failure.clone() else {
-            return Err("the schedule does not fail".to_string());
-        };
+        let failed = witness.failure.is_some();
+        let failure = witness.failure.clone().unwrap_or_else(|| Failure {
+            invariant: None,
+            message: "everything came out as the scenario says".to_string(),
+        });
         let pairs = collision::collisions(program, &witness);
         let side = |at: usize| Side::of(program, &witness, at);
         let collision = |pair: &Pair| {
@@ -137,7 +138,8 @@ impl Report {
             Some(info) => format!("{id}: {}; without it, {}", info.removes, info.consequence),
             None => id.clone(),
         };
-        Ok(Report {
+        Report {
+            failed,
             text: failure.invariant.as_deref().and_then(words_of),
             invariant: failure.invariant,
             message: failure.message,
@@ -152,7 +154,7 @@ impl Report {
             schedule: witness.schedule.to_string(),
             command: format!("{} --replay {}", origin.command, witness.schedule),
             columns: columns::lay_out(program, &witness, pairs.first().copied()),
-        })
+        }
     }
 }
 
@@ -232,7 +234,12 @@ fn common(first: &Step, second: &Step) -> Vec<String> {
 
 /// What an invariant says.
 fn words_of(id: &str) -> Option<String> {
-    (id == "INV-501").then(|| "No cycle of tasks waits for each other.".to_string())
+    let invariant = invariants::find(id)?;
+    let window = match invariant.window {
+        "" => String::new(),
+        window => format!(" Except: {window}."),
+    };
+    Some(format!("{}{window}", invariant.text))
 }
 
 /// The values that changed since before the first of two steps.
@@ -262,70 +269,90 @@ fn state(witness: &Witness, pair: Option<&Pair>) -> Vec<Row> {
     rows.filter(|row| !same(row) || row.what.contains("gfn")).collect()
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.invariant {
-            Some(id) => writeln!(f, "{id} does not hold ({})", self.found_by)?,
-            None => writeln!(f, "not what the scenario expects ({})", self.found_by)?,
+impl Report {
+    /// The parts of the text, by name, in their order; those that say something.
+    pub fn sections(&self) -> Vec<(&'static str, String)> {
+        let mut sections = vec![("failure", self.failure())];
+        if self.failed {
+            sections.push(("collision", self.collided()));
         }
-        if let Some(text) = &self.text {
-            columns::paragraph(f, "  rule: ", text)?;
-        }
-        let by = self.noticed_by.as_ref().map_or(String::new(), |task| format!(" (in {task})"));
-        columns::paragraph(f, "  seen: ", &format!("{}{by}", self.message))?;
-        for mutant in &self.mutants {
-            columns::paragraph(f, "  switched off: ", mutant)?;
-        }
-        if let Some(collision) = &self.collision {
-            writeln!(f, "\nTwo steps collided on {}:", collision.first.object)?;
-            side(f, "first ", &collision.first)?;
-            side(f, "second", &collision.second)?;
-            match collision.common.as_slice() {
-                [] => writeln!(f, "  No lock is held by both. In the other order the failure does not appear.")?,
-                common => writeln!(
-                    f,
-                    "  Both hold {}. In the other order the failure does not appear.",
-                    common.join(" and ")
-                )?,
-            }
-        } else {
-            writeln!(f, "\nNo order of two steps was found that alone makes the failure go away.")?;
-        }
-        for (n, also) in self.also.iter().enumerate() {
-            if n == 0 {
-                writeln!(f, "\nThe order of these matters as well:")?;
-            }
-            writeln!(f, "  {}, then {}", short(&also.first), short(&also.second))?;
+        if !self.also.is_empty() {
+            let line = |also: &Collision| format!("  {}, then {}\n", short(&also.first), short(&also.second));
+            let lines: String = self.also.iter().map(line).collect();
+            sections.push(("others", format!("The order of these matters as well:\n{lines}")));
         }
         let plural = if self.preemptions == 1 { "" } else { "s" };
-        writeln!(
-            f,
-            "\nThe interleaving, with {} preemption{plural}, {} steps from the start of the threads:",
-            self.preemptions, self.steps
-        )?;
-        for line in &self.columns {
-            writeln!(f, "{line}")?;
-        }
+        let lines: String = self.columns.iter().map(|line| format!("{line}\n")).collect();
+        sections.push((
+            "interleaving",
+            format!(
+                "The interleaving, with {} preemption{plural}, {} steps from the start of the threads:\n{lines}",
+                self.preemptions, self.steps
+            ),
+        ));
         if !self.state.is_empty() {
-            writeln!(f, "\nThe state around the two steps:")?;
-            columns::state(f, &self.state)?;
+            sections.push(("state", format!("The state around the two steps:\n{}", columns::state(&self.state))));
         }
-        writeln!(f, "\nTo see it again:\n  {}", self.command)
+        sections.push(("command", format!("To see it again:\n  {}\n", self.command)));
+        sections
+    }
+
+    fn failure(&self) -> String {
+        let by = &self.found_by;
+        let mut text = match &self.invariant {
+            Some(id) => format!("{id} does not hold ({by})\n"),
+            None if !self.failed => format!("nothing fails ({by})\n"),
+            None => format!("not what the scenario expects ({by})\n"),
+        };
+        if let Some(rule) = &self.text {
+            text.push_str(&columns::paragraph("  rule: ", rule));
+        }
+        let by = self.noticed_by.as_ref().map_or(String::new(), |task| format!(" (in {task})"));
+        text.push_str(&columns::paragraph("  seen: ", &format!("{}{by}", self.message)));
+        for mutant in &self.mutants {
+            text.push_str(&columns::paragraph("  switched off: ", mutant));
+        }
+        text
+    }
+
+    fn collided(&self) -> String {
+        let Some(Collision { first, second, common }) = &self.collision else {
+            return "No order of two steps was found that alone makes the failure go away.\n".to_string();
+        };
+        let locks = match common.as_slice() {
+            [] => "No lock is held by both.".to_string(),
+            common => format!("Both hold {}.", common.join(" and ")),
+        };
+        format!(
+            "Two steps collided on {}:\n{}{}  {locks} In the other order the failure does not appear.\n",
+            first.object,
+            side("first ", first),
+            side("second", second)
+        )
     }
 }
 
-fn side(f: &mut fmt::Formatter<'_>, which: &str, side: &Side) -> fmt::Result {
-    let function = side.function.map_or(String::new(), |name| format!("in {name}, "));
-    writeln!(
-        f,
-        "  {which} step {:<4} {} {} {}, {function}{}:{}",
-        side.step, side.task, side.access, side.object, side.file, side.line
-    )?;
-    writeln!(f, "                    performing {}", side.performing)?;
-    match side.holds.as_slice() {
-        [] => writeln!(f, "                    holding nothing"),
-        holds => writeln!(f, "                    holding {}", holds.join("; ")),
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (_, text)) in self.sections().iter().enumerate() {
+            let gap = if n > 0 { "\n" } else { "" };
+            write!(f, "{gap}{text}")?;
+        }
+        Ok(())
     }
+}
+
+fn side(which: &str, side: &Side) -> String {
+    let function = side.function.map_or(String::new(), |name| format!("in {name}, "));
+    let heading = format!("  {which} step {:<4} ", side.step);
+    let hang = " ".repeat(heading.len());
+    let what = format!("{} {} {}, {function}{}:{}", side.task, side.access, side.object, side.file, side.line);
+    let holds = match side.holds.as_slice() {
+        [] => "holding nothing".to_string(),
+        holds => format!("holding {}", holds.join("; ")),
+    };
+    let lines = [(heading.as_str(), what), (&hang, format!("performing {}", side.performing)), (&hang, holds)];
+    lines.iter().map(|(heading, text)| columns::paragraph(heading, text)).collect()
 }
 
 fn short(side: &Side) -> String {

@@ -4,17 +4,19 @@
 //! Read without scheduling points, so that looking changes nothing.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use sim_kernel::fs::File;
 use sim_kernel::mm::FrameFlags;
 use sim_kernel::sched::Op as Visible;
 use sim_kernel::{Cx, PAGE_SHIFT, Pfn, Pgoff};
 use sim_mmu::Gfn;
 
 use crate::interp::World;
-use crate::kvm::guest_memfd::GmemInode;
+use crate::kvm::guest_memfd::GmemFile;
 use crate::kvm::ioctl;
-use crate::kvm::vcpu::Vcpu;
+use crate::kvm::uapi::KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
+use crate::kvm::vcpu::{Request, Vcpu};
 use crate::kvm::vm::Vm;
 use crate::ops::{FdRef, Name, Op};
 use crate::scenario::{Scenario, Step};
@@ -44,12 +46,14 @@ impl Change {
 }
 
 /// What is looked at.
+///
+/// Weak references: whoever looks must not keep alive what the simulation lets go.
 #[derive(Debug)]
 pub struct Watch {
-    vms: Vec<(Name, Arc<Vm>, Vec<Gfn>)>,
-    vcpus: Vec<(Name, Arc<Vcpu>)>,
+    vms: Vec<(Name, Weak<Vm>, Vec<Gfn>)>,
+    vcpus: Vec<(Name, Weak<Vcpu>)>,
     /// The files by name, and the pages of each that back the frames: also after a slot is gone.
-    files: Vec<(Name, Arc<GmemInode>, Vec<Pgoff>)>,
+    files: Vec<(Name, Weak<File>, Vec<Pgoff>)>,
 }
 
 impl Watch {
@@ -59,19 +63,22 @@ impl Watch {
         let frames = frames(scenario);
         let vms = world.vms(cx).into_iter().map(|(name, vm)| {
             let own = frames.iter().filter(|(owner, _)| *owner == name).map(|(_, gfn)| *gfn);
-            (name.clone(), vm, own.take(FRAMES_MAX).collect())
+            (name.clone(), Arc::downgrade(&vm), own.take(FRAMES_MAX).collect())
         });
-        let vms: Vec<(Name, Arc<Vm>, Vec<Gfn>)> = vms.collect();
+        let vms = vms.collect();
         let process = world.process();
         let vcpus = steps.iter().filter_map(|step| match &step.op {
-            Op::CreateVcpu { vcpu, .. } => Some((vcpu.clone(), ioctl::peek_vcpu(cx, process, world.fd(vcpu))?)),
+            Op::CreateVcpu { vcpu, .. } => {
+                let made = ioctl::peek_vcpu(cx, process, world.fd(vcpu))?;
+                Some((vcpu.clone(), Arc::downgrade(&made)))
+            }
             _ => None,
         });
         let files = steps.iter().filter_map(|step| match &step.op {
             Op::CreateGuestMemfd { fd, .. } => {
-                let inode = ioctl::peek_gmem(cx, process, world.fd(fd))?;
+                let file = process.fds.with(cx, world.fd(fd), |file| Ok(Arc::downgrade(file))).ok()?;
                 let pages: BTreeSet<Pgoff> = frames.iter().filter_map(|(_, gfn)| page_of(&steps, fd, *gfn)).collect();
-                Some((fd.clone(), inode, pages.into_iter().take(FRAMES_MAX).collect()))
+                Some((fd.clone(), file, pages.into_iter().take(FRAMES_MAX).collect()))
             }
             _ => None,
         });
@@ -82,57 +89,72 @@ impl Watch {
     pub fn look(&self) -> Vec<(String, String)> {
         let mut seen = Vec::new();
         let many = self.vms.len() > 1;
+        let gone = || "gone".to_string();
         for (name, vm, frames) in &self.vms {
+            let vm = vm.upgrade();
             let of = if many { format!("{name} ") } else { String::new() };
-            for gfn in frames {
-                let at = format!("{of}gfn {:#x}", gfn.0);
-                let attribute = if vm.attributes().is_private(*gfn) { "private" } else { "shared" };
-                seen.push((format!("{at} attribute"), attribute.to_string()));
-                seen.push((format!("{at} memslot"), slot(vm, *gfn)));
-                seen.push((format!("{at} SPTE"), leafs(vm, *gfn)));
-            }
-            let invalidate = &vm.mmu().invalidate;
-            seen.push((format!("{of}mmu_invalidate_seq"), invalidate.peek_seq().to_string()));
-            seen.push((format!("{of}mmu_invalidate_in_progress"), invalidate.in_progress().to_string()));
-            let range = match invalidate.range() {
-                Some(range) if invalidate.in_progress() > 0 => format!("[{:#x}, {:#x})", range.start.0, range.end.0),
-                _ => "none".to_string(),
+            let mut put = |what: String, value: &dyn Fn(&Vm) -> String| {
+                seen.push((format!("{of}{what}"), vm.as_deref().map_or_else(gone, value)));
             };
-            seen.push((format!("{of}mmu_invalidate_range"), range));
-            let generation = vm.memslots().peek_active(0, |set| set.generation);
-            seen.push((format!("{of}memslot generation"), format!("{:#x}", generation)));
+            for gfn in frames {
+                let at = format!("gfn {:#x}", gfn.0);
+                let private = |vm: &Vm| if vm.attributes().is_private(*gfn) { "private" } else { "shared" };
+                put(format!("{at} attribute"), &|vm| private(vm).to_string());
+                put(format!("{at} memslot"), &|vm| slot(vm, *gfn));
+                put(format!("{at} SPTE"), &|vm| leafs(vm, *gfn));
+            }
+            put("mmu_invalidate_seq".into(), &|vm| vm.mmu().invalidate.peek_seq().to_string());
+            put("mmu_invalidate_in_progress".into(), &|vm| vm.mmu().invalidate.in_progress().to_string());
+            put("mmu_invalidate_range".into(), &|vm| {
+                let invalidate = &vm.mmu().invalidate;
+                match invalidate.range() {
+                    Some(range) if invalidate.in_progress() > 0 => match range.end.0 {
+                        u64::MAX => format!("from {:#x}", range.start.0),
+                        end => format!("{:#x}..{end:#x}", range.start.0),
+                    },
+                    _ => "none".to_string(),
+                }
+            });
+            put("memslot generation".into(), &|vm| {
+                let generation = vm.memslots().peek_active(0, |set| set.generation);
+                let swapping = generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS != 0;
+                let number = generation & !KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
+                if swapping { format!("{number}, update in progress") } else { number.to_string() }
+            });
         }
-        for (name, inode, pages) in &self.files {
+        for (name, file, pages) in &self.files {
+            let file = file.upgrade();
+            let view = file.as_ref().and_then(|file| file.downcast::<GmemFile>());
             for page in pages {
-                let pfn = inode.mapping().peek(*page);
-                let text = pfn.map_or("no page".to_string(), |pfn| self.frame(pfn));
-                seen.push((format!("page cache of {name}, index {:#x}", page.0), text));
+                let cached = view.map_or_else(gone, |view| {
+                    let pfn = view.inode().mapping().peek(*page);
+                    pfn.map_or("no page".to_string(), |pfn| frame(view.vm(), pfn))
+                });
+                seen.push((format!("page cache of {name}, index {:#x}", page.0), cached));
+                let bound = view.map_or_else(gone, |view| match view.peek_binding(*page) {
+                    Some(handle) => format!("slot handle {handle}"),
+                    None => "none".to_string(),
+                });
+                seen.push((format!("binding of {name}, index {:#x}", page.0), bound));
             }
         }
         for (name, vcpu) in &self.vcpus {
-            let requests = vcpu.peek_requests();
-            let flush = if requests & 1 != 0 { ", TLB flush requested" } else { "" };
-            let place = if vcpu.is_in_guest() { "in the guest" } else { "outside the guest" };
-            seen.push((format!("vCPU {name}"), format!("{place}{flush}")));
+            let text = vcpu.upgrade().map_or_else(gone, |vcpu| {
+                let flush =
+                    if vcpu.peek_requests() & Request::TlbFlush as u64 != 0 { ", TLB flush requested" } else { "" };
+                let place = if vcpu.is_in_guest() { "in the guest" } else { "outside the guest" };
+                format!("{place}{flush}")
+            });
+            seen.push((format!("vCPU {name}"), text));
         }
         seen
-    }
-
-    /// A frame of the host: its number, and how many hold and map it.
-    fn frame(&self, pfn: Pfn) -> String {
-        let Some((_, vm, _)) = self.vms.first() else { return format!("pfn {:#x}", pfn.0) };
-        let phys = &vm.host.phys;
-        if !phys.is_allocated(pfn) {
-            return format!("pfn {:#x}, which is free", pfn.0);
-        }
-        let defined = if phys.flags(pfn).contains(FrameFlags::UPTODATE) { "" } else { ", not uptodate" };
-        format!("pfn {:#x}, {} references{defined}", pfn.0, phys.refcount(pfn))
     }
 
     /// The index of an operation in the words of its object; `None` for objects that have only one.
     pub fn place(&self, op: &Visible) -> Option<String> {
         for (_, vm, _) in &self.vms {
-            if let Some((gfn, level)) = vm.mmu().entry_place(op.object, op.index) {
+            let place = vm.upgrade().and_then(|vm| vm.mmu().entry_place(op.object, op.index));
+            if let Some((gfn, level)) = place {
                 return Some(format!("gfn {:#x}, level {}", gfn.0, level.number()));
             }
         }
@@ -141,6 +163,16 @@ impl Watch {
             span => format!("{:#x}..{:#x}", op.index, op.index + u64::from(span)),
         })
     }
+}
+
+/// A frame of the host: its number, and how many hold it.
+fn frame(vm: &Vm, pfn: Pfn) -> String {
+    let phys = &vm.host.phys;
+    if !phys.is_allocated(pfn) {
+        return format!("pfn {:#x}, which is free", pfn.0);
+    }
+    let defined = if phys.flags(pfn).contains(FrameFlags::UPTODATE) { "" } else { ", not uptodate" };
+    format!("pfn {:#x}, {} references{defined}", pfn.0, phys.refcount(pfn))
 }
 
 fn slot(vm: &Vm, gfn: Gfn) -> String {
@@ -197,6 +229,14 @@ fn frames(scenario: &Scenario) -> BTreeSet<(Name, Gfn)> {
                 found.insert((vm.clone(), Gfn(gpa >> PAGE_SHIFT)));
             }
             _ => {}
+        }
+    }
+    // A scenario that names no frame is about slots.
+    for step in &steps {
+        if let Op::SetUserMemoryRegion { vm, gpa, .. } | Op::SetUserMemoryRegion2 { vm, gpa, .. } = &step.op
+            && found.iter().all(|(owner, _)| owner != vm)
+        {
+            found.insert((vm.clone(), Gfn(gpa >> PAGE_SHIFT)));
         }
     }
     found
