@@ -96,7 +96,7 @@ pub fn chooser(strategy: Strategy, schedule: Option<&Schedule>) -> Chooser {
 pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
     let program = ScenarioProgram::new(scenario);
     let mut sim = Sim::new(chooser);
-    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash) };
+    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash), ..Config::default() };
     let (running, verdict) = sim.execute(&config, |cx| program.begin(cx));
     let ending = program.end(&mut sim, &running, &verdict);
     let done = std::mem::take(&mut *running.done.lock());

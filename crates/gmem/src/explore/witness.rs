@@ -100,7 +100,7 @@ impl Witness {
         let watch: Arc<Mutex<Option<(Running, Watch)>>> = Arc::default();
         let recorder = Recorder { inner: strategy, seen: Rc::clone(&seen), watch: Arc::clone(&watch), preempted: None };
         let mut sim = Sim::new(Chooser::Custom(Box::new(recorder)));
-        let config = Config { seed: 0, steps_max: STEPS_MAX, log: LogLevel::Full };
+        let config = Config { seed: 0, steps_max: STEPS_MAX, log: LogLevel::Full, ..Config::default() };
         let (running, verdict) = sim.execute(&config, |cx| {
             let running = program.begin(cx);
             *watch.lock() = Some((running.clone(), Watch::new(cx, program.scenario(), &running.world)));

@@ -5,9 +5,11 @@
 //! A blocked task is not runnable, so it costs nothing; acquiring a lock makes the other pending acquirers of that lock not
 //! runnable, and releasing it makes them runnable again, so "runnable" always means "can perform its pending operation now".
 
+use super::effect::{Effect, EffectKind};
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
 use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
-use super::strategy::{Chooser, Divergence, Ready};
+use super::strategy::{Chooser, Divergence, Ended, Ready};
+use super::trail::Trail;
 use crate::{Mutant, MutantSet};
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
@@ -61,6 +63,9 @@ pub(crate) struct Engine {
     pub(crate) mutants: Cell<MutantSet>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
+    /// Whether the trail is kept.
+    watching: Cell<bool>,
+    pub(crate) trail: RefCell<Trail>,
     pub(crate) log: RefCell<EventLog>,
     capturing: Cell<bool>,
     captured: RefCell<Vec<TraceRecord>>,
@@ -89,16 +94,18 @@ impl Engine {
             mutants: Cell::new(MutantSet::EMPTY),
             rcu: Default::default(),
             logging: Cell::new(false),
+            watching: Cell::new(false),
+            trail: RefCell::default(),
             log: RefCell::new(EventLog::new(LogLevel::Off)),
             capturing: Cell::new(false),
             captured: RefCell::new(Vec::new()),
         };
-        engine.reset(LogLevel::Off);
+        engine.reset(LogLevel::Off, false);
         engine
     }
 
     /// Forgets everything about the last execution; buffers keep their capacity.
-    pub(crate) fn reset(&self, level: LogLevel) {
+    pub(crate) fn reset(&self, level: LogLevel, watch: bool) {
         self.current.set(TaskId::BOOT);
         self.live.set(TaskSet::EMPTY);
         self.runnable.set(TaskSet::EMPTY);
@@ -118,6 +125,8 @@ impl Engine {
         self.mutants.set(MutantSet::EMPTY);
         self.rcu.reset();
         self.logging.set(level != LogLevel::Off);
+        self.watching.set(watch);
+        self.trail.borrow_mut().clear();
         self.log.borrow_mut().clear(level);
         self.captured.borrow_mut().clear();
     }
@@ -137,6 +146,9 @@ impl Engine {
         self.live.set(self.live.get().with(task));
         self.runnable.set(self.runnable.get().with(task));
         self.new_tasks.borrow_mut().push((task, body));
+        if self.watching.get() {
+            self.push_effect(Effect::spawn(task));
+        }
         if self.logging.get() {
             self.log.borrow_mut().push(Event::Spawn { task, name: name.into() });
         }
@@ -154,8 +166,14 @@ impl Engine {
                 return None;
             }
             None => {
-                let ready =
-                    Ready { current, runnable, live: self.live.get(), steps: self.steps.get(), pending: &self.pending };
+                let ready = Ready {
+                    current,
+                    runnable,
+                    live: self.live.get(),
+                    steps: self.steps.get(),
+                    pending: &self.pending,
+                    trail: &self.trail,
+                };
                 match self.chooser.borrow_mut().pick(&ready) {
                     Ok(task) => {
                         assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
@@ -178,6 +196,9 @@ impl Engine {
     pub(crate) fn announce(&self, yielder: &Yielder, op: Op) {
         let me = self.current.get();
         self.pending[me.index()].set(op);
+        if self.watching.get() && op.access.is_acquire() {
+            self.effect(EffectKind::Queued, op.object, op.index);
+        }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
         if steps > self.steps_max.get() {
@@ -203,8 +224,67 @@ impl Engine {
         if custom {
             self.executed_custom(task, op);
         }
+        if self.watching.get() {
+            self.begin_step(task, op);
+        }
         if self.logging.get() {
             self.log_op(task, op);
+        }
+    }
+
+    /// A step of `task` begins with `op`.
+    #[inline(never)]
+    pub(crate) fn begin_step(&self, task: TaskId, op: &Op) {
+        if self.watching.get() && task != TaskId::BOOT {
+            let mut trail = self.trail.borrow_mut();
+            trail.begin_step(task, op, self.runnable.get());
+            if op.access == Access::Wait {
+                trail.push(Effect::new(EffectKind::ReadAnything, ObjId::ANYTHING, 0));
+            }
+        }
+    }
+
+    /// The running step did this, too.
+    #[inline]
+    pub(crate) fn effect(&self, kind: EffectKind, object: ObjId, index: u64) {
+        if self.watching.get() {
+            self.push_effect(Effect::new(kind, object, index));
+        }
+    }
+
+    #[inline(never)]
+    fn push_effect(&self, effect: Effect) {
+        if self.current.get() != TaskId::BOOT {
+            self.trail.borrow_mut().push(effect);
+        }
+    }
+
+    /// The running step announced a read-modify-write and left the word as it was.
+    #[inline]
+    pub(crate) fn only_read(&self, object: ObjId, index: u64) {
+        if self.watching.get() {
+            for effect in self.trail.borrow_mut().running() {
+                if effect.kind == EffectKind::Write && effect.object == object.0 && effect.index == index {
+                    effect.kind = EffectKind::Read;
+                }
+            }
+        }
+    }
+
+    /// Tells the strategy that the execution has ended, before what is left of it is taken down.
+    pub(crate) fn ended(&self, failed: Option<TaskId>) {
+        let trail = self.trail.borrow();
+        let (live, runnable) = (self.live.get(), self.runnable.get());
+        let ended = Ended { trail: &trail, failed, live, runnable, pending: &self.pending };
+        self.chooser.borrow_mut().ended(&ended);
+    }
+
+    /// A try-lock of the current task ended like this.
+    #[inline]
+    pub(crate) fn tried(&self, op: &Op, acquired: bool) {
+        self.effect(if acquired { EffectKind::TryAcquired } else { EffectKind::TryFailed }, op.object, op.index);
+        if acquired {
+            self.acquired(op);
         }
     }
 
@@ -252,12 +332,14 @@ impl Engine {
     #[inline]
     pub(crate) fn released(&self, object: ObjId, index: u64, free: impl Fn(Access) -> bool) {
         let me = self.current.get();
-        {
+        let released = {
             let mut held = self.held.borrow_mut();
             let at = held.iter().rposition(|h| h.task == me && h.object == object && h.index == index);
             let at = at.or_else(|| held.iter().rposition(|h| h.object == object && h.index == index));
-            held.swap_remove(at.expect("a released lock is held"));
-        }
+            held.swap_remove(at.expect("a released lock is held"))
+        };
+        let shared = released.access == Access::LockShared;
+        self.effect(if shared { EffectKind::UnlockShared } else { EffectKind::UnlockExclusive }, object, index);
         let blocked = TaskSet(self.live.get().0 & !self.runnable.get().0);
         if !blocked.is_empty() {
             self.wake_if(object, index, |op| op.access.is_acquire() && free(op.access));
@@ -281,6 +363,7 @@ impl Engine {
 
     /// Whether another task's pending operation is to acquire this lock.
     pub(crate) fn is_contended(&self, object: ObjId, index: u64) -> bool {
+        self.effect(EffectKind::Contended, object, index);
         let me = self.current.get();
         self.live.get().without(me).iter().any(|task| {
             let pending = self.pending[task.index()].get();

@@ -10,6 +10,7 @@ use super::event::{Event, EventLog, LogLevel, Names, render_json};
 use super::op::{Access, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
 use super::strategy::{Chooser, Divergence};
+use super::trail::Trail;
 use crate::Cx;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
@@ -33,11 +34,13 @@ pub struct Config {
     pub steps_max: u64,
     /// How much is logged.
     pub log: LogLevel,
+    /// Whether the [`Trail`] is kept.
+    pub trail: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off }
+        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off, trail: false }
     }
 }
 
@@ -170,7 +173,8 @@ impl Sim {
     /// # Panics
     /// If `setup` panics.
     pub fn execute<R>(&mut self, config: &Config, setup: impl FnOnce(&Cx<'_>) -> R) -> (R, Verdict) {
-        self.engine.reset(config.log);
+        let watch = config.trail || self.engine.chooser.borrow().needs_trail();
+        self.engine.reset(config.log, watch);
         self.engine.steps_max.set(config.steps_max);
         self.engine.chooser.borrow_mut().begin(config.seed);
         let value = self.solo(setup);
@@ -212,6 +216,8 @@ impl Sim {
                 Verdict::Panicked { task: engine.task(engine.current.get()), message }
             }
         };
+        let failed = matches!(verdict, Verdict::Panicked { .. }).then(|| engine.current.get());
+        engine.ended(failed);
         if !verdict.is_completed() {
             self.abandon();
         }
@@ -265,6 +271,7 @@ impl Sim {
             });
             let engine = Rc::clone(engine);
             let co = Coroutine::with_stack(stack, move |yielder, ()| {
+                engine.begin_step(task, &engine.pending[task.index()].get());
                 let cx = Cx::simulated(&engine, yielder, task);
                 body(&cx);
                 cx.task_work_run();
@@ -299,6 +306,11 @@ impl Sim {
     /// Scheduling points passed by tasks in the last execution.
     pub fn steps(&self) -> u64 {
         self.engine.steps.get()
+    }
+
+    /// The steps of the last execution; empty unless [`Config::trail`] asked for them or the strategy needed them.
+    pub fn trail(&self) -> std::cell::Ref<'_, Trail> {
+        self.engine.trail.borrow()
     }
 
     /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].

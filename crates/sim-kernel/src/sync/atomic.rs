@@ -61,10 +61,25 @@ impl<'a> Word<'a> {
         }
         let found = self.word.load(Ordering::Relaxed);
         if found != old {
+            if let Some(engine) = self.cx.engine() {
+                engine.only_read(self.object, self.index);
+            }
             return Err(found);
         }
         self.word.store(new, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Adds to the word, wrapping, and does not look at it: the order of two additions cannot be told.
+    #[inline]
+    #[track_caller]
+    pub fn add(self, n: u64) {
+        self.cx.point(Access::Add, self.object, self.index);
+        if self.cx.is_native() {
+            self.word.fetch_add(n, Ordering::SeqCst);
+        } else {
+            self.word.store(self.word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        }
     }
 
     /// Replaces the word by a function of it and returns the old value. Natively the function may run more than once.
@@ -83,7 +98,13 @@ impl<'a> Word<'a> {
         }
         // One OS thread runs all tasks, so a plain load and store is one step; the locked instruction would cost more.
         let old = self.word.load(Ordering::Relaxed);
-        self.word.store(change(old), Ordering::Relaxed);
+        let new = change(old);
+        if new == old
+            && let Some(engine) = self.cx.engine()
+        {
+            engine.only_read(self.object, self.index);
+        }
+        self.word.store(new, Ordering::Relaxed);
         old
     }
 }
@@ -124,6 +145,13 @@ impl Atomic64 {
     #[track_caller]
     pub fn store(&self, cx: &Cx<'_>, value: u64) {
         self.at(cx).store(value);
+    }
+
+    /// Adds to the word, wrapping, without looking at it: the order of two additions cannot be told.
+    #[inline]
+    #[track_caller]
+    pub fn add(&self, cx: &Cx<'_>, n: u64) {
+        self.at(cx).add(n);
     }
 
     /// Adds to the word, wrapping, and returns the old value.
