@@ -9,11 +9,13 @@ use crate::sched::engine::{Engine, Yielder};
 use crate::sched::event::{MAX_ARGS, TraceRecord, Tracepoint};
 use crate::sched::native::NativeShared;
 use crate::sched::op::{Access, ObjId, Op, TaskId};
+use crate::sync::Until;
 use crate::{Mutant, MutantSet};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Work that a task must do before it returns to user space or enters the guest, as `task_work_add` queues it.
 pub type TaskWork = Box<dyn FnOnce(&Cx<'_>) + Send>;
@@ -191,6 +193,28 @@ impl<'t> Cx<'t> {
             }
             Mode::Native(_) => unreachable!("native waits block in the host"),
         }
+    }
+
+    /// Announces `op`, a read of `word`, and returns its value once it is what is waited for.
+    pub(crate) fn spin_until(&self, op: Op, word: &AtomicU64, until: Until) -> u64 {
+        let value = || word.load(Ordering::Acquire);
+        match self.mode {
+            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, yielder) => {
+                engine.spin(yielder, op, until, until.holds(value()));
+                assert!(until.holds(value()), "a task was resumed before what it waits for");
+            }
+            Mode::Solo(engine) => {
+                engine.execute(self.task, &op);
+                assert!(until.holds(value()) || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+            }
+            Mode::Native(_) => {
+                while !until.holds(value()) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        value()
     }
 
     /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place.

@@ -2,7 +2,9 @@
 
 use super::frontier::{Frontier, FrontierError, Rest};
 use super::{Judgement, Program, Statistics, StrategyKind};
-use crate::sched::{Chooser, Config, Dfs, LogLevel, Pct, Pos, Preempt, Random, Reduced, Schedule, Sim, Urw, Verdict};
+use crate::sched::{
+    Chooser, Config, Dfs, LogLevel, MemoryModel, Pct, Pos, Preempt, Random, Reduced, Schedule, Sim, Urw, Verdict,
+};
 use std::fmt;
 
 /// Executions from which a strategy learns how long the program is.
@@ -15,6 +17,8 @@ pub struct Options {
     pub steps_max: u64,
     /// How much of each execution is logged.
     pub log: LogLevel,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
     /// Number of the first execution. A sampling strategy derives the seed of each execution from its number alone, so a range of
     /// numbers gives the same executions wherever it is run.
     pub first: u64,
@@ -22,7 +26,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { steps_max: 100_000, log: LogLevel::Off, first: 0 }
+        Options { steps_max: 100_000, log: LogLevel::Off, memory: MemoryModel::Sc, first: 0 }
     }
 }
 
@@ -104,7 +108,13 @@ impl<'p, P: Program> Exploration<'p, P> {
         let mut most = (0, Vec::new());
         for n in 0..TRIALS {
             let seed = self.seed.wrapping_add(n);
-            let config = Config { seed, steps_max: self.options.steps_max, log: LogLevel::Full, ..Config::default() };
+            let config = Config {
+                seed,
+                steps_max: self.options.steps_max,
+                log: LogLevel::Full,
+                memory: self.options.memory,
+                ..Config::default()
+            };
             let program = self.program;
             let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
             most.0 = most.0.max(self.sim.steps());
@@ -125,8 +135,12 @@ impl<'p, P: Program> Exploration<'p, P> {
     /// If the frontier is not one that [`Exploration::frontier`] could have given.
     pub fn from_frontier(program: &'p P, frontier: Frontier) -> Result<Self, FrontierError> {
         frontier.check()?;
-        let options =
-            Options { steps_max: frontier.steps_max, log: LogLevel::from_code(frontier.log), first: frontier.number };
+        let options = Options {
+            steps_max: frontier.steps_max,
+            log: LogLevel::from_code(frontier.log),
+            memory: frontier.memory,
+            first: frontier.number,
+        };
         let mut this = Exploration::new(program, frontier.kind, frontier.seed, options);
         this.statistics = frontier.statistics;
         this.exhausted = frontier.exhausted;
@@ -144,6 +158,7 @@ impl<'p, P: Program> Exploration<'p, P> {
             number: self.number,
             steps_max: self.options.steps_max,
             log: self.options.log.code(),
+            memory: self.options.memory,
             exhausted: self.exhausted,
             rest,
             statistics: self.statistics.clone(),
@@ -158,7 +173,13 @@ impl<'p, P: Program> Exploration<'p, P> {
         }
         let number = self.number;
         let seed = self.seed.wrapping_add(number);
-        let config = Config { seed, steps_max: self.options.steps_max, log: self.options.log, ..Config::default() };
+        let config = Config {
+            seed,
+            steps_max: self.options.steps_max,
+            log: self.options.log,
+            memory: self.options.memory,
+            ..Config::default()
+        };
         let program = self.program;
         let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
         let schedule = self.sim.schedule();

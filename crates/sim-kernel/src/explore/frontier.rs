@@ -1,7 +1,7 @@
 //! Where a search stands, as plain data: for checkpoints, and to hand parts of a search to others.
 
 use super::{Statistics, StrategyKind};
-use crate::sched::{Branch, Chooser, Dfs, MAX_TASKS, Preempt, PreemptState, Reduced, ReducedBranch};
+use crate::sched::{Branch, Chooser, Dfs, MAX_TASKS, MemoryModel, Preempt, PreemptState, Reduced, ReducedBranch};
 
 /// The state of an exploration between two executions.
 ///
@@ -19,6 +19,8 @@ pub struct Frontier {
     pub steps_max: u64,
     /// How much is logged: 0 nothing, 1 the hash, 2 all.
     pub log: u8,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
     /// Whether nothing is left to do.
     pub exhausted: bool,
     /// The path to the next execution and what is left to do beside it.

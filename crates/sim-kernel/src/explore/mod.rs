@@ -43,6 +43,7 @@ mod coverage;
 mod exploration;
 mod frontier;
 mod kind;
+pub mod models;
 mod statistics;
 
 pub use coverage::{Coverage, Site};

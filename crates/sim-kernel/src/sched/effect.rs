@@ -53,6 +53,16 @@ pub enum EffectKind {
     RcuCall,
     /// Saw an RCU grace period end.
     RcuDone,
+    /// Read a word that had the value that the task waited for.
+    ReadAwaited,
+    /// Put a store into the store buffer.
+    BufferPush,
+    /// Flushed a store.
+    BufferPop,
+    /// Read a value that was still in the buffer.
+    BufferRead,
+    /// Found the buffer empty.
+    BufferEmpty,
     /// Tested the condition of a wait queue, and perhaps went to sleep.
     Wait,
     /// Woke a wait queue.
@@ -80,6 +90,11 @@ impl EffectKind {
         match (self, later) {
             (Read, Read) | (Add, Add) => Independent,
             (Read | Write | Add, Read | Write | Add) => Race,
+
+            (ReadAwaited, Write | Add) | (Write | Add, ReadAwaited) => Race,
+
+            (BufferPush, BufferPop) | (BufferPop, BufferEmpty) => Enables,
+            (BufferRead, BufferPop) => Race,
 
             (UnlockShared, LockExclusive) => Enables,
             (UnlockExclusive, LockShared | LockExclusive) => Enables,
@@ -115,7 +130,22 @@ impl EffectKind {
     /// Whether the effect changes something that a condition could read.
     pub const fn is_change(self) -> bool {
         use EffectKind::*;
-        !matches!(self, Read | ReadAnything | TryFailed | Queued | Contended | Wait | Wake | SrcuDone | RcuDone)
+        !matches!(
+            self,
+            Read | ReadAwaited
+                | BufferPush
+                | BufferPop
+                | BufferRead
+                | BufferEmpty
+                | ReadAnything
+                | TryFailed
+                | Queued
+                | Contended
+                | Wait
+                | Wake
+                | SrcuDone
+                | RcuDone
+        )
     }
 
     /// Whether everything before this, on the same place, that a later effect depends on is itself before this one.
@@ -132,7 +162,7 @@ impl EffectKind {
 
     /// Whether the task waits until it can do this.
     pub(crate) const fn is_blocking(self) -> bool {
-        matches!(self, EffectKind::LockShared | EffectKind::LockExclusive)
+        matches!(self, EffectKind::LockShared | EffectKind::LockExclusive | EffectKind::ReadAwaited)
     }
 }
 
@@ -169,6 +199,7 @@ impl Effect {
     pub fn of(op: &Op) -> Option<Effect> {
         let kind = match op.access {
             Access::Load => EffectKind::Read,
+            Access::LoadUntil => EffectKind::ReadAwaited,
             Access::Store | Access::Rmw => EffectKind::Write,
             Access::Add => EffectKind::Add,
             Access::LockShared => EffectKind::LockShared,
@@ -182,7 +213,9 @@ impl Effect {
             Access::Wake => EffectKind::Wake,
             // What a try-lock did is known afterwards, and of which sections the end was.
             Access::TryLock | Access::SrcuExit => return None,
-            Access::Start | Access::Unlock | Access::Yield | Access::Await => return None,
+            Access::Start | Access::Unlock | Access::Yield | Access::Await | Access::Buffer | Access::Fence => {
+                return None;
+            }
         };
         Some(Effect { index: op.index, object: op.object.0, span: op.span, kind })
     }

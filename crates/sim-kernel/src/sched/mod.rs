@@ -15,6 +15,7 @@ pub(crate) mod native;
 pub(crate) mod op;
 mod schedule;
 mod sim;
+pub(crate) mod store_buffer;
 mod strategy;
 mod trail;
 
@@ -25,6 +26,7 @@ pub use native::run_native;
 pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 pub use schedule::{Schedule, ScheduleError};
 pub use sim::{Config, Sim, Verdict, invariant_of};
+pub use store_buffer::{BUFFERS_FROM, MemoryModel};
 pub use strategy::{
     Branch, Chooser, Dfs, Divergence, Ended, Pct, Pos, Preempt, PreemptState, Random, Ready, Reduced, ReducedBranch,
     Replay, RoundRobin, RunToCompletion, Strategy, Urw,

@@ -125,6 +125,8 @@ impl ObjId {
     pub(crate) const SIGNALS: ObjId = ObjId(u32::MAX - 2);
     /// The numbering of tasks; an object of effects only.
     pub(crate) const TASKS: ObjId = ObjId(u32::MAX - 3);
+    /// The store buffers; an object of effects only.
+    pub(crate) const BUFFERS: ObjId = ObjId(u32::MAX - 4);
 }
 
 /// How an operation touches its object.
@@ -163,13 +165,19 @@ pub enum Access {
     Add,
     /// Wait for the end of a grace period; the task is not runnable before.
     Await,
+    /// Read a word once it has a certain value; the task is not runnable before.
+    LoadUntil,
+    /// Put a store into the store buffer, if there is one; whoever flushes it makes it visible.
+    Buffer,
+    /// Wait until the store buffer is empty (`smp_mb`).
+    Fence,
 }
 
 impl Access {
     /// Whether the operation leaves its object as it was.
     #[inline]
     pub const fn is_read(self) -> bool {
-        matches!(self, Access::Load | Access::Yield | Access::Start)
+        matches!(self, Access::Load | Access::LoadUntil | Access::Yield | Access::Start)
     }
 
     /// Whether the operation waits until a lock is free.
@@ -184,16 +192,24 @@ impl Access {
             // For whoever reads the log, what these are to each other makes no difference.
             Access::Add => Access::Rmw as u8,
             Access::Await => Access::Wait as u8,
+            Access::LoadUntil => Access::Load as u8,
+            Access::Buffer => Access::Store as u8,
             other => other as u8,
         }
+    }
+
+    /// Whether the operation can be performed while stores of its task are not visible yet.
+    pub(crate) const fn passes_stores(self) -> bool {
+        matches!(self, Access::Load | Access::Buffer | Access::Start | Access::Yield)
     }
 
     /// Short name, as the event log prints it.
     pub const fn name(self) -> &'static str {
         match self {
             Access::Start => "start",
-            Access::Load => "load",
-            Access::Store => "store",
+            Access::Load | Access::LoadUntil => "load",
+            Access::Store | Access::Buffer => "store",
+            Access::Fence => "fence",
             Access::Rmw | Access::Add => "rmw",
             Access::LockShared => "lock_shared",
             Access::LockExclusive => "lock",

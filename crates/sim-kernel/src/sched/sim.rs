@@ -7,8 +7,9 @@
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop, TaskBody};
 use super::event::{Event, EventLog, LogLevel, Names, render_json};
-use super::op::{Access, ObjId, TaskId, TaskSet};
+use super::op::{Access, MAX_TASKS, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
+use super::store_buffer::MemoryModel;
 use super::strategy::{Chooser, Divergence};
 use super::trail::Trail;
 use crate::Cx;
@@ -36,11 +37,13 @@ pub struct Config {
     pub log: LogLevel,
     /// Whether the [`Trail`] is kept.
     pub trail: bool,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off, trail: false }
+        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off, trail: false, memory: MemoryModel::Sc }
     }
 }
 
@@ -173,8 +176,7 @@ impl Sim {
     /// # Panics
     /// If `setup` panics.
     pub fn execute<R>(&mut self, config: &Config, setup: impl FnOnce(&Cx<'_>) -> R) -> (R, Verdict) {
-        let watch = config.trail || self.engine.chooser.borrow().needs_trail();
-        self.engine.reset(config.log, watch);
+        self.engine.reset(config.log, config.trail, config.memory);
         self.engine.steps_max.set(config.steps_max);
         self.engine.chooser.borrow_mut().begin(config.seed);
         let value = self.solo(setup);
@@ -315,7 +317,7 @@ impl Sim {
 
     /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].
     pub(crate) fn steps_by_task(&self) -> Vec<u32> {
-        let mut steps = vec![0; self.engine.names.borrow().len()];
+        let mut steps = vec![0; MAX_TASKS];
         for event in self.engine.log.borrow().events() {
             if let Event::Op { task, access, .. } = event
                 && *access != Access::Unlock

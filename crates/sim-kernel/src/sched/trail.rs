@@ -3,7 +3,7 @@
 //! Kept only if asked for ([`Config::trail`](super::Config::trail)) or if the strategy lives off it; the event log is for people and
 //! hashes, this is for algorithms.
 
-use super::effect::Effect;
+use super::effect::{Effect, EffectKind};
 use super::op::{Op, TaskId, TaskSet};
 
 /// One step of an execution.
@@ -57,6 +57,13 @@ impl Trail {
     pub(crate) fn push(&mut self, effect: Effect) {
         if !self.steps.is_empty() {
             self.effects.push(effect);
+        }
+    }
+
+    /// Puts `effect` in the place of what the announcement said the running step would do.
+    pub(crate) fn replace(&mut self, announced: EffectKind, effect: Effect) {
+        if let Some(wrong) = self.running().iter_mut().find(|e| e.kind == announced) {
+            *wrong = effect;
         }
     }
 

@@ -2,4 +2,6 @@
 
 mod api;
 mod differential;
+mod litmus;
 mod programs;
+mod spaces;

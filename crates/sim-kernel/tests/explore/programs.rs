@@ -5,7 +5,7 @@ use rand_pcg::Pcg64Mcg;
 use sim_kernel::Cx;
 use sim_kernel::explore::{Judgement, Program};
 use sim_kernel::sched::{Sim, TaskId, Verdict};
-use sim_kernel::sync::{Atomic64, Mutex, RwLock, Srcu, WaitQueue, call_rcu, rcu_read_lock, synchronize_rcu};
+use sim_kernel::sync::{Atomic64, Mutex, RwLock, Srcu, Until, WaitQueue, call_rcu, rcu_read_lock, synchronize_rcu};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +35,8 @@ pub(crate) enum Stmt {
     Wake,
     Signal(u8),
     Pending,
+    /// Spins until a word is this.
+    Spin(usize, u64),
     /// Fails if the word is this.
     AssertNot(usize, u64),
     Spawn(Vec<Stmt>),
@@ -49,17 +51,19 @@ pub(crate) enum Flavour {
     TryLocks,
     Rwlocks,
     Sleepers,
+    Spinners,
     Rcu,
     Everything,
 }
 
 impl Flavour {
-    pub(crate) const ALL: [Flavour; 7] = [
+    pub(crate) const ALL: [Flavour; 8] = [
         Flavour::Words,
         Flavour::Locks,
         Flavour::TryLocks,
         Flavour::Rwlocks,
         Flavour::Sleepers,
+        Flavour::Spinners,
         Flavour::Rcu,
         Flavour::Everything,
     ];
@@ -100,7 +104,7 @@ impl Generator {
             return Some(plain);
         }
         let flavour = match self.flavour {
-            Flavour::Everything => Flavour::ALL[self.rng.random_range(0..6)],
+            Flavour::Everything => Flavour::ALL[self.rng.random_range(0..7)],
             other => other,
         };
         Some(match flavour {
@@ -121,6 +125,7 @@ impl Generator {
                 6 => Stmt::Yield,
                 _ => Stmt::Spawn(self.block(0, 2)),
             },
+            Flavour::Spinners => Stmt::Spin(word, self.rng.random_range(0..3)),
             Flavour::Rcu => match self.rng.random_range(0..7) {
                 0..2 => Stmt::Srcu(self.block(depth - 1, 2)),
                 2 => Stmt::SrcuSync,
@@ -225,6 +230,7 @@ fn run(cx: &Cx<'_>, shared: &Arc<Shared>, me: usize, block: &[Stmt]) {
                 });
             }
             Stmt::Wait(w, v) => shared.queue.wait_event(cx, || shared.words[*w].peek() >= *v),
+            Stmt::Spin(w, v) => drop(shared.words[*w].wait_until(cx, Until::Equal(*v))),
             Stmt::Wake => shared.queue.wake_up_all(cx),
             Stmt::Signal(task) => cx.send_signal(TaskId(*task)),
             Stmt::Pending => shared.saw(me, format_args!("{}", cx.signal_pending())),

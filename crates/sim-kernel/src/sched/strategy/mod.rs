@@ -36,7 +36,7 @@ use std::fmt;
 pub struct Ready<'a> {
     /// The task that ran last; it may have blocked or ended.
     pub current: TaskId,
-    /// The tasks that can run, at least two.
+    /// The tasks that can run, at least two, except for strategies that look at every step.
     pub runnable: TaskSet,
     /// The tasks that have not ended: those that can run, and those that are blocked.
     pub live: TaskSet,
@@ -207,8 +207,8 @@ impl Chooser {
         }
     }
 
-    /// Whether the strategy needs the trail.
-    pub(crate) fn needs_trail(&self) -> bool {
+    /// Whether the strategy needs the trail, and to be asked before every step.
+    pub(crate) fn asks_always(&self) -> bool {
         matches!(self, Chooser::Reduced(_))
     }
 

@@ -70,6 +70,8 @@ pub struct Reduced {
     frozen: usize,
     /// The execution is equivalent to an earlier one from this step on.
     cut: bool,
+    /// Who was blocked there, or at the end, and what each was about to do.
+    blocked: Vec<(TaskId, Option<Effect>)>,
     /// Whether there is another execution.
     more: bool,
     races: Races,
@@ -94,6 +96,7 @@ impl Reduced {
             pool: Vec::new(),
             frozen: 0,
             cut: false,
+            blocked: Vec::new(),
             more: true,
             races: Races::default(),
         }
@@ -160,7 +163,7 @@ impl Reduced {
     }
 
     /// Adds the node after the last one, whose step has been made; returns whether somebody awake can run.
-    fn push_node(&mut self, trail: &Trail, enabled: TaskSet, task: Option<TaskId>) -> bool {
+    fn push_node(&mut self, trail: &Trail, enabled: TaskSet) -> bool {
         let from = self.sleepers.len();
         let mut asleep = TaskSet::EMPTY;
         if let Some(last) = self.nodes.len().checked_sub(1) {
@@ -176,18 +179,13 @@ impl Reduced {
             }
         }
         let awake = TaskSet(enabled.0 & !asleep.0);
-        let task = match task {
-            Some(task) if awake.contains(task) => task,
-            None if !awake.is_empty() => {
-                let current = trail.steps().last().map_or(TaskId::BOOT, |step| step.task);
-                if awake.contains(current) { current } else { awake.nth(0) }
-            }
-            _ => {
-                self.sleepers.truncate(from);
-                self.cut = true;
-                return false;
-            }
-        };
+        if awake.is_empty() {
+            self.sleepers.truncate(from);
+            self.cut = true;
+            return false;
+        }
+        let current = trail.steps().last().map_or(TaskId::BOOT, |step| step.task);
+        let task = if awake.contains(current) { current } else { awake.nth(0) };
         let backtrack = if self.by_races { TaskSet::only(task) } else { awake };
         self.nodes.push(Node { task, enabled, backtrack, asleep, sleepers: from as u32, pool: self.pool.len() as u32 });
         true
@@ -219,19 +217,12 @@ impl Reduced {
         }
         false
     }
-
-    /// Adds nodes for the steps that were made without a decision.
-    fn catch_up(&mut self, trail: &Trail, steps: usize) {
-        while !self.cut && self.nodes.len() < steps {
-            let step = &trail.steps()[self.nodes.len()];
-            self.push_node(trail, step.enabled, Some(step.task));
-        }
-    }
 }
 
 impl Strategy for Reduced {
     fn begin(&mut self, _seed: u64) {
         self.cut = false;
+        self.blocked.clear();
     }
 
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
@@ -243,8 +234,12 @@ impl Strategy for Reduced {
             }
             return Ok(node.task);
         }
-        self.catch_up(&trail, at);
-        if self.cut || !self.push_node(&trail, ready.runnable, None) {
+        if self.cut {
+            return Ok(ready.stay_or_lowest());
+        }
+        if !self.push_node(&trail, ready.runnable) {
+            let blocked = TaskSet(ready.live.0 & !ready.runnable.0);
+            self.blocked.extend(blocked.iter().map(|task| (task, Effect::of(&ready.pending(task)))));
             return Ok(ready.stay_or_lowest());
         }
         Ok(self.nodes[at].task)
@@ -252,7 +247,10 @@ impl Strategy for Reduced {
 
     fn ended(&mut self, ended: &Ended<'_>) {
         let trail = ended.trail;
-        self.catch_up(trail, trail.steps().len());
+        if !self.cut {
+            let blocked = ended.live.iter().filter(|t| !ended.runnable.contains(*t) && Some(*t) != ended.failed);
+            self.blocked.extend(blocked.map(|task| (task, Effect::of(&ended.pending(task)))));
+        }
         // An execution that stopped before a step that was decided: the schedule did not fit, or the limit was reached.
         if self.nodes.len() > trail.steps().len() {
             self.pop_to(trail.steps().len());

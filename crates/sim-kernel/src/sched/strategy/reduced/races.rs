@@ -17,7 +17,7 @@ use crate::sched::op::{MAX_TASKS, ObjId, TaskId, TaskSet};
 use crate::sched::trail::Trail;
 
 /// Objects that exist only in effects have the highest numbers; they come first here.
-const PSEUDO_OBJECTS: u32 = 4;
+const PSEUDO_OBJECTS: u32 = 5;
 
 /// An effect in the order of its object.
 #[derive(Clone, Copy, Debug)]
@@ -231,13 +231,14 @@ impl Reduced {
             self.reverse_found(trail, task, effects, step);
             self.races.push(task, effects);
         }
+        let blocked = std::mem::take(&mut self.blocked);
+        for (task, effect) in &blocked {
+            self.races.look(*task, effect.as_slice(), trail);
+            self.reverse_found(trail, *task, effect.as_slice(), steps);
+        }
+        self.blocked = blocked;
         if self.cut {
             return;
-        }
-        for task in ended.live.iter().filter(|task| !ended.runnable.contains(*task) && Some(*task) != ended.failed) {
-            let effect = Effect::of(&ended.pending(task));
-            self.races.look(task, effect.as_slice(), trail);
-            self.reverse_found(trail, task, effect.as_slice(), steps);
         }
         if ended.failed.is_some() && steps > 0 {
             for task in ended.runnable.iter().filter(|task| Some(*task) != ended.failed) {
