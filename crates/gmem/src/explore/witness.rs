@@ -20,7 +20,7 @@ use super::program::{Failure, Part, Running, ScenarioProgram};
 use super::state::{Change, Watch};
 
 /// Steps after which an execution is taken for endless.
-pub const STEPS_MAX: u64 = 200_000;
+pub const STEPS_MAX: u64 = 20_000;
 
 /// A lock that a task holds, or a section that it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -108,6 +108,7 @@ impl Vcpu {
             match self.do_page_fault(cx, state, &root, &mut fault)? {
                 RetPf::Retry => {
                     self.wait_while_invalid(cx, gpa);
+                    self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
                     if root.is_invalid_lockless(cx) {
                         state.root = None;
                         self.vm.mmu.put_root(cx, root);
