@@ -19,7 +19,7 @@ use super::program::{ScenarioProgram, panic_message};
 use super::witness::STEPS_MAX;
 
 /// Beginning of the names of threads that execute schedules: assertions that fail there are what is looked for.
-pub const THREAD_NAME: &str = "explore";
+pub const THREAD_NAME: &str = "gmem-explorer";
 
 /// How often whoever watches is asked, at least, whether to go on.
 const TICK: Duration = Duration::from_millis(50);

@@ -15,7 +15,7 @@ use sim_kernel::sched::{Sim, Verdict, invariant_of};
 
 use crate::interp::World;
 use crate::ops::Answer;
-use crate::scenario::{Scenario, Step};
+use crate::scenario::{Pattern, Scenario, Step};
 
 /// A part of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -205,7 +205,11 @@ impl ScenarioProgram {
                 .clone()
                 .unwrap_or_else(|| format!("{}[{}]", done.part.name(&self.scenario), done.index));
             let gap = if text.is_empty() { "" } else { "; " };
-            write!(text, "{gap}{name} => {}", done.answer).expect("writing to a string");
+            match Pattern::of(&done.answer) {
+                Some(words) => write!(text, "{gap}{name} => {words}"),
+                None => write!(text, "{gap}{name} => {}", done.answer),
+            }
+            .expect("writing to a string");
         }
         text
     }
@@ -221,8 +225,13 @@ impl Program for ScenarioProgram {
     fn judge(&self, sim: &mut Sim, running: Running, verdict: &Verdict) -> Judgement {
         let ending = self.end(sim, &running, verdict);
         let problem = self.failure(&running, verdict, &ending);
+        let outcome = match &problem {
+            Some(failure) if failure.invariant.is_some() => format!("fails: {}", failure.kind()),
+            _ if verdict.is_completed() => self.outcome(&running),
+            _ => "no end within the limit of steps".to_string(),
+        };
         let problem = problem.map(|failure| Problem { id: failure.invariant, message: failure.message });
-        Judgement { outcome: self.outcome(&running), problem }
+        Judgement { outcome, problem }
     }
 }
 

@@ -102,17 +102,21 @@ fn identity(plan: Plan) -> Identity {
 /// Stops after every unit of work, keeps what was done as text, and goes on from that: as if it had never stopped.
 #[test]
 fn an_exploration_goes_on_from_its_checkpoint() {
-    let program = adders();
-    for (strategy, executions) in [("portfolio", 3_000), ("random", 900), ("dfs", 1_700)] {
+    let path = super::workspace().join("scenarios/fault-against-punch.toml");
+    let punch = parse("fault-against-punch.toml", &std::fs::read_to_string(path).unwrap()).unwrap();
+    let punch = ScenarioProgram::new(&punch);
+    for (program, strategy, executions) in
+        [(&punch, "portfolio", 2_600), (&adders(), "random", 900), (&adders(), "dfs", 1_700)]
+    {
         let plan = plan(strategy, executions, true);
-        let whole = explore(&program, &plan, 2);
+        let whole = explore(program, &plan, 2);
         let identity = identity(plan);
         let mut progress = Progress::default();
         let mut stops = 0;
         while !progress.finished {
             let before = progress.executions();
             let stop = &mut |now: &Progress| if now.executions() > before { Flow::Stop } else { Flow::Continue };
-            let stopped = campaign::explore(&program, &plan, progress, 2, stop).unwrap();
+            let stopped = campaign::explore(program, &plan, progress, 2, stop).unwrap();
             let text = Checkpoint { identity: identity.clone(), progress: stopped }.print();
             progress = Checkpoint::read(&text, &identity).unwrap();
             stops += 1;
