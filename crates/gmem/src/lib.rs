@@ -70,6 +70,7 @@ pub mod ops;
 pub mod replay;
 pub mod runner;
 pub mod scenario;
+mod source;
 mod status;
 pub mod trace;
 
