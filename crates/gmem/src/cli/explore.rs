@@ -1,7 +1,6 @@
 //! `gmem explore`: many interleavings of a scenario, and what to say of the one that fails.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use crate::explore::checkpoint::{Checkpoint, Identity};
 use crate::explore::portfolio::Plan;
 use crate::explore::report::Origin;
 use crate::scenario::Scenario;
-use crate::{Status, mutants};
+use crate::{Status, mutants, source};
 
 /// How often a checkpoint is written while units are finished.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
@@ -160,11 +159,10 @@ fn explain<'f>(
 /// Where the exploration stands according to its checkpoint; at the beginning if there is none.
 fn resume(path: Option<&Path>, identity: &Identity) -> anyhow::Result<Progress> {
     let Some(path) = path else { return Ok(Progress::default()) };
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Progress::default()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
+    if !path.try_exists().with_context(|| format!("cannot read {}", path.display()))? {
+        return Ok(Progress::default());
+    }
+    let text = source::text(path).map_err(anyhow::Error::msg)?;
     Checkpoint::read(&text, identity).with_context(|| format!("{} cannot be used", path.display()))
 }
 

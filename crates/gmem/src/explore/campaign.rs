@@ -143,7 +143,7 @@ pub fn explore(
                 Ok(Message::Searched { part, frontier, ended }) => {
                     progress.exhausted = frontier.exhausted;
                     progress.searched = ended;
-                    progress.merge_search(frontier, part);
+                    progress.merge_search(*frontier, part);
                 }
                 Ok(Message::Sampled { number, part }) => {
                     early.insert(number, part);
@@ -251,7 +251,7 @@ impl Part {
 }
 
 enum Message {
-    Searched { part: Part, frontier: Frontier, ended: bool },
+    Searched { part: Part, frontier: Box<Frontier>, ended: bool },
     Sampled { number: u64, part: Part },
     Failed(String),
 }
@@ -317,7 +317,7 @@ impl Shared<'_> {
             left -= part.executions;
             let ended = left == 0 || exploration.is_exhausted();
             // Who waits for the result of a finding or of the end need not wait for the next piece.
-            let _ = sender.send(Message::Searched { part, frontier: exploration.frontier(), ended });
+            let _ = sender.send(Message::Searched { part, frontier: Box::new(exploration.frontier()), ended });
             if ended || found {
                 return Ok(());
             }
