@@ -94,11 +94,21 @@ pub fn chooser(strategy: Strategy, schedule: Option<&Schedule>) -> Chooser {
 /// assert!(report.is_as_expected());
 /// ```
 pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
+    run_within(STEPS_MAX, scenario, chooser, seed, level)
+}
+
+/// As [`run`], with a limit of steps after which the run is given up ([`Verdict::StepLimit`]): an unfair strategy may let a vCPU fault for ever
+/// on a page that another task is about to give free.
+pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
     let program = ScenarioProgram::new(scenario);
     let mut sim = Sim::new(chooser);
-    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash), ..Config::default() };
+    let config = Config { seed, steps_max, log: level.max(LogLevel::Hash), ..Config::default() };
     let (running, verdict) = sim.execute(&config, |cx| program.begin(cx));
     let ending = program.end(&mut sim, &running, &verdict);
+    let verdict = match running.broken() {
+        Some(message) => Verdict::Panicked { task: "setup".into(), message: message.to_string() },
+        None => verdict,
+    };
     let done = std::mem::take(&mut *running.done.lock());
     RunReport {
         steps: done.into_iter().map(|done| step_result(scenario, done)).collect(),

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sim_kernel::sched::Schedule;
 
 use super::explore_print::{self as print, Explained, Header};
-use super::input::{ScenarioFile, read_scenario};
+use super::input::{ScenarioFile, read_scenario, switch_off};
 use super::interrupt::{catch_interrupts, silence_explorers, was_interrupted};
 use super::output::whole_file;
 use super::{Backend, args};
@@ -94,17 +94,6 @@ pub(super) fn explore(
 /// Worker threads, unless it is said: one for each core.
 pub(super) fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Switches rules off, beside those that the scenario has off. Returns their ids as the registry spells them.
-fn switch_off(scenario: &mut Scenario, ids: &[String]) -> anyhow::Result<Vec<&'static str>> {
-    let mut off = Vec::new();
-    for id in ids {
-        let info = mutants::named(id).map_err(|message| anyhow::anyhow!("--mutant: {message}"))?;
-        scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
-        off.push(info.id());
-    }
-    Ok(off)
 }
 
 /// Ids of the rules that are off.

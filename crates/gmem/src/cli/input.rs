@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::scenario::{self, Scenario};
-use crate::source;
+use crate::{mutants, source};
 
 /// A scenario's file.
 pub(super) struct ScenarioFile {
@@ -29,4 +29,18 @@ pub(super) fn read_scenario(path: &Path, complain: &mut dyn FnMut(&str)) -> anyh
             Ok(None)
         }
     }
+}
+
+/// Switches rules off, beside those that the scenario has off. Returns their ids as the registry spells them.
+///
+/// # Errors
+/// That there is no such rule.
+pub(super) fn switch_off(scenario: &mut Scenario, ids: &[String]) -> anyhow::Result<Vec<&'static str>> {
+    let mut off = Vec::new();
+    for id in ids {
+        let info = mutants::named(id).map_err(|message| anyhow::anyhow!("--mutant: {message}"))?;
+        scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
+        off.push(info.id());
+    }
+    Ok(off)
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::args;
-use super::input::{ScenarioFile, read_scenario};
+use super::input::{ScenarioFile, read_scenario, switch_off};
 use super::output::whole_file;
 use super::{Backend, RunOptions};
 use crate::Status;
@@ -24,7 +24,9 @@ pub(super) fn run(
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }
-    let options = RunOptions { file: name, seed: args.seed, strategy: args.strategy, schedule, kernel: args.kernel };
+    let mutants = switch_off(&mut scenario, &args.mutant)?;
+    let (seed, strategy, kernel) = (args.seed, args.strategy, args.kernel);
+    let options = RunOptions { file: name, seed, strategy, schedule, kernel, mutants };
     match &args.log {
         None => backend.run(&scenario, &options, out, None),
         Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log))),

@@ -75,6 +75,15 @@ pub struct Running {
     pub world: Arc<World>,
     /// The steps in the order in which they were completed.
     pub done: Arc<Mutex<Vec<Done>>>,
+    /// The assertion that failed in the set-up; no thread was started then.
+    broken: Option<String>,
+}
+
+impl Running {
+    /// The assertion that failed in the set-up, in which nothing races; no thread was started then.
+    pub fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
 }
 
 /// What must not have come out.
@@ -124,13 +133,13 @@ impl ScenarioProgram {
     }
 
     /// The boot task's part: makes a host, performs the set-up, and starts the threads.
-    ///
-    /// # Panics
-    /// If the set-up, in which nothing races, breaks an invariant.
     pub fn begin(&self, cx: &Cx<'_>) -> Running {
         let world = Arc::new(World::new(cx, self.scenario.machine.clone()));
-        let running = Running { world, done: Arc::default() };
-        self.perform(cx, &running, Part::Setup);
+        let mut running = Running { world, done: Arc::default(), broken: None };
+        if let Err(message) = quietly(|| self.perform(cx, &running, Part::Setup)) {
+            running.broken = Some(message);
+            return running;
+        }
         for (index, thread) in self.scenario.threads.iter().enumerate() {
             let (program, running) = (self.clone(), running.clone());
             cx.spawn(&thread.name, move |cx| program.perform(cx, &running, Part::Thread(index)));
@@ -149,8 +158,8 @@ impl ScenarioProgram {
     /// Performs what comes after the threads, tests the outcome, then ends the process and checks what it leaves behind. Nothing of it
     /// if the threads did not end; their verdict says why.
     pub fn end(&self, sim: &mut Sim, running: &Running, verdict: &Verdict) -> Ending {
-        if !verdict.is_completed() {
-            return Ending::default();
+        if !verdict.is_completed() || running.broken.is_some() {
+            return Ending { outcome: None, invariant: running.broken.clone() };
         }
         if let Err(message) = quietly(|| sim.solo(|cx| self.perform(cx, running, Part::Finish))) {
             return Ending { outcome: None, invariant: Some(message) };
@@ -243,7 +252,13 @@ fn check(cx: &Cx<'_>, world: &World) {
     world.process().exit(cx);
     let phys = world.process().host().phys();
     let (used, reserved) = (phys.used_frames(), phys.reserved_frames());
-    assert_eq!(used, reserved, "frames are in use after the last process has ended");
+    // What broke stays out of use for good, by one reference each.
+    let broken = phys.broken_frames();
+    let used_up = reserved + broken.len() as u64;
+    assert_eq!(used, used_up, "INV-105: frames are in use after the last process has ended");
+    for pfn in broken {
+        assert_eq!(phys.refcount(pfn), 1, "INV-105: a reference to {pfn:?}, which broke, was never put");
+    }
 }
 
 /// What `body` returns, or the message of the assertion that it failed.
