@@ -264,9 +264,9 @@ fn state(witness: &Witness, pair: Option<&Pair>) -> Vec<Row> {
         after: after.1,
         end: end.1,
     });
-    // What never changes is only shown of the frames, whose attribute and slot one wants to know.
+    // What never changes is only shown of frames and pages, whose attribute, slot and binding one wants to know.
     let same = |row: &Row| row.before == row.between && row.between == row.after && row.after == row.end;
-    rows.filter(|row| !same(row) || row.what.contains("gfn")).collect()
+    rows.filter(|row| !same(row) || row.what.contains("gfn") || row.what.contains("index")).collect()
 }
 
 impl Report {

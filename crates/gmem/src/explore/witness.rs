@@ -182,7 +182,8 @@ impl Strategy for Recorder {
     fn executed(&mut self, task: TaskId, op: &Op) {
         self.inner.executed(task, op);
         let mut seen = self.seen.borrow_mut();
-        if task == TaskId::BOOT || seen.is_over {
+        // What a failed task's destructors do is no part of the race.
+        if task == TaskId::BOOT || seen.is_over || std::thread::panicking() {
             return;
         }
         let watch = self.watch.lock();
@@ -221,7 +222,8 @@ fn assemble(seen: Seen, last: Option<Vec<(String, String)>>, events: &[Event], s
                 }
             }
             Event::Op { task, access, object, index } => {
-                let (told, after) = told.next().expect("the strategy is told every operation");
+                // Only what a failed task's destructors did is logged and not told.
+                let Some((told, after)) = told.next() else { break };
                 assert_eq!((told.task, told.op.object), (*task, *object), "the strategy is told what is logged");
                 let name = names.name(*object);
                 let object_words = match &told.place {
