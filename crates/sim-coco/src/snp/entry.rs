@@ -61,14 +61,15 @@ impl RmpEntry {
     /// assert_eq!((entry, count), (RmpEntry::FIRMWARE, 0xff));
     /// ```
     pub fn to_raw(&self, subpage_count: u16) -> [u64; 2] {
-        let low = u64::from(self.assigned) * ASSIGNED
-            | u64::from(self.page_size == RmpSize::Size2M) * PAGE_SIZE_2M
-            | u64::from(self.immutable) * IMMUTABLE
-            | (u64::from(subpage_count) & SUBPAGE_COUNT_MASK) << SUBPAGE_COUNT_SHIFT
-            | self.gpa.0 & GPA_MASK
-            | (u64::from(self.asid.0) & ASID_MASK) << ASID_SHIFT
-            | u64::from(self.vmsa) * VMSA
-            | u64::from(self.validated) * VALIDATED;
+        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        let low = flag(self.assigned, ASSIGNED)
+            | flag(self.page_size == RmpSize::Size2M, PAGE_SIZE_2M)
+            | flag(self.immutable, IMMUTABLE)
+            | ((u64::from(subpage_count) & SUBPAGE_COUNT_MASK) << SUBPAGE_COUNT_SHIFT)
+            | (self.gpa.0 & GPA_MASK)
+            | ((u64::from(self.asid.0) & ASID_MASK) << ASID_SHIFT)
+            | flag(self.vmsa, VMSA)
+            | flag(self.validated, VALIDATED);
         [low, self.perms_word()]
     }
 

@@ -71,12 +71,13 @@ impl Snp {
     /// `InvalidAddress`; `InvalidPageState` if any page is not the hypervisor's.
     #[track_caller]
     pub fn snp_page_set_state(&self, cx: &Cx<'_>, hv_fixed: &[Range<Pfn>]) -> Result<(), PspFail> {
-        let pages: Vec<_> = hv_fixed
+        let mut pages: Vec<_> = hv_fixed
             .iter()
             .filter(|range| range.start < range.end)
             .flat_map(|range| [range.start, Pfn(range.end.0 - 1)])
             .map(|pfn| NamedPage::small(Spa::of(pfn)))
             .collect();
+        pages.dedup();
         // Marked are the first and the last page; the announced range has all of them.
         self.command(cx, Command::PageSetState, &pages, |_| {
             self.check_ranges(hv_fixed)?;
