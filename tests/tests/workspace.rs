@@ -16,7 +16,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
 ];
 
 /// What the three crates below `gmem` may use of others: nothing that does I/O, reads a clock or starts a thread.
-const CORE_USES: [&str; 15] = [
+const CORE_USES: [&str; 16] = [
     // The cipher that stands for the one of the memory controller, and the messages between an SNP guest and the firmware.
     "aes",
     "aes-gcm",
@@ -30,6 +30,7 @@ const CORE_USES: [&str; 15] = [
     "rand",
     "rand_pcg",
     "rustc-hash",
+    "serde",
     // SHA-384: the launch digest of an SNP guest.
     "sha2",
     "thiserror",
