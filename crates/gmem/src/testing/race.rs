@@ -7,19 +7,17 @@
 //!
 //! Simplified: operations, threads and set-up are taken away, numbers are not made smaller.
 
-use super::values::check_and_end;
-use crate::interp::World;
+use crate::explore::program::{Done, Part, ScenarioProgram};
 use crate::scenario::{Scenario, print_file};
+use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
-use sim_kernel::sched::{
-    Chooser, Config, Divergence, Op, Ready, Schedule, Sim, Strategy, TaskId, Verdict, invariant_of,
-};
+use sim_kernel::sched::{Chooser, Config, Divergence, Op, Ready, Schedule, Sim, Strategy, TaskId};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Steps after which an execution is given up, and counts as no failure: an unfair order may spin for ever.
 const STEPS_MAX: u64 = 100_000;
@@ -45,8 +43,8 @@ pub struct Failure {
     order: Vec<Step>,
 }
 
-/// Looks for a failure of the scenario under `executions` random interleavings: an invariant that does not hold, a deadlock, something left behind.
-/// The first one is made small, see [`Failure::shrink`].
+/// Looks for a failure of the scenario under `executions` random interleavings: an invariant that does not hold, a deadlock, something left behind. Labels and
+/// expectations of its lines play no part. The first failure is made small, see [`Failure::shrink`].
 ///
 /// ```
 /// let text = "[setup]\nrun = \"create_vm vm0\"\n[thread.a]\nrun = \"create_vcpu vm0 c0 0\"\n[thread.b]\nrun = \"close vm0\"\n";
@@ -54,7 +52,8 @@ pub struct Failure {
 /// assert!(gmem::testing::race::search(&scenario, 0, 50).is_none());
 /// ```
 pub fn search(scenario: &Scenario, seed: u64, executions: u64) -> Option<Failure> {
-    let found = (0..executions).find_map(|n| run(scenario, Follow::random(seed.wrapping_add(n))))?;
+    let scenario = bare(scenario);
+    let found = (0..executions).find_map(|n| run(&scenario, Follow::random(seed.wrapping_add(n))))?;
     Some(found.shrink())
 }
 
@@ -62,47 +61,38 @@ impl Failure {
     /// Takes away operations, whole threads and set-up as long as what is left fails in the same way, and keeps the order of all other steps.
     pub fn shrink(&self) -> Failure {
         let mut best = self.clone();
-        let mut is_smaller = true;
-        while is_smaller {
-            is_smaller = false;
-            for thread in (0..best.scenario.threads.len()).rev() {
-                for at in (0..best.scenario.threads[thread].steps.len()).rev() {
-                    is_smaller |= best.try_without(Part::Thread(thread, at));
-                    if thread >= best.scenario.threads.len() {
-                        break;
-                    }
+        loop {
+            // From the end: what comes later needs what comes before.
+            let threads = (0..best.scenario.threads.len()).rev().map(Part::Thread);
+            let parts: Vec<Part> = threads.chain([Part::Finish, Part::Setup]).collect();
+            let mut is_smaller = false;
+            for part in parts {
+                // A thread goes with its last operation, which is the first one: no index behind it is left then.
+                for at in (0..part.steps(&best.scenario).len()).rev() {
+                    is_smaller |= best.try_without(part, at);
                 }
             }
-            for at in (0..best.scenario.setup.len()).rev() {
-                is_smaller |= best.try_without(Part::SetUp(at));
-            }
-            for at in (0..best.scenario.finish.len()).rev() {
-                is_smaller |= best.try_without(Part::Finish(at));
+            if !is_smaller {
+                return best;
             }
         }
-        best
     }
 
-    fn try_without(&mut self, part: Part) -> bool {
+    fn try_without(&mut self, part: Part, at: usize) -> bool {
         let mut scenario = self.scenario.clone();
-        let order = match part {
-            Part::Thread(thread, at) => {
+        let mut order = self.order.clone();
+        match part {
+            Part::Thread(thread) => {
                 scenario.threads[thread].steps.remove(at);
                 let goes = scenario.threads[thread].steps.is_empty();
                 if goes {
                     scenario.threads.remove(thread);
                 }
-                project(&self.order, thread, at, goes)
+                order = project(&order, thread, at, goes);
             }
-            Part::SetUp(at) => {
-                scenario.setup.remove(at);
-                self.order.clone()
-            }
-            Part::Finish(at) => {
-                scenario.finish.remove(at);
-                self.order.clone()
-            }
-        };
+            Part::Setup => _ = scenario.setup.remove(at),
+            Part::Finish => _ = scenario.finish.remove(at),
+        }
         // A scenario without any operation is none.
         if scenario.steps().next().is_none() {
             return false;
@@ -111,13 +101,6 @@ impl Failure {
         let found = tries.filter_map(|follow| run(&scenario, follow)).find(|failure| failure.kind == self.kind);
         found.map(|failure| *self = failure).is_some()
     }
-}
-
-/// What may be taken away.
-enum Part {
-    Thread(usize, usize),
-    SetUp(usize),
-    Finish(usize),
 }
 
 /// The order without the steps of one operation. Threads are tasks from 1; those behind a thread that goes have one less.
@@ -141,68 +124,36 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs the scenario once; says how it fails, if it does. What its lines expect plays no part.
+/// Runs the scenario once; says how it fails, if it does.
 fn run(scenario: &Scenario, follow: Follow) -> Option<Failure> {
-    let taken = Arc::clone(&follow.taken);
-    let positions = Arc::clone(&follow.positions);
-    let seed = follow.seed;
+    let program = ScenarioProgram::new(scenario);
+    let (taken, done) = (Rc::clone(&follow.taken), Rc::clone(&follow.done));
+    let config = Config { seed: follow.seed, steps_max: STEPS_MAX, ..Config::default() };
     let mut sim = Sim::new(Chooser::Custom(Box::new(follow)));
-    let config = Config { seed, steps_max: STEPS_MAX, ..Config::default() };
-    let executed = caught(|| {
-        sim.execute(&config, |cx| {
-            let world = Arc::new(World::new(cx, scenario.machine.clone()));
-            for step in &scenario.setup {
-                world.execute(cx, &step.op);
-            }
-            for (n, thread) in scenario.threads.iter().enumerate() {
-                let (world, positions, steps) = (Arc::clone(&world), Arc::clone(&positions), thread.steps.clone());
-                cx.spawn(&thread.name, move |cx| {
-                    for (at, step) in steps.iter().enumerate() {
-                        positions[n + 1].store(at, Ordering::Relaxed);
-                        world.execute(cx, &step.op);
-                    }
-                });
-            }
-            world
-        })
+    let (running, verdict) = sim.execute(&config, |cx| {
+        let running = program.begin(cx);
+        *done.borrow_mut() = Some(Arc::clone(&running.done));
+        running
     });
-    let failed = match executed {
-        Err(message) => Some((kind_of(&message), format!("the set-up failed: {message}"))),
-        Ok((world, Verdict::Completed)) => caught(|| {
-            sim.solo(|cx| {
-                for step in &scenario.finish {
-                    world.execute(cx, &step.op);
-                }
-                check_and_end(cx, &world);
-            });
-        })
-        .err()
-        .map(|message| (kind_of(&message), message)),
-        Ok((_, Verdict::StepLimit { .. })) => None,
-        Ok((_, verdict)) => {
-            let kind = match &verdict {
-                Verdict::Panicked { message, .. } => kind_of(message),
-                other => other.invariant().unwrap_or_default().to_string(),
-            };
-            Some((kind, verdict.to_string()))
-        }
-    };
-    let (kind, message) = failed?;
-    let order = std::mem::take(&mut *taken.lock());
-    Some(Failure { scenario: scenario.clone(), schedule: sim.schedule(), kind, message, order })
+    let schedule = sim.schedule();
+    let ending = program.end(&mut sim, &running, &verdict);
+    let failure = program.failure(&running, &verdict, &ending)?;
+    // What has no number is told apart by its words, without the numbers in them, which differ from one scenario to the next.
+    let words = || failure.message.chars().filter(|c| !c.is_ascii_digit()).collect();
+    let kind = failure.invariant.clone().unwrap_or_else(words);
+    let order = taken.take();
+    Some(Failure { scenario: scenario.clone(), schedule, kind, message: failure.message, order })
 }
 
-/// The invariant that a message names; else the message without its numbers, which differ from one scenario to the next.
-fn kind_of(message: &str) -> String {
-    let words = || message.chars().filter(|c| !c.is_ascii_digit()).collect();
-    invariant_of(message).map_or_else(words, str::to_string)
-}
-
-fn caught<R>(body: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
-        let text = payload.downcast_ref::<String>().cloned();
-        text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_string())).unwrap_or_default()
-    })
+/// The scenario without labels and expectations, whose answers change when others go.
+fn bare(scenario: &Scenario) -> Scenario {
+    let mut scenario = scenario.clone();
+    scenario.outcomes.clear();
+    let threads = scenario.threads.iter_mut().flat_map(|thread| &mut thread.steps);
+    for step in scenario.setup.iter_mut().chain(threads).chain(&mut scenario.finish) {
+        *step = crate::scenario::Step::new(step.op.clone());
+    }
+    scenario
 }
 
 /// Follows an order of steps as far as it can be followed, and remembers the order that came of it.
@@ -213,9 +164,9 @@ struct Follow {
     /// One decision in so many is drawn instead: 0 for none.
     differs: u32,
     random: Pcg64,
-    /// Which of its operations each task is doing.
-    positions: Arc<Vec<AtomicUsize>>,
-    taken: Arc<parking_lot::Mutex<Vec<Step>>>,
+    /// The operations that were completed, once the set-up has ended: how far each thread is.
+    done: Rc<RefCell<Option<Arc<Mutex<Vec<Done>>>>>>,
+    taken: Rc<RefCell<Vec<Step>>>,
 }
 
 impl Follow {
@@ -232,13 +183,15 @@ impl Follow {
             seed,
             differs: if seed == 0 { 0 } else { DIFFERS },
             random: Pcg64::seed_from_u64(seed),
-            positions: Arc::new((0..=crate::scenario::THREADS_MAX).map(|_| AtomicUsize::new(0)).collect()),
-            taken: Arc::default(),
+            done: Rc::default(),
+            taken: Rc::default(),
         }
     }
 
     fn position(&self, task: TaskId) -> usize {
-        self.positions[task.index()].load(Ordering::Relaxed)
+        let done = self.done.borrow();
+        let Some(done) = done.as_ref() else { return 0 };
+        done.lock().iter().filter(|done| done.part == Part::Thread(task.index() - 1)).count()
     }
 }
 
@@ -246,7 +199,7 @@ impl Strategy for Follow {
     fn begin(&mut self, seed: u64) {
         self.left = self.order.iter().copied().collect();
         self.random = Pcg64::seed_from_u64(seed);
-        self.taken.lock().clear();
+        self.taken.borrow_mut().clear();
     }
 
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
@@ -263,8 +216,12 @@ impl Strategy for Follow {
     }
 
     fn executed(&mut self, task: TaskId, _op: &Op) {
+        // The boot task's steps, and those of destructors after a failure, are nobody's decision.
+        if task == TaskId::BOOT || std::thread::panicking() {
+            return;
+        }
         let at = self.position(task);
-        self.taken.lock().push((task, at));
+        self.taken.borrow_mut().push((task, at));
         if let Some(n) = self.left.iter().position(|(who, _)| *who == task)
             && self.left[n].1 <= at
         {
