@@ -181,7 +181,9 @@ impl Reference {
             return if self.slots.remove(&id).is_some() { Answer::OK } else { errno("EINVAL") };
         }
         let HvaRef::Map { map, offset } = hva else { return errno("EINVAL") };
-        let new = Slot { gfn: gpa / PAGE, pages: size / PAGE, hva: (map.clone(), offset / PAGE), file };
+        // What has no name has address 0, whatever it is called.
+        let map = if *map == Name::from("m0") { map.clone() } else { Name::from("nothing") };
+        let new = Slot { gfn: gpa / PAGE, pages: size / PAGE, hva: (map, offset / PAGE), file };
         if let Some(old) = self.slots.get(&id) {
             // Slots with a guest_memfd are never changed; others only move.
             if file.is_some() || old.file.is_some() || (old.pages, &old.hva) != (new.pages, &new.hva) {
