@@ -227,7 +227,8 @@ impl<F: Stage2Format> Processor<F> {
                     let gpa = Gpa(entry.gfn(gva.0 >> PAGE_SHIFT).0 << PAGE_SHIFT);
                     self.refused(&fault, gpa, gva);
                 }
-                Verdict::Walk => {}
+                // The entry makes room for the one that the walk fills, so that a page has one entry only.
+                Verdict::Walk => self.tlb.replace(gva),
             }
         }
         observer.walk();

@@ -83,6 +83,14 @@ impl Tlb {
         }
     }
 
+    /// Removes what translates a gva now, before a fill of it.
+    pub(crate) fn replace(&mut self, gva: Gva) {
+        let acceleration = &mut self.acceleration;
+        for stamp in self.loaded.combined {
+            self.combined.remove_page(gva.0 >> PAGE_SHIFT, stamp, |entry| acceleration.remove_entry(entry));
+        }
+    }
+
     /// What a page fault invalidates: the address in the current context, global entries too, since a stale one would fault for ever. Part of
     /// the fault, no scheduling point.
     pub(crate) fn page_fault(&mut self, gva: Gva) {

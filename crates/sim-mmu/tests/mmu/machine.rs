@@ -24,6 +24,10 @@ const STAGE2_TABLES: u64 = 0x10;
 #[derive(Default)]
 pub(crate) struct Memory {
     words: RefCell<BTreeMap<(u64, usize), u64>>,
+    /// What each word was set to, and when.
+    history: RefCell<BTreeMap<(u64, usize), Vec<(u64, u64)>>>,
+    /// The time, in whatever the test counts.
+    pub(crate) now: Cell<u64>,
     /// Entries that are changed by "somebody" right after the guest's word of this place is read.
     pub(crate) surprise: RefCell<Option<((u64, usize), (u64, usize), u64)>>,
     /// Locked updates of guest tables.
@@ -37,6 +41,21 @@ impl Memory {
 
     pub(crate) fn set(&self, pfn: Pfn, index: usize, value: u64) {
         self.words.borrow_mut().insert((pfn.0, index), value);
+        self.history.borrow_mut().entry((pfn.0, index)).or_default().push((self.now.get(), value));
+    }
+
+    /// What a word was at a time, and since.
+    pub(crate) fn values_since(&self, pfn: Pfn, index: usize, time: u64) -> Vec<u64> {
+        let history = self.history.borrow();
+        let Some(values) = history.get(&(pfn.0, index)) else { return vec![0] };
+        let first = values.iter().rposition(|&(when, _)| when <= time);
+        let earlier = first.map_or(Some(0), |_| None);
+        earlier.into_iter().chain(values[first.unwrap_or(0)..].iter().map(|&(_, value)| value)).collect()
+    }
+
+    /// Every word, to compare machines.
+    pub(crate) fn words(&self) -> BTreeMap<(u64, usize), u64> {
+        self.words.borrow().clone()
     }
 
     fn update(&self, pfn: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
@@ -62,7 +81,7 @@ impl WalkMemory for Memory {
         let value = self.get(table, index);
         let mut surprise = self.surprise.borrow_mut();
         if let Some((_, (pfn, at), new)) = surprise.take_if(|(when, ..)| *when == (table.0, index)) {
-            self.words.borrow_mut().insert((pfn, at), new);
+            self.set(Pfn(pfn), at, new);
         }
         value
     }

@@ -4,6 +4,7 @@
 mod bits;
 mod machine;
 mod permission;
+mod property;
 mod references;
 mod stage1;
 mod stage2;
