@@ -60,9 +60,11 @@ pub mod conformance;
 mod demo;
 pub mod facts;
 pub mod interp;
+pub mod invariants;
 pub mod kvm;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod live;
+pub mod mutants;
 pub mod ops;
 pub mod replay;
 pub mod runner;

@@ -8,6 +8,7 @@ use crate::sched::engine::{Engine, Yielder};
 use crate::sched::event::{MAX_ARGS, TraceRecord, Tracepoint};
 use crate::sched::native::NativeShared;
 use crate::sched::op::{Access, ObjId, Op, TaskId};
+use crate::{Mutant, MutantSet};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -81,6 +82,24 @@ impl<'t> Cx<'t> {
     #[inline]
     pub fn is_solo(&self) -> bool {
         matches!(self.mode, Mode::Solo(_))
+    }
+
+    /// Switches rules off for the rest of this execution; the boot task does it before it makes anything.
+    ///
+    /// # Panics
+    /// If this is not the boot task, or if rules are to be off in a native run, which has none to switch.
+    pub fn set_mutants(&self, mutants: MutantSet) {
+        match self.mode {
+            Mode::Solo(engine) => engine.mutants.set(mutants),
+            Mode::Task(..) => panic!("rules are switched off before tasks run"),
+            Mode::Native(_) => assert!(mutants.is_empty(), "a native run keeps every rule"),
+        }
+    }
+
+    /// Whether this rule is off.
+    #[inline]
+    pub fn has_mutant(&self, mutant: Mutant) -> bool {
+        self.engine().is_some_and(|engine| engine.has_mutant(mutant))
     }
 
     /// Registers a shared object of the given class (a lock's or a table's name in the kernel).

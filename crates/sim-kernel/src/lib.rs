@@ -7,8 +7,10 @@ mod addr;
 mod arena;
 mod cx;
 mod errno;
+pub mod explore;
 pub mod fs;
 pub mod mm;
+mod mutant;
 pub mod sched;
 pub mod sync;
 pub mod xarray;
@@ -19,3 +21,4 @@ pub use addr::{
 pub use arena::Arena;
 pub use cx::{Cx, TaskWork};
 pub use errno::Errno;
+pub use mutant::{Mutant, MutantSet};

@@ -2,6 +2,7 @@
 
 use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
+use sim_kernel::MutantSet;
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
 use sim_mmu::{Gfn, Stage2Kind};
@@ -45,6 +46,8 @@ pub struct MachineConfig {
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
     pub eager_page_split: bool,
+    /// Rules that are switched off, to see what they are there for.
+    pub mutants: MutantSet,
 }
 
 impl Default for MachineConfig {
@@ -64,6 +67,7 @@ impl Default for MachineConfig {
             max_vcpus: KVM_MAX_VCPUS,
             files_max: 1 << 20,
             eager_page_split: true,
+            mutants: MutantSet::EMPTY,
         }
     }
 }

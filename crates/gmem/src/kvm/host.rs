@@ -25,8 +25,14 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host with this configuration and nothing running on it.
+    /// A host with this configuration and nothing running on it. Its mutants are those of the whole simulation.
+    ///
+    /// # Panics
+    /// If it has mutants and this is not the boot task of a simulation.
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> Arc<Host> {
+        if !config.mutants.is_empty() {
+            cx.set_mutants(config.mutants);
+        }
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::new());
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);

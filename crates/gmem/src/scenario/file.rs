@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use sim_kernel::MutantSet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -13,6 +14,7 @@ use super::offsets::offsets;
 use super::{Diagnostic, Outcome, Scenario, Step, Thread, words};
 use crate::facts::{FACTS, FactValue, STAGE2_NAMES};
 use crate::kvm::config::{KernelVersionError, MachineConfig};
+use crate::mutants;
 use crate::ops::suggest::did_you_mean;
 
 /// The most threads that a scenario has: a schedule names each in six bits, and one is left for the kernel's own.
@@ -69,7 +71,8 @@ impl FileReader {
                 scenario.teaches = Some(self.text(teaches, "a sentence")?.to_string());
             }
         }
-        let keys: Vec<_> = ["kernel", "stage2"].into_iter().chain(FACTS.iter().map(|fact| fact.name)).collect();
+        let keys: Vec<_> =
+            ["kernel", "stage2", "mutants"].into_iter().chain(FACTS.iter().map(|fact| fact.name)).collect();
         if let Some(table) = self.section(root, "machine", "machine", &keys)? {
             scenario.machine = self.machine(table)?;
             if let (Err(problem), Some(node)) = (scenario.machine.check(), root.get("machine")) {
@@ -107,6 +110,9 @@ impl FileReader {
                 return Err(self.error(stage2.span(), format!("unknown second stage `{text}`"), expected));
             }
         }
+        if let Some(node) = table.get("mutants") {
+            machine.mutants = self.mutants(node)?;
+        }
         for fact in FACTS {
             let Some(node) = table.get(fact.name) else { continue };
             let value = match node.get_ref() {
@@ -123,6 +129,20 @@ impl FileReader {
             })?;
         }
         Ok(machine)
+    }
+
+    fn mutants(&self, node: &Spanned<DeValue<'_>>) -> Result<MutantSet, Diagnostic> {
+        let expected = "expected a list of mutants such as [\"RC-01\"]";
+        let Some(list) = node.get_ref().as_array() else {
+            return Err(self.error(node.span(), "these are no mutants", expected));
+        };
+        let mut mutants = MutantSet::EMPTY;
+        for node in list.iter() {
+            let info = mutants::named(self.text(node, "the id of a mutant")?)
+                .map_err(|problem| self.error(node.span(), problem, "expected an id that `gmem zoo --list` shows"))?;
+            mutants = mutants.with(info.mutant);
+        }
+        Ok(mutants)
     }
 
     fn threads(&self, root: &Table<'_>) -> Result<Vec<Thread>, Diagnostic> {

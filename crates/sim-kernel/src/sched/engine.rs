@@ -8,6 +8,7 @@
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
 use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use super::strategy::{Chooser, Divergence, Ready};
+use crate::{Mutant, MutantSet};
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
 
@@ -57,6 +58,7 @@ pub(crate) struct Engine {
     pub(crate) new_tasks: RefCell<Vec<(TaskId, TaskBody)>>,
     pub(crate) held: RefCell<Vec<Held>>,
     pub(crate) signals: Cell<TaskSet>,
+    pub(crate) mutants: Cell<MutantSet>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
     pub(crate) log: RefCell<EventLog>,
@@ -84,6 +86,7 @@ impl Engine {
             new_tasks: RefCell::new(Vec::new()),
             held: RefCell::new(Vec::new()),
             signals: Cell::new(TaskSet::EMPTY),
+            mutants: Cell::new(MutantSet::EMPTY),
             rcu: Default::default(),
             logging: Cell::new(false),
             log: RefCell::new(EventLog::new(LogLevel::Off)),
@@ -112,6 +115,7 @@ impl Engine {
         self.new_tasks.borrow_mut().clear();
         self.held.borrow_mut().clear();
         self.signals.set(TaskSet::EMPTY);
+        self.mutants.set(MutantSet::EMPTY);
         self.rcu.reset();
         self.logging.set(level != LogLevel::Off);
         self.log.borrow_mut().clear(level);
@@ -150,7 +154,8 @@ impl Engine {
                 return None;
             }
             None => {
-                let ready = Ready { current, runnable, pending: &self.pending };
+                let ready =
+                    Ready { current, runnable, live: self.live.get(), steps: self.steps.get(), pending: &self.pending };
                 match self.chooser.borrow_mut().pick(&ready) {
                     Ok(task) => {
                         assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
@@ -292,6 +297,11 @@ impl Engine {
                 && h.index == index
                 && (h.access == access || h.access == Access::LockExclusive)
         })
+    }
+
+    #[inline]
+    pub(crate) fn has_mutant(&self, mutant: Mutant) -> bool {
+        self.mutants.get().contains(mutant)
     }
 
     pub(crate) fn is_tracing(&self) -> bool {

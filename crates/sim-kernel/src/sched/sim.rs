@@ -6,8 +6,8 @@
 
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop, TaskBody};
-use super::event::{EventLog, LogLevel, Names, render_json};
-use super::op::{ObjId, TaskId, TaskSet};
+use super::event::{Event, EventLog, LogLevel, Names, render_json};
+use super::op::{Access, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
 use super::strategy::{Chooser, Divergence};
 use crate::Cx;
@@ -70,6 +70,30 @@ impl Verdict {
     pub fn is_completed(&self) -> bool {
         *self == Verdict::Completed
     }
+
+    /// The id of the invariant that did not hold, if the execution ended for that reason: a failed assertion whose message begins with an
+    /// id such as `INV-201:` or `MMU-INV-005:`, or a deadlock, which is INV-501.
+    ///
+    /// ```
+    /// use sim_kernel::sched::Verdict;
+    /// let verdict = Verdict::Panicked { task: "vmm".into(), message: "INV-201: Gfn(0x200) is ...".into() };
+    /// assert_eq!(verdict.invariant(), Some("INV-201"));
+    /// assert_eq!(Verdict::Completed.invariant(), None);
+    /// ```
+    pub fn invariant(&self) -> Option<&str> {
+        match self {
+            Verdict::Panicked { message, .. } => invariant_of(message),
+            Verdict::Deadlock(_) => Some("INV-501"),
+            _ => None,
+        }
+    }
+}
+
+/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon.
+pub fn invariant_of(message: &str) -> Option<&str> {
+    let (id, _) = message.split_once(':')?;
+    let is_id = id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
+    (is_id && id.contains("INV-")).then_some(id)
 }
 
 impl fmt::Display for Verdict {
@@ -131,6 +155,11 @@ impl Sim {
     /// Replaces the strategy.
     pub fn set_chooser(&mut self, chooser: Chooser) {
         *self.engine.chooser.borrow_mut() = chooser;
+    }
+
+    /// Lets the strategy be looked at, or prepared for the next execution.
+    pub fn with_chooser<R>(&self, look: impl FnOnce(&mut Chooser) -> R) -> R {
+        look(&mut self.engine.chooser.borrow_mut())
     }
 
     /// Runs `setup` as the boot task, then all tasks that it spawned, and those that they spawn, to the end.
@@ -270,6 +299,20 @@ impl Sim {
     /// Scheduling points passed by tasks in the last execution.
     pub fn steps(&self) -> u64 {
         self.engine.steps.get()
+    }
+
+    /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].
+    pub(crate) fn steps_by_task(&self) -> Vec<u32> {
+        let mut steps = vec![0; self.engine.names.borrow().len()];
+        for event in self.engine.log.borrow().events() {
+            if let Event::Op { task, access, .. } = event
+                && *access != Access::Unlock
+                && *task != TaskId::BOOT
+            {
+                steps[task.index()] += 1;
+            }
+        }
+        steps
     }
 
     /// The decisions of the last execution.
