@@ -112,6 +112,9 @@ impl<F: Stage2Format> Processor<F> {
     /// # Errors
     /// [`UnsupportedPaging`] if the vCPU uses paging outside long mode; then nothing has changed.
     pub fn enter(&mut self, state: GuestState) -> Result<(), UnsupportedPaging> {
+        if state == self.state {
+            return Ok(());
+        }
         let mode = state.registers.mode()?;
         self.state = state;
         self.load(mode);

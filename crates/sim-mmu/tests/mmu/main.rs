@@ -5,6 +5,7 @@ mod bits;
 mod machine;
 mod permission;
 mod property;
+mod recordings;
 mod references;
 mod stage1;
 mod stage2;
