@@ -1,8 +1,9 @@
 //! KVM's ioctls, with the arguments of the trace language.
 
 use kvm_bindings::{
-    kvm_create_guest_memfd, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_memory_attributes,
-    kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_create_guest_memfd, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_memory_attributes, kvm_pre_fault_memory,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
 use crate::memory::Buffer;
@@ -35,9 +36,13 @@ pub(crate) const KVM_SET_CPUID2: u64 = request(WRITE, 0x90, 8);
 pub(crate) const KVM_SET_MP_STATE: u64 = request(WRITE, 0x99, size_of::<kvm_bindings::kvm_mp_state>());
 pub(crate) const KVM_SET_VCPU_EVENTS: u64 = request(WRITE, 0xa0, size_of::<kvm_bindings::kvm_vcpu_events>());
 const KVM_ENABLE_CAP: u64 = request(WRITE, 0xa3, size_of::<kvm_enable_cap>());
+const KVM_CLEAR_DIRTY_LOG: u64 = request(READ | WRITE, 0xc0, size_of::<kvm_clear_dirty_log>());
 const KVM_SET_MEMORY_ATTRIBUTES: u64 = request(WRITE, 0xd2, size_of::<kvm_memory_attributes>());
 const KVM_CREATE_GUEST_MEMFD: u64 = request(READ | WRITE, 0xd4, size_of::<kvm_create_guest_memfd>());
 const KVM_PRE_FAULT_MEMORY: u64 = request(READ | WRITE, 0xd5, size_of::<kvm_pre_fault_memory>());
+
+/// `KVM_MEM_MAX_NR_PAGES`
+const SLOT_PAGES_MAX: u64 = (1 << 31) - 1;
 
 /// An ioctl whose argument is a number.
 pub(crate) fn with_number(fd: i32, request: u64, argument: u64) -> Result<u64> {
@@ -124,18 +129,18 @@ impl Process {
     /// `KVM_SET_USER_MEMORY_REGION`: the fields that it has.
     ///
     /// # Errors
-    /// KVM's errno; refused if the guest would get memory of the recorder itself.
+    /// KVM's errno; refused if the guest would get memory of the recorder itself, or KVM would take more for the slot than allowed.
     pub fn set_user_memory_region(&mut self, vm: i32, region: &Region) -> Result<()> {
-        maps::guard("set_user_memory_region", region.userspace_addr, region.memory_size)?;
+        self.guard_slot("set_user_memory_region", region)?;
         set_region(vm, region)
     }
 
     /// `KVM_SET_USER_MEMORY_REGION2`
     ///
     /// # Errors
-    /// KVM's errno; refused if the guest would get memory of the recorder itself.
+    /// As for [`Process::set_user_memory_region`].
     pub fn set_user_memory_region2(&mut self, vm: i32, region: &Region) -> Result<()> {
-        maps::guard("set_user_memory_region2", region.userspace_addr, region.memory_size)?;
+        self.guard_slot("set_user_memory_region2", region)?;
         let mut argument = kvm_userspace_memory_region2 {
             slot: region.slot,
             flags: region.flags,
@@ -147,6 +152,20 @@ impl Process {
             ..Default::default()
         };
         with_struct(vm, KVM_SET_USER_MEMORY_REGION2, &mut argument).map(drop)
+    }
+
+    /// Fails if the guest would get memory of the recorder itself, or if what KVM keeps for each page of the slot is more than a call may take:
+    /// with shadow paging the reverse map, 8 bytes, and the count of write-protected tables, 2; with any paging two dirty bits, and less
+    /// than one for huge pages.
+    fn guard_slot(&self, what: &str, region: &Region) -> Result<()> {
+        // A slot that goes has no memory, and what KVM refuses for its size alone gets none.
+        let pages = region.memory_size / 4096;
+        if pages == 0 || pages > SLOT_PAGES_MAX || !region.memory_size.is_multiple_of(4096) {
+            return Ok(());
+        }
+        maps::guard(what, region.userspace_addr, region.memory_size)?;
+        let bits = 2 + 1 + if self.shadow_paging { 8 * (8 + 2) } else { 0 };
+        self.affordable(what, pages * bits / 8)
     }
 
     /// `KVM_SET_MEMORY_ATTRIBUTES`
@@ -192,6 +211,27 @@ impl Process {
             .flat_map(|(i, word)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i * 64 + bit));
         Ok(set.filter(|bit| *bit < npages).collect())
     }
+
+    /// `KVM_CLEAR_DIRTY_LOG` with a bitmap in which these bits are set.
+    ///
+    /// # Errors
+    /// KVM's errno.
+    pub fn clear_dirty_log(&mut self, vm: i32, slot: u32, first: u64, npages: u32, bits: &[u64]) -> Result<()> {
+        // KVM reads a bit for each page; bits beyond are not read, and have no place.
+        let bytes = (u64::from(npages).next_multiple_of(64) / 8) as usize;
+        let buffer = Buffer::new(bytes.max(8))?;
+        for bit in bits.iter().filter(|bit| **bit / 8 < bytes as u64) {
+            // SAFETY: the byte is inside the buffer, which nobody else knows.
+            unsafe { *buffer.pointer().cast::<u8>().add((bit / 8) as usize) |= 1 << (bit % 8) };
+        }
+        let mut argument = kvm_clear_dirty_log {
+            slot,
+            num_pages: npages,
+            first_page: first,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: buffer.pointer() },
+        };
+        with_struct(vm, KVM_CLEAR_DIRTY_LOG, &mut argument).map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -205,6 +245,7 @@ mod tests {
         assert_eq!(KVM_SET_USER_MEMORY_REGION, 0x4020_ae46);
         assert_eq!(KVM_SET_USER_MEMORY_REGION2, 0x40a0_ae49);
         assert_eq!(KVM_GET_DIRTY_LOG, 0x4010_ae42);
+        assert_eq!(KVM_CLEAR_DIRTY_LOG, 0xc018_aec0);
         assert_eq!(KVM_CREATE_GUEST_MEMFD, 0xc040_aed4);
         assert_eq!(KVM_SET_MEMORY_ATTRIBUTES, 0x4020_aed2);
         assert_eq!(KVM_PRE_FAULT_MEMORY, 0xc040_aed5);

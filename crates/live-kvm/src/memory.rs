@@ -78,7 +78,11 @@ impl Process {
     pub fn mincore(&mut self, addr: u64, len: u64) -> Result<Vec<u64>> {
         const PAGES_MAX: u64 = 1 << 26;
         let pages = len.div_ceil(PAGE);
-        self.affordable("mincore", if pages > PAGES_MAX { u64::MAX } else { 0 })?;
+        if pages > PAGES_MAX {
+            let why =
+                format!("mincore: not done, because the recorder keeps a byte for {PAGES_MAX} pages, not {pages}");
+            return Err(Failure::Refused(why));
+        }
         let mut vector = vec![0u8; pages as usize];
         // SAFETY: the kernel writes a byte a page, for which there is room.
         check(unsafe { libc::mincore(addr as *mut _, len as usize, vector.as_mut_ptr()) }.into())?;
@@ -112,6 +116,33 @@ impl Process {
     pub fn store(&mut self, addr: u64, value: u32) -> Result<()> {
         maps::guard("host_write", addr, 4)?;
         access::store(addr, value)
+    }
+
+    /// A 64-bit load.
+    ///
+    /// # Errors
+    /// As [`Process::load`].
+    pub fn load64(&mut self, addr: u64) -> Result<u64> {
+        maps::guard("host_read64", addr, 8)?;
+        access::load64(addr)
+    }
+
+    /// A 64-bit store.
+    ///
+    /// # Errors
+    /// As [`Process::store`].
+    pub fn store64(&mut self, addr: u64, value: u64) -> Result<()> {
+        maps::guard("host_write64", addr, 8)?;
+        access::store64(addr, value)
+    }
+
+    /// A 64-bit store to the first word of every page of a range, in order, until one faults.
+    ///
+    /// # Errors
+    /// As [`Process::store`]; refused if it may take more memory than allowed.
+    pub fn fill64(&mut self, addr: u64, len: u64, value: u64) -> Result<()> {
+        self.affordable("host_fill64", len)?;
+        (0..len).step_by(4096).try_for_each(|page| self.store64(addr.wrapping_add(page), value))
     }
 }
 

@@ -11,6 +11,7 @@ mod fault;
 mod flush;
 pub mod guest_paging;
 mod invalidate;
+pub mod mutants;
 pub mod processor;
 mod spte;
 mod stage2;

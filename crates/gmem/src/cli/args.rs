@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
@@ -56,6 +56,7 @@ Examples:
   gmem run scenarios/punch-hole.toml --seed 7 --log events.jsonl
   gmem run scenarios/punch-hole.toml --strategy round-robin
   gmem run scenarios/punch-hole.toml --kernel 6.12
+  gmem run scenarios/races/fault-punch.toml --mutant RC-01 --seed 3
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
@@ -146,6 +147,9 @@ pub struct Run {
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -190,7 +194,7 @@ pub struct Record {
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
     pub memory: u64,
     /// Seconds that the answer to one operation may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
     pub timeout: u64,
 }
 
@@ -198,13 +202,13 @@ pub struct Record {
 #[derive(Debug, Args)]
 pub struct FuzzCompare {
     /// How long
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = value_parser!(u64).range(1..))]
     pub seconds: u64,
     /// Which programs: the same seed gives the same ones
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
     /// So many programs, however long they take
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = value_parser!(u64).range(1..))]
     pub programs: Option<u64>,
     /// The number of the first program
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -222,7 +226,7 @@ pub struct FuzzCompare {
     #[arg(long, value_name = "DEVICE", default_value = "/dev/kvm")]
     pub kvm: PathBuf,
     /// Seconds that the answer to one operation may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
     pub timeout: u64,
 }
 

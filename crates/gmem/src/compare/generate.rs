@@ -306,14 +306,15 @@ impl Generator {
             0 => self.create_vm(),
             1..4 => self.create_vcpu(),
             4..6 => self.check_extension(),
-            6..7 => self.enable_cap(),
-            7..14 => self.create_guest_memfd(),
+            6..8 => self.enable_cap(),
+            8..14 => self.create_guest_memfd(),
             14..17 => self.memfd_create(),
             17..40 => self.set_slot(),
             40..46 => self.change_slot(),
             46..50 => self.set_memory_attributes(),
             50..52 => self.pre_fault_memory(),
-            52..58 => self.get_dirty_log(),
+            52..56 => self.get_dirty_log(),
+            56..58 => self.clear_dirty_log(),
             58..68 => self.fallocate(),
             68..76 => self.file_call(),
             76..80 => self.dup_or_close(),
@@ -361,9 +362,21 @@ impl Generator {
     }
 
     fn enable_cap(&mut self) {
+        const MANUAL_DIRTY_LOG_PROTECT2: u64 = 168;
+        const EXIT_HYPERCALL: u64 = 201;
+        const DISABLE_QUIRKS2: u64 = 213;
+        const SLOT_ZAP_ALL: u64 = 1 << 7;
         let vm = self.vm();
-        let cap = if self.chance(6) { self.edge() } else { 201 };
-        let arg = if self.chance(4) { self.edge() } else { 4096 };
+        // Of the quirks only one is modelled, and no others are asked for that KVM knows.
+        let (cap, mut arg) = match self.rng.random_range(0..12) {
+            0..2 => (self.edge(), 0),
+            2..5 => (MANUAL_DIRTY_LOG_PROTECT2, self.rng.random_range(0..5)),
+            5..8 => (DISABLE_QUIRKS2, self.pick(&[0, SLOT_ZAP_ALL, SLOT_ZAP_ALL, SLOT_ZAP_ALL | 1 << 40, 1 << 63])),
+            _ => (EXIT_HYPERCALL, 4096),
+        };
+        if cap != DISABLE_QUIRKS2 && self.chance(4) {
+            arg = self.edge();
+        }
         self.ops.push(Op::EnableCap { vm, cap, arg });
     }
 
@@ -377,7 +390,11 @@ impl Generator {
             22 => 2,
             _ => self.edge(),
         };
+        // What is larger is sparse: its pages count when they are allocated.
         if size <= MEMORY_MAX {
+            if self.made.memory + size > MEMORY_MAX {
+                return;
+            }
             self.made.memory += size;
         }
         self.made.files.push(File { name: name.clone(), size, gmem: true, mappable: flags & 1 != 0 });
@@ -531,6 +548,28 @@ impl Generator {
         self.ops.push(Op::GetDirtyLog { vm: slot.vm, slot: slot.number, npages });
     }
 
+    fn clear_dirty_log(&mut self) {
+        let logged: Vec<Slot> = self.made.slots.iter().filter(|slot| slot.flags & 1 == 1).cloned().collect();
+        let (vm, slot, pages) = match logged.is_empty() {
+            true => (self.vm(), self.rng.random_range(0..5), 64),
+            false => {
+                let slot = self.pick(&logged);
+                (slot.vm, slot.number, slot.size.min(4 * BLOCK) / PAGE)
+            }
+        };
+        let first = self.rng.random_range(0..=pages / 64) * 64;
+        let (first, mut npages) = (first, pages.saturating_sub(first));
+        if self.chance(3) {
+            npages = self.pick(&[0, 1, 63, 64, 65, 128, npages + 1]);
+        }
+        let first = if self.chance(12) { self.edge() } else { first };
+        let dirty = match self.rng.random_range(0..3) {
+            0 => (0..npages.min(512)).collect(),
+            _ => (0..npages.min(512)).filter(|_| self.rng.random_range(0..8) == 0).collect(),
+        };
+        self.ops.push(Op::ClearDirtyLog { vm, slot, first, npages, dirty });
+    }
+
     fn fallocate(&mut self) {
         let file = self.file();
         let mode = match self.rng.random_range(0..20) {
@@ -546,8 +585,9 @@ impl Generator {
         if !punch && (len as i64) > 8 * BLOCK as i64 {
             return;
         }
-        if !punch && !file.gmem {
-            if self.made.memory.saturating_add(len) > MEMORY_MAX || offset > 8 * BLOCK {
+        // A guest_memfd's pages were counted with it, unless it is sparse; a memory file may grow.
+        if !punch && (!file.gmem || file.size > MEMORY_MAX) {
+            if self.made.memory.saturating_add(len) > MEMORY_MAX || (!file.gmem && offset > 8 * BLOCK) {
                 return;
             }
             self.made.memory += len;
@@ -672,7 +712,13 @@ impl Generator {
         };
         let offset = offset & !0xfff | self.pick(&[0, 0, 4, 4092, 4094, 100]);
         let value = u64::from(self.rng.random::<u32>());
-        let op = if self.chance(2) { Op::HostRead { map, offset } } else { Op::HostWrite { map, offset, value } };
+        let op = match self.rng.random_range(0..20) {
+            0..9 => Op::HostRead { map, offset },
+            9..18 => Op::HostWrite { map, offset, value },
+            18 if self.chance(4) => Op::HostFill64 { map, offset: offset & !0xfff, len: len.min(BLOCK), value },
+            18 => Op::HostRead64 { map, offset },
+            _ => Op::HostWrite64 { map, offset, value: value << 32 | value },
+        };
         self.ops.push(op);
     }
 
@@ -713,6 +759,7 @@ mod tests {
                 match op {
                     Op::Mmap { len, .. } if len < 1 << 40 => memory += len,
                     Op::MemfdCreate { size, .. } => memory += size,
+                    Op::CreateGuestMemfd { size, .. } if size <= MEMORY_MAX => memory += size,
                     Op::Fallocate { mode, len, .. } if mode & 2 == 0 => assert!(len <= 8 * BLOCK as i64),
                     Op::Madvise { advice, .. } => {
                         assert!(!matches!(advice, Advice::Hwpoison | Advice::SoftOffline | Advice::Pageout));

@@ -310,7 +310,10 @@ impl Process {
     /// # Errors
     /// `EINVAL`, `ENOMEM`, `EACCES`, `EFAULT`, as the advice has it.
     pub fn madvise(&self, cx: &Cx<'_>, addr: Hva, len: u64, advice: Advice) -> Result<(), Errno> {
-        let result = self.mm.madvise(cx, addr, len, advice);
+        let result = match advice {
+            Advice::Hwpoison if self.host.config.memory_failure => self.mm.inject_memory_failure(cx, addr, len),
+            _ => self.mm.madvise(cx, addr, len, advice),
+        };
         self.finish(cx, result)
     }
 
@@ -371,6 +374,22 @@ impl Process {
     /// The signal that it gets instead.
     pub fn write_u32(&self, cx: &Cx<'_>, addr: Hva, value: u32) -> Result<(), Signal> {
         self.mm.write_u32(cx, addr, value)
+    }
+
+    /// The process loads a 64-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn read_u64(&self, cx: &Cx<'_>, addr: Hva) -> Result<u64, Signal> {
+        self.mm.read_u64(cx, addr)
+    }
+
+    /// The process stores a 64-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn write_u64(&self, cx: &Cx<'_>, addr: Hva, value: u64) -> Result<(), Signal> {
+        self.mm.write_u64(cx, addr, value)
     }
 
     /// The process ends: its memory goes, then its descriptors are closed.

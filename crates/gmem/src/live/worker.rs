@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use live_kvm::{Failure, GuestAccess, GuestMode, Left, Process, Region};
+use live_kvm::{Failure, GuestAccess, GuestMode, GuestRun, Left, Process, Region};
 
 use super::{LiveOutcome, Reply, machine};
 use crate::ops::json::recorded_style;
@@ -69,6 +69,8 @@ struct Live {
     process: Process,
     fds: BTreeMap<Name, i32>,
     maps: BTreeMap<Name, u64>,
+    /// What there is to say beside the answer to this operation.
+    note: Option<String>,
 }
 
 /// An answer, or why there is none.
@@ -77,7 +79,7 @@ type Performed = Result<Answer, Failure>;
 impl Live {
     fn open(options: &Options<'_>) -> anyhow::Result<Live> {
         let process = open(options.device, options.mode, options.memory_max)?;
-        Ok(Live { process, fds: BTreeMap::new(), maps: BTreeMap::new() })
+        Ok(Live { process, fds: BTreeMap::new(), maps: BTreeMap::new(), note: None })
     }
 
     fn execute(&mut self, op: &Op) -> LiveOutcome {
@@ -97,7 +99,7 @@ impl Live {
             Err(Failure::Signal(number)) => return unknown("signal", number),
             Err(Failure::Refused(why)) => return LiveOutcome { answer: None, note: Some(why) },
         };
-        LiveOutcome { answer: Some(answer), note: None }
+        LiveOutcome { answer: Some(answer), note: self.note.take() }
     }
 
     fn fd(&self, name: &Name) -> i32 {
@@ -188,6 +190,9 @@ impl Live {
             Op::GetDirtyLog { vm, slot, npages } => {
                 self.process.get_dirty_log(self.fd(vm), *slot as u32, *npages).map(|bits| detail(Detail::Dirty(bits)))
             }
+            Op::ClearDirtyLog { vm, slot, first, npages, dirty } => {
+                self.process.clear_dirty_log(self.fd(vm), *slot as u32, *first, *npages as u32, dirty).map(done)
+            }
             Op::Fallocate { fd, mode, offset, len } => {
                 self.process.fallocate(self.fd(fd), *mode as u32, *offset, *len).map(done)
             }
@@ -235,6 +240,15 @@ impl Live {
             Op::HostWrite { map, offset, value } => {
                 self.process.store(self.address(map, *offset), *value as u32).map(done)
             }
+            Op::HostRead64 { map, offset } => {
+                Ok(detail(Detail::Value(self.process.load64(self.address(map, *offset))?)))
+            }
+            Op::HostWrite64 { map, offset, value } => {
+                self.process.store64(self.address(map, *offset), *value).map(done)
+            }
+            Op::HostFill64 { map, offset, len, value } => {
+                self.process.fill64(self.address(map, *offset), *len, *value).map(done)
+            }
             Op::GuestRead { vcpu, gpa } => self.guest(vcpu, GuestAccess::Read { gpa: *gpa }, 0),
             Op::GuestWrite { vcpu, gpa, value } => {
                 self.guest(vcpu, GuestAccess::Write { gpa: *gpa, value: *value as u32 }, 0)
@@ -252,6 +266,16 @@ impl Live {
 
     fn guest(&mut self, vcpu: &Name, access: GuestAccess, args: usize) -> Performed {
         let run = self.process.run_guest(self.fd(vcpu), access)?;
+        let errno = match run.errno {
+            None => None,
+            Some(code) => Some(Errno::from_code(code).ok_or(Failure::Errno(code))?),
+        };
+        if run.called_back {
+            let seconds = GuestRun::PATIENCE;
+            self.note = Some(format!(
+                "the vCPU did not leave the guest for {seconds} s; a signal of the recorder called it back"
+            ));
+        }
         let exit = match run.left {
             Left::Done => Exit::Hlt {
                 value: match access {
@@ -270,7 +294,7 @@ impl Live {
             Left::Intr => Exit::Intr,
             Left::Reason(number) => Exit::Reason(number.into()),
         };
-        Ok(Answer::Exit { errno: run.errno.and_then(Errno::from_code), exit })
+        Ok(Answer::Exit { errno, exit })
     }
 }
 

@@ -189,9 +189,16 @@ fn run_hands_over_what_was_asked_for() {
     let path = scenario(folder.path(), "[setup]\nrun = 'create_vm vm0'");
     let (status, out, errors) = gmem(&FINE, &["run", &path, "--seed", "7", "--strategy", "round-robin"]);
     assert_eq!((status, errors.as_str()), (Status::Success, ""));
-    let expected =
-        format!("race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None }}\n");
+    let expected = format!(
+        "race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None, mutants: [] }}\n"
+    );
     assert_eq!(out, expected);
+    let (status, out, _) = gmem(&FINE, &["run", &path, "--mutant", "RC-01", "--mutant", "bug-22"]);
+    assert_eq!(status, Status::Success);
+    assert!(out.contains("mutants: [\"RC-01\", \"RC-33\"]"), "{out}");
+    let (status, _, errors) = gmem(&FINE, &["run", &path, "--mutant", "RC-0l"]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.contains("--mutant: there is no mutant `RC-0l`; did you mean `RC-01`?"), "{errors}");
     let (status, out, _) = gmem(&FINE, &["run", &path, "--schedule", "gmem1:aeba"]);
     assert_eq!(status, Status::Success);
     assert!(out.contains("schedule: Some(Schedule"), "{out}");
@@ -312,6 +319,27 @@ fn a_broken_pipe_ends_quietly() {
         let mut errors = String::new();
         let status = cli::execute(arguments, &FINE, &mut Closed, &mut |text| errors.push_str(text));
         assert_eq!((status, errors.as_str()), (Status::Success, ""), "{arguments:?}");
+    }
+}
+
+/// A disk that is full is said, whatever was to be written.
+#[test]
+fn what_cannot_be_written_is_said() {
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    for arguments in [&["gmem", "--help"][..], &["gmem", "--version"], &["gmem", "man"], &["gmem", "conformance"]] {
+        let mut errors = String::new();
+        let status = cli::execute(arguments, &FINE, &mut Full, &mut |text| errors.push_str(text));
+        assert_eq!(status, Status::BadInput, "{arguments:?}");
+        assert!(errors.contains("error") && errors.contains("no storage space"), "{arguments:?}: {errors}");
     }
 }
 

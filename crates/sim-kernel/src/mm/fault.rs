@@ -8,9 +8,10 @@
 use super::mm::{GupError, Mm, Signal};
 use super::pgtable::{Look, Pte, PteFlags};
 use super::phys::FrameFlags;
-use super::vma::{Prot, Vma};
+use super::vma::{Prot, Vma, VmaTree};
 use super::zap::page_of;
 use crate::fs::{Fault, FaultError};
+use crate::mutants::RC_39;
 use crate::{Cx, Hva, Pfn};
 
 /// Why a fault cannot be resolved (`vm_fault_t`).
@@ -51,8 +52,16 @@ impl From<VmFault> for GupError {
 const OWN: PteFlags = PteFlags::READ.union(PteFlags::WRITE).union(PteFlags::ANON);
 
 impl Mm {
-    /// `handle_mm_fault`: the process may access `hva` in `vma` this way, but the page table does not let it. `mmap_lock` is held.
-    pub(super) fn handle_mm_fault(&self, cx: &Cx<'_>, vma: &Vma, hva: Hva, write: bool) -> Result<(), VmFault> {
+    /// `handle_mm_fault`: the process may access `hva` in `vma` this way, but the page table does not let it. `tree` is held, and
+    /// `vma` one of its areas.
+    pub(super) fn handle_mm_fault(
+        &self,
+        cx: &Cx<'_>,
+        tree: &VmaTree,
+        vma: &Vma,
+        hva: Hva,
+        write: bool,
+    ) -> Result<(), VmFault> {
         let look = {
             let mut tables = self.page_table_lock.lock(cx);
             let look = tables.look(hva);
@@ -63,8 +72,8 @@ impl Mm {
             look
         };
         let huge = look == Look::NoTable && self.is_huge_capable(vma, hva);
-        if vma.backing.is_none() && (write || huge) {
-            vma.anon_vma.prepare();
+        if !vma.shared && (write || huge) {
+            tree.prepare_anon_vma(vma);
         }
         match look {
             Look::NoTable if huge && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}
@@ -97,7 +106,7 @@ impl Mm {
     /// Fills an empty 4 KiB entry; false if it is not empty any more, or its page table is gone.
     fn install(&self, cx: &Cx<'_>, hva: Hva, new: Pte) -> bool {
         let mut tables = self.page_table_lock.lock(cx);
-        let empty = tables.look(hva) == Look::Small(Pte::NONE);
+        let empty = tables.look(hva) == Look::Small(Pte::NONE) || cx.has_mutant(RC_39);
         if empty {
             tables.set(&self.phys, hva, new);
         }

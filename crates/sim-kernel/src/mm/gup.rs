@@ -2,8 +2,9 @@
 
 use super::mm::{GupError, GupFlags, GupPage, HostLevel, Mm};
 use super::pgtable::Look;
-use super::vma::{Prot, Vma};
-use crate::{Cx, Hva};
+use super::vma::{Prot, Vma, VmaTree};
+use crate::mutants::RC_41;
+use crate::{Cx, Hva, Pfn};
 
 impl Mm {
     /// `get_user_pages_unlocked` of one page: faults it in if needed, and takes a reference to it.
@@ -26,7 +27,7 @@ impl Mm {
             if cx.signal_pending() {
                 return Err(GupError::SignalPending);
             }
-            self.handle_mm_fault(cx, vma, hva, flags.write)?;
+            self.handle_mm_fault(cx, &tree, vma, hva, flags.write)?;
         }
     }
 
@@ -43,8 +44,19 @@ impl Mm {
             return None;
         }
         // The entry's reference keeps the page: it is put after the entry was emptied under this lock.
-        self.phys.get(pte.pfn());
+        if !cx.has_mutant(RC_41) {
+            self.phys.get(pte.pfn());
+        }
         Some(GupPage { pfn: pte.pfn(), writable: pte.permits(true) })
+    }
+
+    /// The frame behind an address that can be read, without a scheduling point: for checkers. The outer `None`: the page table is being
+    /// changed or used at this moment.
+    pub fn peek_pfn(&self, hva: Hva) -> Option<Option<Pfn>> {
+        self.page_table_lock.try_peek(|tables| {
+            let pte = tables.pte(hva);
+            pte.permits(false).then(|| pte.pfn())
+        })
     }
 
     /// `host_pfn_mapping_level`: the size at which the page table maps the address right now. Takes only the page-table lock.
@@ -55,8 +67,15 @@ impl Mm {
         }
     }
 
-    /// Faults one page in and returns the first address after what maps it. `mmap_lock` is held; rights were checked.
-    pub(super) fn faultin_page(&self, cx: &Cx<'_>, vma: &Vma, hva: Hva, write: bool) -> Result<Hva, GupError> {
+    /// Faults one page in and returns the first address after what maps it. `tree` is held; rights were checked.
+    pub(super) fn faultin_page(
+        &self,
+        cx: &Cx<'_>,
+        tree: &VmaTree,
+        vma: &Vma,
+        hva: Hva,
+        write: bool,
+    ) -> Result<Hva, GupError> {
         loop {
             let look = {
                 let tables = self.page_table_lock.lock(cx);
@@ -65,7 +84,7 @@ impl Mm {
             match look {
                 Some(Look::Huge(_)) => return Ok(super::huge_memory::block_of(hva).end),
                 Some(_) => return Ok(super::zap::page_of(hva).end),
-                None => self.handle_mm_fault(cx, vma, hva, write)?,
+                None => self.handle_mm_fault(cx, tree, vma, hva, write)?,
             }
         }
     }

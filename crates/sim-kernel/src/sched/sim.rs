@@ -7,9 +7,11 @@
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop, TaskBody};
 use super::event::{Event, EventLog, LogLevel, Names, render_json};
-use super::op::{Access, ObjId, TaskId, TaskSet};
+use super::op::{Access, MAX_TASKS, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
+use super::store_buffer::MemoryModel;
 use super::strategy::{Chooser, Divergence};
+use super::trail::Trail;
 use crate::Cx;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
@@ -33,11 +35,15 @@ pub struct Config {
     pub steps_max: u64,
     /// How much is logged.
     pub log: LogLevel,
+    /// Whether the [`Trail`] is kept.
+    pub trail: bool,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off }
+        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off, trail: false, memory: MemoryModel::Sc }
     }
 }
 
@@ -89,8 +95,11 @@ impl Verdict {
     }
 }
 
-/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon.
+/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon. What `assert_eq`
+/// puts before the message does not count.
 pub fn invariant_of(message: &str) -> Option<&str> {
+    let comparison = message.strip_prefix("assertion `left ").and_then(|rest| rest.split_once("` failed: "));
+    let message = comparison.map_or(message, |(_, message)| message);
     let (id, _) = message.split_once(':')?;
     let is_id = id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
     (is_id && id.contains("INV-")).then_some(id)
@@ -170,7 +179,7 @@ impl Sim {
     /// # Panics
     /// If `setup` panics.
     pub fn execute<R>(&mut self, config: &Config, setup: impl FnOnce(&Cx<'_>) -> R) -> (R, Verdict) {
-        self.engine.reset(config.log);
+        self.engine.reset(config.log, config.trail, config.memory);
         self.engine.steps_max.set(config.steps_max);
         self.engine.chooser.borrow_mut().begin(config.seed);
         let value = self.solo(setup);
@@ -212,6 +221,8 @@ impl Sim {
                 Verdict::Panicked { task: engine.task(engine.current.get()), message }
             }
         };
+        let failed = matches!(verdict, Verdict::Panicked { .. }).then(|| engine.current.get());
+        engine.ended(failed);
         if !verdict.is_completed() {
             self.abandon();
         }
@@ -265,12 +276,13 @@ impl Sim {
             });
             let engine = Rc::clone(engine);
             let co = Coroutine::with_stack(stack, move |yielder, ()| {
+                engine.begin_step(task, &engine.pending[task.index()].get());
                 let cx = Cx::simulated(&engine, yielder, task);
                 body(&cx);
                 cx.task_work_run();
                 let left = engine.held.borrow().iter().find(|h| h.task == task).copied();
                 if let Some(held) = left {
-                    panic!("the task ends with {} held, taken at {}", engine.object(held.object), held.site);
+                    panic!("INV-502: the task ends with {} held, taken at {}", engine.object(held.object), held.site);
                 }
             });
             if self.coroutines.len() <= task.index() {
@@ -301,9 +313,14 @@ impl Sim {
         self.engine.steps.get()
     }
 
+    /// The steps of the last execution; empty unless [`Config::trail`] asked for them or the strategy needed them.
+    pub fn trail(&self) -> std::cell::Ref<'_, Trail> {
+        self.engine.trail.borrow()
+    }
+
     /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].
     pub(crate) fn steps_by_task(&self) -> Vec<u32> {
-        let mut steps = vec![0; self.engine.names.borrow().len()];
+        let mut steps = vec![0; MAX_TASKS];
         for event in self.engine.log.borrow().events() {
             if let Event::Op { task, access, .. } = event
                 && *access != Access::Unlock

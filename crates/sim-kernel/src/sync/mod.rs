@@ -15,7 +15,7 @@ mod rwlock;
 mod srcu;
 mod wait;
 
-pub use atomic::{Atomic64, Word};
+pub use atomic::{Atomic64, Until, Word, smp_mb};
 pub use bit_lock::PageLocks;
 pub use mutex::{Mutex, MutexGuard};
 pub use rcu::{RcuReadGuard, call_rcu, rcu_read_lock, synchronize_rcu};
