@@ -20,16 +20,19 @@ const GUEST_TABLES: u64 = 0x100;
 /// Host frames of stage-2 tables.
 const STAGE2_TABLES: u64 = 0x10;
 
+/// A frame and a word in it.
+type Place = (u64, usize);
+
 /// Memory: every word that was ever written.
 #[derive(Default)]
 pub(crate) struct Memory {
     words: RefCell<BTreeMap<(u64, usize), u64>>,
     /// What each word was set to, and when.
-    history: RefCell<BTreeMap<(u64, usize), Vec<(u64, u64)>>>,
+    history: RefCell<BTreeMap<Place, Vec<(u64, u64)>>>,
     /// The time, in whatever the test counts.
     pub(crate) now: Cell<u64>,
     /// Entries that are changed by "somebody" right after the guest's word of this place is read.
-    pub(crate) surprise: RefCell<Option<((u64, usize), (u64, usize), u64)>>,
+    pub(crate) surprise: RefCell<Option<(Place, Place, u64)>>,
     /// Locked updates of guest tables.
     pub(crate) guest_updates: Cell<usize>,
 }

@@ -512,7 +512,7 @@ impl Invalidate for Npt {
 
 /// Invalidations that both vendors have: by the processor, and in the model.
 fn invalidate<F: Invalidate>(cx: &Cx<'_>, run: &mut Run<F>, model: &mut Model, op: &Op) {
-    let (tag, current, tree) = run.current;
+    let (tag, current, _) = run.current;
     let linear = |pcid: u16| move |(its, of, _): Context| its == tag && of == Some(pcid);
     let processor = &mut run.machine.processor;
     match *op {
@@ -555,7 +555,6 @@ fn invalidate<F: Invalidate>(cx: &Cx<'_>, run: &mut Run<F>, model: &mut Model, o
         Op::Tagged { kind, tag, page } => F::tagged(cx, run, model, kind, tag, page),
         _ => {}
     }
-    let _ = tree;
 }
 
 /// Whether the model can explain an access.
@@ -568,7 +567,8 @@ fn explain<F: Invalidate>(run: &Run<F>, model: &mut Model, page: usize, user: bo
     for tree in trees {
         let linear = model.windows[&(tag, Some(pcid), tree)][page];
         let global = model.windows[&(tag, None, tree)][page];
-        let (local, any): (fn(u64) -> bool, fn(u64) -> bool) = (|entry| entry & G == 0, |_| true);
+        let local = |entry: u64| entry & G == 0;
+        let any = |_: u64| true;
         // What is cached: small windows for what INVLPG and its like reach; then a walk now, through cached tables.
         outcomes(run, &roots, linear.translation, local, page, user, access, &mut possible);
         outcomes(run, &roots, global.translation, |entry| entry & G != 0, page, user, access, &mut possible);

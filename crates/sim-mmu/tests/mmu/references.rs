@@ -71,11 +71,11 @@ fn mm_030_twenty_four_and_thirty_five() {
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Short {
     /// The number of levels and the page size.
-    ByPages(Level),
+    Pages(Level),
     /// Stage-2 PDEs are cached.
-    ByStructures,
+    Structures,
     /// The mappings are cached.
-    ByMappings,
+    Mappings,
 }
 
 /// References of a walk that has `k` guest entries to read, because the tables above are cached, or because there are only `k`
@@ -85,9 +85,9 @@ fn references(levels: u8, k: u8, short: Short) -> u64 {
         let mut tlb = TlbConfig { guest_structure_slots: 64, ..TlbConfig::NONE };
         let mut stage2_page = Level::L4K;
         match short {
-            Short::ByPages(page) => stage2_page = page,
-            Short::ByStructures => tlb.stage2_structure_slots = 64,
-            Short::ByMappings => tlb.physical_sets = 256,
+            Short::Pages(page) => stage2_page = page,
+            Short::Structures => tlb.stage2_structure_slots = 64,
+            Short::Mappings => tlb.physical_sets = 256,
         }
         let mut machine = machine::<Ept>(cx, levels, Level::L4K, levels, stage2_page, tlb);
         // A neighbour that shares the tables above the first entry to be read, and whose walk caches them.
@@ -108,13 +108,13 @@ fn references(levels: u8, k: u8, short: Short) -> u64 {
 #[test]
 fn mm_030_references_with_paging_structure_caches() {
     // By what makes stage-2 walks short: from CR3, then with fewer and fewer guest entries to read.
-    let pages = |level| Short::ByPages(level);
+    let pages = |level| Short::Pages(level);
     let four = [
         (pages(Level::L4K), [24, 15, 10, 5]),
         (pages(Level::L2M), [19, 12, 8, 4]),
         (pages(Level::L1G), [14, 9, 6, 3]),
-        (Short::ByStructures, [9, 6, 4, 2]),
-        (Short::ByMappings, [4, 3, 2, 1]),
+        (Short::Structures, [9, 6, 4, 2]),
+        (Short::Mappings, [4, 3, 2, 1]),
     ];
     for (short, expected) in four {
         assert_eq!([4, 3, 2, 1].map(|k| references(4, k, short)), expected, "{short:?}");
@@ -123,8 +123,8 @@ fn mm_030_references_with_paging_structure_caches() {
         (pages(Level::L4K), [35, 24, 18, 12, 6]),
         (pages(Level::L2M), [29, 20, 15, 10, 5]),
         (pages(Level::L1G), [23, 16, 12, 8, 4]),
-        (Short::ByStructures, [11, 8, 6, 4, 2]),
-        (Short::ByMappings, [5, 4, 3, 2, 1]),
+        (Short::Structures, [11, 8, 6, 4, 2]),
+        (Short::Mappings, [5, 4, 3, 2, 1]),
     ];
     for (short, expected) in five {
         assert_eq!([5, 4, 3, 2, 1].map(|k| references(5, k, short)), expected, "{short:?}");

@@ -418,7 +418,7 @@ fn mm_032_records_below_a_large_leaf() {
         machine.map(PAGE, Gfn(0x4321), RWX);
         machine.access(cx, PAGE + 0x567, Access::Write).unwrap();
         let logged: Vec<_> = machine.processor.log().drain(cx).collect();
-        assert_eq!(logged.last(), Some(&Gpa(0x4321_000)), "the 4 KiB page that was written");
+        assert_eq!(logged.last(), Some(&Gfn(0x4321).gpa()), "the 4 KiB page that was written");
     });
 }
 

@@ -205,7 +205,8 @@ fn mm_041_without_pcids_cr3_takes_all_but_global_pages() {
         let mut machine = Machine::<Ept>::new(cx, Setup::default());
         machine.map(A_PAGE, Gfn(0x42), RWX);
         machine.map(GLOBAL, Gfn(0x44), RWX | G);
-        (machine.frame(cx, A_PAGE), machine.frame(cx, GLOBAL));
+        machine.frame(cx, A_PAGE);
+        machine.frame(cx, GLOBAL);
         let cr3 = machine.cr3().0 << 12;
         machine.processor.mov_to_cr3(cx, cr3).unwrap();
         let contents = machine.processor.tlb().contents();
