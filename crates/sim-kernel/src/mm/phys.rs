@@ -652,6 +652,22 @@ impl PhysMem {
         }
     }
 
+    /// Replaces a word of the frame's bytes as part of a step that was already announced on [`PhysMem::object`]: what a machine below does, which has
+    /// its own idea of what an access is.
+    pub fn poke_u64(&self, pfn: Pfn, index: usize, value: u64) {
+        self.word_mut(pfn, index).store(value, Ordering::Release);
+    }
+
+    /// Whether a frame of this number can have contents: it, or one near it, was allocated once.
+    pub fn has_frame(&self, pfn: Pfn) -> bool {
+        u32::try_from(pfn.0).is_ok_and(|index| self.frames.get_if_present(index).is_some())
+    }
+
+    /// The object that accesses to the frames' bytes are announced on. Its indexes are 64-bit words: frame number times 512 plus word.
+    pub fn object(&self) -> ObjId {
+        self.bytes
+    }
+
     /// Whether the frame's contents were never defined.
     pub fn is_undefined(&self, pfn: Pfn) -> bool {
         self.frame(pfn).content.load(Ordering::Acquire) == UNDEFINED
