@@ -396,16 +396,27 @@ impl PhysMem {
     #[track_caller]
     pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.put_unscheduled(pfn);
+        if !cx.has_mutants() {
+            return self.put_unscheduled(pfn);
+        }
+        if self.drop_reference(pfn) {
+            cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+            self.free(pfn);
+        }
     }
 
     /// As [`PhysMem::put`], as part of a step that was already announced.
     pub fn put_unscheduled(&self, pfn: Pfn) {
-        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
-        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
-        if old == 1 {
+        if self.drop_reference(pfn) {
             self.free(pfn);
         }
+    }
+
+    /// One reference less; true if it was the last.
+    fn drop_reference(&self, pfn: Pfn) -> bool {
+        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
+        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
+        old == 1
     }
 
     fn free(&self, pfn: Pfn) {
