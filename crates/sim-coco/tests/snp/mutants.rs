@@ -63,6 +63,9 @@ const ATTEMPTS: [(Mutant, Attempt); 16] = [
     }),
     // Another guest is given the page: it reads, but not with this guest's key.
     (mutants::OWNER, |cx, machine| {
+        // Both have keys: without one, an ASID has the key of all that have none.
+        machine.launching(cx, G, GuestPolicy::USUAL);
+        machine.launching(cx, H, GuestPolicy::USUAL);
         let pfn = written(cx, machine, GPA, 1);
         let read = reads(cx, &machine.snp, &GuestCpu { asid: H, ..CPU }, GPA, pfn);
         assert_ne!(read, Some(1));
