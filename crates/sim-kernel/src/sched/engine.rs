@@ -6,6 +6,8 @@
 //! runnable, and releasing it makes them runnable again, so "runnable" always means "can perform its pending operation now".
 
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
+use super::lock_order::LockGraph;
+use super::observe::Observer;
 use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use super::strategy::{Chooser, Divergence, Ready};
 use crate::{Mutant, MutantSet};
@@ -35,6 +37,8 @@ pub(crate) struct Held {
     pub(crate) object: ObjId,
     pub(crate) index: u64,
     pub(crate) access: Access,
+    /// Number of the class, as the lock order counts them.
+    pub(crate) class: u8,
     pub(crate) site: &'static Location<'static>,
 }
 
@@ -59,6 +63,11 @@ pub(crate) struct Engine {
     pub(crate) held: RefCell<Vec<Held>>,
     pub(crate) signals: Cell<TaskSet>,
     pub(crate) mutants: Cell<MutantSet>,
+    pub(crate) lock_graph: LockGraph,
+    /// Operations of programs that were completed.
+    pub(crate) operations: Cell<u64>,
+    pub(crate) observing: Cell<bool>,
+    pub(crate) observers: RefCell<Vec<Observer>>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
     pub(crate) log: RefCell<EventLog>,
@@ -87,6 +96,10 @@ impl Engine {
             held: RefCell::new(Vec::new()),
             signals: Cell::new(TaskSet::EMPTY),
             mutants: Cell::new(MutantSet::EMPTY),
+            lock_graph: LockGraph::new(),
+            operations: Cell::new(0),
+            observing: Cell::new(false),
+            observers: RefCell::new(Vec::new()),
             rcu: Default::default(),
             logging: Cell::new(false),
             log: RefCell::new(EventLog::new(LogLevel::Off)),
@@ -114,6 +127,10 @@ impl Engine {
         names.push("boot".into());
         self.new_tasks.borrow_mut().clear();
         self.held.borrow_mut().clear();
+        self.lock_graph.reset();
+        self.operations.set(0);
+        self.observing.set(false);
+        self.observers.borrow_mut().clear();
         self.signals.set(TaskSet::EMPTY);
         self.mutants.set(MutantSet::EMPTY);
         self.rcu.reset();
@@ -177,6 +194,9 @@ impl Engine {
     pub(crate) fn announce(&self, yielder: &Yielder, op: Op) {
         let me = self.current.get();
         self.pending[me.index()].set(op);
+        if self.observing.get() {
+            self.observe(me, Some(op));
+        }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
         if steps > self.steps_max.get() {
@@ -227,13 +247,7 @@ impl Engine {
     #[inline]
     pub(crate) fn acquired(&self, op: &Op) {
         let me = self.current.get();
-        self.held.borrow_mut().push(Held {
-            task: me,
-            object: op.object,
-            index: op.index,
-            access: op.access,
-            site: op.site,
-        });
+        self.hold(op);
         let mut runnable = self.runnable.get();
         if runnable == TaskSet::only(me) {
             return;
@@ -247,16 +261,51 @@ impl Engine {
         self.runnable.set(runnable);
     }
 
+    /// The current task has a lock, or is in a read section, from now on.
+    #[inline]
+    pub(crate) fn hold(&self, op: &Op) {
+        let me = self.current.get();
+        let class = self.lock_graph.class(op.object, &self.objects);
+        let &Op { object, index, access, site, .. } = op;
+        self.held.borrow_mut().push(Held { task: me, object, index, access, class, site });
+        self.lock_graph.hold(me, class);
+    }
+
+    /// The current task has a lock no more, or has left a read section.
+    #[inline]
+    pub(crate) fn unhold(&self, object: ObjId, index: u64) {
+        let me = self.current.get();
+        let mut held = self.held.borrow_mut();
+        let at = held.iter().rposition(|h| h.task == me && h.object == object && h.index == index);
+        let at = at.or_else(|| held.iter().rposition(|h| h.object == object && h.index == index));
+        let holder = held.swap_remove(at.expect("a released lock is held")).task;
+        let left = held.iter().filter(|h| h.task == holder).fold(0, |classes, h| classes | 1 << h.class);
+        self.lock_graph.set_held(holder, left);
+    }
+
+    /// The current task wants this, and may have to wait for it: a matter of the lock order if it holds something.
+    #[inline]
+    pub(crate) fn wants(&self, op: &Op) {
+        let me = self.current.get();
+        if !self.lock_graph.holds_something(me) {
+            return;
+        }
+        let class = self.lock_graph.class(op.object, &self.objects);
+        if self.lock_graph.is_news(me, class) {
+            self.lock_graph.add(op, class, self.held.borrow().iter().filter(|h| h.task == me).copied());
+        }
+    }
+
+    /// Class of an object: its name in the kernel.
+    pub(crate) fn class_of(&self, object: ObjId) -> &'static str {
+        self.objects.borrow().get(object.0 as usize).copied().unwrap_or("unknown")
+    }
+
     /// The current task let go of a lock. `free` says whether an acquirer of the given kind can have it now.
     #[inline]
     pub(crate) fn released(&self, object: ObjId, index: u64, free: impl Fn(Access) -> bool) {
         let me = self.current.get();
-        {
-            let mut held = self.held.borrow_mut();
-            let at = held.iter().rposition(|h| h.task == me && h.object == object && h.index == index);
-            let at = at.or_else(|| held.iter().rposition(|h| h.object == object && h.index == index));
-            held.swap_remove(at.expect("a released lock is held"));
-        }
+        self.unhold(object, index);
         let blocked = TaskSet(self.live.get().0 & !self.runnable.get().0);
         if !blocked.is_empty() {
             self.wake_if(object, index, |op| op.access.is_acquire() && free(op.access));

@@ -10,7 +10,10 @@
 mod deadlock;
 pub(crate) mod engine;
 pub(crate) mod event;
+mod livelock;
+pub(crate) mod lock_order;
 pub(crate) mod native;
+pub(crate) mod observe;
 pub(crate) mod op;
 mod schedule;
 mod sim;
@@ -18,7 +21,10 @@ mod strategy;
 
 pub use deadlock::{Deadlock, Waiter};
 pub use event::{Event, EventLog, LogLevel, MAX_ARGS, Names, TraceRecord, Tracepoint, render_json};
+pub use livelock::{Livelock, fair_tail};
+pub use lock_order::{LockEdge, LockOrder};
 pub use native::run_native;
+pub use observe::{HeldLock, Observation, Observer};
 pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 pub use schedule::{Schedule, ScheduleError};
 pub use sim::{Config, Sim, Verdict, invariant_of};

@@ -7,6 +7,7 @@
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop, TaskBody};
 use super::event::{EventLog, LogLevel, Names, render_json};
+use super::lock_order::LockOrder;
 use super::op::{ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
 use super::strategy::{Chooser, Divergence};
@@ -128,7 +129,7 @@ impl fmt::Display for Verdict {
 /// assert_eq!(sim.solo(|cx| *counter.lock(cx)), 2);
 /// ```
 pub struct Sim {
-    engine: Rc<Engine>,
+    pub(super) engine: Rc<Engine>,
     coroutines: Vec<Option<Co>>,
     stacks: Vec<DefaultStack>,
 }
@@ -207,6 +208,10 @@ impl Sim {
                 Verdict::Panicked { task: engine.task(engine.current.get()), message }
             }
         };
+        // Observers watch tasks; they may keep what they look at alive.
+        engine.observing.set(false);
+        let observers = engine.observers.try_borrow_mut().map(|mut observers| std::mem::take(&mut *observers));
+        drop(observers);
         if !verdict.is_completed() {
             self.abandon();
         }
@@ -233,6 +238,9 @@ impl Sim {
                     let co = self.coroutines[task.index()].take().expect("a task ends once");
                     self.stacks.push(co.into_stack());
                     engine.log_end(task);
+                    if engine.observing.get() {
+                        engine.observe(task, None);
+                    }
                     engine.live.set(engine.live.get().without(task));
                     engine.runnable.set(engine.runnable.get().without(task));
                     if engine.live.get().is_empty() {
@@ -265,7 +273,7 @@ impl Sim {
                 cx.task_work_run();
                 let left = engine.held.borrow().iter().find(|h| h.task == task).copied();
                 if let Some(held) = left {
-                    panic!("the task ends with {} held, taken at {}", engine.object(held.object), held.site);
+                    panic!("INV-502: the task ends with {} held, taken at {}", engine.object(held.object), held.site);
                 }
             });
             if self.coroutines.len() <= task.index() {
@@ -325,6 +333,21 @@ impl Sim {
             text.push('\n');
         }
         text
+    }
+
+    /// Which locks were wanted while others were held, in all executions so far.
+    pub fn lock_order(&self) -> LockOrder {
+        self.engine.lock_graph.order()
+    }
+
+    /// Number of edges of [`Sim::lock_order`]: while it does not grow, there is nothing new to judge.
+    pub fn lock_order_len(&self) -> usize {
+        self.engine.lock_graph.len()
+    }
+
+    /// Operations of programs that were completed in the last execution ([`Cx::operation_done`]).
+    pub fn operations(&self) -> u64 {
+        self.engine.operations.get()
     }
 
     /// Name of an object of the last execution, as in `mmu_lock#0`.

@@ -4,7 +4,7 @@
 //! the reads inside are points. Natively a section pins the epoch of crossbeam-epoch and callbacks are deferred there.
 
 use crate::Cx;
-use crate::sched::{Access, MAX_TASKS, ObjId, Op, TaskSet};
+use crate::sched::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use crossbeam::epoch;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -21,6 +21,10 @@ pub(crate) struct SimRcu {
 }
 
 impl SimRcu {
+    pub(crate) fn is_reader(&self, task: TaskId) -> bool {
+        self.readers.get().contains(task)
+    }
+
     pub(crate) fn reset(&self) {
         self.readers.set(TaskSet::EMPTY);
         let mut nesting = self.nesting.borrow_mut();
