@@ -194,12 +194,16 @@ impl<'t> Cx<'t> {
         }
     }
 
+    /// The engine, if it keeps account of what tasks hold.
+    #[inline]
+    pub(crate) fn watched(&self) -> Option<&'t Engine> {
+        self.engine().filter(|engine| !engine.aborting.get())
+    }
+
     /// The task enters a read section, or another stretch of work that others wait for.
     #[inline]
     pub(crate) fn section_entered(&self, op: &Op) {
-        if let Some(engine) = self.engine()
-            && !engine.aborting.get()
-        {
+        if let Some(engine) = self.watched() {
             engine.hold(op);
         }
     }
@@ -207,9 +211,7 @@ impl<'t> Cx<'t> {
     /// The task has left a section of this object.
     #[inline]
     pub(crate) fn section_left(&self, object: ObjId) {
-        if let Some(engine) = self.engine()
-            && !engine.aborting.get()
-        {
+        if let Some(engine) = self.watched() {
             engine.unhold(object, 0);
         }
     }
@@ -217,9 +219,7 @@ impl<'t> Cx<'t> {
     /// The task may have to wait for the end of sections of this object.
     #[inline]
     pub(crate) fn section_wanted(&self, op: &Op) {
-        if let Some(engine) = self.engine()
-            && !engine.aborting.get()
-        {
+        if let Some(engine) = self.watched() {
             engine.wants(op);
         }
     }

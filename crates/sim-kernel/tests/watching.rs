@@ -141,7 +141,7 @@ fn read_sections_are_held_and_grace_periods_want_them() {
 fn a_wait_for_the_end_of_something_is_part_of_the_order() {
     let mut sim = Sim::sequential();
     sim.solo(|cx| {
-        let (pairs, queue, lock) = (LockMap::new(cx, "pairs"), WaitQueue::new(cx, "queue"), Mutex::new(cx, "lock", ()));
+        let (pairs, queue, lock) = (LockMap::new("pairs"), WaitQueue::new(cx, "queue"), Mutex::new(cx, "lock", ()));
         pairs.enter(cx);
         drop(lock.lock(cx));
         pairs.leave(cx);

@@ -9,7 +9,7 @@ use super::memslots::Memslot;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
-use sim_kernel::xarray::{NodeCache, Value, XArray, XaFlags};
+use sim_kernel::xarray::{NodeCache, Value, XArray, XaFlags, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{FlushNeeded, Gfn, GfnRange, Gpa, Invalidation, MayYield, RootFilter};
 use std::sync::Arc;
@@ -35,6 +35,11 @@ impl MemoryAttributes {
     #[track_caller]
     pub fn get(&self, cx: &Cx<'_>, gfn: Gfn) -> u64 {
         self.array.load(cx, gfn.0).map_or(0, |v| v.0)
+    }
+
+    /// What is wrong with the structure of the array (INV-701).
+    pub fn check(&self) -> Vec<XaViolation> {
+        self.array.check()
     }
 
     /// The attribute without a scheduling point: under `slots_lock`, and for checkers.
@@ -105,6 +110,10 @@ impl Vm {
         let invalidation = self.pre_set_memory_attributes(cx, range); // C3
         array.store_each(cx, first, last, MemoryAttributes::entry(value)).expect("every index was reserved"); // C4
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
+        // INV-305, of large ranges the first frames.
+        let some = GfnRange::with_len(range.start, (range.end - range.start).min(64));
+        let all = self.attributes.peek_all_equal(cx, some, value);
+        assert!(all, "INV-305: the attributes of {range:?} were set to {value:#x}, and not all of them have it");
         Ok(())
     }
 

@@ -132,6 +132,7 @@ impl Vcpu {
     fn handle_mmio_page_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, root: &Root, gpa: Gpa) -> RetPf {
         let generation = self.vm.memslots.read(cx, u32::from(root.as_id()), |set| set.generation);
         if state.mmio_cache == Some((gpa.gfn().0, generation)) {
+            self.vm.check_mmio(root.as_id(), gpa.gfn(), generation);
             return RetPf::Emulate;
         }
         let (spte, _) = self.vm.mmu.walk_lockless(cx, root, gpa);
@@ -142,6 +143,7 @@ impl Vcpu {
             return RetPf::Continue;
         }
         state.mmio_cache = Some((gpa.gfn().0, generation));
+        self.vm.check_mmio(root.as_id(), gpa.gfn(), generation);
         RetPf::Emulate
     }
 
@@ -205,7 +207,11 @@ impl Vcpu {
             match &view {
                 Some(view) => {
                     vm.check_before_map(&fault.tdp, view.slot);
-                    vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm)
+                    let result = vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm);
+                    if result == Ok(RetPf::Fixed) {
+                        vm.check_huge_leaf(fault.tdp.gfn(), fault.tdp.goal_level, view.slot);
+                    }
+                    result
                 }
                 None => vm.mmu.map(cx, &lock, root, &mut fault.tdp, None::<&NoSlot>, &**vm),
             }
@@ -272,6 +278,8 @@ impl Vcpu {
             return Err(Errno::EFAULT);
         }
         let gfn = fault.tdp.gfn();
+        let covered = fault.slot.is_some() && gfn < self.vm.mmu.config().max_gfn;
+        assert!(!covered, "INV-604: an access to {gfn:?}, which a slot covers, becomes MMIO");
         let generation = self.vm.memslots.read(cx, 0, |set| set.generation);
         // While slots are swapped, "no slot" is what the old set says and the generation is the new one's.
         if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS == 0 {

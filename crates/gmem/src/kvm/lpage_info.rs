@@ -73,6 +73,11 @@ impl LpageInfo {
         }
     }
 
+    /// Whether there is no metadata yet.
+    pub(crate) fn is_none(&self) -> bool {
+        self.levels[0].words.is_empty()
+    }
+
     fn word(&self, gfn: Gfn, level: Level) -> &AtomicU32 {
         let index = gfn.0 / level.span() - self.base.0 / level.span();
         &self.levels[level_index(level)].words[index as usize]

@@ -214,6 +214,7 @@ impl Vm {
             self.memslots.inactive(as_id, |set| set.replace(Some(old), Some(&invalid)));
             self.swap_active_memslots(cx, as_id, arch);
             self.arch_flush_shadow_memslot(cx, old);
+            old.set_zapped(true);
             arch = self.slots_arch_lock.lock(cx);
             current = Some(invalid);
         }
@@ -227,6 +228,7 @@ impl Vm {
             Err(errno) => {
                 if let (Change::Delete | Change::Move, Some(old)) = (change, &old) {
                     // The inactive set still has the untouched old slot: make it active again.
+                    old.set_zapped(false);
                     self.swap_active_memslots(cx, as_id, arch);
                     let invalid = current.expect("the stand-in was published");
                     self.memslots.inactive(as_id, |set| set.replace(Some(&invalid), Some(old)));

@@ -292,13 +292,43 @@ impl Engine {
         }
         let class = self.lock_graph.class(op.object, &self.objects);
         if self.lock_graph.is_news(me, class) {
-            self.lock_graph.add(op, class, self.held.borrow().iter().filter(|h| h.task == me).copied());
+            self.news(class, op.access, op.site);
         }
     }
 
-    /// Class of an object: its name in the kernel.
-    pub(crate) fn class_of(&self, object: ObjId) -> &'static str {
-        self.objects.borrow().get(object.0 as usize).copied().unwrap_or("unknown")
+    #[cold]
+    fn news(&self, class: u8, access: Access, site: &'static Location<'static>) {
+        let me = self.current.get();
+        self.lock_graph.add((class, access, site), self.held.borrow().iter().filter(|h| h.task == me).copied());
+    }
+
+    /// As [`Engine::hold`], for what is no object: its index is the number of its class.
+    pub(crate) fn hold_class(&self, name: &'static str, access: Access, site: &'static Location<'static>) {
+        let task = self.current.get();
+        let class = self.lock_graph.class_named(name);
+        self.held.borrow_mut().push(Held { task, object: ObjId::NONE, index: class.into(), access, class, site });
+        self.lock_graph.hold(task, class);
+    }
+
+    /// As [`Engine::unhold`], for what is no object.
+    pub(crate) fn unhold_class(&self, name: &'static str) {
+        self.unhold(ObjId::NONE, self.lock_graph.class_named(name).into());
+    }
+
+    /// As [`Engine::wants`], for what is no object.
+    pub(crate) fn wants_class(&self, name: &'static str, access: Access, site: &'static Location<'static>) {
+        let class = self.lock_graph.class_named(name);
+        if self.lock_graph.is_news(self.current.get(), class) {
+            self.news(class, access, site);
+        }
+    }
+
+    /// Name of what is held.
+    pub(crate) fn held_name(&self, held: &Held) -> String {
+        match held.object {
+            ObjId::NONE => self.lock_graph.name(held.class).to_string(),
+            object => self.object(object),
+        }
     }
 
     /// The current task let go of a lock. `free` says whether an acquirer of the given kind can have it now.

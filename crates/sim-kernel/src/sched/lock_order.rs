@@ -9,7 +9,7 @@
 //!
 //! Simplified: 63 classes; locks of any further class are not ordered.
 
-use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId};
+use super::op::{Access, MAX_TASKS, ObjId, TaskId};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::panic::Location;
@@ -171,17 +171,27 @@ impl LockGraph {
         }
     }
 
-    #[cold]
-    fn look_up(&self, object: ObjId, name: &'static str) -> u8 {
+    /// Name of a class.
+    pub(crate) fn name(&self, class: u8) -> &'static str {
+        self.names.borrow().get(class as usize).copied().unwrap_or("a lock")
+    }
+
+    /// The number of a class.
+    pub(crate) fn class_named(&self, name: &'static str) -> u8 {
         let mut names = self.names.borrow_mut();
-        let class = match names.iter().position(|known| *known == name) {
+        match names.iter().position(|known| *known == name) {
             Some(class) => class as u8,
             None if names.len() < CLASSES => {
                 names.push(name);
                 names.len() as u8 - 1
             }
             None => OTHER,
-        };
+        }
+    }
+
+    #[cold]
+    fn look_up(&self, object: ObjId, name: &'static str) -> u8 {
+        let class = self.class_named(name);
         let mut of_object = self.of_object.borrow_mut();
         if of_object.len() <= object.0 as usize {
             of_object.resize(object.0 as usize + 1, UNKNOWN);
@@ -214,7 +224,11 @@ impl LockGraph {
     }
 
     #[cold]
-    pub(crate) fn add(&self, op: &Op, class: u8, held: impl Iterator<Item = super::engine::Held>) {
+    pub(crate) fn add(
+        &self,
+        (class, access, site): (u8, Access, &'static Location<'static>),
+        held: impl Iterator<Item = super::engine::Held>,
+    ) {
         let names = self.names.borrow();
         let before = &self.before[class as usize];
         for held in held {
@@ -227,8 +241,8 @@ impl LockGraph {
                 from_access: held.access,
                 from_site: held.site,
                 to: names[class as usize],
-                to_access: op.access,
-                to_site: op.site,
+                to_access: access,
+                to_site: site,
             });
         }
     }

@@ -22,7 +22,7 @@ pub struct HeldLock {
     pub task: TaskId,
     /// Class of the lock, as in `mmu_lock`.
     pub class: &'static str,
-    /// The lock.
+    /// The lock; [`ObjId::NONE`] for a [`LockMap`](crate::sync::LockMap).
     pub object: ObjId,
     /// Which one of the object's, for page locks.
     pub index: u64,
@@ -98,7 +98,7 @@ impl<'e> Observation<'e> {
 
     /// Whether any task holds a lock of this class.
     pub fn is_held(&self, class: &str) -> bool {
-        self.engine.held.borrow().iter().any(|held| self.engine.class_of(held.object) == class)
+        self.engine.held.borrow().iter().any(|held| self.engine.lock_graph.name(held.class) == class)
     }
 
     /// Name of an object, as in `mmu_lock#0`.
@@ -126,7 +126,7 @@ impl Engine {
         let held = self.held.borrow();
         let lock = |held: &Held| HeldLock {
             task: held.task,
-            class: self.class_of(held.object),
+            class: self.lock_graph.name(held.class),
             object: held.object,
             index: held.index,
             access: held.access,

@@ -273,7 +273,7 @@ impl Sim {
                 cx.task_work_run();
                 let left = engine.held.borrow().iter().find(|h| h.task == task).copied();
                 if let Some(held) = left {
-                    panic!("INV-502: the task ends with {} held, taken at {}", engine.object(held.object), held.site);
+                    panic!("INV-502: the task ends with {} held, taken at {}", engine.held_name(&held), held.site);
                 }
             });
             if self.coroutines.len() <= task.index() {

@@ -1,56 +1,61 @@
 //! Lock maps (`struct lockdep_map`): what is waited for like a lock without being one, for the graph of lock orders.
 
 use crate::Cx;
-use crate::sched::{Access, ObjId, Op};
-use std::fmt;
+use crate::sched::Access;
+use std::panic::Location;
 
-/// A stretch of work whose end others wait for, such as "a notifier pair is open".
+/// A kind of work whose end others wait for, such as "a notifier pair is open".
 ///
-/// It blocks nobody; it tells the lock order what a wait queue cannot: who has to move on before the wait can end.
+/// It blocks nobody and is no scheduling point; it tells the lock order what a wait queue cannot: who has to move on before the wait can end.
 ///
 /// ```
 /// use sim_kernel::{sched::Sim, sync::{LockMap, Mutex}};
+/// const PAIRS: LockMap = LockMap::new("pairs");
 /// let mut sim = Sim::sequential();
 /// sim.solo(|cx| {
-///     let (pairs, lock) = (LockMap::new(cx, "pairs"), Mutex::new(cx, "lock", ()));
-///     pairs.enter(cx);
+///     let lock = Mutex::new(cx, "lock", ());
+///     PAIRS.enter(cx);
 ///     drop(lock.lock(cx));
-///     pairs.leave(cx);
+///     PAIRS.leave(cx);
 ///     let _guard = lock.lock(cx);
-///     pairs.wait(cx);
+///     PAIRS.wait(cx);
 /// });
 /// assert!(sim.lock_order().circle(|_| true).is_some());
 /// ```
+#[derive(Clone, Copy, Debug)]
 pub struct LockMap {
-    object: ObjId,
+    class: &'static str,
 }
 
 impl LockMap {
     /// A map of the given class.
-    pub fn new(cx: &Cx<'_>, class: &'static str) -> LockMap {
-        LockMap { object: cx.new_object(class) }
+    pub const fn new(class: &'static str) -> LockMap {
+        LockMap { class }
     }
 
-    /// The task begins what others may wait for. No scheduling point.
+    /// The task begins what others may wait for.
     #[track_caller]
-    pub fn enter(&self, cx: &Cx<'_>) {
-        cx.section_entered(&Op::new(Access::LockShared, self.object, 0));
+    pub fn enter(self, cx: &Cx<'_>) {
+        if let Some(engine) = cx.watched() {
+            engine.hold_class(self.class, Access::LockShared, Location::caller());
+        }
     }
 
-    /// The task has ended it. No scheduling point.
-    pub fn leave(&self, cx: &Cx<'_>) {
-        cx.section_left(self.object);
+    /// The task has ended it.
+    ///
+    /// # Panics
+    /// If it had not begun it.
+    pub fn leave(self, cx: &Cx<'_>) {
+        if let Some(engine) = cx.watched() {
+            engine.unhold_class(self.class);
+        }
     }
 
-    /// The task is about to wait until nobody is inside, or might have had to. No scheduling point.
+    /// The task is about to wait until nobody is inside, or might have had to.
     #[track_caller]
-    pub fn wait(&self, cx: &Cx<'_>) {
-        cx.section_wanted(&Op::new(Access::Wait, self.object, 0));
-    }
-}
-
-impl fmt::Debug for LockMap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LockMap").field("object", &self.object).finish()
+    pub fn wait(self, cx: &Cx<'_>) {
+        if let Some(engine) = cx.watched() {
+            engine.wants_class(self.class, Access::Wait, Location::caller());
+        }
     }
 }
