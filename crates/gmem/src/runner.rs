@@ -12,6 +12,7 @@ use sim_kernel::sched::{
 
 use crate::cli::args::Strategy;
 use crate::interp::World;
+use crate::invariants::{self, Snapshot};
 use crate::ops::Answer;
 use crate::scenario::{Scenario, Step};
 
@@ -102,7 +103,7 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
     let results: Arc<Mutex<Vec<StepResult>>> = Arc::default();
     let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash) };
     let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::new(cx, scenario.machine.clone()));
+        let world = Arc::new(World::checked(cx, scenario.machine.clone()));
         perform(cx, &world, "setup", &scenario.setup, &results);
         for thread in &scenario.threads {
             let (world, results, thread) = (Arc::clone(&world), Arc::clone(&results), thread.clone());
@@ -116,6 +117,8 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
         sim.solo(|cx| perform(cx, &world, "finish", &scenario.finish, &results));
         invariant = check(&mut sim, &world);
     }
+    let locks = invariants::check_locks(&sim.lock_order());
+    invariant = invariant.or(locks.err().map(|violation| violation.to_string()));
     let steps = std::mem::take(&mut *results.lock());
     let answer = |label: &str| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer);
     // A run that did not end has no outcome; its verdict says why.
@@ -153,6 +156,10 @@ fn check(sim: &mut Sim, world: &Arc<World>) -> Option<String> {
         sim.solo(|cx| {
             for (_, vm) in world.vms(cx) {
                 vm.check_invariants();
+            }
+            let host = world.process().host();
+            if let Err(violation) = invariants::check(&Snapshot::of(host, true, cx.held_locks())) {
+                panic!("{violation}");
             }
             world.process().exit(cx);
             let phys = world.process().host().phys();

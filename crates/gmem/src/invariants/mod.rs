@@ -11,7 +11,9 @@
 //! Nothing of the kernel is modelled here; some of the rules are WARNs there, most are only believed.
 
 pub mod api_results;
+pub mod contents;
 pub mod counters;
+mod layout;
 pub mod lifetime;
 pub mod page_cache;
 pub mod progress;

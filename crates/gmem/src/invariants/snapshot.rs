@@ -9,7 +9,6 @@ use crate::kvm::guest_memfd::{GmemFile, GmemInode};
 use crate::kvm::host::Host;
 use crate::kvm::lpage_info::LARGE_LEVELS;
 use crate::kvm::memslots::{Memslot, MemslotSet, SlotId};
-use crate::kvm::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 use crate::kvm::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::mm::{FrameFlags, MappedPage, PhysMem};
@@ -124,7 +123,7 @@ pub struct VmState {
     pub nr_memslot_pages: Option<u64>,
     /// The address spaces.
     pub spaces: Vec<SpaceState>,
-    /// Memory attributes other than 0, ascending.
+    /// Memory attributes other than 0, ascending; the first [`VmState::ATTRIBUTES_MAX`].
     pub attributes: BTreeMap<Gfn, u64>,
     /// What is wrong with the attributes' tree.
     pub malformed: Vec<String>,
@@ -200,6 +199,8 @@ pub struct BlockState {
     pub mixed: bool,
     /// MIXED or any other reason against a huge page.
     pub disallowed: bool,
+    /// Its attributes really differ.
+    pub differs: bool,
 }
 
 /// A present leaf of stage 2.
@@ -215,6 +216,10 @@ pub struct LeafState {
     pub level: Level,
     /// First host frame.
     pub pfn: Pfn,
+    /// The attribute of the first frame is PRIVATE.
+    pub private: bool,
+    /// The attributes of its frames differ.
+    pub differs: bool,
 }
 
 /// An MMIO entry of stage 2.
@@ -240,10 +245,8 @@ pub struct ProcessState {
 }
 
 impl VmState {
-    /// Whether the frame is private.
-    pub fn is_private(&self, gfn: Gfn) -> bool {
-        self.attributes.get(&gfn).is_some_and(|value| value & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0)
-    }
+    /// Attributes that are listed.
+    pub const ATTRIBUTES_MAX: usize = 4096;
 
     /// The visible slot that covers a frame.
     pub fn slot(&self, as_id: u16, gfn: Gfn) -> Option<&SlotState> {
@@ -383,13 +386,16 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
         process: None,
     };
     let mut from = Gfn(0);
-    while let Some(gfn) = vm.attributes.next_present(from, Gfn(u64::MAX)) {
+    while state.attributes.len() < VmState::ATTRIBUTES_MAX
+        && let Some(gfn) = vm.attributes.next_present(from, Gfn(u64::MAX))
+    {
         state.attributes.insert(gfn, vm.attributes.peek(gfn));
         from = gfn + 1;
     }
     vm.mmu.for_each_leaf(|leaf| {
         let sim_mmu::LeafInfo { as_id, invalid_root, gfn, level, spte } = leaf;
-        state.leafs.push(LeafState { as_id, invalid_root, gfn, level, pfn: spte.pfn() });
+        let (private, differs) = (vm.attributes.is_private(gfn), differs(vm, gfn.block(level)));
+        state.leafs.push(LeafState { as_id, invalid_root, gfn, level, pfn: spte.pfn(), private, differs });
     });
     vm.mmu.for_each_mmio(|leaf| {
         let sim_mmu::LeafInfo { as_id, invalid_root, gfn, spte, .. } = leaf;
@@ -398,8 +404,14 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
     state
 }
 
+/// Whether the attributes of a range are not all the same.
+fn differs(vm: &Vm, range: GfnRange) -> bool {
+    vm.attributes.next_present(range.start, range.end).is_some()
+        && (range.start.0..range.end.0).any(|gfn| vm.attributes.peek(Gfn(gfn)) != vm.attributes.peek(range.start))
+}
+
 fn space_state(vm: &Vm, as_id: u32) -> SpaceState {
-    let slots = |set: &MemslotSet| set.iter().map(|slot| slot_state(slot)).collect();
+    let slots = |set: &MemslotSet| set.iter().map(|slot| slot_state(slot, Some(vm))).collect();
     SpaceState {
         generation: vm.memslots.peek_active(as_id, |set| set.generation),
         active: vm.memslots.peek_active(as_id, slots),
@@ -407,17 +419,20 @@ fn space_state(vm: &Vm, as_id: u32) -> SpaceState {
     }
 }
 
-fn slot_state(slot: &Memslot) -> SlotState {
+/// The blocks only with the VM, where somebody looks at them.
+fn slot_state(slot: &Memslot, vm: Option<&Vm>) -> SlotState {
     let file = slot.gmem.peek_file().map(|file| match file.upgrade() {
         None => FileState::Freed,
         Some(file) => FileState::Of(file.downcast::<GmemFile>().map_or(0, |view| view.inode().mapping().id())),
     });
     let mut blocks = Vec::new();
-    for level in LARGE_LEVELS.into_iter().filter(|_| !slot.lpage_info.is_none()) {
+    let vm = vm.filter(|vm| vm.machine.has_private_memory() && !slot.lpage_info.is_none());
+    for (vm, level) in vm.into_iter().flat_map(|vm| LARGE_LEVELS.map(|level| (vm, level))) {
         let mut start = Gfn(slot.base_gfn.0.next_multiple_of(level.span()));
         while start.0 + level.span() <= slot.gfns().end.0 {
             let mixed = slot.lpage_info.is_mixed(start, level);
-            blocks.push(BlockState { level, start, mixed, disallowed: slot.lpage_info.is_disallowed(start, level) });
+            let disallowed = slot.lpage_info.is_disallowed(start, level);
+            blocks.push(BlockState { level, start, mixed, disallowed, differs: differs(vm, start.block(level)) });
             start = start + level.span();
         }
     }
@@ -463,7 +478,7 @@ fn view_state(view: &GmemFile, vms: &[Arc<Vm>]) -> ViewState {
         vm: vms.iter().position(|vm| Arc::ptr_eq(vm, view.vm())),
         freed: view.is_freed(),
         bindings: view.peek_bindings(),
-        slots: view.peek_slots().iter().map(|slot| (slot.handle, slot_state(slot))).collect(),
+        slots: view.peek_slots().iter().map(|slot| (slot.handle, slot_state(slot, None))).collect(),
         malformed: texts(view.check_bindings()),
     }
 }

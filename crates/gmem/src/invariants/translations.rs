@@ -135,16 +135,16 @@ fn leafs(shot: &Snapshot) -> impl Iterator<Item = (&VmState, &LeafState, Option<
 
 /// A leaf of guest_memfd names the page that the file has there.
 pub fn inv_201(shot: &Snapshot) -> Holds {
-    for (vm, leaf, slot) in leafs(shot) {
+    for (_, leaf, slot) in leafs(shot) {
         let LeafState { gfn, pfn, .. } = *leaf;
         let Some(slot) = slot.filter(|slot| !slot.invalid && slot.gmem) else { continue };
         let Some(inode) = shot.inode_of(pfn) else {
-            let own = slot.gmem_only || vm.private && vm.is_private(gfn);
+            let own = slot.gmem_only || leaf.private;
             holds!(!own, "{gfn:?} is mapped to {pfn:?}, which is in no page cache");
             continue;
         };
         // Through the VMM's mapping a guest may see another page of the file.
-        if !slot.gmem_only && !vm.is_private(gfn) {
+        if !slot.gmem_only && !leaf.private {
             continue;
         }
         let index = slot.gmem_index(gfn);
@@ -200,7 +200,7 @@ pub fn inv_207(shot: &Snapshot) -> Holds {
 pub fn inv_208(shot: &Snapshot) -> Holds {
     for (vm, leaf, slot) in leafs(shot) {
         let Some(slot) = slot.filter(|slot| vm.private && !slot.gmem_only && !slot.invalid) else { continue };
-        let private = vm.is_private(leaf.gfn);
+        let private = leaf.private;
         holds!(
             slot.gmem || !private,
             "{:?} is private and mapped, but slot {:?} has no guest_memfd",
@@ -226,13 +226,9 @@ fn slot_file(slot: &SlotState) -> Option<u32> {
 /// MIXED says whether attributes differ; huge leafs are only where they may be.
 pub fn inv_209(shot: &Snapshot) -> Holds {
     for vm in shot.vms.iter().filter(|vm| vm.private && !vm.destroyed) {
-        let differ = |start, level: Level| {
-            let set = vm.attributes.range(start..start + level.span()).count() as u64;
-            set != 0 && set != level.span()
-        };
         for slot in vm.spaces.iter().flat_map(|space| &space.active).filter(|slot| !slot.invalid) {
             for block in slot.blocks.iter().filter(|_| !vm.slots_changing) {
-                let truth = differ(block.start, block.level);
+                let truth = block.differs;
                 let (start, level) = (block.start, block.level);
                 holds!(
                     block.mixed == truth,
@@ -242,7 +238,7 @@ pub fn inv_209(shot: &Snapshot) -> Holds {
             }
         }
         for (leaf, slot) in vm.live_leafs().filter(|(leaf, _)| leaf.level != Level::L4K) {
-            holds!(!differ(leaf.gfn, leaf.level), "the huge leaf at {:?} covers different attributes", leaf.gfn);
+            holds!(!leaf.differs, "the huge leaf at {:?} covers different attributes", leaf.gfn);
             let blocks = slot.into_iter().flat_map(|slot| &slot.blocks);
             let forbidden =
                 blocks.filter(|block| (block.start, block.level) == (leaf.gfn, leaf.level)).any(|b| b.disallowed);
@@ -256,7 +252,7 @@ pub fn inv_209(shot: &Snapshot) -> Holds {
 pub fn inv_210(shot: &Snapshot) -> Holds {
     for (vm, leaf, slot) in leafs(shot) {
         let Some(slot) = slot.filter(|slot| !slot.invalid && !slot.gmem_only && vm.mn_active == 0) else { continue };
-        if vm.private && vm.is_private(leaf.gfn) {
+        if leaf.private {
             continue;
         }
         let process = vm.process.and_then(|process| shot.processes[process].behind_leafs.as_ref());

@@ -11,7 +11,7 @@ pub(super) static ROWS: &[Invariant] = &[Invariant {
     window: "inside the xa_lock, which is within one step",
     when: &[When::Point, When::Quiescence],
     check: Check::State(inv_701),
-    note: "`XArray::check`.",
+    note: "`XArray::check`; not of attribute arrays with more than 4096 nodes.",
 }];
 
 /// All trees are well formed. What that is, [`sim_kernel::xarray::XArray::check`] says.

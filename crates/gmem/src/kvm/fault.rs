@@ -172,8 +172,40 @@ impl Vcpu {
         })
     }
 
-    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`. `tdp` gets the level that was chosen.
+    /// [`Vcpu::handle_page_fault`], and a look at whether it had a reason to try again (INV-506).
     pub(crate) fn do_page_fault(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        root: &Arc<Root>,
+        tdp: &mut TdpFault,
+    ) -> Result<RetPf, Errno> {
+        /// More than other faults can take away from one by winning races.
+        const MOST: u32 = 16;
+        let seq = self.vm.mmu.invalidate.peek_seq();
+        let result = self.handle_page_fault(cx, state, root, tdp);
+        if result != Ok(RetPf::Retry) || self.explains_retry(seq, root, tdp.gfn()) {
+            state.unexplained_retries = 0;
+        } else {
+            state.unexplained_retries += 1;
+            let most = state.unexplained_retries <= MOST;
+            assert!(most, "INV-506: a fault on {:?} was tried {MOST} times for no reason", tdp.gfn());
+        }
+        result
+    }
+
+    /// Whether something happened, or goes on, because of which a fault tries again.
+    fn explains_retry(&self, seq: u64, root: &Root, gfn: Gfn) -> bool {
+        let invalidate = &self.vm.mmu.invalidate;
+        let slots_change = self.vm.memslots.peek_active(u32::from(root.as_id()), |set| {
+            let updating = set.generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS != 0;
+            updating || set.by_gfn(gfn).is_some_and(|slot| slot.is_invalid())
+        });
+        invalidate.in_progress() > 0 || invalidate.peek_seq() != seq || root.is_invalid() || slots_change
+    }
+
+    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`. `tdp` gets the level that was chosen.
+    fn handle_page_fault(
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
