@@ -54,6 +54,8 @@ enum Target {
 struct Running {
     from: u64,
     access: Option<(Target, Access)>,
+    /// How many bytes that touches.
+    bytes: u64,
     /// The words that it may mean.
     places: BTreeSet<Place>,
     /// It may mean memory of which nothing is known.
@@ -113,6 +115,7 @@ impl Contents {
             return Ticket(number);
         }
         running.access = self.access(op, &map);
+        running.bytes = if matches!(op, Op::HostWrite64 { .. } | Op::HostFill64 { .. }) { 2 * WORD } else { WORD };
         if let Some((_, Access::Write(value))) = running.access {
             running.write = Some(self.write(value));
         }
@@ -131,6 +134,8 @@ impl Contents {
             // Other ways to change a file: what it holds is not followed.
             Op::Ftruncate { fd, .. } | Op::Pwrite { fd, .. } => self.taint(fd),
             Op::Fallocate { fd, mode, .. } if mode & !3 != 0 => self.taint(fd),
+            // One word in each of many pages.
+            Op::HostFill64 { len, .. } => self.blind |= *len > PAGE,
             _ => {}
         }
         self.widen();
@@ -198,9 +203,9 @@ impl Contents {
                     Seen::Nothing => {}
                     Seen::Unknown => running.anything = true,
                     Seen::At(memory, byte) => {
-                        // A word that is not aligned touches two, or lies in two pages.
+                        // Not aligned, it touches one word more, or lies in two pages.
                         running.anything |= byte % WORD != 0;
-                        for word in [byte / WORD, (byte + WORD - 1) / WORD] {
+                        for word in byte / WORD..=(byte + running.bytes - 1) / WORD {
                             let new = running.places.insert((memory, word));
                             if let Some(write) = running.write.filter(|_| new) {
                                 self.words.entry((memory, word)).or_default().push(write);
@@ -261,6 +266,10 @@ impl Contents {
             Op::HostRead { map: at, offset } => (Target::Host { hva: map(at).wrapping_add(*offset) }, Access::Read),
             Op::HostWrite { map: at, offset, value } => {
                 (Target::Host { hva: map(at).wrapping_add(*offset) }, Access::Write(Some(*value as u32)))
+            }
+            // Two words, of which each holds anything afterwards.
+            Op::HostWrite64 { map: at, offset, .. } | Op::HostFill64 { map: at, offset, .. } => {
+                (Target::Host { hva: map(at).wrapping_add(*offset) }, Access::Write(None))
             }
             _ => return None,
         })
