@@ -14,7 +14,7 @@ pub(super) static ROWS: &[Invariant] = &[
         window: "",
         when: &[When::Operation],
         check: Check::AtStep,
-        note: "By the recordings of a real kernel and its selftests, call by call; of the state, that a failed change of slots or attributes leaves both as they were.",
+        note: "By the recordings of a real kernel and its selftests, call by call; of the state, that a failed change leaves the number of slots and of their pages, or the attributes at the start of the range, as they were.",
     },
     Invariant {
         id: "INV-602",

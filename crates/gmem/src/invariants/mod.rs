@@ -110,8 +110,6 @@ pub enum When {
     Locks,
     /// While no operation is under way: after the tasks of a scenario have ended.
     Quiescence,
-    /// When the process has ended and everything must be gone.
-    TearDown,
 }
 
 impl fmt::Display for When {
@@ -122,7 +120,6 @@ impl fmt::Display for When {
             When::Operation => "operation",
             When::Locks => "locks",
             When::Quiescence => "quiescence",
-            When::TearDown => "tear-down",
         })
     }
 }

@@ -100,6 +100,8 @@ impl Vm {
         let (first, last) = (range.start.0, range.end.0 - 1);
         let array = &self.attributes.array;
         let _slots = self.slots_lock.lock(cx);
+        // What is checked of a large range: its first frames.
+        let some = GfnRange::with_len(range.start, (range.end - range.start).min(64));
 
         // C1: nothing to do, and then nothing is done.
         if array.all_equal(cx, first, last, MemoryAttributes::entry(value)) {
@@ -107,14 +109,17 @@ impl Vm {
         }
         // C2: make sure that storing cannot fail half way.
         if value != 0 || self.kernel().reserves_to_clear_attributes() {
-            array.reserve_range(cx, first, last)?;
+            let before = self.attributes.next_present(some.start, some.end);
+            let reserved = array.reserve_range(cx, first, last);
+            let same = before == self.attributes.next_present(some.start, some.end);
+            assert!(reserved.is_ok() || same, "INV-601: setting attributes of {range:?} failed, and some have changed");
+            reserved?;
         }
 
         let invalidation = self.pre_set_memory_attributes(cx, range); // C3
         array.store_each(cx, first, last, MemoryAttributes::entry(value)).expect("every index was reserved"); // C4
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
-        // INV-305, of large ranges the first frames.
-        let some = GfnRange::with_len(range.start, (range.end - range.start).min(64));
+        // INV-305.
         let all = self.attributes.peek_all_equal(cx, some, value);
         assert!(all, "INV-305: the attributes of {range:?} were set to {value:#x}, and not all of them have it");
         Ok(())

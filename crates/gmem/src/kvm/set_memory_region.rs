@@ -72,7 +72,19 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         let mut slots = self.slots_lock.lock(cx);
-        self.set_memory_region(cx, &mut slots, caller, region)
+        let before = (slots.nr_memslot_pages, self.slot_count());
+        let result = self.set_memory_region(cx, &mut slots, caller, region);
+        let after = (slots.nr_memslot_pages, self.slot_count());
+        assert!(
+            result.is_ok() || before == after,
+            "INV-601: changing a slot failed: {result:?}, and the slots changed"
+        );
+        result
+    }
+
+    /// Slots of all address spaces, without a scheduling point.
+    fn slot_count(&self) -> usize {
+        (0..self.address_spaces()).map(|as_id| self.memslots.peek_active(as_id, |set| set.len())).sum()
     }
 
     /// `kvm_set_memory_region`, with `slots_lock` held.
