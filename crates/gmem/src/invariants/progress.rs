@@ -88,6 +88,11 @@ static ORDER: &[LockClass] = &[
     LockClass { name: "i_pages", rank: 13, sleeps: false },
 ];
 
+/// The classes with their ranks, as docs/locks.md has them.
+pub fn ranks() -> impl Iterator<Item = (&'static str, u32)> {
+    ORDER.iter().map(|class| (class.name, class.rank))
+}
+
 fn class(name: &str) -> Option<&'static LockClass> {
     ORDER.iter().find(|class| class.name == name)
 }

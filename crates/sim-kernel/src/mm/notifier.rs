@@ -75,8 +75,10 @@ impl Notifiers {
             return Invalidation { range, told: Arc::new([]) };
         }
         let _srcu = self.srcu.read(cx);
-        INVALIDATE_RANGE.enter(cx);
         let told = self.current();
+        if !told.is_empty() {
+            INVALIDATE_RANGE.enter(cx);
+        }
         for (_, notifier) in &*told {
             notifier.invalidate_range_start(cx, range);
         }
