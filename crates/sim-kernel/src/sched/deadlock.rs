@@ -29,7 +29,9 @@ pub struct Deadlock {
 
 impl Deadlock {
     pub(crate) fn of(engine: &Engine, blocked: TaskSet) -> Deadlock {
-        let held = engine.held.borrow();
+        // By task, and not by who was first: equivalent executions give the same report.
+        let mut held = engine.held.borrow().clone();
+        held.sort_by_key(|h| (h.task, h.object, h.index));
         let place_held = |h: &Held| match h.index {
             _ if h.object == ObjId::NONE => engine.held_name(h),
             0 => engine.object(h.object),
@@ -41,8 +43,9 @@ impl Deadlock {
         };
         let waiters = blocked.iter().map(|task| {
             let op = engine.pending[task.index()].get();
-            let holders =
-                held.iter().filter(|h| h.object == op.object && h.index == op.index && op.access != Access::Wait);
+            let holders = held.iter().filter(|h| {
+                h.object == op.object && h.index == op.index && !matches!(op.access, Access::Wait | Access::Await)
+            });
             Waiter {
                 task: engine.task(task),
                 wants: format!("{} {}", op.access.name(), place(op.object, op.index)),

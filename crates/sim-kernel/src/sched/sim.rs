@@ -8,9 +8,11 @@ use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop, TaskBody};
 use super::event::{Event, EventLog, LogLevel, Names, render_json};
 use super::lock_order::LockOrder;
-use super::op::{Access, ObjId, TaskId, TaskSet};
+use super::op::{Access, MAX_TASKS, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
+use super::store_buffer::MemoryModel;
 use super::strategy::{Chooser, Divergence};
+use super::trail::Trail;
 use crate::Cx;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
@@ -34,11 +36,15 @@ pub struct Config {
     pub steps_max: u64,
     /// How much is logged.
     pub log: LogLevel,
+    /// Whether the [`Trail`] is kept.
+    pub trail: bool,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off }
+        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off, trail: false, memory: MemoryModel::Sc }
     }
 }
 
@@ -171,7 +177,7 @@ impl Sim {
     /// # Panics
     /// If `setup` panics.
     pub fn execute<R>(&mut self, config: &Config, setup: impl FnOnce(&Cx<'_>) -> R) -> (R, Verdict) {
-        self.engine.reset(config.log);
+        self.engine.reset(config.log, config.trail, config.memory);
         self.engine.steps_max.set(config.steps_max);
         self.engine.chooser.borrow_mut().begin(config.seed);
         let value = self.solo(setup);
@@ -213,6 +219,8 @@ impl Sim {
                 Verdict::Panicked { task: engine.task(engine.current.get()), message }
             }
         };
+        let failed = matches!(verdict, Verdict::Panicked { .. }).then(|| engine.current.get());
+        engine.ended(failed);
         // Observers watch tasks; they may keep what they look at alive.
         engine.observing.set(false);
         let observers = engine.observers.try_borrow_mut().map(|mut observers| std::mem::take(&mut *observers));
@@ -273,6 +281,7 @@ impl Sim {
             });
             let engine = Rc::clone(engine);
             let co = Coroutine::with_stack(stack, move |yielder, ()| {
+                engine.begin_step(task, &engine.pending[task.index()].get());
                 let cx = Cx::simulated(&engine, yielder, task);
                 body(&cx);
                 cx.task_work_run();
@@ -309,9 +318,14 @@ impl Sim {
         self.engine.steps.get()
     }
 
+    /// The steps of the last execution; empty unless [`Config::trail`] asked for them or the strategy needed them.
+    pub fn trail(&self) -> std::cell::Ref<'_, Trail> {
+        self.engine.trail.borrow()
+    }
+
     /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].
     pub(crate) fn steps_by_task(&self) -> Vec<u32> {
-        let mut steps = vec![0; self.engine.names.borrow().len()];
+        let mut steps = vec![0; MAX_TASKS];
         for event in self.engine.log.borrow().events() {
             if let Event::Op { task, access, .. } = event
                 && *access != Access::Unlock

@@ -16,7 +16,7 @@ mod rwlock;
 mod srcu;
 mod wait;
 
-pub use atomic::{Atomic64, Word};
+pub use atomic::{Atomic64, Until, Word, smp_mb};
 pub use bit_lock::PageLocks;
 pub use lock_map::LockMap;
 pub use mutex::{Mutex, MutexGuard};
