@@ -20,9 +20,12 @@ fn circle(sim: &Sim) -> Option<Vec<(&'static str, &'static str)>> {
     Some(sim.lock_order().circle(|_| true)?.iter().map(|edge| (edge.from, edge.to)).collect())
 }
 
+/// Task, what it does next, locks that are held, operations that are done.
+type Step = (u8, Option<Access>, usize, u64);
+
 #[test]
 fn an_observer_sees_every_step_and_the_locks_of_the_moment() {
-    let seen: Rc<RefCell<Vec<(u8, Option<Access>, usize, u64)>>> = Rc::default();
+    let seen: Rc<RefCell<Vec<Step>>> = Rc::default();
     let mut sim = Sim::new(Chooser::RoundRobin(RoundRobin));
     let watch = Rc::clone(&seen);
     let (_, verdict) = sim.execute(&Config::default(), |cx| {

@@ -100,8 +100,8 @@ impl Layout {
             return Seen::Unknown;
         }
         // Address space 0 only: no vCPU of the language is in SMM.
-        let slots = self.slots.range((vm, 0)..(vm, 1 << 16)).map(|(_, slot)| slot);
-        let Some(slot) = slots.filter(|slot| gpa.wrapping_sub(slot.gpa) < slot.size).next_back() else {
+        let mut slots = self.slots.range((vm, 0)..(vm, 1 << 16)).map(|(_, slot)| slot);
+        let Some(slot) = slots.rfind(|slot| gpa.wrapping_sub(slot.gpa) < slot.size) else {
             return Seen::Nothing;
         };
         let inside = gpa - slot.gpa;

@@ -6,7 +6,7 @@
 //! Left out: contents of pages, programs and registers of vCPUs, areas of processes.
 
 use crate::kvm::guest_memfd::{GmemFile, GmemInode};
-use crate::kvm::host::Host;
+use crate::kvm::host::{Existing, Host};
 use crate::kvm::lpage_info::LARGE_LEVELS;
 use crate::kvm::memslots::{Memslot, MemslotSet, SlotId};
 use crate::kvm::vm::Vm;
@@ -286,9 +286,9 @@ impl SlotState {
 impl Snapshot {
     /// The host as it is now. `held` is what tasks hold, empty when none exists; then nothing is under way.
     pub fn of(host: &Host, quiescent: bool, held: Vec<HeldLock>) -> Snapshot {
-        let (vms, inodes, mms) = host.watched();
+        let Existing { vms, inodes, mms } = host.existing();
         let mut shot = Snapshot { quiescent, held, ..Snapshot::default() };
-        shot.vms = vms.iter().map(|vm| vm_state(vm)).collect();
+        shot.vms = vms.iter().map(vm_state).collect();
         shot.inodes = inodes.iter().map(|inode| inode_state(inode, &vms)).collect();
         for (vm, state) in vms.iter().zip(&mut shot.vms) {
             state.process = mms.iter().position(|mm| Arc::ptr_eq(mm, &vm.mm));

@@ -35,6 +35,13 @@ struct Watched {
     mms: Vec<Weak<Mm>>,
 }
 
+/// What exists on a host, each in the order in which it was made: for checkers.
+pub(crate) struct Existing {
+    pub(crate) vms: Vec<Arc<Vm>>,
+    pub(crate) inodes: Vec<Arc<GmemInode>>,
+    pub(crate) mms: Vec<Arc<Mm>>,
+}
+
 /// Adds to a list, and forgets what is gone when it has grown to a power of two.
 fn watch<T>(list: &mut Vec<Weak<T>>, new: Weak<T>) {
     if list.len().is_power_of_two() {
@@ -80,13 +87,13 @@ impl Host {
         watch(&mut self.watched.lock().inodes, Arc::downgrade(inode));
     }
 
-    /// The VMs, guest_memfds and address spaces that exist, each in the order in which they were made.
-    pub(crate) fn watched(&self) -> (Vec<Arc<Vm>>, Vec<Arc<GmemInode>>, Vec<Arc<Mm>>) {
+    /// The VMs, guest_memfds and address spaces that exist.
+    pub(crate) fn existing(&self) -> Existing {
         fn live<T>(list: &[Weak<T>]) -> Vec<Arc<T>> {
             list.iter().filter_map(Weak::upgrade).collect()
         }
         let watched = self.watched.lock();
-        (live(&watched.vms), live(&watched.inodes), live(&watched.mms))
+        Existing { vms: live(&watched.vms), inodes: live(&watched.inodes), mms: live(&watched.mms) }
     }
 
     /// The configuration.
