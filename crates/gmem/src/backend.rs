@@ -95,6 +95,7 @@ fn print_report(report: &RunReport, options: &RunOptions, out: &mut dyn Write) -
     } else {
         writeln!(out, "not what the scenario says; to see it again:")?;
         let kernel = options.kernel.map_or(String::new(), |kernel| format!(" --kernel {kernel}"));
-        writeln!(out, "  gmem run {}{kernel} --schedule {}", options.file, report.schedule)
+        let mutants: String = options.mutants.iter().map(|id| format!(" --mutant {id}")).collect();
+        writeln!(out, "  gmem run {}{kernel}{mutants} --schedule {}", options.file, report.schedule)
     }
 }

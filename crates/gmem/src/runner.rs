@@ -99,26 +99,40 @@ pub fn chooser(strategy: Strategy, schedule: Option<&Schedule>) -> Chooser {
 /// assert!(report.is_as_expected());
 /// ```
 pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
+    run_within(STEPS_MAX, scenario, chooser, seed, level)
+}
+
+/// As [`run`], with a limit of steps after which the run is given up ([`Verdict::StepLimit`]): an unfair strategy may let a vCPU fault for ever
+/// on a page that another task is about to give free.
+pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
     let mut sim = Sim::new(chooser);
     let results: Arc<Mutex<Vec<StepResult>>> = Arc::default();
-    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash), ..Config::default() };
-    let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::checked(cx, scenario.machine.clone()));
-        perform(cx, &world, "setup", &scenario.setup, &results);
-        for thread in &scenario.threads {
-            let (world, results, thread) = (Arc::clone(&world), Arc::clone(&results), thread.clone());
-            let name = thread.name.clone();
-            cx.spawn(&name, move |cx| perform(cx, &world, &thread.name, &thread.steps, &results));
-        }
-        world
+    let config = Config { seed, steps_max, log: level.max(LogLevel::Hash), ..Config::default() };
+    let executed = caught(|| {
+        sim.execute(&config, |cx| {
+            let world = Arc::new(World::checked(cx, scenario.machine.clone()));
+            perform(cx, &world, "setup", &scenario.setup, &results);
+            for thread in &scenario.threads {
+                let (world, results, thread) = (Arc::clone(&world), Arc::clone(&results), thread.clone());
+                let name = thread.name.clone();
+                cx.spawn(&name, move |cx| perform(cx, &world, &thread.name, &thread.steps, &results));
+            }
+            world
+        })
     });
     let mut invariant = None;
-    if verdict.is_completed() {
-        sim.solo(|cx| perform(cx, &world, "finish", &scenario.finish, &results));
-        invariant = check(&mut sim, &world);
-    }
+    let verdict = match executed {
+        Ok((world, verdict)) => {
+            if verdict.is_completed() {
+                let finished = caught(|| sim.solo(|cx| perform(cx, &world, "finish", &scenario.finish, &results)));
+                invariant = finished.and_then(|()| caught(|| check(&mut sim, &world))).err();
+            }
+            verdict
+        }
+        Err(message) => Verdict::Panicked { task: "setup".into(), message },
+    };
     let locks = invariants::check_locks(&sim.lock_order());
-    invariant = invariant.or(locks.err().map(|violation| violation.to_string()));
+    let invariant = invariant.or(locks.err().map(|violation| violation.to_string()));
     let steps = std::mem::take(&mut *results.lock());
     let answer = |label: &str| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer);
     // A run that did not end has no outcome; its verdict says why.
@@ -151,23 +165,31 @@ fn perform(cx: &Cx<'_>, world: &World, thread: &str, steps: &[Step], results: &M
 }
 
 /// Checks the invariants of every VM that is left, then ends the process and checks that it leaves nothing behind.
-fn check(sim: &mut Sim, world: &Arc<World>) -> Option<String> {
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        sim.solo(|cx| {
-            for (_, vm) in world.vms(cx) {
-                vm.check_invariants();
-            }
-            let host = world.process().host();
-            if let Err(violation) = invariants::check(&Snapshot::of(host, true, cx.held_locks())) {
-                panic!("{violation}");
-            }
-            world.process().exit(cx);
-            let phys = world.process().host().phys();
-            let (used, reserved) = (phys.used_frames(), phys.reserved_frames());
-            assert_eq!(used, reserved, "frames are in use after the last process has ended");
-        });
-    }));
-    caught.err().map(|payload| {
+fn check(sim: &mut Sim, world: &Arc<World>) {
+    sim.solo(|cx| {
+        for (_, vm) in world.vms(cx) {
+            vm.check_invariants();
+        }
+        let host = world.process().host();
+        if let Err(violation) = invariants::check(&Snapshot::of(host, true, cx.held_locks())) {
+            panic!("{violation}");
+        }
+        world.process().exit(cx);
+        let phys = world.process().host().phys();
+        let (used, reserved) = (phys.used_frames(), phys.reserved_frames());
+        // What broke stays out of use for good, by one reference each.
+        let broken = phys.broken_frames();
+        let used_up = reserved + broken.len() as u64;
+        assert_eq!(used, used_up, "INV-105: frames are in use after the last process has ended");
+        for pfn in broken {
+            assert_eq!(phys.refcount(pfn), 1, "INV-105: a reference to {pfn:?}, which broke, was never put");
+        }
+    });
+}
+
+/// Runs a part of the simulation outside its tasks; the message of an assertion that failed is the error.
+fn caught<R>(body: impl FnOnce() -> R) -> Result<R, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).map_err(|payload| {
         let text = payload.downcast_ref::<String>().cloned();
         text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_string())).unwrap_or_default()
     })

@@ -306,7 +306,7 @@ impl<'t> Cx<'t> {
     pub fn observe(&self, observer: impl FnMut(&Observation<'_>) + 'static) {
         let Mode::Solo(engine) = self.mode else { panic!("the boot task of a simulation names observers") };
         engine.observers.borrow_mut().push(Box::new(observer));
-        engine.observing.set(true);
+        engine.add_observers();
     }
 
     /// The program has completed an operation: for whoever tells a task that works from one that goes in circles.

@@ -7,6 +7,7 @@
 //! reads them while a writer changes them.
 
 use crate::addr::{Gfn, GfnRange};
+use crate::mutants::{RC_04, RC_05, RC_34, RC_35};
 use sim_kernel::Cx;
 use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,13 @@ pub struct Invalidation {
     ended: bool,
 }
 
+impl Invalidation {
+    /// Ends the obligation: the VM itself is dropped, in the middle of whatever it did.
+    pub fn abandon(mut self) {
+        self.ended = true;
+    }
+}
+
 impl Drop for Invalidation {
     fn drop(&mut self) {
         assert!(self.ended || std::thread::panicking(), "INV-301: an invalidation was begun and never ended");
@@ -61,7 +69,9 @@ impl MmuInvalidate {
     /// `kvm_mmu_invalidate_begin`. At least one range must be added before the lock is released.
     pub fn begin(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>) -> Invalidation {
         // Only the first of several overlapping invalidations forgets the old range: the others extend it.
-        if self.in_progress.fetch_add(cx, 1) == 0 {
+        let first = self.in_progress.fetch_add(cx, 1) == 0;
+        if first {}
+        if first || cx.has_mutant(RC_35) {
             self.range_start.store(cx, UNSET);
             self.range_end.store(cx, UNSET);
         }
@@ -75,7 +85,7 @@ impl MmuInvalidate {
     /// `kvm_mmu_invalidate_range_add`: the range becomes part of the hull that faults stay away from. Before its zap.
     ///
     /// # Panics
-    /// If the range is empty, or no invalidation is open (INV-301).
+    /// If the range is empty, no invalidation is open (INV-301), or an earlier range was forgotten (INV-302).
     pub fn add_range(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
         assert!(!range.is_empty(), "INV-302: the empty range {range:?} was added to an invalidation");
         assert!(self.in_progress.peek() > 0, "INV-301: a range was added while no invalidation is open");
@@ -96,8 +106,18 @@ impl MmuInvalidate {
         self.kept.ended.fetch_add(1, Ordering::Relaxed);
         self.kept.open.fetch_sub(1, Ordering::Relaxed);
         // The sequence first: whoever sees no invalidation in progress also sees the new sequence.
-        self.seq.fetch_add(cx, 1);
-        let open = self.in_progress.fetch_add(cx, 1u64.wrapping_neg());
+        let late = cx.has_mutant(RC_05);
+        if !late && !cx.has_mutant(RC_04) {
+            self.seq.fetch_add(cx, 1);
+        }
+        let open = if cx.has_mutant(RC_34) {
+            self.in_progress.rmw(cx, |_| 0)
+        } else {
+            self.in_progress.fetch_add(cx, 1u64.wrapping_neg())
+        };
+        if late {
+            self.seq.fetch_add(cx, 1);
+        }
         assert!(open > 0, "INV-301: an invalidation was ended that was never begun");
         assert!(self.range().is_some(), "INV-302: an invalidation ended without a range");
     }

@@ -56,6 +56,7 @@ Examples:
   gmem run scenarios/punch-hole.toml --seed 7 --log events.jsonl
   gmem run scenarios/punch-hole.toml --strategy round-robin
   gmem run scenarios/punch-hole.toml --kernel 6.12
+  gmem run scenarios/races/fault-punch.toml --mutant RC-01 --seed 3
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
@@ -146,6 +147,9 @@ pub struct Run {
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,

@@ -25,6 +25,8 @@ pub struct RunOptions {
     pub schedule: Option<Schedule>,
     /// The kernel that was asked for instead of the scenario's; the scenario has it already.
     pub kernel: Option<KernelVersion>,
+    /// The mutants that were asked for beside the scenario's; the scenario has them already.
+    pub mutants: Vec<&'static str>,
 }
 
 /// The simulator, as far as the command needs it.

@@ -5,7 +5,7 @@ use std::io::Write;
 use super::args;
 use super::output::whole_file;
 use super::{Backend, RunOptions};
-use crate::{Status, scenario, source};
+use crate::{Status, mutants, scenario, source};
 
 pub(super) fn run(
     args: &args::Run,
@@ -29,7 +29,14 @@ pub(super) fn run(
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }
-    let options = RunOptions { file: name, seed: args.seed, strategy: args.strategy, schedule, kernel: args.kernel };
+    let mut mutants = Vec::new();
+    for id in &args.mutant {
+        let info = mutants::named(id).map_err(|problem| anyhow::anyhow!("--mutant: {problem}"))?;
+        scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
+        mutants.push(info.id());
+    }
+    let (seed, strategy, kernel) = (args.seed, args.strategy, args.kernel);
+    let options = RunOptions { file: name, seed, strategy, schedule, kernel, mutants };
     match &args.log {
         None => backend.run(&scenario, &options, out, None),
         Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log))),

@@ -5,6 +5,7 @@
 //! [`sim_mmu::MmuInvalidate`]). [`Vm::check_invariants`] walks everything, for quiescent moments.
 
 use super::guest_memfd::GmemFile;
+use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
 use super::uapi::KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
 use super::vm::Vm;
@@ -15,12 +16,14 @@ use sim_mmu::{Gfn, GfnRange, Level, TdpFault};
 use std::collections::BTreeMap;
 
 impl Vm {
-    /// INV-106, INV-201, INV-204, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the truth.
+    /// INV-105, INV-106, INV-201, INV-204, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the
+    /// truth.
     pub(crate) fn check_before_map(&self, fault: &TdpFault, slot: &Memslot) {
         slot.assert_live();
         let Some(pfn) = fault.pfn else { return };
         let gfn = fault.gfn();
         assert!(!slot.is_zapped(), "INV-204: {gfn:?} is mapped through a slot that is deleted or moved, after its zap");
+        let phys = &self.host.phys;
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
@@ -30,7 +33,6 @@ impl Vm {
         }
         if fault.is_private || slot.is_gmem_only() {
             let index = slot.gmem_index(gfn);
-            let phys = &self.host.phys;
             assert!(phys.mapping(pfn).is_some(), "INV-201: {gfn:?} is mapped to {pfn:?}, which left its page cache");
             assert_eq!(phys.index(pfn), index, "INV-201: {gfn:?} is mapped to another page of the file");
             // A release forgets the slot's file first and zaps afterwards; in between a fault may still map.
@@ -43,14 +45,15 @@ impl Vm {
                 assert!(!broken, "INV-211: {gfn:?} is mapped to a broken page");
             }
             let uptodate = phys.flags(pfn).contains(FrameFlags::UPTODATE);
-            assert!(uptodate, "INV-106: {gfn:?} is mapped before its page was cleared");
-            assert!(
-                !phys.is_undefined(pfn),
-                "INV-106: {gfn:?} is mapped to a page of which the contents are undefined"
-            );
-        } else if let Some(mapped) = self.mm.peek_pfn(slot.hva(gfn)) {
-            assert_eq!(mapped, Some(pfn), "INV-210: {gfn:?} is not mapped to what the VMM has at {:?}", slot.hva(gfn));
+            let defined = uptodate && !phys.is_undefined(pfn);
+            assert!(defined, "INV-106: {gfn:?} is mapped before its page was cleared");
+        } else if let Some(now) = self.mm.peek_pfn(slot.hva(gfn)) {
+            assert_eq!(now, Some(pfn), "INV-210: {gfn:?} is mapped to another page than the host has there");
         }
+        // The cache's or the page table's, and the fault's own.
+        let counted = !phys.flags(pfn).contains(FrameFlags::RESERVED);
+        let held = phys.refcount(pfn) >= 2 || !counted;
+        assert!(held, "INV-105: {gfn:?} is mapped to {pfn:?}, to which the fault has no reference of its own");
     }
 
     /// INV-209: a huge leaf was just made, `mmu_lock` is still held.
@@ -98,6 +101,7 @@ impl Vm {
                 slot.assert_live();
                 assert!(!slot.is_invalid(), "INV-308: a stand-in is left");
                 self.check_binding(&slot);
+                self.check_mixed(&slot);
                 by_handle.insert((as_id, slot.base_gfn), slot);
             }
         }
@@ -111,6 +115,22 @@ impl Vm {
             let slot = slot.unwrap_or_else(|| panic!("INV-204: {:?} is mapped outside every slot", leaf.gfn));
             self.check_leaf(slot, &leaf);
         });
+    }
+
+    /// INV-209: what a slot says of its blocks' attributes is so.
+    fn check_mixed(&self, slot: &Memslot) {
+        if !self.machine.has_private_memory() {
+            return;
+        }
+        for level in LARGE_LEVELS {
+            let mut start = slot.base_gfn.0.next_multiple_of(level.span());
+            while start + level.span() <= slot.gfns().end.0 {
+                let block = GfnRange::with_len(Gfn(start), level.span());
+                let mixed = slot.lpage_info.is_mixed(block.start, level);
+                assert_eq!(mixed, !self.attributes.is_uniform(block), "INV-209: whether {block:?} is mixed");
+                start += level.span();
+            }
+        }
     }
 
     /// INV-303, INV-304, INV-310 for one slot.

@@ -119,7 +119,7 @@ impl Vcpu {
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
         if state.root.is_none() {
-            state.root = Some(self.vm.mmu.load_root(cx, 0)?);
+            state.root = Some(self.vm.load_root(cx)?);
         }
         self.enter_guest_mode(cx);
         let visit = srcu.outside(|| {

@@ -189,9 +189,16 @@ fn run_hands_over_what_was_asked_for() {
     let path = scenario(folder.path(), "[setup]\nrun = 'create_vm vm0'");
     let (status, out, errors) = gmem(&FINE, &["run", &path, "--seed", "7", "--strategy", "round-robin"]);
     assert_eq!((status, errors.as_str()), (Status::Success, ""));
-    let expected =
-        format!("race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None }}\n");
+    let expected = format!(
+        "race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None, mutants: [] }}\n"
+    );
     assert_eq!(out, expected);
+    let (status, out, _) = gmem(&FINE, &["run", &path, "--mutant", "RC-01", "--mutant", "bug-22"]);
+    assert_eq!(status, Status::Success);
+    assert!(out.contains("mutants: [\"RC-01\", \"RC-33\"]"), "{out}");
+    let (status, _, errors) = gmem(&FINE, &["run", &path, "--mutant", "RC-0l"]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.contains("--mutant: there is no mutant `RC-0l`; did you mean `RC-01`?"), "{errors}");
     let (status, out, _) = gmem(&FINE, &["run", &path, "--schedule", "gmem1:aeba"]);
     assert_eq!(status, Status::Success);
     assert!(out.contains("schedule: Some(Schedule"), "{out}");

@@ -22,14 +22,6 @@ pub struct MappedPage {
 }
 
 impl Mm {
-    /// The frame behind an address, `Some(None)` if none is; nothing if somebody is changing the page table.
-    pub fn peek_pfn(&self, hva: Hva) -> Option<Option<Pfn>> {
-        self.page_table_lock.try_peek(|tables| {
-            let pte = tables.pte(hva);
-            (!pte.is_none()).then(|| pte.pfn())
-        })
-    }
-
     /// Every page that the process maps in 4 KiB entries, ascending; nothing if somebody is changing the page table.
     pub fn peek_small_pages(&self) -> Option<Vec<MappedPage>> {
         self.page_table_lock.try_peek(|tables| {

@@ -118,6 +118,8 @@ pub struct PhysMem {
     counts: ObjId,
     bytes: ObjId,
     zero_pages: ZeroPages,
+    /// Frames that broke, for checking.
+    broken: parking_lot::Mutex<Vec<Pfn>>,
 }
 
 impl PhysMem {
@@ -144,6 +146,7 @@ impl PhysMem {
             counts: cx.new_object("folio_ref"),
             bytes: cx.new_object("memory"),
             zero_pages: ZeroPages::default(),
+            broken: Default::default(),
         }
     }
 
@@ -373,7 +376,7 @@ impl PhysMem {
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
         let old = self.frame(pfn).refcount.fetch_add(1, Ordering::Relaxed);
-        assert!(old > 0, "a reference was taken to {pfn:?}, which is free");
+        assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
     /// `folio_try_get`: one more reference unless the frame is free.
@@ -461,7 +464,15 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.frame(pfn).flags_index.fetch_or(flags.bits(), Ordering::AcqRel);
+        let old = self.frame(pfn).flags_index.fetch_or(flags.bits(), Ordering::AcqRel);
+        if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
+            self.broken.lock().push(pfn);
+        }
+    }
+
+    /// The frames that broke, in the order in which they did: for checkers.
+    pub fn broken_frames(&self) -> Vec<Pfn> {
+        self.broken.lock().clone()
     }
 
     /// Clears state bits.
@@ -666,6 +677,7 @@ impl PhysMem {
     pub fn read_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u64 {
         let index = Self::word_index(offset, 8);
         cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         self.peek_u64(pfn, index)
     }
 
@@ -674,6 +686,7 @@ impl PhysMem {
     pub fn read_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u32 {
         let index = Self::word_index(offset, 4);
         cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         (self.peek_u64(pfn, index) >> ((offset & 4) * 8)) as u32
     }
 
@@ -682,6 +695,7 @@ impl PhysMem {
     pub fn write_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u64) {
         let index = Self::word_index(offset, 8);
         cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         self.word_mut(pfn, index).store(value, Ordering::Release);
     }
 
@@ -727,6 +741,7 @@ impl PhysMem {
     fn change_u32_as(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
         let index = Self::word_index(offset, 4);
         cx.point(access, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         let shift = (offset & 4) * 8;
         let update = |word: u64| {
             let new = u64::from(change((word >> shift) as u32));
@@ -734,6 +749,12 @@ impl PhysMem {
         };
         let old = self.word_mut(pfn, index).fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
         (old.unwrap_or_else(|word| word) >> shift) as u32
+    }
+
+    /// The processor or a driver is at the frame's bytes now.
+    #[inline]
+    fn assert_used(&self, pfn: Pfn) {
+        assert!(self.refcount(pfn) > 0, "INV-203: {pfn:?} is accessed after it was freed");
     }
 
     fn word_index(offset: u64, size: u64) -> usize {

@@ -80,6 +80,10 @@ pub(crate) struct Engine {
     pub(crate) observers: RefCell<Vec<Observer>>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
+    /// Whether announcements mean more than which task runs: there is a trail, or there are store buffers.
+    special: Cell<bool>,
+    /// Whether anybody wants to know what is performed: a log, a trail, a strategy.
+    observed: Cell<bool>,
     /// Whether the strategy is asked also where only one task can run.
     asks_always: Cell<bool>,
     /// Whether the trail is kept.
@@ -120,6 +124,8 @@ impl Engine {
             observers: RefCell::new(Vec::new()),
             rcu: Default::default(),
             logging: Cell::new(false),
+            special: Cell::new(false),
+            observed: Cell::new(false),
             asks_always: Cell::new(false),
             watching: Cell::new(false),
             trail: RefCell::default(),
@@ -159,7 +165,11 @@ impl Engine {
         self.rcu.reset();
         self.logging.set(level != LogLevel::Off);
         self.asks_always.set(self.chooser.borrow().asks_always());
-        self.watching.set(watch || self.asks_always.get());
+        let watch = watch || self.asks_always.get();
+        self.watching.set(watch);
+        let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
+        self.special.set(watch || memory == MemoryModel::Tso);
+        self.observed.set(watch || custom || level != LogLevel::Off);
         self.trail.borrow_mut().clear();
         self.log.borrow_mut().clear(level);
         self.captured.borrow_mut().clear();
@@ -250,14 +260,9 @@ impl Engine {
     pub(crate) fn announce(&self, yielder: &Yielder, op: Op) {
         let me = self.current.get();
         self.pending[me.index()].set(op);
-        if self.observing.get() {
-            self.observe(me, Some(op));
-        }
-        if self.watching.get() && op.access.is_acquire() {
-            self.effect(EffectKind::Queued, op.object, op.index);
-        }
-        if self.stores.is_on.get() && !op.access.passes_stores() {
-            self.wait_for_stores(me);
+        let special = self.special.get();
+        if special {
+            self.before_announcement(me, &op);
         }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
@@ -267,21 +272,48 @@ impl Engine {
             yielder.suspend(());
             unreachable!("a task was resumed after the step limit");
         }
-        if self.runnable.get() != TaskSet::only(me) || self.asks_always.get() {
+        if special || self.runnable.get() != TaskSet::only(me) {
             match self.next() {
                 Some(task) if task == me => {}
                 _ => yielder.suspend(()),
             }
         }
         self.execute(me, &op);
-        if self.stores.is_on.get() && !op.access.passes_stores() {
+        if special && self.stores.is_on.get() && !op.access.passes_stores() {
             self.saw_buffer_empty(me);
         }
     }
 
-    /// Logs an operation that happens now.
+    /// What an announcement means to trails and store buffers.
+    #[cold]
+    /// From now on observers look on.
+    pub(crate) fn add_observers(&self) {
+        self.observing.set(true);
+        self.special.set(true);
+    }
+
+    fn before_announcement(&self, me: TaskId, op: &Op) {
+        if self.observing.get() {
+            self.observe(me, Some(*op));
+        }
+        if op.access.is_acquire() {
+            self.effect(EffectKind::Queued, op.object, op.index);
+        }
+        if self.stores.is_on.get() && !op.access.passes_stores() {
+            self.wait_for_stores(me);
+        }
+    }
+
+    /// An operation happens now: tells everybody who wants to know.
     #[inline]
     pub(crate) fn execute(&self, task: TaskId, op: &Op) {
+        if self.observed.get() {
+            self.execute_observed(task, op);
+        }
+    }
+
+    #[inline(never)]
+    fn execute_observed(&self, task: TaskId, op: &Op) {
         // Not `if let`: its borrow would last into the body, which borrows mutably.
         let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
         if custom {
@@ -529,7 +561,8 @@ impl Engine {
         }
         let excludes = |task: TaskId| {
             let pending = self.pending[task.index()].get();
-            pending.access.is_acquire() && pending.same_place(op) && pending.depends_on(op)
+            let shared = pending.access == Access::LockShared && op.access == Access::LockShared;
+            pending.access.is_acquire() && pending.same_place(op) && !shared
         };
         for task in runnable.without(me).iter() {
             if excludes(task) {

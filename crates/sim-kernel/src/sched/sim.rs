@@ -96,8 +96,11 @@ impl Verdict {
     }
 }
 
-/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon.
+/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon. What `assert_eq`
+/// puts before the message does not count.
 pub fn invariant_of(message: &str) -> Option<&str> {
+    let comparison = message.strip_prefix("assertion `left ").and_then(|rest| rest.split_once("` failed: "));
+    let message = comparison.map_or(message, |(_, message)| message);
     let (id, _) = message.split_once(':')?;
     let is_id = id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
     (is_id && id.contains("INV-")).then_some(id)
