@@ -79,6 +79,13 @@ impl<T: Zeroable, const FIRST: u32> Arena<T, FIRST> {
         &self.buckets[bucket].get().expect("index was allocated")[offset]
     }
 
+    /// The element, if its bucket exists: for owners that hand out indexes themselves and treat what was never written as zero.
+    #[inline]
+    pub fn get_if_present(&self, index: u32) -> Option<&T> {
+        let (bucket, offset) = Self::locate(index);
+        self.buckets.get(bucket)?.get().map(|bucket| &bucket[offset])
+    }
+
     /// Elements in use.
     pub fn in_use(&self) -> usize {
         self.next.load(Ordering::Relaxed) as usize - self.freed.lock().len()

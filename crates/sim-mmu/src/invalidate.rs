@@ -9,7 +9,7 @@
 use crate::addr::{Gfn, GfnRange};
 use crate::mutants::{RC_04, RC_05, RC_34, RC_35};
 use sim_kernel::Cx;
-use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard};
+use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard, Until};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `INVALID_GPA`: no range was added yet.
@@ -70,7 +70,6 @@ impl MmuInvalidate {
     pub fn begin(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>) -> Invalidation {
         // Only the first of several overlapping invalidations forgets the old range: the others extend it.
         let first = self.in_progress.fetch_add(cx, 1) == 0;
-        if first {}
         if first || cx.has_mutant(RC_35) {
             self.range_start.store(cx, UNSET);
             self.range_end.store(cx, UNSET);
@@ -168,6 +167,22 @@ impl MmuInvalidate {
     pub fn hull(&self) -> Option<GfnRange> {
         let (start, end) = (self.kept.hull_start.load(Ordering::Relaxed), self.kept.hull_end.load(Ordering::Relaxed));
         (start < end).then(|| GfnRange::new(Gfn(start), Gfn(end)))
+    }
+
+    /// Whether a fault of this frame can only try again until an invalidation has ended.
+    #[inline]
+    pub fn keeps_away(&self, gfn: Gfn) -> bool {
+        self.in_progress.peek() > 0 && self.range().is_some_and(|range| range.contains(gfn))
+    }
+
+    /// What a fault's retries come to while [`keeps_away`](Self::keeps_away) holds: nothing changes until an invalidation begins or ends,
+    /// so the task is not runnable until then. The kernel spins through the whole fault; the outcome is the same, and an exploration
+    /// has no endless schedules in which one vCPU does nothing else.
+    pub fn wait_while_kept_away(&self, cx: &Cx<'_>, gfn: Gfn) {
+        let open = self.in_progress.peek();
+        if self.keeps_away(gfn) {
+            self.in_progress.at(cx).wait_until(Until::NotEqual(open));
+        }
     }
 
     /// Invalidations open now: for checkers.

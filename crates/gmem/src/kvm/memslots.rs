@@ -318,7 +318,10 @@ impl Memslot {
     }
 
     /// The slot's memory goes back to the kernel's allocator: nobody may use it any more (INV-401).
-    pub fn free(&self) {
+    pub fn free(&self, cx: &Cx<'_>) {
+        if cx.has_mutants() && self.gmem.object != ObjId::NONE {
+            cx.point(Access::Store, self.gmem.object, 1);
+        }
         let was = self.freed.swap(true, Ordering::SeqCst);
         assert!(!was, "INV-401: slot {:?} is freed twice", self.id);
     }
@@ -336,6 +339,15 @@ impl Memslot {
     /// Whether the slot was freed.
     pub fn is_freed(&self) -> bool {
         self.freed.load(Ordering::SeqCst)
+    }
+
+    /// Whoever has a pointer to the slot from a binding looks at it.
+    #[track_caller]
+    pub(crate) fn dereference(&self, cx: &Cx<'_>) {
+        if cx.has_mutants() {
+            cx.point(Access::Load, self.gmem.object, 1);
+        }
+        self.assert_live();
     }
 
     /// Asserts that the slot was not freed.

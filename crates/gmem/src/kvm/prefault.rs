@@ -118,6 +118,7 @@ impl Vcpu {
             match self.do_page_fault(cx, state, &root, &mut fault)? {
                 RetPf::Retry => {
                     self.wait_while_invalid(cx, gpa);
+                    self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
                     let gone = root.is_invalid_lockless(cx);
                     if gone && cx.has_mutant(BUG_27) {
                         stale += 1;

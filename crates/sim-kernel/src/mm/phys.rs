@@ -398,16 +398,27 @@ impl PhysMem {
     #[track_caller]
     pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.put_unscheduled(pfn);
+        if !cx.has_mutants() {
+            return self.put_unscheduled(pfn);
+        }
+        if self.drop_reference(pfn) {
+            cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+            self.free(pfn);
+        }
     }
 
     /// As [`PhysMem::put`], as part of a step that was already announced.
     pub fn put_unscheduled(&self, pfn: Pfn) {
-        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
-        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
-        if old == 1 {
+        if self.drop_reference(pfn) {
             self.free(pfn);
         }
+    }
+
+    /// One reference less; true if it was the last.
+    fn drop_reference(&self, pfn: Pfn) -> bool {
+        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
+        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
+        old == 1
     }
 
     fn free(&self, pfn: Pfn) {
@@ -658,6 +669,22 @@ impl PhysMem {
             ZERO => 0,
             content => self.contents.get(content - FIRST_BUFFER).0[index].load(Ordering::Acquire),
         }
+    }
+
+    /// Replaces a word of the frame's bytes as part of a step that was already announced on [`PhysMem::object`]: what a machine below does, which has
+    /// its own idea of what an access is.
+    pub fn poke_u64(&self, pfn: Pfn, index: usize, value: u64) {
+        self.word_mut(pfn, index).store(value, Ordering::Release);
+    }
+
+    /// Whether a frame of this number can have contents: it, or one near it, was allocated once.
+    pub fn has_frame(&self, pfn: Pfn) -> bool {
+        u32::try_from(pfn.0).is_ok_and(|index| self.frames.get_if_present(index).is_some())
+    }
+
+    /// The object that accesses to the frames' bytes are announced on. Its indexes are 64-bit words: frame number times 512 plus word.
+    pub fn object(&self) -> ObjId {
+        self.bytes
     }
 
     /// Whether the frame's contents were never defined.
