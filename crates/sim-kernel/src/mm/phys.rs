@@ -17,7 +17,7 @@
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
 use crate::sched::{Access, ObjId};
-use crate::sync::PageLocks;
+use crate::sync::{PageLocks, Word};
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use bytemuck::Zeroable;
 use std::fmt;
@@ -724,6 +724,17 @@ impl PhysMem {
         cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
         self.assert_used(pfn);
         self.word_mut(pfn, index).store(value, Ordering::Release);
+    }
+
+    /// Replaces the 64-bit word at byte `offset`, which must be a multiple of 8, if it is `old` (`lock cmpxchg`).
+    ///
+    /// # Errors
+    /// The value found, if it is not `old`.
+    #[track_caller]
+    pub fn cmpxchg_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, old: u64, new: u64) -> Result<(), u64> {
+        let index = Self::word_index(offset, 8);
+        let id = pfn.0 * WORDS_PER_PAGE as u64 + index as u64;
+        Word::new(cx, self.bytes, id, self.word_mut(pfn, index)).cmpxchg(old, new)
     }
 
     /// Writes the 32-bit word at byte `offset`, which must be a multiple of 4.
