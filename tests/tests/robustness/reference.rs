@@ -9,6 +9,7 @@ use gmem::testing::reference::{OPS, Reference};
 use gmem::testing::strategies::Ground;
 use gmem::testing::swarm;
 use gmem::testing::values::check_and_end;
+use gmem::{MachineConfig, Stage2Kind};
 use proptest::prelude::*;
 
 /// Pages of the file.
@@ -23,12 +24,18 @@ fn line(text: &str) -> Op {
     parse_line(text).expect("the line is in the language").op
 }
 
+/// Entries that remember MMIO outlive the slots that are made over them, and an access that meets one is not taken for private (`PFERR_RSVD_MASK`):
+/// the flat maps know nothing of either. Nested paging with 52 address bits has no reserved bits to make such entries of.
+fn without_mmio_entries(machine: MachineConfig) -> MachineConfig {
+    MachineConfig { memory: 64 << 20, stage2: Stage2Kind::Npt, maxphyaddr: 52, ..machine }
+}
+
 proptest! {
     #![proptest_config(cases(300))]
 
     #[test]
     fn the_machine_and_the_flat_maps_agree(
-        machine in swarm::machine().prop_map(|machine| gmem::MachineConfig { memory: 64 << 20, ..machine }),
+        machine in swarm::machine().prop_map(without_mmio_entries),
         ops in prop::collection::vec(op(), 1..60),
     ) {
         let mut reference = Reference::new(PAGES);
