@@ -1,9 +1,13 @@
-//! The bytes of frames: kept only for frames that were written, undefined or zero otherwise.
+//! The bytes of frames: cleared, copied, read and written word by word (`clear_highpage`, `copy_highpage`, and what processors and
+//! drivers do).
 //!
-//! Every access is announced on one object, [`PhysMem::object`], with the word that it touches, so accesses to different words are independent.
+//! An access of up to eight bytes is one step, and so is one of a whole frame. A buffer is made at the first write.
 
-use super::{Access, AtomicU64, Cx, FIRST_BUFFER, ObjId, Ordering, Pfn, PhysMem, UNDEFINED, WORDS_PER_PAGE, ZERO};
+use super::{FIRST_BUFFER, PhysMem, UNDEFINED, WORDS_PER_PAGE, ZERO};
+use crate::sched::{Access, ObjId};
 use crate::sync::Word;
+use crate::{Cx, Pfn};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 impl PhysMem {
     /// `clear_highpage`: the frame's bytes become zero. One step.
