@@ -10,6 +10,7 @@ mod errno;
 pub mod fs;
 pub mod mm;
 mod mutant;
+mod pool;
 pub mod sched;
 pub mod sync;
 pub mod xarray;

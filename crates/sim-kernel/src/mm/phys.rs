@@ -107,7 +107,7 @@ struct Zone {
 /// ```
 pub struct PhysMem {
     frames: Arena<Frame, 6>,
-    contents: Arena<PageBytes, 0>,
+    contents: Arena<PageBytes, 3>,
     /// One for each node.
     zones: Box<[parking_lot::Mutex<Zone>]>,
     limit: u64,
@@ -134,8 +134,8 @@ impl PhysMem {
         assert!((1..=64).contains(&nodes), "{nodes} nodes; a host has 1 to 64");
         let zone = |node: u32| Zone { next_block: node * PAGES_PER_PMD as u32, ..Zone::default() };
         PhysMem {
-            frames: Arena::new(),
-            contents: Arena::new(),
+            frames: Arena::recycled(cx),
+            contents: Arena::recycled_dirty(cx),
             zones: (0..nodes).map(|node| parking_lot::Mutex::new(zone(node))).collect(),
             limit: bytes / crate::PAGE_SIZE,
             tables: AtomicU64::new(0),

@@ -8,9 +8,11 @@
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
 use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use super::strategy::{Chooser, Divergence, Ready};
+use crate::pool::Pool;
 use crate::{Mutant, MutantSet};
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
+use std::sync::Arc;
 
 /// Body of a task that is yet to start.
 pub(crate) type TaskBody = Box<dyn FnOnce(&crate::Cx<'_>) + Send>;
@@ -64,6 +66,8 @@ pub(crate) struct Engine {
     pub(crate) log: RefCell<EventLog>,
     capturing: Cell<bool>,
     captured: RefCell<Vec<TraceRecord>>,
+    /// Storage for the next execution.
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Engine {
@@ -92,6 +96,7 @@ impl Engine {
             log: RefCell::new(EventLog::new(LogLevel::Off)),
             capturing: Cell::new(false),
             captured: RefCell::new(Vec::new()),
+            pool: Arc::default(),
         };
         engine.reset(LogLevel::Off);
         engine

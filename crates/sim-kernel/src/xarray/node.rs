@@ -3,7 +3,7 @@
 //! Simplified: no back pointer to the array and no list heads, and nodes are numbers instead of addresses.
 
 use super::entry::{NULL, RETRY, as_node, as_sibling, is_value};
-use crate::{Arena, Errno};
+use crate::{Arena, Cx, Errno};
 use bytemuck::Zeroable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -170,7 +170,7 @@ impl Node {
 /// });
 /// ```
 pub struct NodeCache {
-    arena: Arena<Node, 1>,
+    arena: Arena<Node, 3>,
     used: AtomicU64,
     limit: AtomicU64,
     /// Counts the nodes that were made available again.
@@ -184,8 +184,17 @@ impl NodeCache {
 
     /// An empty cache; nothing is allocated.
     pub fn new() -> NodeCache {
+        NodeCache::with(Arena::new())
+    }
+
+    /// An empty cache with the storage of one that an earlier execution of this simulation dropped ([`Arena::recycled`]).
+    pub fn recycled(cx: &Cx<'_>) -> NodeCache {
+        NodeCache::with(Arena::recycled(cx))
+    }
+
+    fn with(arena: Arena<Node, 3>) -> NodeCache {
         NodeCache {
-            arena: Arena::new(),
+            arena,
             used: AtomicU64::new(0),
             limit: AtomicU64::new(NodeCache::LIMIT_DEFAULT),
             released: AtomicU64::new(0),
