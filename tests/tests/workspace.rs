@@ -16,7 +16,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
 ];
 
 /// What the three crates below `gmem` may use of others: nothing that does I/O, reads a clock or starts a thread.
-const CORE_USES: [&str; 12] = [
+const CORE_USES: [&str; 13] = [
     "arrayvec",
     "bitflags",
     "bytemuck",
@@ -27,6 +27,7 @@ const CORE_USES: [&str; 12] = [
     "rand",
     "rand_pcg",
     "rustc-hash",
+    "serde",
     "thiserror",
     "xxhash-rust",
 ];

@@ -60,6 +60,7 @@ pub mod conformance;
 mod demo;
 pub mod facts;
 pub mod interp;
+pub mod invariants;
 pub mod kvm;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod live;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use gmem::invariants::{self, Section};
 use gmem::ops::Advice;
 use gmem::ops::table::{Arg, Kind, OPS, OpSpec};
 
@@ -134,6 +135,34 @@ fn operations_are_those_of_the_table() {
     let rows: String = OPS.iter().map(row).collect();
     let head = "| written | what it is | words |\n|---|---|---|\n";
     check_table("docs/scenarios.md", "operations", &format!("{head}{rows}"));
+}
+
+/// The page of the invariants is the registry: one table for each section.
+#[test]
+fn invariants_are_those_of_the_registry() {
+    let mut tables: BTreeMap<Section, String> = BTreeMap::new();
+    for inv in invariants::all() {
+        let table = tables.entry(inv.section).or_insert_with(|| {
+            let head = "| id | what holds | except | looked at | notes |\n|---|---|---|---|---|\n";
+            head.to_string()
+        });
+        let when: Vec<String> = inv.when.iter().map(|when| when.to_string()).collect();
+        let row = format!("| {} | {} | {} | {} | {} |\n", inv.id, inv.text, inv.window, when.join(", "), inv.note);
+        table.push_str(&row.replace("  ", " "));
+    }
+    for (section, table) in tables {
+        check_table("docs/invariants.md", &section.to_string(), &table);
+    }
+}
+
+#[test]
+fn ids_of_invariants_ascend() {
+    let ids: Vec<_> = invariants::all().map(|inv| inv.id).collect();
+    assert!(ids.is_sorted() && ids.len() == 54, "{} ids: {ids:?}", ids.len());
+    for id in &ids {
+        assert_eq!(sim_kernel::sched::invariant_of(&format!("{id}: text")), Some(*id));
+    }
+    assert_eq!(invariants::named("INV-2O1").unwrap_err(), "there is no invariant `INV-2O1`; did you mean `INV-201`?");
 }
 
 /// Links between pages, and from pages to files, lead somewhere.

@@ -7,6 +7,7 @@ mod addr;
 mod arena;
 mod cx;
 mod errno;
+pub mod explore;
 pub mod fs;
 pub mod mm;
 mod mutant;

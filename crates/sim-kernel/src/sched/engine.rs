@@ -159,7 +159,8 @@ impl Engine {
                 return None;
             }
             None => {
-                let ready = Ready { current, runnable, pending: &self.pending };
+                let ready =
+                    Ready { current, runnable, live: self.live.get(), steps: self.steps.get(), pending: &self.pending };
                 match self.chooser.borrow_mut().pick(&ready) {
                     Ok(task) => {
                         assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");

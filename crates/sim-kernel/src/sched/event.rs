@@ -44,6 +44,20 @@ pub enum LogLevel {
     Full,
 }
 
+impl LogLevel {
+    pub(crate) fn code(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_code(code: u8) -> LogLevel {
+        match code {
+            0 => LogLevel::Off,
+            1 => LogLevel::Hash,
+            _ => LogLevel::Full,
+        }
+    }
+}
+
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

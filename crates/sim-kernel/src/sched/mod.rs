@@ -22,4 +22,6 @@ pub use native::run_native;
 pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 pub use schedule::{Schedule, ScheduleError};
 pub use sim::{Config, Sim, Verdict, invariant_of};
-pub use strategy::{Chooser, Divergence, Random, Ready, Replay, RoundRobin, RunToCompletion, Strategy};
+pub use strategy::{
+    Branch, Chooser, Dfs, Divergence, Pct, Pos, Random, Ready, Replay, RoundRobin, RunToCompletion, Strategy, Urw,
+};

@@ -6,8 +6,8 @@
 
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop, TaskBody};
-use super::event::{EventLog, LogLevel, Names, render_json};
-use super::op::{ObjId, TaskId, TaskSet};
+use super::event::{Event, EventLog, LogLevel, Names, render_json};
+use super::op::{Access, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
 use super::strategy::{Chooser, Divergence};
 use crate::Cx;
@@ -157,6 +157,11 @@ impl Sim {
         *self.engine.chooser.borrow_mut() = chooser;
     }
 
+    /// Lets the strategy be looked at, or prepared for the next execution.
+    pub fn with_chooser<R>(&self, look: impl FnOnce(&mut Chooser) -> R) -> R {
+        look(&mut self.engine.chooser.borrow_mut())
+    }
+
     /// Runs `setup` as the boot task, then all tasks that it spawned, and those that they spawn, to the end.
     ///
     /// Returns what `setup` returned and how the execution ended. If it did not complete, the remaining tasks are abandoned;
@@ -294,6 +299,20 @@ impl Sim {
     /// Scheduling points passed by tasks in the last execution.
     pub fn steps(&self) -> u64 {
         self.engine.steps.get()
+    }
+
+    /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].
+    pub(crate) fn steps_by_task(&self) -> Vec<u32> {
+        let mut steps = vec![0; self.engine.names.borrow().len()];
+        for event in self.engine.log.borrow().events() {
+            if let Event::Op { task, access, .. } = event
+                && *access != Access::Unlock
+                && *task != TaskId::BOOT
+            {
+                steps[task.index()] += 1;
+            }
+        }
+        steps
     }
 
     /// The decisions of the last execution.

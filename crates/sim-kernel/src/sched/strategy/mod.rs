@@ -4,15 +4,23 @@
 //! [`Op`] of every runnable task. The built-in ones are dispatched statically through [`Chooser`]; any other implementation
 //! goes in as [`Chooser::Custom`].
 
+mod dfs;
+mod pct;
+mod pos;
 mod random;
 mod replay;
 mod round_robin;
 mod run_to_completion;
+mod urw;
 
+pub use dfs::{Branch, Dfs};
+pub use pct::Pct;
+pub use pos::Pos;
 pub use random::Random;
 pub use replay::Replay;
 pub use round_robin::RoundRobin;
 pub use run_to_completion::RunToCompletion;
+pub use urw::Urw;
 
 use super::op::{MAX_TASKS, Op, TaskId, TaskSet};
 use std::cell::Cell;
@@ -25,14 +33,24 @@ pub struct Ready<'a> {
     pub current: TaskId,
     /// The tasks that can run, at least two.
     pub runnable: TaskSet,
+    /// The tasks that have not ended: those that can run, and those that are blocked.
+    pub live: TaskSet,
+    /// Scheduling points that tasks have reached so far.
+    pub steps: u64,
     pub(crate) pending: &'a [Cell<Op>; MAX_TASKS],
 }
 
 impl Ready<'_> {
-    /// What `task` will do when it is picked.
+    /// What a live task will do when it is picked.
     #[inline]
     pub fn pending(&self, task: TaskId) -> Op {
         self.pending[task.index()].get()
+    }
+
+    /// The current task if it can run, else the one with the lowest number.
+    #[inline]
+    pub fn stay_or_lowest(&self) -> TaskId {
+        if self.runnable.contains(self.current) { self.current } else { self.runnable.nth(0) }
     }
 }
 
@@ -79,18 +97,31 @@ pub trait Strategy {
 
     /// `task` was resumed and performs `op` now.
     fn executed(&mut self, _task: TaskId, _op: &Op) {}
+
+    /// An execution has ended: prepares the next one of a search. False if there is none, which only an exhaustive search can say.
+    fn advance(&mut self) -> bool {
+        true
+    }
 }
 
 /// The strategy of an engine, dispatched without a virtual call for the built-in ones.
 pub enum Chooser {
     /// Uniformly random at every decision.
     Random(Random),
+    /// Random, weighted by the events that tasks have left.
+    Urw(Box<Urw>),
+    /// Random priorities with change points.
+    Pct(Box<Pct>),
+    /// Random priorities of pending operations.
+    Pos(Box<Pos>),
     /// Each runnable task in turn.
     RoundRobin(RoundRobin),
     /// Stay with a task until it blocks or ends.
     RunToCompletion(RunToCompletion),
     /// Follow a recorded schedule.
     Replay(Replay),
+    /// Every schedule, one execution after the other.
+    Dfs(Dfs),
     /// Any other strategy.
     Custom(Box<dyn Strategy>),
 }
@@ -99,9 +130,13 @@ impl Chooser {
     pub(crate) fn begin(&mut self, seed: u64) {
         match self {
             Chooser::Random(s) => s.begin(seed),
+            Chooser::Urw(s) => s.begin(seed),
+            Chooser::Pct(s) => s.begin(seed),
+            Chooser::Pos(s) => s.begin(seed),
             Chooser::RoundRobin(s) => s.begin(seed),
             Chooser::RunToCompletion(s) => s.begin(seed),
             Chooser::Replay(s) => s.begin(seed),
+            Chooser::Dfs(s) => s.begin(seed),
             Chooser::Custom(s) => s.begin(seed),
         }
     }
@@ -110,10 +145,22 @@ impl Chooser {
     pub(crate) fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
         match self {
             Chooser::Random(s) => Ok(s.choose(ready)),
+            Chooser::Urw(s) => s.pick(ready),
+            Chooser::Pct(s) => s.pick(ready),
+            Chooser::Pos(s) => s.pick(ready),
             Chooser::RoundRobin(s) => s.pick(ready),
             Chooser::RunToCompletion(s) => s.pick(ready),
             Chooser::Replay(s) => s.pick(ready),
+            Chooser::Dfs(s) => s.pick(ready),
             Chooser::Custom(s) => s.pick(ready),
+        }
+    }
+
+    pub(crate) fn advance(&mut self) -> bool {
+        match self {
+            Chooser::Dfs(s) => s.advance(),
+            Chooser::Custom(s) => s.advance(),
+            _ => true,
         }
     }
 
@@ -129,9 +176,13 @@ impl fmt::Debug for Chooser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Chooser::Random(_) => "Random",
+            Chooser::Urw(_) => "Urw",
+            Chooser::Pct(_) => "Pct",
+            Chooser::Pos(_) => "Pos",
             Chooser::RoundRobin(_) => "RoundRobin",
             Chooser::RunToCompletion(_) => "RunToCompletion",
             Chooser::Replay(_) => "Replay",
+            Chooser::Dfs(_) => "Dfs",
             Chooser::Custom(_) => "Custom",
         })
     }

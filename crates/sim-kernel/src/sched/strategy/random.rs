@@ -22,11 +22,14 @@ impl Random {
     /// Draws the next task.
     #[inline]
     pub fn choose(&mut self, ready: &Ready<'_>) -> TaskId {
-        // Multiply-shift maps 32 random bits to 0..n; the bias is below 2^-26 for 64 tasks.
-        let n = u64::from(ready.runnable.len());
-        let draw = self.rng.next_u64() >> 32;
-        ready.runnable.nth(((draw * n) >> 32) as u32)
+        ready.runnable.nth(draw_below(&mut self.rng, u64::from(ready.runnable.len())) as u32)
     }
+}
+
+/// Draws a number below `n`, which is less than 2^32. Multiply-shift of 32 random bits; the bias is below n / 2^32.
+#[inline]
+pub(super) fn draw_below(rng: &mut Pcg64Mcg, n: u64) -> u64 {
+    ((rng.next_u64() >> 32) * n) >> 32
 }
 
 impl Default for Random {

@@ -13,9 +13,6 @@ impl Strategy for RunToCompletion {
     fn begin(&mut self, _seed: u64) {}
 
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
-        if ready.runnable.contains(ready.current) {
-            return Ok(ready.current);
-        }
-        Ok(ready.runnable.nth(0))
+        Ok(ready.stay_or_lowest())
     }
 }

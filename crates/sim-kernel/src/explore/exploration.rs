@@ -1,0 +1,214 @@
+//! The driver of one search: executions one after the other.
+
+use super::frontier::{Frontier, FrontierError};
+use super::{Judgement, Program, Statistics, StrategyKind};
+use crate::sched::{Chooser, Config, Dfs, LogLevel, Pct, Pos, Random, Schedule, Sim, Urw, Verdict};
+use std::fmt;
+
+/// Executions from which a strategy learns how long the program is.
+const TRIALS: u64 = 3;
+
+/// How executions are run, whatever the strategy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Steps after which an execution is abandoned as a livelock.
+    pub steps_max: u64,
+    /// How much of each execution is logged.
+    pub log: LogLevel,
+    /// Number of the first execution. A sampling strategy derives the seed of each execution from its number alone, so a range of
+    /// numbers gives the same executions wherever it is run.
+    pub first: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { steps_max: 100_000, log: LogLevel::Off, first: 0 }
+    }
+}
+
+/// One execution, judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Execution {
+    /// Its number within the exploration, from [`Options::first`].
+    pub number: u64,
+    /// The seed with which a sampling strategy gives it again: the exploration's seed plus the number.
+    pub seed: u64,
+    /// Its decisions.
+    pub schedule: Schedule,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// What the program made of it.
+    pub judgement: Judgement,
+    /// Scheduling points passed.
+    pub steps: u64,
+    /// Whether an equivalent execution was run before; it was then run on to some end, which is judged like any other.
+    pub pruned: bool,
+}
+
+/// One search over one program.
+pub struct Exploration<'p, P: Program> {
+    program: &'p P,
+    kind: StrategyKind,
+    seed: u64,
+    options: Options,
+    sim: Sim,
+    number: u64,
+    exhausted: bool,
+    statistics: Statistics,
+}
+
+impl<P: Program> fmt::Debug for Exploration<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exploration")
+            .field("kind", &self.kind)
+            .field("seed", &self.seed)
+            .field("number", &self.number)
+            .field("exhausted", &self.exhausted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'p, P: Program> Exploration<'p, P> {
+    /// A search from its beginning.
+    pub fn new(program: &'p P, kind: StrategyKind, seed: u64, options: Options) -> Self {
+        let mut this = Exploration {
+            program,
+            kind,
+            seed,
+            options,
+            sim: Sim::new(Chooser::Random(Random::new())),
+            number: options.first,
+            exhausted: false,
+            statistics: Statistics::default(),
+        };
+        let chooser = match kind {
+            StrategyKind::Random => Chooser::Random(Random::new()),
+            StrategyKind::Urw => Chooser::Urw(Box::new(Urw::new(this.trial().1))),
+            StrategyKind::Pct { depth } => Chooser::Pct(Box::new(Pct::new(depth, this.trial().0))),
+            StrategyKind::Pos => Chooser::Pos(Box::new(Pos::new())),
+            StrategyKind::Preempt { .. } | StrategyKind::Dfs | StrategyKind::Sleep | StrategyKind::Dpor => {
+                Chooser::Dfs(Dfs::new())
+            }
+        };
+        this.sim.set_chooser(chooser);
+        this
+    }
+
+    /// Steps of an execution, in all and by task: the largest of a few random ones that depend on nothing but the exploration's seed,
+    /// so that every part of a search expects the same. They are judged, to be taken down, and not counted.
+    fn trial(&mut self) -> (u64, Vec<u32>) {
+        let mut most = (0, Vec::new());
+        for n in 0..TRIALS {
+            let seed = self.seed.wrapping_add(n);
+            let config = Config { seed, steps_max: self.options.steps_max, log: LogLevel::Full };
+            let program = self.program;
+            let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
+            most.0 = most.0.max(self.sim.steps());
+            for (task, steps) in self.sim.steps_by_task().into_iter().enumerate() {
+                if most.1.len() <= task {
+                    most.1.push(0);
+                }
+                most.1[task] = most.1[task].max(steps);
+            }
+            program.judge(&mut self.sim, state, &verdict);
+        }
+        most
+    }
+
+    /// A search from where another one was.
+    ///
+    /// # Errors
+    /// If the frontier is not one that [`Exploration::frontier`] could have given.
+    pub fn from_frontier(program: &'p P, frontier: Frontier) -> Result<Self, FrontierError> {
+        frontier.check()?;
+        let options =
+            Options { steps_max: frontier.steps_max, log: LogLevel::from_code(frontier.log), first: frontier.number };
+        let mut this = Exploration::new(program, frontier.kind, frontier.seed, options);
+        this.statistics = frontier.statistics;
+        this.exhausted = frontier.exhausted;
+        this.sim.with_chooser(|chooser| {
+            if let Chooser::Dfs(dfs) = chooser {
+                *dfs = Dfs::from_path(&frontier.path);
+            }
+        });
+        Ok(this)
+    }
+
+    /// Everything that is needed to go on from here, as plain data.
+    pub fn frontier(&self) -> Frontier {
+        let path = self.sim.with_chooser(|chooser| match chooser {
+            Chooser::Dfs(dfs) => dfs.path(),
+            _ => Vec::new(),
+        });
+        Frontier {
+            kind: self.kind,
+            seed: self.seed,
+            number: self.number,
+            steps_max: self.options.steps_max,
+            log: self.options.log.code(),
+            exhausted: self.exhausted,
+            path,
+            statistics: self.statistics.clone(),
+        }
+    }
+
+    /// Runs and judges the next execution; `None` if the space is exhausted, which happens only to exhaustive strategies.
+    pub fn step(&mut self) -> Option<Execution> {
+        if self.exhausted {
+            return None;
+        }
+        let number = self.number;
+        let seed = self.seed.wrapping_add(number);
+        let config = Config { seed, steps_max: self.options.steps_max, log: self.options.log };
+        let program = self.program;
+        let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
+        let schedule = self.sim.schedule();
+        let steps = self.sim.steps();
+        let judgement = program.judge(&mut self.sim, state, &verdict);
+        self.number += 1;
+        self.exhausted = self.kind.is_exhaustive() && !self.sim.with_chooser(Chooser::advance);
+        let execution = Execution { number, seed, schedule, verdict, judgement, steps, pruned: false };
+        self.count(&execution);
+        Some(execution)
+    }
+
+    fn count(&mut self, execution: &Execution) {
+        let totals = &mut self.statistics;
+        totals.steps += execution.steps;
+        totals.decisions += execution.schedule.decisions().len() as u64;
+        totals.longest = totals.longest.max(execution.steps);
+        totals.failed += u64::from(!execution.verdict.is_completed());
+        totals.truncated += u64::from(matches!(execution.verdict, Verdict::StepLimit { .. }));
+        if execution.pruned {
+            totals.pruned += 1;
+            return;
+        }
+        totals.executions += 1;
+        match totals.outcomes.get_mut(execution.judgement.outcome.as_str()) {
+            Some(n) => *n += 1,
+            None => {
+                totals.outcomes.insert(execution.judgement.outcome.clone(), 1);
+            }
+        }
+    }
+
+    /// What was done so far; includes what a frontier brought with it.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// Whether everything was seen that the strategy can see.
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// The strategy.
+    pub fn kind(&self) -> StrategyKind {
+        self.kind
+    }
+
+    /// The machine as the last execution left it: event log and names.
+    pub fn sim(&self) -> &Sim {
+        &self.sim
+    }
+}

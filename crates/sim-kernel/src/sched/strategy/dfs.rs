@@ -1,0 +1,73 @@
+//! Depth-first search: every schedule, without any reduction.
+//!
+//! Useless beyond toys, and the oracle against which the reductions are tested.
+
+use super::{Divergence, Ready, Strategy};
+use crate::sched::op::{TaskId, TaskSet};
+
+/// A decision on the path of a search: the task that is taken and those that are still to be tried in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Branch {
+    /// The task that is taken.
+    pub task: u8,
+    /// The tasks that are still to be tried, one bit each.
+    pub left: u64,
+}
+
+/// Enumerates all schedules; [`Strategy::advance`] moves on to the next one.
+#[derive(Clone, Debug, Default)]
+pub struct Dfs {
+    path: Vec<Branch>,
+    at: usize,
+}
+
+impl Dfs {
+    /// A search from its beginning.
+    pub fn new() -> Dfs {
+        Dfs::default()
+    }
+
+    /// A search whose next execution follows `path`.
+    pub fn from_path(path: &[Branch]) -> Dfs {
+        Dfs { path: path.to_vec(), at: 0 }
+    }
+
+    /// The path of the next execution.
+    pub fn path(&self) -> Vec<Branch> {
+        self.path.clone()
+    }
+}
+
+impl Strategy for Dfs {
+    fn begin(&mut self, _seed: u64) {
+        self.at = 0;
+    }
+
+    fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
+        let at = self.at;
+        self.at += 1;
+        if let Some(branch) = self.path.get(at) {
+            let wanted = TaskId(branch.task);
+            if !ready.runnable.contains(wanted) {
+                return Err(Divergence::NotRunnable { at, wanted, runnable: ready.runnable });
+            }
+            return Ok(wanted);
+        }
+        let task = ready.stay_or_lowest();
+        self.path.push(Branch { task: task.0, left: ready.runnable.without(task).0 });
+        Ok(task)
+    }
+
+    fn advance(&mut self) -> bool {
+        self.path.truncate(self.at);
+        while let Some(branch) = self.path.last_mut() {
+            if branch.left != 0 {
+                let next = TaskSet(branch.left).nth(0);
+                *branch = Branch { task: next.0, left: TaskSet(branch.left).without(next).0 };
+                return true;
+            }
+            self.path.pop();
+        }
+        false
+    }
+}

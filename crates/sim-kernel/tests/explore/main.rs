@@ -1,0 +1,3 @@
+//! Exploration: strategies, reductions and their oracle, checkpoints.
+
+mod api;
