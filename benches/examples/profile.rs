@@ -27,6 +27,7 @@ fn main() {
         let config = Config { seed, log, ..Config::default() };
         match &*model {
             "fault_punch" => drop(fault_punch::run(&mut sim, &config)),
+            "fault_punch_once" => drop(fault_punch::run_once(&mut sim, &config)),
             "fault_conversion" => drop(fault_conversion::run(&mut sim, &config)),
             "nothing" => {
                 let (small, _) = sim.execute(&config, SmallVm::new);

@@ -127,6 +127,8 @@ pub(crate) fn loom_search<M: Model>(model: M, executions_max: u64) -> Reach {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 100_000;
     builder.max_permutations = Some(executions_max as usize);
+    // That is looked at so often.
+    builder.checkpoint_interval = (executions_max as usize).div_ceil(100);
     let run = catch_unwind(AssertUnwindSafe(|| {
         builder.check(move || {
             counted.fetch_add(1, Ordering::Relaxed);

@@ -9,8 +9,8 @@ use crate::Cx;
 use crate::pool::Pool;
 use bytemuck::Zeroable;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Buckets double from `1 << FIRST`, so 32 of them cover every `u32` index.
 const BUCKETS: usize = 32;
@@ -102,8 +102,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
             parts.ensured.fetch_max(index + 1, Ordering::Relaxed);
         }
         let (bucket, _) = Parts::<T, FIRST>::locate(index);
-        parts.buckets[bucket]
-            .get_or_init(|| bytemuck::allocation::zeroed_slice_box(1 << (FIRST as usize + bucket)));
+        parts.buckets[bucket].get_or_init(|| bytemuck::allocation::zeroed_slice_box(1 << (FIRST as usize + bucket)));
     }
 
     /// Gives an element back. The caller sees to it that nobody uses it any more.
@@ -214,7 +213,8 @@ mod tests {
 
     /// What an execution sees of an arena that it fills: numbers, and the contents that new elements have.
     fn fill(arena: &Arena<AtomicU64, 1>, n: u32) -> Vec<(u32, u64)> {
-        let seen: Vec<_> = (0..n).map(|_| arena.alloc()).map(|at| (at, arena.get(at).swap(7, Ordering::Relaxed))).collect();
+        let seen: Vec<_> =
+            (0..n).map(|_| arena.alloc()).map(|at| (at, arena.get(at).swap(7, Ordering::Relaxed))).collect();
         arena.free(n / 2);
         arena.ensure(n + 3);
         arena.get(n + 3).store(9, Ordering::Relaxed);

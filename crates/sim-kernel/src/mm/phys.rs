@@ -78,8 +78,26 @@ struct Frame {
 
 /// The bytes of a frame.
 #[derive(Zeroable)]
-#[repr(transparent)]
-struct PageBytes([AtomicU64; WORDS_PER_PAGE]);
+#[repr(C)]
+struct PageBytes {
+    words: [AtomicU64; WORDS_PER_PAGE],
+    /// While the buffer is free: its words are all `fill`, so a new table need not write them.
+    is_filled: AtomicU64,
+    fill: AtomicU64,
+}
+
+impl PageBytes {
+    /// A buffer that was just allocated: makes every word `fill`.
+    fn init(&self, fill: u64) {
+        let is_filled = self.is_filled.load(Ordering::Relaxed) != 0 && self.fill.load(Ordering::Relaxed) == fill;
+        self.is_filled.store(0, Ordering::Relaxed);
+        if !is_filled {
+            for word in &self.words {
+                word.store(fill, Ordering::Relaxed);
+            }
+        }
+    }
+}
 
 /// What the allocator hands out from.
 #[derive(Default)]
@@ -334,9 +352,7 @@ impl PhysMem {
     pub fn alloc_table(&self, fill: u64) -> Result<Pfn, Errno> {
         self.charge_table()?;
         let buffer = self.contents.alloc();
-        for word in &self.contents.get(buffer).0 {
-            word.store(fill, Ordering::Relaxed);
-        }
+        self.contents.get(buffer).init(fill);
         let pfn = self.alloc_with(FIRST_BUFFER + buffer, Placement::LOCAL).inspect_err(|_| {
             self.contents.free(buffer);
             self.uncharge_table();
@@ -353,7 +369,23 @@ impl PhysMem {
     pub fn table(&self, table: Pfn) -> &[AtomicU64; WORDS_PER_PAGE] {
         let content = self.frame(table).content.load(Ordering::Acquire);
         assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
-        &self.contents.get(content - FIRST_BUFFER).0
+        &self.contents.get(content - FIRST_BUFFER).words
+    }
+
+    /// The owner of a table made every word `fill` again and is about to put it: the next table need not be filled.
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    pub fn set_table_filled(&self, table: Pfn, fill: u64) {
+        debug_assert!(
+            self.table(table).iter().all(|word| word.load(Ordering::Relaxed) == fill),
+            "{table:?} is not filled"
+        );
+        let content = self.frame(table).content.load(Ordering::Acquire);
+        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        let bytes = self.contents.get(content - FIRST_BUFFER);
+        bytes.fill.store(fill, Ordering::Relaxed);
+        bytes.is_filled.store(1, Ordering::Relaxed);
     }
 
     /// As [`PhysMem::table`], one word.
@@ -592,7 +624,7 @@ impl PhysMem {
         cx.point_range(Access::Store, self.bytes, to.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
         match self.frame(from).content.load(Ordering::Acquire) {
             content if content >= FIRST_BUFFER => {
-                let source = &self.contents.get(content - FIRST_BUFFER).0;
+                let source = &self.contents.get(content - FIRST_BUFFER).words;
                 for (i, word) in source.iter().enumerate() {
                     self.word_mut(to, i).store(word.load(Ordering::Relaxed), Ordering::Relaxed);
                 }
@@ -617,13 +649,11 @@ impl PhysMem {
         loop {
             let content = frame.content.load(Ordering::Acquire);
             if content >= FIRST_BUFFER {
-                return &self.contents.get(content - FIRST_BUFFER).0[index];
+                return &self.contents.get(content - FIRST_BUFFER).words[index];
             }
             let fill = if content == ZERO { 0 } else { Self::garbage(pfn) };
             let buffer = self.contents.alloc();
-            for word in &self.contents.get(buffer).0 {
-                word.store(fill, Ordering::Relaxed);
-            }
+            self.contents.get(buffer).init(fill);
             let made =
                 frame.content.compare_exchange(content, FIRST_BUFFER + buffer, Ordering::AcqRel, Ordering::Acquire);
             if made.is_err() {
@@ -637,7 +667,7 @@ impl PhysMem {
         match self.frame(pfn).content.load(Ordering::Acquire) {
             UNDEFINED => Self::garbage(pfn),
             ZERO => 0,
-            content => self.contents.get(content - FIRST_BUFFER).0[index].load(Ordering::Acquire),
+            content => self.contents.get(content - FIRST_BUFFER).words[index].load(Ordering::Acquire),
         }
     }
 

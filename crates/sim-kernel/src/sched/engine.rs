@@ -149,32 +149,39 @@ impl Engine {
     }
 
     /// Picks among the runnable tasks and makes the pick current. `None`: nobody runs any more.
+    #[inline]
     pub(crate) fn next(&self) -> Option<TaskId> {
         let runnable = self.runnable.get();
-        let current = self.current.get();
         let task = match runnable.single() {
             Some(task) => task,
-            None if runnable.is_empty() => {
-                *self.stop.borrow_mut() = Stop::Deadlock;
-                return None;
-            }
-            None => {
-                let ready =
-                    Ready { current, runnable, live: self.live.get(), steps: self.steps.get(), pending: &self.pending };
-                match self.chooser.borrow_mut().pick(&ready) {
-                    Ok(task) => {
-                        assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
-                        self.decisions.borrow_mut().push(task);
-                        task
-                    }
-                    Err(divergence) => {
-                        *self.stop.borrow_mut() = Stop::Diverged(divergence);
-                        return None;
-                    }
-                }
-            }
+            None => self.decide(runnable)?,
         };
         self.current.set(task);
+        Some(task)
+    }
+
+    /// A decision of the strategy. `None`: there is nothing to decide on, or the strategy gives up.
+    fn decide(&self, runnable: TaskSet) -> Option<TaskId> {
+        if runnable.is_empty() {
+            *self.stop.borrow_mut() = Stop::Deadlock;
+            return None;
+        }
+        let current = self.current.get();
+        let ready =
+            Ready { current, runnable, live: self.live.get(), steps: self.steps.get(), pending: &self.pending };
+        let task = match &mut *self.chooser.borrow_mut() {
+            // The usual one, and it always has an answer.
+            Chooser::Random(random) => random.choose(&ready),
+            chooser => match chooser.pick(&ready) {
+                Ok(task) => task,
+                Err(divergence) => {
+                    *self.stop.borrow_mut() = Stop::Diverged(divergence);
+                    return None;
+                }
+            },
+        };
+        assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
+        self.decisions.borrow_mut().push(task);
         Some(task)
     }
 

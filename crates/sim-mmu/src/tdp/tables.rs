@@ -241,6 +241,11 @@ impl Tables {
         let old = self.meta.get(table.0 as u32).level.swap(0, Ordering::Relaxed);
         assert_ne!(old, 0, "MMU-INV-002: the table {table:?} is freed twice");
         self.allocated.fetch_sub(1, Ordering::Relaxed);
+        // Nobody sees the entries any more. As in a new table, they spare the next one the filling.
+        for index in self.touched(table, 0, PT_ENTRIES) {
+            self.raw(table, index).store(Spte::NONPRESENT.0, Ordering::Relaxed);
+        }
+        self.phys.set_table_filled(table, Spte::NONPRESENT.0);
         self.phys.put_unscheduled(table);
     }
 
