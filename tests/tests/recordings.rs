@@ -25,6 +25,11 @@ fn the_kept_recordings_agree_wholly() {
 }
 
 #[test]
+fn the_kept_recordings_of_the_mmu_agree_wholly() {
+    check(&root().join("tests/data/traces-mmu"));
+}
+
+#[test]
 fn the_recordings_of_a_live_kernel_agree() {
     check(&root().join("tests/data/live"));
 }

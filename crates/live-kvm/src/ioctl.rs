@@ -1,8 +1,9 @@
 //! KVM's ioctls, with the arguments of the trace language.
 
 use kvm_bindings::{
-    kvm_create_guest_memfd, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_memory_attributes,
-    kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_create_guest_memfd, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_memory_attributes, kvm_pre_fault_memory,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
 use crate::memory::Buffer;
@@ -35,6 +36,7 @@ pub(crate) const KVM_SET_CPUID2: u64 = request(WRITE, 0x90, 8);
 pub(crate) const KVM_SET_MP_STATE: u64 = request(WRITE, 0x99, size_of::<kvm_bindings::kvm_mp_state>());
 pub(crate) const KVM_SET_VCPU_EVENTS: u64 = request(WRITE, 0xa0, size_of::<kvm_bindings::kvm_vcpu_events>());
 const KVM_ENABLE_CAP: u64 = request(WRITE, 0xa3, size_of::<kvm_enable_cap>());
+const KVM_CLEAR_DIRTY_LOG: u64 = request(READ | WRITE, 0xc0, size_of::<kvm_clear_dirty_log>());
 const KVM_SET_MEMORY_ATTRIBUTES: u64 = request(WRITE, 0xd2, size_of::<kvm_memory_attributes>());
 const KVM_CREATE_GUEST_MEMFD: u64 = request(READ | WRITE, 0xd4, size_of::<kvm_create_guest_memfd>());
 const KVM_PRE_FAULT_MEMORY: u64 = request(READ | WRITE, 0xd5, size_of::<kvm_pre_fault_memory>());
@@ -192,6 +194,27 @@ impl Process {
             .flat_map(|(i, word)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i * 64 + bit));
         Ok(set.filter(|bit| *bit < npages).collect())
     }
+
+    /// `KVM_CLEAR_DIRTY_LOG` with a bitmap in which these bits are set.
+    ///
+    /// # Errors
+    /// KVM's errno.
+    pub fn clear_dirty_log(&mut self, vm: i32, slot: u32, first: u64, npages: u32, bits: &[u64]) -> Result<()> {
+        // KVM reads a bit for each page; bits beyond are not read, and have no place.
+        let bytes = (u64::from(npages).next_multiple_of(64) / 8) as usize;
+        let buffer = Buffer::new(bytes.max(8))?;
+        for bit in bits.iter().filter(|bit| **bit / 8 < bytes as u64) {
+            // SAFETY: the byte is inside the buffer, which nobody else knows.
+            unsafe { *buffer.pointer().cast::<u8>().add((bit / 8) as usize) |= 1 << (bit % 8) };
+        }
+        let mut argument = kvm_clear_dirty_log {
+            slot,
+            num_pages: npages,
+            first_page: first,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: buffer.pointer() },
+        };
+        with_struct(vm, KVM_CLEAR_DIRTY_LOG, &mut argument).map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -205,6 +228,7 @@ mod tests {
         assert_eq!(KVM_SET_USER_MEMORY_REGION, 0x4020_ae46);
         assert_eq!(KVM_SET_USER_MEMORY_REGION2, 0x40a0_ae49);
         assert_eq!(KVM_GET_DIRTY_LOG, 0x4010_ae42);
+        assert_eq!(KVM_CLEAR_DIRTY_LOG, 0xc018_aec0);
         assert_eq!(KVM_CREATE_GUEST_MEMFD, 0xc040_aed4);
         assert_eq!(KVM_SET_MEMORY_ATTRIBUTES, 0x4020_aed2);
         assert_eq!(KVM_PRE_FAULT_MEMORY, 0xc040_aed5);

@@ -113,6 +113,33 @@ impl Process {
         maps::guard("host_write", addr, 4)?;
         access::store(addr, value)
     }
+
+    /// A 64-bit load.
+    ///
+    /// # Errors
+    /// As [`Process::load`].
+    pub fn load64(&mut self, addr: u64) -> Result<u64> {
+        maps::guard("host_read64", addr, 8)?;
+        access::load64(addr)
+    }
+
+    /// A 64-bit store.
+    ///
+    /// # Errors
+    /// As [`Process::store`].
+    pub fn store64(&mut self, addr: u64, value: u64) -> Result<()> {
+        maps::guard("host_write64", addr, 8)?;
+        access::store64(addr, value)
+    }
+
+    /// A 64-bit store to the first word of every page of a range, in order, until one faults.
+    ///
+    /// # Errors
+    /// As [`Process::store`]; refused if it may take more memory than allowed.
+    pub fn fill64(&mut self, addr: u64, len: u64, value: u64) -> Result<()> {
+        self.affordable("host_fill64", len)?;
+        (0..len).step_by(4096).try_for_each(|page| self.store64(addr.wrapping_add(page), value))
+    }
 }
 
 /// Anonymous memory of this program, of which only what is touched exists.

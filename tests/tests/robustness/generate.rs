@@ -207,6 +207,18 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
                 .boxed(),
         ),
         (
+            3,
+            (
+                vm(),
+                slot(),
+                mostly((0..8u64).prop_map(|word| word * 64)),
+                mostly(0..2048u64),
+                vec(mostly(0..600u64), 0..8),
+            )
+                .prop_map(|(vm, slot, first, npages, dirty)| Op::ClearDirtyLog { vm, slot, first, npages, dirty })
+                .boxed(),
+        ),
+        (
             8,
             (file(), mostly(prop_oneof![3 => Just(1), 4 => Just(3), 1 => Just(0)]), signed(offset()), signed(length()))
                 .prop_map(|(fd, mode, offset, len)| Op::Fallocate { fd, mode, offset, len })
@@ -272,6 +284,14 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         (2, (map(), offset(), length()).prop_map(|(map, offset, len)| Op::Mincore { map, offset, len }).boxed()),
         (1, (map(), offset(), length()).prop_map(|(map, offset, len)| Op::Mlock { map, offset, len }).boxed()),
         (4, (map(), offset()).prop_map(|(map, offset)| Op::HostRead { map, offset }).boxed()),
+        (2, (map(), offset()).prop_map(|(map, offset)| Op::HostRead64 { map, offset }).boxed()),
+        (2, (map(), offset(), 0..9u64).prop_map(|(map, offset, value)| Op::HostWrite64 { map, offset, value }).boxed()),
+        (
+            1,
+            (map(), offset(), length(), 0..9u64)
+                .prop_map(|(map, offset, len, value)| Op::HostFill64 { map, offset, len, value })
+                .boxed(),
+        ),
         (
             6,
             (map(), offset(), any::<u64>())

@@ -5,7 +5,7 @@ use crate::kvm::ioctl;
 use crate::kvm::process::Process;
 use crate::kvm::uapi::*;
 use crate::kvm::vm::Vm;
-use sim_kernel::{Cx, PAGE_SIZE};
+use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use std::sync::Arc;
 
 /// An open VM.
@@ -115,6 +115,27 @@ impl VmFd {
         let mut words = ioctl::get_dirty_log(cx, &self.process, self.fd, slot)?;
         words.resize(memory_size.div_ceil(64 * PAGE_SIZE as usize), 0);
         Ok(words)
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`: the pages from `first_page` on whose bits are set in `bitmap` are clean and write-protected afterwards.
+    ///
+    /// # Errors
+    /// `EINVAL` for numbers out of range and ranges that do not consist of whole words; `ENOENT` if there is no such slot or it is
+    /// not logged; `EFAULT` if `bitmap` has no bit for each of the `num_pages`.
+    pub fn clear_dirty_log(
+        &self,
+        cx: &Cx<'_>,
+        slot: u32,
+        first_page: u64,
+        num_pages: u32,
+        bitmap: &[u64],
+    ) -> Result<()> {
+        if (bitmap.len() as u64) < u64::from(num_pages).div_ceil(64) {
+            return Err(Errno::EFAULT);
+        }
+        let range = kvm_clear_dirty_log { slot, num_pages, first_page };
+        let words = (0..).zip(bitmap.iter().copied()).collect();
+        ioctl::clear_dirty_log(cx, &self.process, self.fd, &range, &words)
     }
 
     /// The VM behind the descriptor, to look at: slots, attributes, stage 2, [`Vm::check_invariants`]. It stays readable after the

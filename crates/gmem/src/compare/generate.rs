@@ -306,14 +306,15 @@ impl Generator {
             0 => self.create_vm(),
             1..4 => self.create_vcpu(),
             4..6 => self.check_extension(),
-            6..7 => self.enable_cap(),
-            7..14 => self.create_guest_memfd(),
+            6..8 => self.enable_cap(),
+            8..14 => self.create_guest_memfd(),
             14..17 => self.memfd_create(),
             17..40 => self.set_slot(),
             40..46 => self.change_slot(),
             46..50 => self.set_memory_attributes(),
             50..52 => self.pre_fault_memory(),
-            52..58 => self.get_dirty_log(),
+            52..56 => self.get_dirty_log(),
+            56..58 => self.clear_dirty_log(),
             58..68 => self.fallocate(),
             68..76 => self.file_call(),
             76..80 => self.dup_or_close(),
@@ -362,8 +363,9 @@ impl Generator {
 
     fn enable_cap(&mut self) {
         let vm = self.vm();
-        let cap = if self.chance(6) { self.edge() } else { 201 };
-        let arg = if self.chance(4) { self.edge() } else { 4096 };
+        let (cap, arg) = self.pick(&[(201, 4096), (168, 1), (168, 3), (168, 0)]);
+        let cap = if self.chance(6) { self.edge() } else { cap };
+        let arg = if self.chance(4) { self.edge() } else { arg };
         self.ops.push(Op::EnableCap { vm, cap, arg });
     }
 
@@ -531,6 +533,28 @@ impl Generator {
         self.ops.push(Op::GetDirtyLog { vm: slot.vm, slot: slot.number, npages });
     }
 
+    fn clear_dirty_log(&mut self) {
+        let logged: Vec<Slot> = self.made.slots.iter().filter(|slot| slot.flags & 1 == 1).cloned().collect();
+        let (vm, slot, pages) = match logged.is_empty() {
+            true => (self.vm(), self.rng.random_range(0..5), 64),
+            false => {
+                let slot = self.pick(&logged);
+                (slot.vm, slot.number, slot.size.min(4 * BLOCK) / PAGE)
+            }
+        };
+        let first = self.rng.random_range(0..=pages / 64) * 64;
+        let (first, mut npages) = (first, pages.saturating_sub(first));
+        if self.chance(3) {
+            npages = self.pick(&[0, 1, 63, 64, 65, 128, npages + 1]);
+        }
+        let first = if self.chance(12) { self.edge() } else { first };
+        let dirty = match self.rng.random_range(0..3) {
+            0 => (0..npages.min(512)).collect(),
+            _ => (0..npages.min(512)).filter(|_| self.rng.random_range(0..8) == 0).collect(),
+        };
+        self.ops.push(Op::ClearDirtyLog { vm, slot, first, npages, dirty });
+    }
+
     fn fallocate(&mut self) {
         let file = self.file();
         let mode = match self.rng.random_range(0..20) {
@@ -672,7 +696,13 @@ impl Generator {
         };
         let offset = offset & !0xfff | self.pick(&[0, 0, 4, 4092, 4094, 100]);
         let value = u64::from(self.rng.random::<u32>());
-        let op = if self.chance(2) { Op::HostRead { map, offset } } else { Op::HostWrite { map, offset, value } };
+        let op = match self.rng.random_range(0..20) {
+            0..9 => Op::HostRead { map, offset },
+            9..18 => Op::HostWrite { map, offset, value },
+            18 if self.chance(4) => Op::HostFill64 { map, offset: offset & !0xfff, len: len.min(BLOCK), value },
+            18 => Op::HostRead64 { map, offset },
+            _ => Op::HostWrite64 { map, offset, value: value << 32 | value },
+        };
         self.ops.push(op);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sim_kernel::fs::RawFd;
 use sim_kernel::mm::{Advice, Prot};
-use sim_kernel::{Cx, Hva};
+use sim_kernel::{Cx, Hva, PAGE_SIZE};
 
 use crate::kvm::config::MachineConfig;
 use crate::kvm::host::Host;
@@ -157,6 +157,10 @@ impl World {
                 },
                 Err(errno) => failed(errno),
             },
+            Op::ClearDirtyLog { vm, slot, first, npages, dirty } => {
+                let range = kvm_clear_dirty_log { slot: *slot as u32, num_pages: *npages as u32, first_page: *first };
+                unit(ioctl::clear_dirty_log(cx, p, self.fd(vm), &range, &words_of(dirty)))
+            }
             Op::Fallocate { fd, mode, offset, len } => unit(p.fallocate(cx, self.fd(fd), *mode as u32, *offset, *len)),
             Op::Ftruncate { fd, size } => unit(p.ftruncate(cx, self.fd(fd), *size)),
             Op::Fstat { fd } => match p.fstat(cx, self.fd(fd)) {
@@ -222,6 +226,22 @@ impl World {
                 Ok(()) => Answer::OK,
                 Err(signal) => Answer::Signal(signal_of(signal)),
             },
+            Op::HostRead64 { map, offset } => match p.read_u64(cx, self.address(map, *offset)) {
+                Ok(value) => Answer::Ok { value: 0, detail: Detail::Value(value) },
+                Err(signal) => Answer::Signal(signal_of(signal)),
+            },
+            Op::HostWrite64 { map, offset, value } => match p.write_u64(cx, self.address(map, *offset), *value) {
+                Ok(()) => Answer::OK,
+                Err(signal) => Answer::Signal(signal_of(signal)),
+            },
+            Op::HostFill64 { map, offset, len, value } => {
+                let start = self.address(map, *offset);
+                let mut pages = (0..*len).step_by(PAGE_SIZE as usize);
+                match pages.try_for_each(|page| p.write_u64(cx, Hva(start.0.wrapping_add(page)), *value)) {
+                    Ok(()) => Answer::OK,
+                    Err(signal) => Answer::Signal(signal_of(signal)),
+                }
+            }
             Op::GuestRead { .. } | Op::GuestWrite { .. } | Op::GuestRmw { .. } | Op::GuestHypercall { .. } => {
                 self.guest(cx, op)
             }
@@ -301,6 +321,15 @@ fn prot_of(prot: ops::Prot) -> Prot {
     result.set(Prot::WRITE, prot.contains(ops::Prot::WRITE));
     result.set(Prot::EXEC, prot.contains(ops::Prot::EXEC));
     result
+}
+
+/// The words of a bitmap in which these bits are set, by number.
+fn words_of(bits: &[u64]) -> BTreeMap<u64, u64> {
+    let mut words = BTreeMap::new();
+    for bit in bits {
+        *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+    }
+    words
 }
 
 /// Numbers of the bits that are set, below `limit`; `None` if there are more than an answer lists.

@@ -12,6 +12,7 @@ use super::vm::{Vm, VmFile, VmType, check_extension};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::{Cx, Errno};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The file behind `/dev/kvm`.
@@ -223,6 +224,20 @@ pub fn set_memory_attributes(
 /// As [`Vm::get_dirty_log`].
 pub fn get_dirty_log(cx: &Cx<'_>, process: &Process, vm: RawFd, slot: u32) -> Result<Vec<u64>, Errno> {
     with_vm(cx, process, vm, |vm| vm.get_dirty_log(cx, slot))
+}
+
+/// `KVM_CLEAR_DIRTY_LOG`.
+///
+/// # Errors
+/// As [`Vm::clear_dirty_log`].
+pub fn clear_dirty_log(
+    cx: &Cx<'_>,
+    process: &Process,
+    vm: RawFd,
+    range: &kvm_clear_dirty_log,
+    bits: &BTreeMap<u64, u64>,
+) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.clear_dirty_log(cx, range, bits))
 }
 
 /// `KVM_PRE_FAULT_MEMORY`; `range` is updated to what is left, unless the descriptor was not a vCPU's.

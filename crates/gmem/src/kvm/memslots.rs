@@ -79,14 +79,20 @@ impl DirtyBitmap {
         self.words[index].load(Ordering::SeqCst)
     }
 
-    /// Takes the word and clears it; a scheduling point as [`DirtyBitmap::word`].
+    /// Takes those bits of a word that are set and in `mask`, and clears them; a scheduling point as [`DirtyBitmap::word`].
     #[track_caller]
-    pub fn take_word(&self, cx: &Cx<'_>, index: usize) -> u64 {
+    pub fn take_bits(&self, cx: &Cx<'_>, index: usize, mask: u64) -> u64 {
         if self.words[index].load(Ordering::SeqCst) == 0 {
             return 0;
         }
         cx.point(Access::Rmw, self.object, index as u64);
-        self.words[index].swap(0, Ordering::SeqCst)
+        self.words[index].fetch_and(!mask, Ordering::SeqCst) & mask
+    }
+
+    /// Takes the word and clears it; a scheduling point as [`DirtyBitmap::word`].
+    #[track_caller]
+    pub fn take_word(&self, cx: &Cx<'_>, index: usize) -> u64 {
+        self.take_bits(cx, index, u64::MAX)
     }
 }
 

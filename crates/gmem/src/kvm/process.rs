@@ -373,6 +373,22 @@ impl Process {
         self.mm.write_u32(cx, addr, value)
     }
 
+    /// The process loads a 64-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn read_u64(&self, cx: &Cx<'_>, addr: Hva) -> Result<u64, Signal> {
+        self.mm.read_u64(cx, addr)
+    }
+
+    /// The process stores a 64-bit word.
+    ///
+    /// # Errors
+    /// The signal that it gets instead.
+    pub fn write_u64(&self, cx: &Cx<'_>, addr: Hva, value: u64) -> Result<(), Signal> {
+        self.mm.write_u64(cx, addr, value)
+    }
+
     /// The process ends: its memory goes, then its descriptors are closed.
     pub fn exit(&self, cx: &Cx<'_>) {
         self.mm.exit_mmap(cx);

@@ -48,6 +48,18 @@ pub struct kvm_userspace_memory_region2 {
     pub pad2: [u64; 14],
 }
 
+/// `struct kvm_clear_dirty_log` without its pointer to the bitmap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct kvm_clear_dirty_log {
+    /// Address space in the upper 16 bits, slot in the lower.
+    pub slot: u32,
+    /// Pages.
+    pub num_pages: u32,
+    /// First page, counted from the slot's start.
+    pub first_page: u64,
+}
+
 /// `struct kvm_memory_attributes`, 32 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

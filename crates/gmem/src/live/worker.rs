@@ -188,6 +188,9 @@ impl Live {
             Op::GetDirtyLog { vm, slot, npages } => {
                 self.process.get_dirty_log(self.fd(vm), *slot as u32, *npages).map(|bits| detail(Detail::Dirty(bits)))
             }
+            Op::ClearDirtyLog { vm, slot, first, npages, dirty } => {
+                self.process.clear_dirty_log(self.fd(vm), *slot as u32, *first, *npages as u32, dirty).map(done)
+            }
             Op::Fallocate { fd, mode, offset, len } => {
                 self.process.fallocate(self.fd(fd), *mode as u32, *offset, *len).map(done)
             }
@@ -234,6 +237,15 @@ impl Live {
             }
             Op::HostWrite { map, offset, value } => {
                 self.process.store(self.address(map, *offset), *value as u32).map(done)
+            }
+            Op::HostRead64 { map, offset } => {
+                Ok(detail(Detail::Value(self.process.load64(self.address(map, *offset))?)))
+            }
+            Op::HostWrite64 { map, offset, value } => {
+                self.process.store64(self.address(map, *offset), *value).map(done)
+            }
+            Op::HostFill64 { map, offset, len, value } => {
+                self.process.fill64(self.address(map, *offset), *len, *value).map(done)
             }
             Op::GuestRead { vcpu, gpa } => self.guest(vcpu, GuestAccess::Read { gpa: *gpa }, 0),
             Op::GuestWrite { vcpu, gpa, value } => {

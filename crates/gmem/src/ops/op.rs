@@ -87,6 +87,13 @@ pub enum Op {
         slot: u64,
         npages: u64,
     },
+    ClearDirtyLog {
+        vm: Name,
+        slot: u64,
+        first: u64,
+        npages: u64,
+        dirty: Vec<u64>,
+    },
     Fallocate {
         fd: Name,
         mode: u64,
@@ -167,6 +174,24 @@ pub enum Op {
         offset: u64,
         value: u64,
     },
+    #[serde(rename = "host_read64")]
+    HostRead64 {
+        map: Name,
+        offset: u64,
+    },
+    #[serde(rename = "host_write64")]
+    HostWrite64 {
+        map: Name,
+        offset: u64,
+        value: u64,
+    },
+    #[serde(rename = "host_fill64")]
+    HostFill64 {
+        map: Name,
+        offset: u64,
+        len: u64,
+        value: u64,
+    },
     GuestRead {
         vcpu: Name,
         gpa: u64,
@@ -204,6 +229,7 @@ impl Op {
             Op::SetMemoryAttributes { .. } => "set_memory_attributes",
             Op::PreFaultMemory { .. } => "pre_fault_memory",
             Op::GetDirtyLog { .. } => "get_dirty_log",
+            Op::ClearDirtyLog { .. } => "clear_dirty_log",
             Op::Fallocate { .. } => "fallocate",
             Op::Ftruncate { .. } => "ftruncate",
             Op::Fstat { .. } => "fstat",
@@ -220,6 +246,9 @@ impl Op {
             Op::Mlock { .. } => "mlock",
             Op::HostRead { .. } => "host_read",
             Op::HostWrite { .. } => "host_write",
+            Op::HostRead64 { .. } => "host_read64",
+            Op::HostWrite64 { .. } => "host_write64",
+            Op::HostFill64 { .. } => "host_fill64",
             Op::GuestRead { .. } => "guest_read",
             Op::GuestWrite { .. } => "guest_write",
             Op::GuestRmw { .. } => "guest_rmw",

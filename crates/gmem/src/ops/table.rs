@@ -208,6 +208,7 @@ const SLOT_FLAGS: Arg = opt(
 const CAPS: &[Symbol] = &[
     ("user_memory", 3),
     ("nr_memslots", 10),
+    ("manual_dirty_log_protect2", 168),
     ("exit_hypercall", 201),
     ("user_memory2", 231),
     ("memory_fault_info", 232),
@@ -285,6 +286,11 @@ pub const OPS: &[OpSpec] = &[
     op("pre_fault_memory", &[VCPU, GPA, SIZE, NO_FLAGS], "KVM_PRE_FAULT_MEMORY"),
     op("get_dirty_log", &[VM, SLOT, arg("npages", Kind::Count)], "KVM_GET_DIRTY_LOG"),
     op(
+        "clear_dirty_log",
+        &[VM, SLOT, arg("first", Kind::Count), arg("npages", Kind::Count), arg("dirty", Kind::List)],
+        "KVM_CLEAR_DIRTY_LOG with these bits set, counted from `first`",
+    ),
+    op(
         "fallocate",
         &[FD, arg("mode", Kind::Flags(FALLOCATE_MODES)), arg("offset", Kind::Signed), SIGNED_LEN],
         "fallocate(2)",
@@ -324,6 +330,9 @@ pub const OPS: &[OpSpec] = &[
     op("mlock", &[MAP, OFFSET, LEN], "mlock(2)"),
     op("host_read", &[MAP, OFFSET], "a 32-bit load by the VMM process"),
     op("host_write", &[MAP, OFFSET, VALUE], "a 32-bit store by the VMM process"),
+    op("host_read64", &[MAP, OFFSET], "a 64-bit load by the VMM process"),
+    op("host_write64", &[MAP, OFFSET, VALUE], "a 64-bit store by the VMM process"),
+    op("host_fill64", &[MAP, OFFSET, LEN, VALUE], "a 64-bit store to the first word of every page, in order"),
     op("guest_read", &[VCPU, GPA], "a 32-bit load by the vCPU, then hlt"),
     op("guest_write", &[VCPU, GPA, VALUE], "a 32-bit store by the vCPU, then hlt"),
     op("guest_rmw", &[VCPU, GPA, VALUE], "a locked 32-bit add by the vCPU, then hlt"),
