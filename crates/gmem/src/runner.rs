@@ -100,7 +100,7 @@ pub fn chooser(strategy: Strategy, schedule: Option<&Schedule>) -> Chooser {
 pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
     let mut sim = Sim::new(chooser);
     let results: Arc<Mutex<Vec<StepResult>>> = Arc::default();
-    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash) };
+    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash), ..Config::default() };
     let (world, verdict) = sim.execute(&config, |cx| {
         let world = Arc::new(World::new(cx, scenario.machine.clone()));
         perform(cx, &world, "setup", &scenario.setup, &results);

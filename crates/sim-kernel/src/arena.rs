@@ -7,9 +7,10 @@
 
 use crate::Cx;
 use crate::pool::Pool;
+use crate::sync::Rmw;
 use bytemuck::Zeroable;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Buckets double from `1 << FIRST`, so 32 of them cover every `u32` index.
@@ -24,6 +25,8 @@ struct Parts<T, const FIRST: u32> {
     /// One more than the largest index that was made sure of.
     ensured: AtomicU32,
     freed: parking_lot::Mutex<Vec<u32>>,
+    /// Whether an element was ever freed: before, nobody need look.
+    freed_any: AtomicBool,
 }
 
 /// A growing array of `T`, indexed by `u32`; the first bucket has `1 << FIRST` elements.
@@ -42,12 +45,13 @@ pub struct Arena<T: Send + 'static, const FIRST: u32> {
     /// `None` only while it is dropped.
     parts: Option<Box<Parts<T, FIRST>>>,
     pool: Option<Arc<Pool>>,
+    rmw: Rmw,
 }
 
 impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
     /// An empty arena; nothing is allocated but its list of buckets.
     pub fn new() -> Arena<T, FIRST> {
-        Arena { parts: Some(Box::new(Parts::new())), pool: None }
+        Arena { parts: Some(Box::new(Parts::new())), pool: None, rmw: Rmw::NATIVE }
     }
 
     /// As [`Arena::new`], with the storage of an arena of the same type that an earlier execution of this simulation dropped, if there is
@@ -72,7 +76,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
             }
             None => Box::new(Parts::new()),
         };
-        Arena { parts: Some(parts), pool: Some(Arc::clone(&engine.pool)) }
+        Arena { parts: Some(parts), pool: Some(Arc::clone(&engine.pool)), rmw: Rmw::new(cx) }
     }
 
     #[inline]
@@ -86,10 +90,12 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
     /// If 2^32 elements are in use.
     pub fn alloc(&self) -> u32 {
         let parts = self.parts();
-        if let Some(index) = parts.freed.lock().pop() {
+        if parts.freed_any.load(Ordering::Relaxed)
+            && let Some(index) = parts.freed.lock().pop()
+        {
             return index;
         }
-        let index = parts.next.fetch_add(1, Ordering::Relaxed);
+        let index = self.rmw.add32(&parts.next, 1);
         assert!(index < u32::MAX - (1 << FIRST), "arena is full");
         self.ensure(index);
         index
@@ -99,7 +105,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
     pub fn ensure(&self, index: u32) {
         let parts = self.parts();
         if index >= parts.ensured.load(Ordering::Relaxed) {
-            parts.ensured.fetch_max(index + 1, Ordering::Relaxed);
+            self.rmw.update32(&parts.ensured, |ensured| ensured.max(index + 1));
         }
         let (bucket, _) = Parts::<T, FIRST>::locate(index);
         parts.buckets[bucket].get_or_init(|| bytemuck::allocation::zeroed_slice_box(1 << (FIRST as usize + bucket)));
@@ -110,6 +116,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
         let parts = self.parts();
         debug_assert!(index < parts.next.load(Ordering::Relaxed), "free of an element that was never allocated");
         parts.freed.lock().push(index);
+        parts.freed_any.store(true, Ordering::Relaxed);
     }
 
     /// The element.
@@ -161,6 +168,7 @@ impl<T: Zeroable, const FIRST: u32> Parts<T, FIRST> {
             next: AtomicU32::new(0),
             ensured: AtomicU32::new(0),
             freed: Default::default(),
+            freed_any: AtomicBool::new(false),
         }
     }
 
@@ -179,6 +187,7 @@ impl<T: Zeroable, const FIRST: u32> Parts<T, FIRST> {
         *self.next.get_mut() = 0;
         *self.ensured.get_mut() = 0;
         self.freed.get_mut().clear();
+        *self.freed_any.get_mut() = false;
     }
 }
 

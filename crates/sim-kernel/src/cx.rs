@@ -4,15 +4,18 @@
 //! simulations in one process never meet. A context is either *simulated* (a coroutine under the engine, or the boot task
 //! alone) or *native* (a real OS thread, for wall-clock benchmarks); the same kernel code runs on both.
 
+use crate::sched::EffectKind;
 use crate::sched::engine::{Engine, Yielder};
 use crate::sched::event::{MAX_ARGS, TraceRecord, Tracepoint};
 use crate::sched::native::NativeShared;
 use crate::sched::op::{Access, ObjId, Op, TaskId};
+use crate::sync::Until;
 use crate::{Mutant, MutantSet};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Work that a task must do before it returns to user space or enters the guest, as `task_work_add` queues it.
 pub type TaskWork = Box<dyn FnOnce(&Cx<'_>) + Send>;
@@ -172,6 +175,48 @@ impl<'t> Cx<'t> {
         }
     }
 
+    /// Announces `op` and returns when `condition` holds: the task is not runnable before. Whoever makes the condition hold says so
+    /// with [`Engine::wake_if`], and nobody makes it false again.
+    pub(crate) fn await_condition(&self, op: Op, condition: impl Fn() -> bool) {
+        match self.mode {
+            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, yielder) => {
+                if !condition() {
+                    engine.block_current();
+                }
+                engine.announce(yielder, op);
+                assert!(condition(), "a task was resumed before what it waits for");
+            }
+            Mode::Solo(engine) => {
+                engine.execute(self.task, &op);
+                assert!(condition() || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+            }
+            Mode::Native(_) => unreachable!("native waits block in the host"),
+        }
+    }
+
+    /// Announces `op`, a read of `word`, and returns its value once it is what is waited for.
+    pub(crate) fn spin_until(&self, op: Op, word: &AtomicU64, until: Until) -> u64 {
+        let value = || word.load(Ordering::Acquire);
+        match self.mode {
+            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, yielder) => {
+                engine.spin(yielder, op, until, until.holds(value()));
+                assert!(until.holds(value()), "a task was resumed before what it waits for");
+            }
+            Mode::Solo(engine) => {
+                engine.execute(self.task, &op);
+                assert!(until.holds(value()) || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+            }
+            Mode::Native(_) => {
+                while !until.holds(value()) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        value()
+    }
+
     /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place.
     pub(crate) fn sleep_until(&self, op: Op, condition: impl Fn() -> bool) {
         match self.mode {
@@ -240,7 +285,10 @@ impl<'t> Cx<'t> {
     /// Sends a signal to a task: sleeping calls that may be interrupted answer `EINTR`.
     pub fn send_signal(&self, task: TaskId) {
         match self.mode {
-            Mode::Solo(engine) | Mode::Task(engine, _) => engine.signals.set(engine.signals.get().with(task)),
+            Mode::Solo(engine) | Mode::Task(engine, _) => {
+                engine.effect(EffectKind::Write, ObjId::SIGNALS, u64::from(task.0));
+                engine.signals.set(engine.signals.get().with(task));
+            }
             Mode::Native(shared) => shared.send_signal(task),
         }
     }
@@ -249,7 +297,10 @@ impl<'t> Cx<'t> {
     #[inline]
     pub fn signal_pending(&self) -> bool {
         match self.mode {
-            Mode::Solo(engine) | Mode::Task(engine, _) => engine.signals.get().contains(self.task),
+            Mode::Solo(engine) | Mode::Task(engine, _) => {
+                engine.effect(EffectKind::Read, ObjId::SIGNALS, u64::from(self.task.0));
+                engine.signals.get().contains(self.task)
+            }
             Mode::Native(shared) => shared.signals().contains(self.task),
         }
     }
@@ -257,7 +308,10 @@ impl<'t> Cx<'t> {
     /// The task has handled its signals.
     pub fn clear_signals(&self) {
         match self.mode {
-            Mode::Solo(engine) | Mode::Task(engine, _) => engine.signals.set(engine.signals.get().without(self.task)),
+            Mode::Solo(engine) | Mode::Task(engine, _) => {
+                engine.effect(EffectKind::Write, ObjId::SIGNALS, u64::from(self.task.0));
+                engine.signals.set(engine.signals.get().without(self.task));
+            }
             Mode::Native(shared) => shared.clear_signals(self.task),
         }
     }

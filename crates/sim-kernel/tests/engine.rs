@@ -15,7 +15,7 @@ fn random() -> Sim {
 }
 
 fn seeded(seed: u64) -> Config {
-    Config { seed, steps_max: 100_000, log: LogLevel::Full }
+    Config { seed, steps_max: 100_000, log: LogLevel::Full, ..Config::default() }
 }
 
 /// Two tasks that add to a word without a lock: both orders of the lost update exist.

@@ -122,7 +122,7 @@ impl Race {
 fn first_failure(flags: XaFlags, seeds: u64) -> Option<(u64, String)> {
     let mut sim = Sim::new(Chooser::Random(Random::new()));
     for seed in 0..seeds {
-        let config = Config { seed, steps_max: 1_000_000, log: LogLevel::Off };
+        let config = Config { seed, steps_max: 1_000_000, log: LogLevel::Off, ..Config::default() };
         let (race, verdict) = sim.execute(&config, |cx| {
             let race = Race::new(cx, flags);
             let writer = Arc::clone(&race);

@@ -24,7 +24,7 @@ pub(crate) fn run_sequentially(machine: &MachineConfig, ops: &[Op]) -> Vec<Outco
 pub(crate) fn run_in_tasks(machine: &MachineConfig, set_up: &[Op], tasks: &[Vec<Op>], seed: u64) -> (Vec<Answer>, u64) {
     let mut sim = Sim::new(Chooser::Random(Random::new()));
     let answers: Arc<parking_lot::Mutex<Vec<Answer>>> = Arc::default();
-    let config = Config { seed, steps_max: 5_000_000, log: LogLevel::Hash };
+    let config = Config { seed, steps_max: 5_000_000, log: LogLevel::Hash, ..Config::default() };
     let (world, verdict) = sim.execute(&config, |cx| {
         let world = Arc::new(World::new(cx, machine.clone()));
         for op in set_up {

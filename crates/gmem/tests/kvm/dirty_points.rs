@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn dirty_marks_are_scheduling_points() {
     let mut sim = Sim::new(Chooser::Custom(Box::new(Sticky(1))));
-    let config = Config { seed: 1, steps_max: 100_000, log: LogLevel::Full };
+    let config = Config { seed: 1, steps_max: 100_000, log: LogLevel::Full, ..Config::default() };
     let (_, verdict) = sim.execute(&config, |cx| {
         let m = Machine::new(cx, 0);
         let (_, vcpu) = m.vcpu(cx, 0);

@@ -115,7 +115,7 @@ impl Strategy for Sticky {
 fn race<R>(schedules: u64, setup: impl Fn(&Cx<'_>) -> R, after: impl Fn(&Cx<'_>, &R)) {
     let mut sim = Sim::new(Chooser::Custom(Box::new(Sticky(1))));
     for seed in 0..schedules {
-        let config = Config { seed, steps_max: 200_000, log: LogLevel::Off };
+        let config = Config { seed, steps_max: 200_000, log: LogLevel::Off, ..Config::default() };
         let (state, verdict) = sim.execute(&config, &setup);
         assert_eq!(verdict, Verdict::Completed, "seed {seed}: {verdict}");
         sim.solo(|cx| after(cx, &state));

@@ -1,8 +1,10 @@
 //! The driver of one search: executions one after the other.
 
-use super::frontier::{Frontier, FrontierError};
+use super::frontier::{Frontier, FrontierError, Rest};
 use super::{Judgement, Program, Statistics, StrategyKind};
-use crate::sched::{Chooser, Config, Dfs, LogLevel, Pct, Pos, Random, Schedule, Sim, Urw, Verdict};
+use crate::sched::{
+    Chooser, Config, Dfs, LogLevel, MemoryModel, Pct, Pos, Preempt, Random, Reduced, Schedule, Sim, Urw, Verdict,
+};
 use std::fmt;
 
 /// Executions from which a strategy learns how long the program is.
@@ -15,6 +17,8 @@ pub struct Options {
     pub steps_max: u64,
     /// How much of each execution is logged.
     pub log: LogLevel,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
     /// Number of the first execution. A sampling strategy derives the seed of each execution from its number alone, so a range of
     /// numbers gives the same executions wherever it is run.
     pub first: u64,
@@ -22,7 +26,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { steps_max: 100_000, log: LogLevel::Off, first: 0 }
+        Options { steps_max: 100_000, log: LogLevel::Off, memory: MemoryModel::Sc, first: 0 }
     }
 }
 
@@ -54,6 +58,8 @@ pub struct Exploration<'p, P: Program> {
     sim: Sim,
     number: u64,
     exhausted: bool,
+    /// Exhausted, or the program did something else with the same decisions, so that a search makes no sense.
+    is_over: bool,
     statistics: Statistics,
 }
 
@@ -79,6 +85,7 @@ impl<'p, P: Program> Exploration<'p, P> {
             sim: Sim::new(Chooser::Random(Random::new())),
             number: options.first,
             exhausted: false,
+            is_over: false,
             statistics: Statistics::default(),
         };
         let chooser = match kind {
@@ -86,9 +93,10 @@ impl<'p, P: Program> Exploration<'p, P> {
             StrategyKind::Urw => Chooser::Urw(Box::new(Urw::new(this.trial().1))),
             StrategyKind::Pct { depth } => Chooser::Pct(Box::new(Pct::new(depth, this.trial().0))),
             StrategyKind::Pos => Chooser::Pos(Box::new(Pos::new())),
-            StrategyKind::Preempt { .. } | StrategyKind::Dfs | StrategyKind::Sleep | StrategyKind::Dpor => {
-                Chooser::Dfs(Dfs::new())
-            }
+            StrategyKind::Preempt { bound } => Chooser::Preempt(Box::new(Preempt::new(bound))),
+            StrategyKind::Dfs => Chooser::Dfs(Dfs::new()),
+            StrategyKind::Sleep => Chooser::Reduced(Box::new(Reduced::sleep())),
+            StrategyKind::Dpor => Chooser::Reduced(Box::new(Reduced::dpor())),
         };
         this.sim.set_chooser(chooser);
         this
@@ -100,7 +108,13 @@ impl<'p, P: Program> Exploration<'p, P> {
         let mut most = (0, Vec::new());
         for n in 0..TRIALS {
             let seed = self.seed.wrapping_add(n);
-            let config = Config { seed, steps_max: self.options.steps_max, log: LogLevel::Full };
+            let config = Config {
+                seed,
+                steps_max: self.options.steps_max,
+                log: LogLevel::Full,
+                memory: self.options.memory,
+                ..Config::default()
+            };
             let program = self.program;
             let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
             most.0 = most.0.max(self.sim.steps());
@@ -121,53 +135,65 @@ impl<'p, P: Program> Exploration<'p, P> {
     /// If the frontier is not one that [`Exploration::frontier`] could have given.
     pub fn from_frontier(program: &'p P, frontier: Frontier) -> Result<Self, FrontierError> {
         frontier.check()?;
-        let options =
-            Options { steps_max: frontier.steps_max, log: LogLevel::from_code(frontier.log), first: frontier.number };
+        let options = Options {
+            steps_max: frontier.steps_max,
+            log: LogLevel::from_code(frontier.log),
+            memory: frontier.memory,
+            first: frontier.number,
+        };
         let mut this = Exploration::new(program, frontier.kind, frontier.seed, options);
         this.statistics = frontier.statistics;
         this.exhausted = frontier.exhausted;
-        this.sim.with_chooser(|chooser| {
-            if let Chooser::Dfs(dfs) = chooser {
-                *dfs = Dfs::from_path(&frontier.path);
-            }
-        });
+        this.is_over = frontier.exhausted;
+        this.sim.with_chooser(|chooser| frontier.rest.put(chooser, frontier.kind))?;
         Ok(this)
     }
 
     /// Everything that is needed to go on from here, as plain data.
     pub fn frontier(&self) -> Frontier {
-        let path = self.sim.with_chooser(|chooser| match chooser {
-            Chooser::Dfs(dfs) => dfs.path(),
-            _ => Vec::new(),
-        });
+        let rest = self.sim.with_chooser(|chooser| Rest::of(chooser));
         Frontier {
             kind: self.kind,
             seed: self.seed,
             number: self.number,
             steps_max: self.options.steps_max,
             log: self.options.log.code(),
+            memory: self.options.memory,
             exhausted: self.exhausted,
-            path,
+            rest,
             statistics: self.statistics.clone(),
         }
     }
 
-    /// Runs and judges the next execution; `None` if the space is exhausted, which happens only to exhaustive strategies.
+    /// Runs and judges the next execution; `None` if the space is exhausted, which happens only to exhaustive strategies. A program that does
+    /// something else under the same decisions ends a search, too, with a last execution that [`Verdict::Diverged`] and without exhaustion.
     pub fn step(&mut self) -> Option<Execution> {
-        if self.exhausted {
+        if self.is_over {
             return None;
         }
         let number = self.number;
         let seed = self.seed.wrapping_add(number);
-        let config = Config { seed, steps_max: self.options.steps_max, log: self.options.log };
+        let config = Config {
+            seed,
+            steps_max: self.options.steps_max,
+            log: self.options.log,
+            memory: self.options.memory,
+            ..Config::default()
+        };
         let program = self.program;
         let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
         let schedule = self.sim.schedule();
         let steps = self.sim.steps();
         let judgement = program.judge(&mut self.sim, state, &verdict);
         self.number += 1;
-        self.exhausted = self.kind.is_exhaustive() && !self.sim.with_chooser(Chooser::advance);
-        let execution = Execution { number, seed, schedule, verdict, judgement, steps, pruned: false };
+        let is_deterministic = !matches!(verdict, Verdict::Diverged(_));
+        let pruned = self.sim.with_chooser(|chooser| matches!(chooser, Chooser::Reduced(r) if r.was_pruned()));
+        if self.kind.is_exhaustive() {
+            let more = self.sim.with_chooser(Chooser::advance);
+            self.exhausted = is_deterministic && !more;
+            self.is_over = !is_deterministic || !more;
+        }
+        let execution = Execution { number, seed, schedule, verdict, judgement, steps, pruned };
         self.count(&execution);
         Some(execution)
     }

@@ -43,11 +43,12 @@ mod coverage;
 mod exploration;
 mod frontier;
 mod kind;
+pub mod models;
 mod statistics;
 
 pub use coverage::{Coverage, Site};
 pub use exploration::{Execution, Exploration, Options};
-pub use frontier::{Frontier, FrontierError};
+pub use frontier::{Frontier, FrontierError, Rest};
 pub use kind::{StrategyKind, StrategyKindError};
 pub use statistics::Statistics;
 

@@ -17,7 +17,7 @@
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
 use crate::sched::{Access, ObjId};
-use crate::sync::PageLocks;
+use crate::sync::{PageLocks, Rmw};
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use bytemuck::Zeroable;
 use std::fmt;
@@ -129,6 +129,7 @@ pub struct PhysMem {
     /// One for each node.
     zones: Box<[parking_lot::Mutex<Zone>]>,
     limit: u64,
+    rmw: Rmw,
     /// Tables in use: frames with [`FrameFlags::TABLE`], and the page tables of processes, which are no frames.
     tables: AtomicU64,
     locks: PageLocks,
@@ -156,6 +157,7 @@ impl PhysMem {
             contents: Arena::recycled_dirty(cx),
             zones: (0..nodes).map(|node| parking_lot::Mutex::new(zone(node))).collect(),
             limit: bytes / crate::PAGE_SIZE,
+            rmw: Rmw::new(cx),
             tables: AtomicU64::new(0),
             locks: PageLocks::new(cx, "folio_lock"),
             counts: cx.new_object("folio_ref"),
@@ -231,18 +233,19 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if there are [`PhysMem::tables_max`].
     pub(super) fn charge_table(&self) -> Result<(), Errno> {
-        let more = |tables: u64| (tables < self.tables_max()).then_some(tables + 1);
-        self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ()).map_err(|_| Errno::ENOMEM)
+        let most = self.tables_max();
+        let old = self.rmw.update64(&self.tables, |tables| tables + u64::from(tables < most));
+        if old < most { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
     pub(super) fn charge_deposited_table(&self) {
-        self.tables.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add64(&self.tables, 1);
     }
 
     /// A table that was counted is gone.
     pub(super) fn uncharge_table(&self) {
-        let old = self.tables.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add64(&self.tables, u64::MAX);
         assert!(old != 0, "more tables were given back than taken");
     }
 
@@ -357,7 +360,7 @@ impl PhysMem {
             self.contents.free(buffer);
             self.uncharge_table();
         })?;
-        self.frame(pfn).flags_index.fetch_or(FrameFlags::TABLE.bits(), Ordering::Relaxed);
+        self.set_flags(pfn, FrameFlags::TABLE);
         Ok(pfn)
     }
 
@@ -402,7 +405,7 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
-        let old = self.frame(pfn).refcount.fetch_add(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
         assert!(old > 0, "a reference was taken to {pfn:?}, which is free");
     }
 
@@ -411,10 +414,7 @@ impl PhysMem {
     #[must_use]
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.frame(pfn)
-            .refcount
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| if n == 0 { None } else { Some(n + 1) })
-            .is_ok()
+        self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
     /// One reference less; the last one gives the frame back to the allocator.
@@ -430,7 +430,7 @@ impl PhysMem {
 
     /// As [`PhysMem::put`], as part of a step that was already announced.
     pub fn put_unscheduled(&self, pfn: Pfn) {
-        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
+        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
         assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
         if old == 1 {
             self.free(pfn);
@@ -447,7 +447,7 @@ impl PhysMem {
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
         }
-        let content = frame.content.swap(UNDEFINED, Ordering::Relaxed);
+        let content = self.rmw.update32(&frame.content, |_| UNDEFINED);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -491,12 +491,12 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.frame(pfn).flags_index.fetch_or(flags.bits(), Ordering::AcqRel);
+        self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
     }
 
     /// Clears state bits.
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.frame(pfn).flags_index.fetch_and(!flags.bits(), Ordering::AcqRel);
+        self.rmw.update64(&self.frame(pfn).flags_index, |word| word & !flags.bits());
     }
 
     /// Whether the frame is in use.
@@ -544,12 +544,10 @@ impl PhysMem {
     pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
         let frame = self.frame(pfn);
         assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
-        let old = frame.mapping.swap(mapping, Ordering::AcqRel);
+        let old = self.rmw.update32(&frame.mapping, |_| mapping);
         assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
         let low = (1 << INDEX_SHIFT) - 1;
-        let _ = frame
-            .flags_index
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| Some((w & low) | (index.0 << INDEX_SHIFT)));
+        self.rmw.update64(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
     }
 
     /// The frame leaves the page cache.
@@ -571,7 +569,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        self.frame(pfn).mapcount.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add32(&self.frame(pfn).mapcount, 1);
     }
 
     /// One host page-table entry less names the frame.
@@ -579,7 +577,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).mapcount.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).mapcount, u32::MAX);
         assert!(old != 0, "mapcount of {pfn:?} below zero");
     }
 
@@ -597,7 +595,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.frame(pfn).sptes.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add32(&self.frame(pfn).sptes, 1);
     }
 
     /// One stage-2 entry less names the frame.
@@ -605,7 +603,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).sptes.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).sptes, u32::MAX);
         assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 
@@ -613,7 +611,7 @@ impl PhysMem {
     #[track_caller]
     pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
-        let content = self.frame(pfn).content.swap(ZERO, Ordering::AcqRel);
+        let content = self.rmw.update32(&self.frame(pfn).content, |_| ZERO);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }

@@ -29,15 +29,18 @@ pub struct Deadlock {
 
 impl Deadlock {
     pub(crate) fn of(engine: &Engine, blocked: TaskSet) -> Deadlock {
-        let held = engine.held.borrow();
+        // By task, and not by who was first: equivalent executions give the same report.
+        let mut held = engine.held.borrow().clone();
+        held.sort_by_key(|h| (h.task, h.object, h.index));
         let place = |object, index: u64| match index {
             0 => engine.object(object),
             n => format!("{}[{n:#x}]", engine.object(object)),
         };
         let waiters = blocked.iter().map(|task| {
             let op = engine.pending[task.index()].get();
-            let holders =
-                held.iter().filter(|h| h.object == op.object && h.index == op.index && op.access != Access::Wait);
+            let holders = held.iter().filter(|h| {
+                h.object == op.object && h.index == op.index && !matches!(op.access, Access::Wait | Access::Await)
+            });
             Waiter {
                 task: engine.task(task),
                 wants: format!("{} {}", op.access.name(), place(op.object, op.index)),

@@ -5,14 +5,19 @@
 //! A blocked task is not runnable, so it costs nothing; acquiring a lock makes the other pending acquirers of that lock not
 //! runnable, and releasing it makes them runnable again, so "runnable" always means "can perform its pending operation now".
 
+use super::effect::{Effect, EffectKind};
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
 use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
-use super::strategy::{Chooser, Divergence, Ready};
+use super::store_buffer::{BUFFERS_FROM, MemoryModel, StoreBuffers, buffer_of, owner_of};
+use super::strategy::{Chooser, Divergence, Ended, Ready};
+use super::trail::Trail;
 use crate::pool::Pool;
+use crate::sync::Until;
 use crate::{Mutant, MutantSet};
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Body of a task that is yet to start.
 pub(crate) type TaskBody = Box<dyn FnOnce(&crate::Cx<'_>) + Send>;
@@ -57,12 +62,25 @@ pub(crate) struct Engine {
     pub(crate) steps_max: Cell<u64>,
     objects: RefCell<Vec<&'static str>>,
     pub(crate) names: RefCell<Vec<Box<str>>>,
+    /// Those of the last execution, to be taken again: tasks are mostly called the same.
+    last_names: RefCell<Vec<Box<str>>>,
     pub(crate) new_tasks: RefCell<Vec<(TaskId, TaskBody)>>,
     pub(crate) held: RefCell<Vec<Held>>,
     pub(crate) signals: Cell<TaskSet>,
+    /// Tasks that wait for a word to have a certain value, and for which.
+    spinners: Cell<TaskSet>,
+    untils: Box<[Cell<Until>; MAX_TASKS]>,
+    pub(crate) stores: StoreBuffers,
     pub(crate) mutants: Cell<MutantSet>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
+    /// Whether anybody but the scheduler wants to know of operations: one test at a scheduling point for all that may be on.
+    pub(crate) told: Cell<bool>,
+    /// Whether the strategy is asked also where only one task can run.
+    asks_always: Cell<bool>,
+    /// Whether the trail is kept.
+    watching: Cell<bool>,
+    pub(crate) trail: RefCell<Trail>,
     pub(crate) log: RefCell<EventLog>,
     capturing: Cell<bool>,
     captured: RefCell<Vec<TraceRecord>>,
@@ -87,23 +105,31 @@ impl Engine {
             steps_max: Cell::new(u64::MAX),
             objects: RefCell::new(Vec::new()),
             names: RefCell::new(Vec::new()),
+            last_names: RefCell::new(Vec::new()),
             new_tasks: RefCell::new(Vec::new()),
             held: RefCell::new(Vec::new()),
             signals: Cell::new(TaskSet::EMPTY),
+            spinners: Cell::new(TaskSet::EMPTY),
+            untils: Box::new([const { Cell::new(Until::Equal(0)) }; MAX_TASKS]),
+            stores: StoreBuffers::default(),
             mutants: Cell::new(MutantSet::EMPTY),
             rcu: Default::default(),
             logging: Cell::new(false),
+            told: Cell::new(true),
+            asks_always: Cell::new(false),
+            watching: Cell::new(false),
+            trail: RefCell::default(),
             log: RefCell::new(EventLog::new(LogLevel::Off)),
             capturing: Cell::new(false),
             captured: RefCell::new(Vec::new()),
             pool: Arc::default(),
         };
-        engine.reset(LogLevel::Off);
+        engine.reset(LogLevel::Off, false, MemoryModel::Sc);
         engine
     }
 
     /// Forgets everything about the last execution; buffers keep their capacity.
-    pub(crate) fn reset(&self, level: LogLevel) {
+    pub(crate) fn reset(&self, level: LogLevel, watch: bool, memory: MemoryModel) {
         self.current.set(TaskId::BOOT);
         self.live.set(TaskSet::EMPTY);
         self.runnable.set(TaskSet::EMPTY);
@@ -114,15 +140,24 @@ impl Engine {
         let mut objects = self.objects.borrow_mut();
         objects.clear();
         objects.push("none");
+        self.last_names.swap(&self.names);
         let mut names = self.names.borrow_mut();
         names.clear();
-        names.push("boot".into());
+        names.push(self.name_again(0, "boot"));
         self.new_tasks.borrow_mut().clear();
         self.held.borrow_mut().clear();
         self.signals.set(TaskSet::EMPTY);
+        self.spinners.set(TaskSet::EMPTY);
+        self.stores.reset(memory == MemoryModel::Tso);
         self.mutants.set(MutantSet::EMPTY);
         self.rcu.reset();
         self.logging.set(level != LogLevel::Off);
+        self.asks_always.set(self.chooser.borrow().asks_always());
+        self.watching.set(watch || self.asks_always.get());
+        let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
+        let told = custom || self.logging.get() || self.watching.get() || self.stores.is_on.get();
+        self.told.set(told);
+        self.trail.borrow_mut().clear();
         self.log.borrow_mut().clear(level);
         self.captured.borrow_mut().clear();
     }
@@ -133,15 +168,26 @@ impl Engine {
         ObjId(u32::try_from(objects.len() - 1).expect("fewer than 2^32 shared objects"))
     }
 
+    fn name_again(&self, number: usize, name: &str) -> Box<str> {
+        match self.last_names.borrow_mut().get_mut(number) {
+            Some(last) if **last == *name => std::mem::take(last),
+            _ => name.into(),
+        }
+    }
+
     pub(crate) fn spawn(&self, name: &str, body: TaskBody) -> TaskId {
         let mut names = self.names.borrow_mut();
-        assert!(names.len() < MAX_TASKS, "more than {} tasks", MAX_TASKS - 1);
+        let most = if self.stores.is_on.get() { usize::from(BUFFERS_FROM) } else { MAX_TASKS };
+        assert!(names.len() < most, "more than {} tasks", most - 1);
         let task = TaskId(names.len() as u8);
-        names.push(name.into());
+        names.push(self.name_again(task.index(), name));
         self.pending[task.index()].set(Op::new(Access::Start, ObjId::NONE, 0));
         self.live.set(self.live.get().with(task));
         self.runnable.set(self.runnable.get().with(task));
         self.new_tasks.borrow_mut().push((task, body));
+        if self.watching.get() {
+            self.push_effect(Effect::spawn(task));
+        }
         if self.logging.get() {
             self.log.borrow_mut().push(Event::Spawn { task, name: name.into() });
         }
@@ -151,24 +197,44 @@ impl Engine {
     /// Picks among the runnable tasks and makes the pick current. `None`: nobody runs any more.
     #[inline]
     pub(crate) fn next(&self) -> Option<TaskId> {
+        let mut picked = self.pick();
+        // A store buffer has no coroutine: what it does is done here.
+        while let Some(owner) = picked.and_then(owner_of)
+            && self.stores.is_on.get()
+        {
+            self.flush_one(owner);
+            if self.live.get().is_empty() {
+                return None;
+            }
+            picked = self.pick();
+        }
+        picked
+    }
+
+    fn pick(&self) -> Option<TaskId> {
         let runnable = self.runnable.get();
         let task = match runnable.single() {
-            Some(task) => task,
-            None => self.decide(runnable)?,
+            Some(task) if !self.asks_always.get() => task,
+            single => self.decide(runnable, single.is_none())?,
         };
         self.current.set(task);
         Some(task)
     }
 
-    /// A decision of the strategy. `None`: there is nothing to decide on, or the strategy gives up.
-    fn decide(&self, runnable: TaskSet) -> Option<TaskId> {
+    /// Asks the strategy, and records its answer if it had a choice. `None`: nobody can run, or the strategy gives up.
+    fn decide(&self, runnable: TaskSet, is_choice: bool) -> Option<TaskId> {
         if runnable.is_empty() {
             *self.stop.borrow_mut() = Stop::Deadlock;
             return None;
         }
-        let current = self.current.get();
-        let ready =
-            Ready { current, runnable, live: self.live.get(), steps: self.steps.get(), pending: &self.pending };
+        let ready = Ready {
+            current: self.current.get(),
+            runnable,
+            live: self.live.get(),
+            steps: self.steps.get(),
+            pending: &self.pending,
+            trail: &self.trail,
+        };
         let task = match &mut *self.chooser.borrow_mut() {
             // The usual one, and it always has an answer.
             Chooser::Random(random) => random.choose(&ready),
@@ -181,7 +247,9 @@ impl Engine {
             },
         };
         assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
-        self.decisions.borrow_mut().push(task);
+        if is_choice {
+            self.decisions.borrow_mut().push(task);
+        }
         Some(task)
     }
 
@@ -190,6 +258,10 @@ impl Engine {
     pub(crate) fn announce(&self, yielder: &Yielder, op: Op) {
         let me = self.current.get();
         self.pending[me.index()].set(op);
+        let told = self.told.get();
+        if told {
+            self.announced(me, &op);
+        }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
         if steps > self.steps_max.get() {
@@ -198,25 +270,102 @@ impl Engine {
             yielder.suspend(());
             unreachable!("a task was resumed after the step limit");
         }
-        if self.runnable.get() != TaskSet::only(me) {
-            match self.next() {
+        if self.runnable.get() != TaskSet::only(me) || told && self.asks_always.get() {
+            match if told { self.next() } else { self.pick() } {
                 Some(task) if task == me => {}
                 _ => yielder.suspend(()),
             }
         }
-        self.execute(me, &op);
+        if told {
+            self.execute(me, &op);
+            if self.stores.is_on.get() && !op.access.passes_stores() {
+                self.saw_buffer_empty(me);
+            }
+        }
+    }
+
+    #[cold]
+    fn announced(&self, me: TaskId, op: &Op) {
+        if self.watching.get() && op.access.is_acquire() {
+            self.effect(EffectKind::Queued, op.object, op.index);
+        }
+        if self.stores.is_on.get() && !op.access.passes_stores() {
+            self.wait_for_stores(me);
+        }
     }
 
     /// Logs an operation that happens now.
     #[inline]
     pub(crate) fn execute(&self, task: TaskId, op: &Op) {
+        if !self.told.get() {
+            return;
+        }
         // Not `if let`: its borrow would last into the body, which borrows mutably.
         let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
         if custom {
             self.executed_custom(task, op);
         }
+        if self.watching.get() {
+            self.begin_step(task, op);
+        }
         if self.logging.get() {
             self.log_op(task, op);
+        }
+    }
+
+    /// A step of `task` begins with `op`.
+    #[inline(never)]
+    pub(crate) fn begin_step(&self, task: TaskId, op: &Op) {
+        if self.watching.get() && task != TaskId::BOOT {
+            let mut trail = self.trail.borrow_mut();
+            trail.begin_step(task, op, self.runnable.get());
+            if op.access == Access::Wait {
+                trail.push(Effect::new(EffectKind::ReadAnything, ObjId::ANYTHING, 0));
+            }
+        }
+    }
+
+    /// The running step did this, too.
+    #[inline]
+    pub(crate) fn effect(&self, kind: EffectKind, object: ObjId, index: u64) {
+        if self.watching.get() {
+            self.push_effect(Effect::new(kind, object, index));
+        }
+    }
+
+    #[inline(never)]
+    fn push_effect(&self, effect: Effect) {
+        if self.current.get() != TaskId::BOOT {
+            self.trail.borrow_mut().push(effect);
+        }
+    }
+
+    /// The running step announced a read-modify-write and left the word as it was.
+    #[inline]
+    pub(crate) fn only_read(&self, object: ObjId, index: u64) {
+        if self.watching.get() {
+            for effect in self.trail.borrow_mut().running() {
+                if effect.kind == EffectKind::Write && effect.object == object.0 && effect.index == index {
+                    effect.kind = EffectKind::Read;
+                }
+            }
+        }
+    }
+
+    /// Tells the strategy that the execution has ended, before what is left of it is taken down.
+    pub(crate) fn ended(&self, failed: Option<TaskId>) {
+        let trail = self.trail.borrow();
+        let (live, runnable) = (self.live.get(), self.runnable.get());
+        let ended = Ended { trail: &trail, failed, live, runnable, pending: &self.pending };
+        self.chooser.borrow_mut().ended(&ended);
+    }
+
+    /// A try-lock of the current task ended like this.
+    #[inline]
+    pub(crate) fn tried(&self, op: &Op, acquired: bool) {
+        self.effect(if acquired { EffectKind::TryAcquired } else { EffectKind::TryFailed }, op.object, op.index);
+        if acquired {
+            self.acquired(op);
         }
     }
 
@@ -233,7 +382,158 @@ impl Engine {
     /// Marks the current task as unable to run until something wakes it.
     #[inline]
     pub(crate) fn block_current(&self) {
-        self.runnable.set(self.runnable.get().without(self.current.get()));
+        self.disable(self.current.get());
+    }
+
+    fn disable(&self, task: TaskId) {
+        self.runnable.set(self.runnable.get().without(task));
+        if self.stores.is_on.get() {
+            self.stores.behind.set(self.stores.behind.get().without(task));
+        }
+    }
+
+    /// Nothing but its own store buffer keeps `task` from running.
+    fn enable(&self, task: TaskId) {
+        if self.stores.fenced.get().contains(task) {
+            self.stores.behind.set(self.stores.behind.get().with(task));
+        } else {
+            self.runnable.set(self.runnable.get().with(task));
+        }
+    }
+
+    /// Blocks the announced operation of `task` until its stores are visible.
+    #[cold]
+    fn wait_for_stores(&self, task: TaskId) {
+        if self.stores.is_empty(task) {
+            return;
+        }
+        let can_run = self.runnable.get().contains(task);
+        self.disable(task);
+        self.stores.fenced.set(self.stores.fenced.get().with(task));
+        if can_run {
+            self.enable(task);
+        }
+    }
+
+    #[cold]
+    fn saw_buffer_empty(&self, task: TaskId) {
+        if self.watching.get() {
+            let count = self.stores.count(task);
+            let all = Effect {
+                span: count.max(1),
+                ..Effect::new(EffectKind::BufferEmpty, ObjId::BUFFERS, store_place(task, 0))
+            };
+            self.push_effect(all);
+        }
+    }
+
+    /// Puts a store of the current task, which has announced it, into its buffer.
+    pub(crate) fn buffer_store(
+        &self,
+        object: ObjId,
+        word: &Arc<AtomicU64>,
+        value: u64,
+        site: &'static Location<'static>,
+    ) {
+        let me = self.current.get();
+        let was_empty = self.stores.is_empty(me);
+        let number = self.stores.push(me, object, word, value, site);
+        self.effect(EffectKind::BufferPush, ObjId::BUFFERS, store_place(me, number));
+        if was_empty {
+            let buffer = buffer_of(me);
+            self.pending[buffer.index()].set(Op { site, ..Op::new(Access::Store, object, 0) });
+            self.live.set(self.live.get().with(buffer));
+            self.runnable.set(self.runnable.get().with(buffer));
+        }
+    }
+
+    /// What the current task reads of a word that it has stored to and that is not visible yet.
+    pub(crate) fn forwarded(&self, object: ObjId) -> Option<u64> {
+        let me = self.current.get();
+        let (value, number) = self.stores.forward(me, object)?;
+        if self.watching.get() {
+            // It did not read the word.
+            self.trail.borrow_mut().replace(
+                EffectKind::Read,
+                Effect::new(EffectKind::BufferRead, ObjId::BUFFERS, store_place(me, number)),
+            );
+        }
+        Some(value)
+    }
+
+    /// The step of a store buffer.
+    fn flush_one(&self, owner: TaskId) {
+        let buffer = buffer_of(owner);
+        self.steps.set(self.steps.get() + 1);
+        let op = self.pending[buffer.index()].get();
+        self.execute(buffer, &op);
+        self.pop_store(owner);
+    }
+
+    /// Makes the oldest store of `owner` visible, as part of the running step.
+    fn pop_store(&self, owner: TaskId) {
+        let buffer = buffer_of(owner);
+        let Some(store) = self.stores.pop(owner) else { return };
+        self.effect(EffectKind::BufferPop, ObjId::BUFFERS, store_place(owner, store.number));
+        self.written(store.object, 0, store.value);
+        match self.stores.oldest(owner) {
+            Some(next) => {
+                self.pending[buffer.index()].set(Op { site: next.site, ..Op::new(Access::Store, next.object, 0) })
+            }
+            None => {
+                self.live.set(self.live.get().without(buffer));
+                self.runnable.set(self.runnable.get().without(buffer));
+                self.stores.fenced.set(self.stores.fenced.get().without(owner));
+                if self.stores.behind.get().contains(owner) {
+                    self.stores.behind.set(self.stores.behind.get().without(owner));
+                    self.runnable.set(self.runnable.get().with(owner));
+                }
+            }
+        }
+    }
+
+    /// Empties the buffer of the current task within the running step.
+    #[cold]
+    fn flush_all(&self) {
+        let me = self.current.get();
+        while let Some(store) = self.stores.oldest(me) {
+            self.effect(EffectKind::Write, store.object, 0);
+            self.pop_store(me);
+        }
+    }
+
+    /// The current task waits until a word is what it should be; `holds` is whether it is.
+    pub(crate) fn spin(&self, yielder: &Yielder, op: Op, until: Until, holds: bool) {
+        let me = self.current.get();
+        self.untils[me.index()].set(until);
+        self.spinners.set(self.spinners.get().with(me));
+        if !holds {
+            self.disable(me);
+        }
+        self.announce(yielder, op);
+        self.spinners.set(self.spinners.get().without(me));
+    }
+
+    /// A word has a new value: whoever waits for one may be able to run, or not any more.
+    #[inline]
+    pub(crate) fn written(&self, object: ObjId, index: u64, value: u64) {
+        if !self.spinners.get().is_empty() {
+            self.tell_spinners(object, index, value);
+        }
+    }
+
+    #[cold]
+    fn tell_spinners(&self, object: ObjId, index: u64, value: u64) {
+        for task in self.spinners.get().iter() {
+            let pending = self.pending[task.index()].get();
+            if pending.object == object && pending.index == index {
+                if self.untils[task.index()].get().holds(value) {
+                    self.enable(task);
+                } else {
+                    self.disable(task);
+                }
+            }
+        }
     }
 
     /// The current task now holds a lock: pending acquirers that are excluded by it cannot run.
@@ -251,25 +551,37 @@ impl Engine {
         if runnable == TaskSet::only(me) {
             return;
         }
-        for task in runnable.without(me).iter() {
+        let excludes = |task: TaskId| {
             let pending = self.pending[task.index()].get();
-            if pending.access.is_acquire() && pending.same_place(op) && pending.depends_on(op) {
+            pending.access.is_acquire() && pending.same_place(op) && pending.depends_on(op)
+        };
+        for task in runnable.without(me).iter() {
+            if excludes(task) {
                 runnable = runnable.without(task);
             }
         }
         self.runnable.set(runnable);
+        if self.stores.is_on.get() {
+            let behind = self.stores.behind.get();
+            behind.iter().filter(|task| excludes(*task)).for_each(|task| self.disable(task));
+        }
     }
 
     /// The current task let go of a lock. `free` says whether an acquirer of the given kind can have it now.
     #[inline]
     pub(crate) fn released(&self, object: ObjId, index: u64, free: impl Fn(Access) -> bool) {
         let me = self.current.get();
-        {
+        if self.stores.is_on.get() {
+            self.flush_all();
+        }
+        let released = {
             let mut held = self.held.borrow_mut();
             let at = held.iter().rposition(|h| h.task == me && h.object == object && h.index == index);
             let at = at.or_else(|| held.iter().rposition(|h| h.object == object && h.index == index));
-            held.swap_remove(at.expect("a released lock is held"));
-        }
+            held.swap_remove(at.expect("a released lock is held"))
+        };
+        let shared = released.access == Access::LockShared;
+        self.effect(if shared { EffectKind::UnlockShared } else { EffectKind::UnlockExclusive }, object, index);
         let blocked = TaskSet(self.live.get().0 & !self.runnable.get().0);
         if !blocked.is_empty() {
             self.wake_if(object, index, |op| op.access.is_acquire() && free(op.access));
@@ -281,18 +593,17 @@ impl Engine {
 
     /// Makes the blocked tasks runnable whose pending operation is at this place and satisfies `wanted`.
     pub(crate) fn wake_if(&self, object: ObjId, index: u64, wanted: impl Fn(&Op) -> bool) {
-        let mut runnable = self.runnable.get();
-        for task in TaskSet(self.live.get().0 & !runnable.0).iter() {
+        for task in TaskSet(self.live.get().0 & !self.runnable.get().0).iter() {
             let pending = self.pending[task.index()].get();
             if pending.object == object && pending.index == index && wanted(&pending) {
-                runnable = runnable.with(task);
+                self.enable(task);
             }
         }
-        self.runnable.set(runnable);
     }
 
     /// Whether another task's pending operation is to acquire this lock.
     pub(crate) fn is_contended(&self, object: ObjId, index: u64) -> bool {
+        self.effect(EffectKind::Contended, object, index);
         let me = self.current.get();
         self.live.get().without(me).iter().any(|task| {
             let pending = self.pending[task.index()].get();
@@ -344,8 +655,18 @@ impl Engine {
     }
 }
 
+/// Where a store is among the store buffers, as an object of effects.
+fn store_place(task: TaskId, number: u32) -> u64 {
+    u64::from(task.0) << 32 | u64::from(number)
+}
+
 impl Names for Engine {
     fn task(&self, task: TaskId) -> String {
+        if let Some(owner) = owner_of(task)
+            && self.stores.is_on.get()
+        {
+            return format!("{}'s store buffer", self.task(owner));
+        }
         self.names.borrow().get(task.index()).map_or_else(|| format!("{task:?}"), |n| n.to_string())
     }
 

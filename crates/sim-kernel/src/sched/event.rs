@@ -163,7 +163,7 @@ impl EventLog {
             Event::Op { task, access, object, index } => {
                 bytes.push(2);
                 bytes.push(task.0);
-                bytes.push(*access as u8);
+                bytes.push(access.code());
                 put(&mut bytes, u64::from(object.0));
                 put(&mut bytes, *index);
             }

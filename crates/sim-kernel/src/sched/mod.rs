@@ -8,20 +8,27 @@
 //! task is its own CPU.
 
 mod deadlock;
+mod effect;
 pub(crate) mod engine;
 pub(crate) mod event;
 pub(crate) mod native;
 pub(crate) mod op;
 mod schedule;
 mod sim;
+pub(crate) mod store_buffer;
 mod strategy;
+mod trail;
 
 pub use deadlock::{Deadlock, Waiter};
+pub use effect::{Effect, EffectKind, Relation};
 pub use event::{Event, EventLog, LogLevel, MAX_ARGS, Names, TraceRecord, Tracepoint, render_json};
 pub use native::run_native;
 pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 pub use schedule::{Schedule, ScheduleError};
 pub use sim::{Config, Sim, Verdict, invariant_of};
+pub use store_buffer::{BUFFERS_FROM, MemoryModel};
 pub use strategy::{
-    Branch, Chooser, Dfs, Divergence, Pct, Pos, Random, Ready, Replay, RoundRobin, RunToCompletion, Strategy, Urw,
+    Branch, Chooser, Dfs, Divergence, Ended, Pct, Pos, Preempt, PreemptState, Random, Ready, Reduced, ReducedBranch,
+    Replay, RoundRobin, RunToCompletion, Strategy, Urw,
 };
+pub use trail::{Trail, TrailStep};

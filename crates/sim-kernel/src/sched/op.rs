@@ -4,6 +4,7 @@
 //! strategy sees the pending operation of every runnable task. Two operations are dependent when they touch the same index of
 //! the same object, unless both read it or both acquire it for reading.
 
+use super::effect::{Effect, EffectKind, Relation};
 use std::panic::Location;
 
 /// Number of a task within one simulation, dense from 0.
@@ -116,6 +117,16 @@ pub struct ObjId(pub u32);
 impl ObjId {
     /// The object of operations that touch nothing shared, and of all objects in native mode.
     pub const NONE: ObjId = ObjId(0);
+    /// What is read by somebody who does not say what it is; an object of effects only.
+    pub(crate) const ANYTHING: ObjId = ObjId(u32::MAX);
+    /// The sections and callbacks of RCU; an object of effects only.
+    pub(crate) const RCU: ObjId = ObjId(u32::MAX - 1);
+    /// Pending signals, by task; an object of effects only.
+    pub(crate) const SIGNALS: ObjId = ObjId(u32::MAX - 2);
+    /// The numbering of tasks; an object of effects only.
+    pub(crate) const TASKS: ObjId = ObjId(u32::MAX - 3);
+    /// The store buffers; an object of effects only.
+    pub(crate) const BUFFERS: ObjId = ObjId(u32::MAX - 4);
 }
 
 /// How an operation touches its object.
@@ -150,13 +161,23 @@ pub enum Access {
     Wake,
     /// Give others a chance (`cond_resched`); touches nothing.
     Yield,
+    /// Atomic addition whose result nobody looks at; two of them commute.
+    Add,
+    /// Wait for the end of a grace period; the task is not runnable before.
+    Await,
+    /// Read a word once it has a certain value; the task is not runnable before.
+    LoadUntil,
+    /// Put a store into the store buffer, if there is one; whoever flushes it makes it visible.
+    Buffer,
+    /// Wait until the store buffer is empty (`smp_mb`).
+    Fence,
 }
 
 impl Access {
     /// Whether the operation leaves its object as it was.
     #[inline]
     pub const fn is_read(self) -> bool {
-        matches!(self, Access::Load | Access::Yield | Access::Start)
+        matches!(self, Access::Load | Access::LoadUntil | Access::Yield | Access::Start)
     }
 
     /// Whether the operation waits until a lock is free.
@@ -165,13 +186,31 @@ impl Access {
         matches!(self, Access::LockShared | Access::LockExclusive)
     }
 
+    /// The operation as a number in the event log's hash.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            // For whoever reads the log, what these are to each other makes no difference.
+            Access::Add => Access::Rmw as u8,
+            Access::Await => Access::Wait as u8,
+            Access::LoadUntil => Access::Load as u8,
+            Access::Buffer => Access::Store as u8,
+            other => other as u8,
+        }
+    }
+
+    /// Whether the operation can be performed while stores of its task are not visible yet.
+    pub(crate) const fn passes_stores(self) -> bool {
+        matches!(self, Access::Load | Access::Buffer | Access::Start | Access::Yield)
+    }
+
     /// Short name, as the event log prints it.
     pub const fn name(self) -> &'static str {
         match self {
             Access::Start => "start",
-            Access::Load => "load",
-            Access::Store => "store",
-            Access::Rmw => "rmw",
+            Access::Load | Access::LoadUntil => "load",
+            Access::Store | Access::Buffer => "store",
+            Access::Fence => "fence",
+            Access::Rmw | Access::Add => "rmw",
             Access::LockShared => "lock_shared",
             Access::LockExclusive => "lock",
             Access::TryLock => "try_lock",
@@ -179,7 +218,7 @@ impl Access {
             Access::SrcuEnter => "srcu_enter",
             Access::SrcuExit => "srcu_exit",
             Access::Synchronize => "synchronize",
-            Access::Wait => "wait",
+            Access::Wait | Access::Await => "wait",
             Access::Wake => "wake",
             Access::Yield => "yield",
         }
@@ -215,7 +254,7 @@ impl Op {
         self.object == other.object && self.index == other.index
     }
 
-    /// Whether the order of the two operations can matter.
+    /// Whether the order of the two operations can matter, as far as it can be known before they are performed.
     ///
     /// ```
     /// use sim_kernel::sched::{Access, ObjId, Op};
@@ -230,12 +269,20 @@ impl Op {
         if self.object != other.object || self.object == ObjId::NONE {
             return false;
         }
-        let disjoint = self.index.saturating_add(self.span as u64) <= other.index
-            || other.index.saturating_add(other.span as u64) <= self.index;
-        if disjoint {
-            return false;
-        }
-        let both_shared = self.access == Access::LockShared && other.access == Access::LockShared;
-        !(both_shared || (self.access.is_read() && other.access.is_read()))
+        let (here, there) = (self.effect(), other.effect());
+        let both = |a: &Effect, b: &Effect| a.relation(b) != Relation::Independent;
+        both(&here, &there) || both(&there, &here)
+    }
+
+    /// The effect that performing the operation has at most.
+    fn effect(&self) -> Effect {
+        Effect::of(self).unwrap_or_else(|| {
+            let kind = match self.access {
+                Access::TryLock => EffectKind::TryAcquired,
+                Access::SrcuExit => EffectKind::SrcuExit,
+                _ => EffectKind::Read,
+            };
+            Effect { index: self.index, object: self.object.0, span: self.span, kind }
+        })
     }
 }

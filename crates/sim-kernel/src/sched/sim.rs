@@ -7,9 +7,11 @@
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop};
 use super::event::{Event, EventLog, LogLevel, Names, render_json};
-use super::op::{Access, ObjId, TaskId, TaskSet};
+use super::op::{Access, MAX_TASKS, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
+use super::store_buffer::MemoryModel;
 use super::strategy::{Chooser, Divergence};
+use super::trail::Trail;
 use crate::Cx;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
@@ -33,11 +35,15 @@ pub struct Config {
     pub steps_max: u64,
     /// How much is logged.
     pub log: LogLevel,
+    /// Whether the [`Trail`] is kept.
+    pub trail: bool,
+    /// Which reorderings are explored.
+    pub memory: MemoryModel,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off }
+        Config { seed: 0, steps_max: STEPS_MAX_DEFAULT, log: LogLevel::Off, trail: false, memory: MemoryModel::Sc }
     }
 }
 
@@ -143,6 +149,7 @@ impl Sim {
     /// A machine with this strategy.
     pub fn new(chooser: Chooser) -> Sim {
         let engine = Rc::new(Engine::new());
+        engine.told.set(matches!(chooser, Chooser::Custom(_)));
         *engine.chooser.borrow_mut() = chooser;
         Sim { engine, coroutines: Vec::new(), stacks: Vec::new() }
     }
@@ -154,6 +161,7 @@ impl Sim {
 
     /// Replaces the strategy.
     pub fn set_chooser(&mut self, chooser: Chooser) {
+        self.engine.told.set(true);
         *self.engine.chooser.borrow_mut() = chooser;
     }
 
@@ -170,7 +178,7 @@ impl Sim {
     /// # Panics
     /// If `setup` panics.
     pub fn execute<R>(&mut self, config: &Config, setup: impl FnOnce(&Cx<'_>) -> R) -> (R, Verdict) {
-        self.engine.reset(config.log);
+        self.engine.reset(config.log, config.trail, config.memory);
         self.engine.steps_max.set(config.steps_max);
         self.engine.chooser.borrow_mut().begin(config.seed);
         let value = self.solo(setup);
@@ -212,6 +220,8 @@ impl Sim {
                 Verdict::Panicked { task: engine.task(engine.current.get()), message }
             }
         };
+        let failed = matches!(verdict, Verdict::Panicked { .. }).then(|| engine.current.get());
+        engine.ended(failed);
         if !verdict.is_completed() {
             self.abandon();
         }
@@ -259,6 +269,7 @@ impl Sim {
             });
             let engine = Rc::clone(engine);
             let co = Coroutine::with_stack(stack, move |yielder, ()| {
+                engine.begin_step(task, &engine.pending[task.index()].get());
                 let cx = Cx::simulated(&engine, yielder, task);
                 body(&cx);
                 cx.task_work_run();
@@ -295,9 +306,14 @@ impl Sim {
         self.engine.steps.get()
     }
 
+    /// The steps of the last execution; empty unless [`Config::trail`] asked for them or the strategy needed them.
+    pub fn trail(&self) -> std::cell::Ref<'_, Trail> {
+        self.engine.trail.borrow()
+    }
+
     /// Scheduling points passed by each task in the last execution, by task number; needs [`LogLevel::Full`].
     pub(crate) fn steps_by_task(&self) -> Vec<u32> {
-        let mut steps = vec![0; self.engine.names.borrow().len()];
+        let mut steps = vec![0; MAX_TASKS];
         for event in self.engine.log.borrow().events() {
             if let Event::Op { task, access, .. } = event
                 && *access != Access::Unlock

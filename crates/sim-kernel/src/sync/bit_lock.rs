@@ -45,13 +45,11 @@ impl PageLocks {
     #[must_use]
     pub fn try_lock(&self, cx: &Cx<'_>, page: u64, flags: &AtomicU64, bit: u64) -> bool {
         cx.point(Access::TryLock, self.object, page);
-        if flags.fetch_or(bit, Ordering::Acquire) & bit != 0 {
-            return false;
-        }
+        let acquired = flags.fetch_or(bit, Ordering::Acquire) & bit == 0;
         if let Some(engine) = cx.engine() {
-            engine.acquired(&Op::new(Access::LockExclusive, self.object, page));
+            engine.tried(&Op::new(Access::LockExclusive, self.object, page), acquired);
         }
-        true
+        acquired
     }
 
     /// Unlocks the page.

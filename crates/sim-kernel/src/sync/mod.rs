@@ -11,15 +11,17 @@ mod bit_lock;
 mod mutex;
 pub(crate) mod rcu;
 mod refcount;
+mod rmw;
 mod rwlock;
 mod srcu;
 mod wait;
 
-pub use atomic::{Atomic64, Word};
+pub use atomic::{Atomic64, Until, Word, smp_mb};
 pub use bit_lock::PageLocks;
 pub use mutex::{Mutex, MutexGuard};
 pub use rcu::{RcuReadGuard, call_rcu, rcu_read_lock, synchronize_rcu};
 pub use refcount::RefCount;
+pub use rmw::Rmw;
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use srcu::{Srcu, SrcuIdx, SrcuReadGuard};
 pub use wait::WaitQueue;

@@ -47,11 +47,11 @@ impl<T> Mutex<T> {
     #[track_caller]
     pub fn try_lock<'a>(&'a self, cx: &'a Cx<'_>) -> Option<MutexGuard<'a, T>> {
         cx.point(Access::TryLock, self.object, 0);
-        let data = self.data.try_lock()?;
+        let data = self.data.try_lock();
         if let Some(engine) = cx.engine() {
-            engine.acquired(&Op::new(Access::LockExclusive, self.object, 0));
+            engine.tried(&Op::new(Access::LockExclusive, self.object, 0), data.is_some());
         }
-        Some(MutexGuard { cx, object: self.object, data: Some(data) })
+        data.map(|data| MutexGuard { cx, object: self.object, data: Some(data) })
     }
 
     /// Whether the current task holds the lock. Always true natively, where it cannot be known.

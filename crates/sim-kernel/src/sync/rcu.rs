@@ -4,7 +4,7 @@
 //! the reads inside are points. Natively a section pins the epoch of crossbeam-epoch and callbacks are deferred there.
 
 use crate::Cx;
-use crate::sched::{Access, MAX_TASKS, ObjId, Op, TaskSet};
+use crate::sched::{Access, EffectKind, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use crossbeam::epoch;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -17,7 +17,11 @@ type Callback = Box<dyn FnOnce() + Send>;
 pub(crate) struct SimRcu {
     readers: Cell<TaskSet>,
     nesting: RefCell<Vec<u8>>,
+    /// How many sections each task has left.
+    left: RefCell<Vec<u64>>,
     callbacks: RefCell<Vec<(TaskSet, Callback)>>,
+    /// Tasks in `synchronize_rcu`, with the readers that each waits for.
+    waiting: RefCell<Vec<(TaskId, TaskSet)>>,
 }
 
 impl SimRcu {
@@ -26,7 +30,16 @@ impl SimRcu {
         let mut nesting = self.nesting.borrow_mut();
         nesting.clear();
         nesting.resize(MAX_TASKS, 0);
+        let mut left = self.left.borrow_mut();
+        left.clear();
+        left.resize(MAX_TASKS, 0);
         self.callbacks.borrow_mut().clear();
+        self.waiting.borrow_mut().clear();
+    }
+
+    /// The end of the section that a task is in, as a place of [`ObjId::RCU`]; place 0 is the set of those that are in one.
+    fn end_of_section(&self, task: TaskId) -> u64 {
+        1 + u64::from(task.0) + self.left.borrow()[task.index()] * MAX_TASKS as u64
     }
 }
 
@@ -48,6 +61,7 @@ pub fn rcu_read_lock<'a>(cx: &'a Cx<'_>) -> RcuReadGuard<'a> {
         return RcuReadGuard { cx, _pinned: Some(epoch::pin()) };
     };
     let me = cx.task();
+    engine.effect(EffectKind::RcuEnter, ObjId::RCU, 0);
     engine.rcu.nesting.borrow_mut()[me.index()] += 1;
     engine.rcu.readers.set(engine.rcu.readers.get().with(me));
     RcuReadGuard { cx, _pinned: None }
@@ -63,7 +77,16 @@ impl Drop for RcuReadGuard<'_> {
             return;
         }
         drop(nesting);
+        engine.effect(EffectKind::RcuExit, ObjId::RCU, engine.rcu.end_of_section(me));
+        engine.rcu.left.borrow_mut()[me.index()] += 1;
         engine.rcu.readers.set(engine.rcu.readers.get().without(me));
+        engine.rcu.waiting.borrow_mut().retain_mut(|(waiter, waits_for)| {
+            *waits_for = waits_for.without(me);
+            if waits_for.is_empty() {
+                engine.wake_if(ObjId::NONE, waiting_index(*waiter), |op| op.access == Access::Await);
+            }
+            !waits_for.is_empty()
+        });
         let mut callbacks = engine.rcu.callbacks.borrow_mut();
         if callbacks.is_empty() {
             return;
@@ -76,12 +99,16 @@ impl Drop for RcuReadGuard<'_> {
         for (_, callback) in done {
             callback();
         }
-        engine.wake_if(ObjId::NONE, RCU_INDEX, |op| op.access == Access::Synchronize);
     }
 }
 
 /// Index that tells grace-period waits apart from other operations without an object.
 const RCU_INDEX: u64 = u64::MAX;
+
+/// Index of the wait of one task for its grace period.
+fn waiting_index(task: TaskId) -> u64 {
+    RCU_INDEX - 1 - u64::from(task.0)
+}
 
 /// `call_rcu`: runs `callback` once every read section that is open now has been left.
 pub fn call_rcu(cx: &Cx<'_>, callback: impl FnOnce() + Send + 'static) {
@@ -89,6 +116,7 @@ pub fn call_rcu(cx: &Cx<'_>, callback: impl FnOnce() + Send + 'static) {
         epoch::pin().defer(callback);
         return;
     };
+    engine.effect(EffectKind::RcuCall, ObjId::RCU, 0);
     let readers = engine.rcu.readers.get();
     if readers.is_empty() {
         callback();
@@ -121,12 +149,12 @@ pub fn synchronize_rcu(cx: &Cx<'_>) {
     if waits_for.is_empty() {
         return;
     }
-    // A callback is the flag: it has run when every reader of this moment has left.
-    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let flag = std::sync::Arc::clone(&done);
-    let set = Box::new(move || flag.store(true, std::sync::atomic::Ordering::Release));
-    engine.rcu.callbacks.borrow_mut().push((waits_for, set));
-    cx.sleep_until(Op::new(Access::Synchronize, ObjId::NONE, RCU_INDEX), || {
-        done.load(std::sync::atomic::Ordering::Acquire)
+    let ends: Vec<u64> = waits_for.iter().map(|reader| engine.rcu.end_of_section(reader)).collect();
+    engine.rcu.waiting.borrow_mut().push((me, waits_for));
+    cx.await_condition(Op::new(Access::Await, ObjId::NONE, waiting_index(me)), || {
+        engine.rcu.waiting.borrow().iter().all(|(waiter, _)| *waiter != me)
     });
+    for end in ends {
+        engine.effect(EffectKind::RcuDone, ObjId::RCU, end);
+    }
 }

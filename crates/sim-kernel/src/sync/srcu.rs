@@ -5,9 +5,10 @@
 //! the index and counting, is not needed.
 
 use super::mutex::Mutex;
+use super::rmw::Rmw;
 use super::wait::WaitQueue;
 use crate::Cx;
-use crate::sched::{Access, ObjId};
+use crate::sched::{Access, EffectKind, ObjId};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -34,6 +35,11 @@ pub struct Srcu {
 #[must_use = "a read section must be left with the index it was entered with"]
 pub struct SrcuIdx(usize);
 
+/// Where the two counters are, as places of the domain's object; place 0 is the index.
+fn counter_place(index: usize) -> u64 {
+    1 + index as u64
+}
+
 impl Srcu {
     /// A domain of the given class.
     pub fn new(cx: &Cx<'_>, class: &'static str) -> Srcu {
@@ -50,15 +56,16 @@ impl Srcu {
     #[track_caller]
     pub fn read_lock(&self, cx: &Cx<'_>) -> SrcuIdx {
         cx.point(Access::SrcuEnter, self.object, 0);
+        let rmw = Rmw::new(cx);
         loop {
             let index = self.index.load(Ordering::SeqCst);
-            self.nesting[index].fetch_add(1, Ordering::SeqCst);
+            rmw.add64(&self.nesting[index], 1);
             // Natively the index may have flipped in between; then count under the new one.
             if self.index.load(Ordering::SeqCst) == index {
                 return SrcuIdx(index);
             }
-            self.nesting[index].fetch_sub(1, Ordering::SeqCst);
-            self.drained.wake_unscheduled(cx);
+            rmw.add64(&self.nesting[index], u64::MAX);
+            self.drained.wake_awaiting(cx);
         }
     }
 
@@ -66,10 +73,13 @@ impl Srcu {
     #[track_caller]
     pub fn read_unlock(&self, cx: &Cx<'_>, index: SrcuIdx) {
         cx.point(Access::SrcuExit, self.object, 0);
-        let old = self.nesting[index.0].fetch_sub(1, Ordering::SeqCst);
+        if let Some(engine) = cx.engine() {
+            engine.effect(EffectKind::SrcuExit, self.object, counter_place(index.0));
+        }
+        let old = Rmw::new(cx).add64(&self.nesting[index.0], u64::MAX);
         assert!(old > 0, "an SRCU read section was left twice");
         if old == 1 && self.index.load(Ordering::SeqCst) != index.0 {
-            self.drained.wake_unscheduled(cx);
+            self.drained.wake_awaiting(cx);
         }
     }
 
@@ -85,7 +95,10 @@ impl Srcu {
         let _grace_period = self.grace_period.lock(cx);
         cx.point(Access::Synchronize, self.object, 0);
         let old = self.index.fetch_xor(1, Ordering::SeqCst);
-        self.drained.wait_event(cx, || self.nesting[old].load(Ordering::SeqCst) == 0);
+        self.drained.await_event(cx, || self.nesting[old].load(Ordering::SeqCst) == 0);
+        if let Some(engine) = cx.engine() {
+            engine.effect(EffectKind::SrcuDone, self.object, counter_place(old));
+        }
     }
 
     /// Open read sections, without a scheduling point: for checkers.

@@ -3,7 +3,7 @@
 //! Testing the condition and going to sleep is one step, as the kernel's prepare-to-wait protocol makes it.
 
 use crate::Cx;
-use crate::sched::{Access, ObjId, Op};
+use crate::sched::{Access, EffectKind, ObjId, Op};
 use std::fmt;
 
 /// A queue of tasks that sleep until a condition holds.
@@ -36,6 +36,24 @@ impl WaitQueue {
         cx.sleep_until(Op::new(Access::Wait, self.object, 0), condition);
     }
 
+    /// As [`WaitQueue::wait_event`] for a condition that, once true, stays true for the waiter, and of which [`WaitQueue::wake_awaiting`] is told
+    /// when it becomes true: simulated, the waiter is not runnable before, and tests nothing in between.
+    #[track_caller]
+    pub(super) fn await_event(&self, cx: &Cx<'_>, condition: impl Fn() -> bool) {
+        if cx.is_native() {
+            return self.wait_event(cx, condition);
+        }
+        cx.await_condition(Op::new(Access::Await, self.object, 0), condition);
+    }
+
+    /// The condition of [`WaitQueue::await_event`] holds now.
+    pub(super) fn wake_awaiting(&self, cx: &Cx<'_>) {
+        match cx.engine() {
+            Some(engine) => engine.wake_if(self.object, 0, |op| op.access == Access::Await),
+            None => self.wake_unscheduled(cx),
+        }
+    }
+
     /// Makes every sleeper test its condition again.
     #[track_caller]
     pub fn wake_up_all(&self, cx: &Cx<'_>) {
@@ -46,7 +64,10 @@ impl WaitQueue {
     /// As [`WaitQueue::wake_up_all`], as part of a step that was already announced.
     pub fn wake_unscheduled(&self, cx: &Cx<'_>) {
         match cx.engine() {
-            Some(engine) => engine.wake_if(self.object, 0, |op| op.access == Access::Wait),
+            Some(engine) => {
+                engine.effect(EffectKind::Wake, self.object, 0);
+                engine.wake_if(self.object, 0, |op| op.access == Access::Wait);
+            }
             None => {
                 drop(self.native.lock());
                 self.condvar.notify_all();

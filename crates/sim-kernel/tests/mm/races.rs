@@ -163,7 +163,7 @@ fn race(setup: &[Do], tasks: &[&[Do]]) -> BTreeSet<usize> {
     let mut sim = Sim::new(Chooser::Random(Random::new()));
     let mut left = BTreeSet::new();
     for seed in 0..300 {
-        let config = Config { seed, steps_max: 100_000, log: LogLevel::Off };
+        let config = Config { seed, steps_max: 100_000, log: LogLevel::Off, ..Config::default() };
         let (world, verdict) = sim.execute(&config, |cx| {
             let world = Arc::new(World::new(cx));
             setup.iter().for_each(|act| world.act(cx, *act));

@@ -7,7 +7,9 @@
 mod dfs;
 mod pct;
 mod pos;
+mod preempt;
 mod random;
+mod reduced;
 mod replay;
 mod round_robin;
 mod run_to_completion;
@@ -16,14 +18,17 @@ mod urw;
 pub use dfs::{Branch, Dfs};
 pub use pct::Pct;
 pub use pos::Pos;
+pub use preempt::{Preempt, PreemptState};
 pub use random::Random;
+pub use reduced::{Reduced, ReducedBranch};
 pub use replay::Replay;
 pub use round_robin::RoundRobin;
 pub use run_to_completion::RunToCompletion;
 pub use urw::Urw;
 
 use super::op::{MAX_TASKS, Op, TaskId, TaskSet};
-use std::cell::Cell;
+use super::trail::Trail;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 /// What a strategy sees at a decision.
@@ -31,13 +36,40 @@ use std::fmt;
 pub struct Ready<'a> {
     /// The task that ran last; it may have blocked or ended.
     pub current: TaskId,
-    /// The tasks that can run, at least two.
+    /// The tasks that can run, at least two, except for strategies that look at every step.
     pub runnable: TaskSet,
     /// The tasks that have not ended: those that can run, and those that are blocked.
     pub live: TaskSet,
     /// Scheduling points that tasks have reached so far.
     pub steps: u64,
     pub(crate) pending: &'a [Cell<Op>; MAX_TASKS],
+    pub(crate) trail: &'a RefCell<Trail>,
+}
+
+/// What a strategy sees of an execution that has ended.
+pub struct Ended<'a> {
+    /// The steps; empty unless somebody asked for them.
+    pub trail: &'a Trail,
+    /// The task that failed an assertion, if that was the end.
+    pub failed: Option<TaskId>,
+    /// The tasks that are left.
+    pub live: TaskSet,
+    /// Those of them that could have gone on.
+    pub runnable: TaskSet,
+    pub(crate) pending: &'a [Cell<Op>; MAX_TASKS],
+}
+
+impl Ended<'_> {
+    /// What a task that is left was about to do.
+    pub fn pending(&self, task: TaskId) -> Op {
+        self.pending[task.index()].get()
+    }
+}
+
+impl fmt::Debug for Ended<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ended").field("failed", &self.failed).field("live", &self.live).finish_non_exhaustive()
+    }
 }
 
 impl Ready<'_> {
@@ -98,7 +130,10 @@ pub trait Strategy {
     /// `task` was resumed and performs `op` now.
     fn executed(&mut self, _task: TaskId, _op: &Op) {}
 
-    /// An execution has ended: prepares the next one of a search. False if there is none, which only an exhaustive search can say.
+    /// An execution has ended, and what is left of it has not been taken down yet.
+    fn ended(&mut self, _ended: &Ended<'_>) {}
+
+    /// Prepares the next one of a search. False if there is none, which only an exhaustive search can say.
     fn advance(&mut self) -> bool {
         true
     }
@@ -122,6 +157,10 @@ pub enum Chooser {
     Replay(Replay),
     /// Every schedule, one execution after the other.
     Dfs(Dfs),
+    /// Every schedule with few preemptions, fewest first.
+    Preempt(Box<Preempt>),
+    /// One schedule of each class of equivalent ones.
+    Reduced(Box<Reduced>),
     /// Any other strategy.
     Custom(Box<dyn Strategy>),
 }
@@ -137,6 +176,8 @@ impl Chooser {
             Chooser::RunToCompletion(s) => s.begin(seed),
             Chooser::Replay(s) => s.begin(seed),
             Chooser::Dfs(s) => s.begin(seed),
+            Chooser::Preempt(s) => s.begin(seed),
+            Chooser::Reduced(s) => s.begin(seed),
             Chooser::Custom(s) => s.begin(seed),
         }
     }
@@ -152,13 +193,30 @@ impl Chooser {
             Chooser::RunToCompletion(s) => s.pick(ready),
             Chooser::Replay(s) => s.pick(ready),
             Chooser::Dfs(s) => s.pick(ready),
+            Chooser::Preempt(s) => s.pick(ready),
+            Chooser::Reduced(s) => s.pick(ready),
             Chooser::Custom(s) => s.pick(ready),
         }
+    }
+
+    pub(crate) fn ended(&mut self, ended: &Ended<'_>) {
+        match self {
+            Chooser::Custom(s) => s.ended(ended),
+            Chooser::Reduced(s) => s.ended(ended),
+            _ => {}
+        }
+    }
+
+    /// Whether the strategy needs the trail, and to be asked before every step.
+    pub(crate) fn asks_always(&self) -> bool {
+        matches!(self, Chooser::Reduced(_))
     }
 
     pub(crate) fn advance(&mut self) -> bool {
         match self {
             Chooser::Dfs(s) => s.advance(),
+            Chooser::Preempt(s) => s.advance(),
+            Chooser::Reduced(s) => s.advance(),
             Chooser::Custom(s) => s.advance(),
             _ => true,
         }
@@ -183,6 +241,8 @@ impl fmt::Debug for Chooser {
             Chooser::RunToCompletion(_) => "RunToCompletion",
             Chooser::Replay(_) => "Replay",
             Chooser::Dfs(_) => "Dfs",
+            Chooser::Preempt(_) => "Preempt",
+            Chooser::Reduced(_) => "Reduced",
             Chooser::Custom(_) => "Custom",
         })
     }
