@@ -69,6 +69,7 @@ pub mod ops;
 pub mod replay;
 pub mod runner;
 pub mod scenario;
+mod source;
 mod status;
 pub mod trace;
 

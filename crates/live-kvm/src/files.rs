@@ -11,6 +11,18 @@ const RW_MAX: usize = 0x7fff_f000;
 /// `FALLOC_FL_PUNCH_HOLE`
 const PUNCH_HOLE: i32 = 2;
 
+/// Whether pages can be allocated behind the file's end: not in a guest_memfd, whose inode is of one of two file systems by release. A file that
+/// cannot be asked is taken for another.
+fn has_pages_behind_its_end(fd: i32) -> bool {
+    /// `ANON_INODE_FS_MAGIC` and `GUEST_MEMFD_MAGIC`
+    const OF_GUEST_MEMFD: [i64; 2] = [0x0904_1934, 0x474d_454d];
+    // SAFETY: an all-zero statfs is valid.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is written by the call, and lives.
+    let result = unsafe { libc::fstatfs(fd, &raw mut stat) };
+    result != 0 || !OF_GUEST_MEMFD.contains(&stat.f_type)
+}
+
 impl Process {
     /// `memfd_create` and the `ftruncate` that gives it `size`.
     ///
@@ -34,9 +46,9 @@ impl Process {
     /// The kernel's errno; refused if it may allocate more than allowed.
     pub fn fallocate(&mut self, fd: i32, mode: u32, offset: i64, len: i64) -> Result<()> {
         if mode as i32 & PUNCH_HOLE == 0 && offset >= 0 && len > 0 && offset.checked_add(len).is_some() && fd >= 0 {
-            // Allocation ends at the end of a guest_memfd, but extends a memfd.
+            // A guest_memfd has nothing behind its end. A memory file has, whether it grows or keeps its size.
             let size = self.fstat(fd).map_or(u64::MAX, |stat| stat.size);
-            if offset as u64 + len as u64 <= size || mode == 0 {
+            if offset as u64 + len as u64 <= size || has_pages_behind_its_end(fd) {
                 self.affordable("fallocate", len as u64)?;
             }
         }

@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     CpuId, KVM_EXIT_HLT, KVM_EXIT_HYPERCALL, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_MEMORY_FAULT,
@@ -31,8 +32,6 @@ const TABLES_MAX: u64 = 63;
 const DOOR: u64 = 0xf010_0000;
 /// How often the VMM serves further parts of an access that has left the guest, to be rid of it.
 const PARTS_MAX: u32 = 16;
-/// Seconds after which a vCPU that does not come back is called back.
-const PATIENCE: u32 = 3;
 
 /// How a vCPU runs the programs of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +116,13 @@ pub struct GuestRun {
     pub rbx: u64,
     /// `rax` after it.
     pub rax: u64,
+    /// It did not leave by itself: after [`PATIENCE`](GuestRun::PATIENCE) seconds a signal called it back.
+    pub called_back: bool,
+}
+
+impl GuestRun {
+    /// Seconds after which a vCPU that does not come back is called back.
+    pub const PATIENCE: u32 = 3;
 }
 
 /// The code page, which the VM's vCPUs share.
@@ -252,15 +258,18 @@ impl Process {
         self.write_code(&code, &program).ok();
         self.set_registers(vcpu, long, access)?;
         let mut result = run.enter(vcpu);
+        // Without the alarm it was the trace itself, which may have mapped and written the vCPU's `immediate_exit`.
+        let called_back =
+            |result: &std::result::Result<(), i32>| *result == Err(libc::EINTR) && RANG.load(Ordering::Relaxed);
         if let (Ok(()), GuestAccess::Hypercall { reply, .. }, KVM_EXIT_HYPERCALL) = (&result, access, run.reason()) {
             let left = run.left();
             run.reply(reply);
             result = run.enter(vcpu);
             let regs = registers(vcpu)?;
             let Left::Hypercall { nr, args, .. } = left else { unreachable!("the exit is a hypercall") };
-            let errno = result.err();
             return Ok(GuestRun {
-                errno,
+                called_back: called_back(&result),
+                errno: result.err(),
                 left: Left::Hypercall { nr, args, rax: regs.rax },
                 rbx: regs.rbx,
                 rax: regs.rax,
@@ -273,10 +282,11 @@ impl Process {
         }
         let reason = run.reason();
         let regs = registers(vcpu)?;
+        let called_back = called_back(&result);
         if reason == KVM_EXIT_MMIO {
             run.abandon(vcpu);
         }
-        Ok(GuestRun { errno: result.err(), left, rbx: regs.rbx, rax: regs.rax })
+        Ok(GuestRun { errno: result.err(), left, rbx: regs.rbx, rax: regs.rax, called_back })
     }
 
     /// The program in 32-bit mode.
@@ -411,8 +421,9 @@ impl RunPage {
     /// `KVM_RUN`; the errno if it fails. The alarm calls a vCPU back that never leaves.
     fn enter(&self, vcpu: i32) -> std::result::Result<(), i32> {
         on_alarm_interrupt();
-        // SAFETY: an alarm's handler does nothing.
-        unsafe { libc::alarm(PATIENCE) };
+        RANG.store(false, Ordering::Relaxed);
+        // SAFETY: an alarm's handler does nothing but say so.
+        unsafe { libc::alarm(GuestRun::PATIENCE) };
         let result = with_number(vcpu, KVM_RUN, 0);
         // SAFETY: as above.
         unsafe { libc::alarm(0) };
@@ -485,15 +496,20 @@ impl Drop for RunPage {
     }
 }
 
-/// Gives `SIGALRM` a handler that does nothing but interrupt.
+/// The alarm of the last [`RunPage::enter`] has rung.
+static RANG: AtomicBool = AtomicBool::new(false);
+
+/// Gives `SIGALRM` a handler that does nothing but interrupt, and sets [`RANG`].
 fn on_alarm_interrupt() {
-    extern "C" fn nothing(_: libc::c_int) {}
+    extern "C" fn rang(_: libc::c_int) {
+        RANG.store(true, Ordering::Relaxed);
+    }
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         // SAFETY: an all-zero sigaction is valid; without SA_RESTART the call is interrupted.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = nothing as *const () as usize;
+            action.sa_sigaction = rang as *const () as usize;
             assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
         }
     });

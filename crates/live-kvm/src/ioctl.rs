@@ -41,6 +41,9 @@ const KVM_SET_MEMORY_ATTRIBUTES: u64 = request(WRITE, 0xd2, size_of::<kvm_memory
 const KVM_CREATE_GUEST_MEMFD: u64 = request(READ | WRITE, 0xd4, size_of::<kvm_create_guest_memfd>());
 const KVM_PRE_FAULT_MEMORY: u64 = request(READ | WRITE, 0xd5, size_of::<kvm_pre_fault_memory>());
 
+/// `KVM_MEM_MAX_NR_PAGES`
+const SLOT_PAGES_MAX: u64 = (1 << 31) - 1;
+
 /// An ioctl whose argument is a number.
 pub(crate) fn with_number(fd: i32, request: u64, argument: u64) -> Result<u64> {
     // SAFETY: only requests that take no pointer come here.
@@ -126,18 +129,18 @@ impl Process {
     /// `KVM_SET_USER_MEMORY_REGION`: the fields that it has.
     ///
     /// # Errors
-    /// KVM's errno; refused if the guest would get memory of the recorder itself.
+    /// KVM's errno; refused if the guest would get memory of the recorder itself, or KVM would take more for the slot than allowed.
     pub fn set_user_memory_region(&mut self, vm: i32, region: &Region) -> Result<()> {
-        maps::guard("set_user_memory_region", region.userspace_addr, region.memory_size)?;
+        self.guard_slot("set_user_memory_region", region)?;
         set_region(vm, region)
     }
 
     /// `KVM_SET_USER_MEMORY_REGION2`
     ///
     /// # Errors
-    /// KVM's errno; refused if the guest would get memory of the recorder itself.
+    /// As for [`Process::set_user_memory_region`].
     pub fn set_user_memory_region2(&mut self, vm: i32, region: &Region) -> Result<()> {
-        maps::guard("set_user_memory_region2", region.userspace_addr, region.memory_size)?;
+        self.guard_slot("set_user_memory_region2", region)?;
         let mut argument = kvm_userspace_memory_region2 {
             slot: region.slot,
             flags: region.flags,
@@ -149,6 +152,20 @@ impl Process {
             ..Default::default()
         };
         with_struct(vm, KVM_SET_USER_MEMORY_REGION2, &mut argument).map(drop)
+    }
+
+    /// Fails if the guest would get memory of the recorder itself, or if what KVM keeps for each page of the slot is more than a call may take:
+    /// with shadow paging the reverse map, 8 bytes, and the count of write-protected tables, 2; with any paging two dirty bits, and less
+    /// than one for huge pages.
+    fn guard_slot(&self, what: &str, region: &Region) -> Result<()> {
+        // A slot that goes has no memory, and what KVM refuses for its size alone gets none.
+        let pages = region.memory_size / 4096;
+        if pages == 0 || pages > SLOT_PAGES_MAX || !region.memory_size.is_multiple_of(4096) {
+            return Ok(());
+        }
+        maps::guard(what, region.userspace_addr, region.memory_size)?;
+        let bits = 2 + 1 + if self.shadow_paging { 8 * (8 + 2) } else { 0 };
+        self.affordable(what, pages * bits / 8)
     }
 
     /// `KVM_SET_MEMORY_ATTRIBUTES`

@@ -26,7 +26,7 @@ pub use guest::{GuestAccess, GuestMode, GuestRun, Left};
 pub use ioctl::Region;
 pub use limits::limit_process;
 pub use maps::ARENA;
-pub use process::{Failure, Process, Stat};
+pub use process::{Failure, Process, Stat, module_parameter, two_dimensional_paging};
 
 /// What a call gave: its value, or why there is none.
 pub type Result<T> = std::result::Result<T, Failure>;

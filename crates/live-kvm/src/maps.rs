@@ -14,10 +14,15 @@ pub const ARENA: Range<u64> = 0x6000_0000_0000..0x7000_0000_0000;
 /// Between two mappings of the arena: no two ever become one area, and no huge page reaches into both.
 const GAP: u64 = 2 << 20;
 
-/// Fails if `[addr, addr + len)` reaches something that is mapped outside the arena. `what` says who wants to.
+/// Fails if `[addr, addr + len)` reaches something that is mapped outside the arena. `what` says who wants to. A range that wraps reaches nothing: the
+/// kernel refuses it before it looks at a mapping.
 pub(crate) fn guard(what: &str, addr: u64, len: u64) -> Result<()> {
-    let end = addr.saturating_add(len).saturating_add(0xfff) & !0xfff;
     let start = addr & !0xfff;
+    let Some(end) =
+        len.checked_next_multiple_of(0x1000).and_then(|_| addr.checked_add(len)?.checked_next_multiple_of(0x1000))
+    else {
+        return Ok(());
+    };
     if start >= ARENA.start && end <= ARENA.end {
         return Ok(());
     }
@@ -68,7 +73,10 @@ mod tests {
         assert!(
             matches!(guard("munmap", address, 1), Err(Failure::Refused(text)) if text.starts_with("munmap: not done"))
         );
-        assert!(guard("munmap", 0, u64::MAX).is_err());
+        assert!(guard("munmap", 0, !0xfff).is_err());
+        assert!(guard("munmap", 4096, u64::MAX - 8191).is_err(), "up to the last page");
+        assert!(guard("munmap", 4096, u64::MAX - 4095).is_ok(), "it wraps");
+        assert!(guard("munmap", 0, u64::MAX).is_ok(), "its length wraps when it is rounded to pages");
         assert!(guard("munmap", ARENA.end - 1, 4096).is_ok(), "nothing is mapped behind the arena");
         assert!(guard("munmap", 0, 4096).is_ok(), "nothing is mapped at address 0");
         assert!(guard("munmap", ARENA.start, ARENA.end - ARENA.start).is_ok());

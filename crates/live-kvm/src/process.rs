@@ -49,6 +49,8 @@ pub struct Process {
     /// Most bytes that one call may make the kernel allocate.
     pub(crate) memory_max: u64,
     pub(crate) mode: GuestMode,
+    /// KVM has no two-dimensional paging.
+    pub(crate) shadow_paging: bool,
     /// The code page of a VM, by descriptors of the VM and of its vCPUs.
     pub(crate) codes: BTreeMap<i32, Rc<Code>>,
     pub(crate) vcpu_mmap_size: usize,
@@ -79,7 +81,8 @@ impl Process {
         let vcpu_mmap_size = crate::ioctl::with_number(fd, crate::ioctl::KVM_GET_VCPU_MMAP_SIZE, 0)
             .map_err(|failure| not_kvm(&failure.to_string()))? as usize;
         access::catch_faults();
-        Ok(Process { kvm, memory_max, mode, codes: BTreeMap::new(), vcpu_mmap_size })
+        let shadow_paging = two_dimensional_paging().is_none();
+        Ok(Process { kvm, memory_max, mode, shadow_paging, codes: BTreeMap::new(), vcpu_mmap_size })
     }
 
     /// The descriptor of `/dev/kvm`.
@@ -97,6 +100,21 @@ impl Process {
             self.memory_max
         )))
     }
+}
+
+/// Which two-dimensional paging KVM uses here, `ept` or `npt`, if any: what the parameters of its modules say.
+pub fn two_dimensional_paging() -> Option<&'static str> {
+    match () {
+        () if module_parameter("kvm_intel", "ept") == Some(true) => Some("ept"),
+        () if module_parameter("kvm_amd", "npt") == Some(true) => Some("npt"),
+        () => None,
+    }
+}
+
+/// What a parameter of a kernel module says that is on or off, if there is such a one.
+pub fn module_parameter(module: &str, parameter: &str) -> Option<bool> {
+    let text = std::fs::read_to_string(format!("/sys/module/{module}/parameters/{parameter}")).ok()?;
+    Some(matches!(text.trim(), "Y" | "1"))
 }
 
 /// The result of a system call that says -1 on failure.

@@ -52,6 +52,7 @@ fn no_more_than_was_allowed() {
     let file = process.memfd_create(1 << 30, 0).unwrap();
     refused(process.fallocate(file, 0, 0, 2 << 20), "takes 1048576 at most");
     assert_eq!(process.fallocate(file, 0, 0, 1 << 20), Ok(()));
+    refused(process.fallocate(file, 1, 1 << 30, 2 << 20), "takes 1048576 at most");
     refused(process.pwrite(file, 0, 2 << 20), "takes 1048576 at most");
     let map = process.mmap(None, 4 << 20, RW, false, 0, 4096).unwrap();
     refused(process.madvise(map, 4 << 20, 23), "takes 1048576 at most");
@@ -59,6 +60,30 @@ fn no_more_than_was_allowed() {
     refused(process.madvise(map, 4096, 101), "the real machine");
     refused(process.mlock(map, 4 << 20), "takes 1048576 at most");
     refused(process.mmap(None, 4096, RW, false, 0, 3), "3 is no alignment");
+    refused(process.mincore(map, 1 << 46), "keeps a byte for 67108864 pages");
+    // What is behind a guest_memfd is never allocated: the kernel may be asked.
+    let vm = process.create_vm(0).unwrap();
+    if let Ok(file) = process.create_guest_memfd(vm, 4096, 0) {
+        assert_eq!(process.fallocate(file, 1, 0, 2 << 20), Err(Failure::Errno(22)));
+    }
+    // KVM keeps something for every page of a slot, but nothing of one that it refuses.
+    let slot = |memory_size, userspace_addr| Region { memory_size, userspace_addr, ..Region::default() };
+    refused(process.set_user_memory_region(vm, &slot(1 << 42, map)), "takes 1048576 at most");
+    assert_eq!(process.set_user_memory_region(vm, &slot(1 << 44, map)), Err(Failure::Errno(22)));
+    assert_eq!(process.set_user_memory_region(vm, &slot(4097, map)), Err(Failure::Errno(22)));
+}
+
+#[test]
+fn ranges_that_wrap_are_the_kernels_to_refuse() {
+    let Some(mut process) = process() else { return };
+    let map = process.mmap(None, 4096, RW, false, 0, 4096).unwrap();
+    let (invalid, no_memory) = (Err(Failure::Errno(22)), Err(Failure::Errno(12)));
+    for len in [u64::MAX, u64::MAX - 4095, 0u64.wrapping_sub(map)] {
+        assert_eq!(process.munmap(map, len), invalid, "{len:#x}");
+        assert_eq!(process.mprotect(map, len, 0), no_memory, "{len:#x}");
+        assert_eq!(process.madvise(map, len, 4), invalid, "{len:#x}");
+    }
+    assert_eq!(process.store(map, 7), Ok(()), "nothing has changed");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
@@ -190,7 +190,7 @@ pub struct Record {
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
     pub memory: u64,
     /// Seconds that the answer to one operation may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
     pub timeout: u64,
 }
 
@@ -198,13 +198,13 @@ pub struct Record {
 #[derive(Debug, Args)]
 pub struct FuzzCompare {
     /// How long
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = value_parser!(u64).range(1..))]
     pub seconds: u64,
     /// Which programs: the same seed gives the same ones
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
     /// So many programs, however long they take
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = value_parser!(u64).range(1..))]
     pub programs: Option<u64>,
     /// The number of the first program
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -222,7 +222,7 @@ pub struct FuzzCompare {
     #[arg(long, value_name = "DEVICE", default_value = "/dev/kvm")]
     pub kvm: PathBuf,
     /// Seconds that the answer to one operation may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
     pub timeout: u64,
 }
 

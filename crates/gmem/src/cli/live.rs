@@ -1,20 +1,23 @@
 //! `gmem record`, `gmem fuzz-compare`, and the hidden `gmem live-worker` that both start: a real `/dev/kvm`.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::args;
-use super::output::{error, whole_file};
+use super::output::{can_be_written, error, whole_file};
 use crate::Status;
 use crate::compare::generate::{self, Abilities};
-use crate::compare::{Difference, Pair, Tally, Verdict, shrink};
+use crate::compare::{Difference, Pair, Tally, Unrepeated, Verdict, shrink};
 use crate::kvm::config::MachineConfig;
 use crate::live::worker::{self, Options};
-use crate::live::{Limits, LiveMachine, Program, Recording, Starter, record as record_program};
+use crate::live::{Limits, LiveMachine, Program, ProgramError, Recording, Starter, record as record_program};
 use crate::ops::Op;
 use crate::ops::json::recorded_style;
 use crate::trace::emit;
@@ -42,6 +45,11 @@ pub(super) fn record(
     let mut status = Status::Success;
     for path in &args.programs {
         match Program::read(path) {
+            Ok(program) if is_same_file(path, &target(args, &program)) => {
+                let message = format!("{}: its recording would take its place; give another folder", path.display());
+                complain(&error(&message));
+                status = Status::BadInput;
+            }
             Ok(program) => match programs.iter().find(|(_, other)| other.name == program.name) {
                 Some((other, _)) => {
                     let (path, other) = (path.display(), other.display());
@@ -50,8 +58,11 @@ pub(super) fn record(
                 }
                 None => programs.push((path.clone(), program)),
             },
-            Err(message) => {
-                complain(&error(&message));
+            Err(mistake) => {
+                complain(&match mistake {
+                    ProgramError::Scenario(diagnostic) => diagnostic.render(true),
+                    ProgramError::Trace(message) => error(&message),
+                });
                 status = Status::BadInput;
             }
         }
@@ -65,7 +76,7 @@ pub(super) fn record(
     let limits = Limits { memory_max: args.memory, patience: Duration::from_secs(args.timeout), ..Limits::default() };
     for (path, program) in &programs {
         let recording = record_program(program, &starter, &machine, limits)?;
-        let target = args.output.join(format!("{}.jsonl", program.name));
+        let target = target(args, program);
         whole_file(&target, |file| Ok(file.write_all(recording.text.as_bytes())?))?;
         let Recording { answered, unanswered, ended, .. } = recording;
         write!(out, "{}: {answered} operations answered", target.display())?;
@@ -81,11 +92,25 @@ pub(super) fn record(
     Ok(status)
 }
 
+/// Where a program's recording goes.
+fn target(args: &args::Record, program: &Program) -> PathBuf {
+    args.output.join(format!("{}.jsonl", program.name))
+}
+
+/// Whether both paths lead to one file, which is there.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 pub(super) fn fuzz_compare(
     args: &args::FuzzCompare,
     out: &mut dyn Write,
     complain: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Status> {
+    // Minutes later would be too late to find out.
+    if let Some(path) = &args.output {
+        can_be_written(path)?;
+    }
     let starter = Starter::new(&args.kvm)?;
     let machine = match starter.probe() {
         Ok(machine) => machine,
@@ -117,7 +142,7 @@ pub(super) fn fuzz_compare(
     let mut number = args.first;
     let found = loop {
         let enough = match args.programs {
-            Some(programs) => number - args.first >= programs,
+            Some(programs) => tally.programs >= programs,
             None => begun.elapsed() >= Duration::from_secs(args.seconds),
         };
         if enough {
@@ -125,13 +150,11 @@ pub(super) fn fuzz_compare(
         }
         let ops = generate::program(args.seed, number, abilities);
         match pair.run(&ops, &mut tally)? {
-            Verdict::Same | Verdict::Refused { .. } => number += 1,
+            Verdict::Same | Verdict::Refused { .. } => {}
             Verdict::Differs(difference) if repeats(&pair, &ops)? => break Some((ops, *difference)),
-            Verdict::Differs(_) => {
-                tally.unrepeated += 1;
-                number += 1;
-            }
+            Verdict::Differs(difference) => tally.keep_unrepeated(number, &ops, &difference),
         }
+        number = number.wrapping_add(1);
     };
     if args.json {
         let report = serde_json::json!({
@@ -169,17 +192,16 @@ pub(super) fn fuzz_compare(
     let text = as_trace(&machine, &name, &ops, &difference);
     match &args.output {
         Some(path) => {
-            whole_file(path, |file| Ok(file.write_all(text.as_bytes())?))?;
+            if let Err(failure) = whole_file(path, |file| Ok(file.write_all(text.as_bytes())?)) {
+                complain(&text);
+                return Err(failure);
+            }
             writeln!(out, "the smallest program found, with the kernel's answers: {}", path.display())?;
         }
         None if args.json => complain(&text),
         None => write!(out, "\nthe smallest program found, with the kernel's answers:\n\n{text}")?,
     }
-    let simulator = match &difference.simulator {
-        Ok(answer) => format!("answers {answer}"),
-        Err(how) => how.clone(),
-    };
-    complain(&error(&format!("line {}: the simulator {simulator}", difference.index + 2)));
+    complain(&error(&format!("line {}: the simulator {}", difference.index + 2, difference.of_simulator())));
     if let Some(error) = &difference.live_error {
         complain(&super::output::error(&format!("the real kernel: {error}")));
     }
@@ -227,21 +249,31 @@ fn print_tally(
         machine.stage2,
         config.kernel,
     )?;
-    if tally.refused > 0 {
-        writeln!(out, "{} programs ended early at an operation that is not for a real machine", tally.refused)?;
-    }
-    if tally.unrepeated > 0 {
+    if !tally.refused.is_empty() {
+        let programs: u64 = tally.refused.values().sum();
         writeln!(
             out,
-            "{} programs differed once and not again: something that runs in the background",
-            tally.unrepeated
+            "{programs} programs ended early at an operation that is not for a real machine: {}",
+            by_count(&tally.refused)
         )?;
     }
+    if !tally.unrepeated.is_empty() {
+        let programs = tally.unrepeated.len();
+        writeln!(out, "{programs} programs differed once and not again: something that runs in the background")?;
+    }
+    for Unrepeated { program, index, operation, kernel, simulator } in &tally.unrepeated {
+        writeln!(out, "  program {program}, operation {}: {operation}", index + 1)?;
+        writeln!(out, "    the kernel {kernel}, the simulator {simulator}")?;
+    }
     for (op, answers) in &tally.answers {
-        let mut kinds: Vec<_> = answers.iter().collect();
-        kinds.sort_by_key(|(kind, count)| (std::cmp::Reverse(**count), (*kind).clone()));
-        let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        writeln!(out, "  {op:24} {}", kinds.join(", "))?;
+        writeln!(out, "  {op:24} {}", by_count(answers))?;
     }
     Ok(())
+}
+
+/// What there is most of first.
+fn by_count<T: Display + Ord>(counts: &BTreeMap<T, u64>) -> String {
+    let mut kinds: Vec<_> = counts.iter().collect();
+    kinds.sort_by_key(|(kind, count)| (Reverse(**count), *kind));
+    kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
 }

@@ -111,7 +111,12 @@ fn usage(error: &clap::Error, out: &mut dyn Write, complain: &mut dyn FnMut(&str
         complain(&error.render().ansi().to_string());
         return Status::BadInput;
     }
-    // Nobody is left to tell if this fails.
-    let _ = write!(out, "{}", error.render()).and_then(|()| out.flush());
-    Status::Success
+    let written = write!(out, "{}", error.render()).and_then(|()| out.flush());
+    match written.map_err(anyhow::Error::from) {
+        Err(error) if !output::is_broken_pipe(&error) => {
+            complain(&output::error(&format!("{error:#}")));
+            Status::BadInput
+        }
+        _ => Status::Success,
+    }
 }

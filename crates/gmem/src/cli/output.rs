@@ -33,6 +33,34 @@ pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_broken))
 }
 
+/// Fails as [`whole_file`] would fail, before there is anything to write. Nothing is left behind.
+///
+/// # Errors
+/// That the file cannot be written.
+pub(super) fn can_be_written(path: &Path) -> anyhow::Result<()> {
+    let failure = || format!("cannot write {}", path.display());
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        fs::OpenOptions::new().write(true).open(path).with_context(failure)?;
+        return Ok(());
+    }
+    temporary_beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())).with_context(failure)?;
+    Ok(())
+}
+
+/// A new file in the folder of `target`, which goes away unless it is kept.
+fn temporary_beside(target: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".gmem-");
+    #[cfg(unix)]
+    {
+        // As any new file: what the umask leaves of it.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
 /// Lets `write` fill the file at `path`. The file appears whole or not at all: if anything fails, what was there stays.
 ///
 /// # Errors
@@ -48,16 +76,7 @@ pub(super) fn whole_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> a
     }
     // Through a link, the file that it names is replaced, not the link.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".gmem-");
-    #[cfg(unix)]
-    {
-        // As any new file: what the umask leaves of it.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = BufWriter::new(builder.tempfile_in(folder).with_context(failure)?);
+    let mut file = BufWriter::new(temporary_beside(&target).with_context(failure)?);
     let result = write(&mut file)?;
     let file = file.into_inner().map_err(io::IntoInnerError::into_error).with_context(failure)?;
     file.persist(&target).with_context(failure)?;

@@ -362,10 +362,21 @@ impl Generator {
     }
 
     fn enable_cap(&mut self) {
+        const MANUAL_DIRTY_LOG_PROTECT2: u64 = 168;
+        const EXIT_HYPERCALL: u64 = 201;
+        const DISABLE_QUIRKS2: u64 = 213;
+        const SLOT_ZAP_ALL: u64 = 1 << 7;
         let vm = self.vm();
-        let (cap, arg) = self.pick(&[(201, 4096), (168, 1), (168, 3), (168, 0)]);
-        let cap = if self.chance(6) { self.edge() } else { cap };
-        let arg = if self.chance(4) { self.edge() } else { arg };
+        // Of the quirks only one is modelled, and no others are asked for that KVM knows.
+        let (cap, mut arg) = match self.rng.random_range(0..12) {
+            0..2 => (self.edge(), 0),
+            2..5 => (MANUAL_DIRTY_LOG_PROTECT2, self.rng.random_range(0..5)),
+            5..8 => (DISABLE_QUIRKS2, self.pick(&[0, SLOT_ZAP_ALL, SLOT_ZAP_ALL, SLOT_ZAP_ALL | 1 << 40, 1 << 63])),
+            _ => (EXIT_HYPERCALL, 4096),
+        };
+        if cap != DISABLE_QUIRKS2 && self.chance(4) {
+            arg = self.edge();
+        }
         self.ops.push(Op::EnableCap { vm, cap, arg });
     }
 
@@ -379,7 +390,11 @@ impl Generator {
             22 => 2,
             _ => self.edge(),
         };
+        // What is larger is sparse: its pages count when they are allocated.
         if size <= MEMORY_MAX {
+            if self.made.memory + size > MEMORY_MAX {
+                return;
+            }
             self.made.memory += size;
         }
         self.made.files.push(File { name: name.clone(), size, gmem: true, mappable: flags & 1 != 0 });
@@ -570,8 +585,9 @@ impl Generator {
         if !punch && (len as i64) > 8 * BLOCK as i64 {
             return;
         }
-        if !punch && !file.gmem {
-            if self.made.memory.saturating_add(len) > MEMORY_MAX || offset > 8 * BLOCK {
+        // A guest_memfd's pages were counted with it, unless it is sparse; a memory file may grow.
+        if !punch && (!file.gmem || file.size > MEMORY_MAX) {
+            if self.made.memory.saturating_add(len) > MEMORY_MAX || (!file.gmem && offset > 8 * BLOCK) {
                 return;
             }
             self.made.memory += len;
@@ -743,6 +759,7 @@ mod tests {
                 match op {
                     Op::Mmap { len, .. } if len < 1 << 40 => memory += len,
                     Op::MemfdCreate { size, .. } => memory += size,
+                    Op::CreateGuestMemfd { size, .. } if size <= MEMORY_MAX => memory += size,
                     Op::Fallocate { mode, len, .. } if mode & 2 == 0 => assert!(len <= 8 * BLOCK as i64),
                     Op::Madvise { advice, .. } => {
                         assert!(!matches!(advice, Advice::Hwpoison | Advice::SoftOffline | Advice::Pageout));

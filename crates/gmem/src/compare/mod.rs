@@ -14,4 +14,4 @@ mod tally;
 
 pub use pair::{Difference, Pair, Verdict};
 pub use shrink::shrink;
-pub use tally::Tally;
+pub use tally::{Tally, Unrepeated};

@@ -51,6 +51,25 @@ pub struct Difference {
     pub live_error: Option<LiveError>,
 }
 
+impl Difference {
+    /// What the kernel answered, or why it did not, in words.
+    pub fn of_kernel(&self) -> String {
+        match (&self.live_error, self.kernel.last()) {
+            (None, Some(Some(answer))) => format!("answers {answer}"),
+            (Some(error), _) => error.to_string(),
+            (None, _) => "did not answer".into(),
+        }
+    }
+
+    /// What the simulator answered, or how it ended, in words.
+    pub fn of_simulator(&self) -> String {
+        match &self.simulator {
+            Ok(answer) => format!("answers {answer}"),
+            Err(how) => how.clone(),
+        }
+    }
+}
+
 impl Pair<'_> {
     /// Runs `ops` on both, from nothing, and counts into `tally`.
     ///
@@ -65,7 +84,7 @@ impl Pair<'_> {
             let live = match session.execute(op) {
                 Ok(LiveOutcome { answer: Some(answer), .. }) => answer,
                 Ok(LiveOutcome { answer: None, note }) => {
-                    tally.refused += 1;
+                    tally.count_refused(op);
                     return Ok(Verdict::Refused { index, why: note.unwrap_or_default() });
                 }
                 Err(error @ LiveError::Unavailable(_)) => return Err(error),
@@ -77,7 +96,7 @@ impl Pair<'_> {
                 }
             };
             if let Some(why) = of_the_moment(op, &live) {
-                tally.refused += 1;
+                tally.count_refused(op);
                 return Ok(Verdict::Refused { index, why: why.into() });
             }
             tally.count(op, &live);

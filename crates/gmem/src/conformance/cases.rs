@@ -1,6 +1,6 @@
 //! Rows that are repeated: for every VM type that the host supports, and for every set of creation flags that such a VM offers.
 
-use super::expect::{Failure, Outcome, errno, ok};
+use super::expect::{Failure, Outcome, ensure, errno, ok};
 use crate::kvm::process::{Process, Sharing};
 use crate::kvm::uapi::*;
 use crate::{GuestMemfd, Kvm, Machine, MachineConfig, Mapping, VmFd};
@@ -53,9 +53,13 @@ fn on_machine<R>(
     })
 }
 
-/// The VM types of `KVM_CAP_VM_TYPES`.
+/// The VM types of `KVM_CAP_VM_TYPES`. Rows are repeated for each: were one of the two gone, they would hold of nothing.
 pub(super) fn vm_types() -> Result<Vec<u64>, Failure> {
     let types = on_host(|cx, _, kvm| Ok(kvm.check_extension_int(cx, Cap::VmTypes)))?;
+    for vm_type in [KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM] {
+        let name = type_name(vm_type);
+        ensure(types & (1 << vm_type) != 0, format_args!("KVM_CAP_VM_TYPES: expected a {name}, found {types:#x}"))?;
+    }
     Ok((0..32).filter(|bit| types & (1 << bit) != 0).collect())
 }
 

@@ -18,6 +18,8 @@ pub struct LiveMachine {
     pub kernel: String,
     /// `npt`, `ept`, or `shadow` where KVM has no two-dimensional paging.
     pub stage2: String,
+    /// Whether KVM has the TDP MMU, whose tracepoint says what changes in stage 2.
+    pub tdp_mmu: bool,
     /// The [facts](crate::facts::FACTS) in which a trace's header describes it.
     pub facts: Map<String, Value>,
     /// Whether vCPUs must run in long mode, because this KVM only emulates them otherwise.
@@ -36,7 +38,7 @@ impl LiveMachine {
             arch: "x86_64".into(),
             stage2: self.stage2.clone(),
             machine: self.facts.clone(),
-            spte: self.stage2 != SHADOW,
+            spte: self.tdp_mmu,
             notes: self.notes.clone(),
         }
     }
@@ -72,9 +74,14 @@ pub(super) fn probe(device: &Path) -> anyhow::Result<LiveMachine> {
                 .to_string(),
         );
     }
-    let stage2 = stage2();
-    if stage2 == SHADOW {
-        notes.push("this KVM has no two-dimensional paging: changes of stage 2 were not recorded".into());
+    let stage2 = live_kvm::two_dimensional_paging().unwrap_or(SHADOW);
+    let tdp_mmu = stage2 != SHADOW && live_kvm::module_parameter("kvm", "tdp_mmu") != Some(false);
+    if !tdp_mmu {
+        let why = if stage2 == SHADOW { "has no two-dimensional paging" } else { "does not use the TDP MMU" };
+        notes.push(format!("this KVM {why}: changes of stage 2 were not recorded"));
+    }
+    if tdp_mmu && live_kvm::module_parameter("kvm", "nx_huge_pages") == Some(true) {
+        notes.push("this KVM keeps code out of huge pages (nx_huge_pages), which the simulator does not".into());
     }
     let kvm = process.kvm();
     let mut ask = |cap| process.check_extension(kvm, cap).unwrap_or(0);
@@ -100,7 +107,7 @@ pub(super) fn probe(device: &Path) -> anyhow::Result<LiveMachine> {
         state("max_vcpus", vcpus.into());
     }
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string();
-    Ok(LiveMachine { kernel, stage2: stage2.into(), facts, long_mode, notes })
+    Ok(LiveMachine { kernel, stage2: stage2.into(), tdp_mmu, facts, long_mode, notes })
 }
 
 /// Whether an access of a vCPU in 32-bit mode misses a guest_memfd that is mapped and shared: hardware finds it, an emulator
@@ -123,18 +130,6 @@ fn emulates(process: &mut live_kvm::Process) -> bool {
     };
     // A kernel without such files has no answer; it is taken to have hardware.
     matches!(attempt(), Ok(run) if matches!(run.left, Left::Mmio { .. }))
-}
-
-/// Which two-dimensional paging KVM uses.
-fn stage2() -> &'static str {
-    let on = |parameter: &str| {
-        fs::read_to_string(format!("/sys/module/{parameter}")).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
-    };
-    match () {
-        () if on("kvm_intel/parameters/ept") => "ept",
-        () if on("kvm_amd/parameters/npt") => "npt",
-        () => SHADOW,
-    }
 }
 
 fn memory() -> Option<u64> {

@@ -15,7 +15,7 @@ pub mod tracefs;
 pub mod worker;
 
 pub use machine::LiveMachine;
-pub use program::Program;
+pub use program::{Program, ProgramError};
 pub use record::{Recording, record};
 pub use session::{Limits, LiveError, Session, Starter};
 

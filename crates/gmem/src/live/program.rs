@@ -1,12 +1,11 @@
 //! What is recorded: the operations of a trace, with or without answers, or the sequential part of a scenario.
 
-use std::fs;
 use std::path::Path;
 
 use crate::ops::Op;
 use crate::ops::json::recorded_style;
-use crate::scenario;
-use crate::trace::{Header, Reader};
+use crate::trace::{Header, Reader, TraceError};
+use crate::{scenario, source};
 
 /// Operations in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +18,17 @@ pub struct Program {
     pub steps: Vec<Step>,
     /// What was left out, in words.
     pub notes: Vec<String>,
+}
+
+/// A file that is no program. Displays as the place and what is wrong there.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// It cannot be read, or not as a trace.
+    #[error("{0}")]
+    Trace(String),
+    /// A mistake in a scenario.
+    #[error("{0}")]
+    Scenario(Box<scenario::Diagnostic>),
 }
 
 /// One operation.
@@ -46,27 +56,34 @@ impl Program {
     /// Reads a file: a scenario if it is named `.toml`, otherwise a trace, whose header and answers may be missing.
     ///
     /// # Errors
-    /// What is wrong and where, ready to be shown.
-    pub fn read(path: &Path) -> Result<Program, String> {
+    /// What is wrong and where. A file without any operation is no program.
+    pub fn read(path: &Path) -> Result<Program, ProgramError> {
         let file = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|error| format!("{file}: {error}"))?;
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         if path.extension().is_some_and(|extension| extension == "toml") {
-            let scenario = scenario::parse(&file, &text).map_err(|diagnostic| diagnostic.to_string())?;
+            let text = source::text(path).map_err(ProgramError::Trace)?;
+            let scenario = scenario::parse(&file, &text).map_err(ProgramError::Scenario)?;
             return Ok(Program::of_scenario(name, scenario));
         }
-        let mut reader = match Reader::new(file.clone(), text.as_bytes()) {
-            Err(error) if error.is_headless() => Reader::headless(
-                file,
-                Header { name: name.clone(), family: "live".into(), ..Header::default() },
-                text.as_bytes(),
-            ),
-            other => other.map_err(|error| error.to_string())?,
+        let bytes = source::bytes(path).map_err(ProgramError::Trace)?;
+        let wrong = |error: TraceError| ProgramError::Trace(error.to_string());
+        let mut reader = match Reader::new(file.clone(), &bytes[..]) {
+            Err(error) if error.is_headless() => {
+                let header = Header { name: name.clone(), family: "live".into(), ..Header::default() };
+                Reader::headless(file.clone(), header, &bytes[..])
+            }
+            Err(error) if error.is_empty() => {
+                return Err(ProgramError::Trace(format!("{file}: there is no operation in it")));
+            }
+            other => other.map_err(wrong)?,
         };
         let mut steps = Vec::new();
         for line in &mut reader {
-            let line = line.map_err(|error| error.to_string())?;
+            let line = line.map_err(wrong)?;
             steps.push(Step { op: line.op, text: line.text });
+        }
+        if steps.is_empty() {
+            return Err(ProgramError::Trace(format!("{file}: there is no operation in it")));
         }
         Ok(Program { name, family: reader.header().family.clone(), steps, notes: Vec::new() })
     }

@@ -43,14 +43,13 @@ pub fn record(
         }
         header.spte = events.is_some();
     }
-    let text = format!("{}\n", emit::new_header(&header));
-    let mut recording = Recording { text, answered: 0, unanswered: 0, ended: None };
-    for step in &program.steps {
+    let mut recording = Recording { text: String::new(), answered: 0, unanswered: 0, ended: None };
+    for (number, step) in (1..).zip(&program.steps) {
         let outcome = match recording.ended {
             None => session.execute(&step.op),
             Some(_) => Ok(LiveOutcome { answer: None, note: Some("not reached".into()) }),
         };
-        let (answer, mut note) = match outcome {
+        let (answer, note) = match outcome {
             Ok(LiveOutcome { answer, note }) => (answer, note),
             Err(error) => {
                 let note = error.to_string();
@@ -59,13 +58,17 @@ pub fn record(
             }
         };
         let mut spte: Vec<SpteRun> = Vec::new();
-        if let Some((events, reader)) = &mut events {
-            match events.take() {
-                Ok(taken) => {
-                    spte = fold(taken.iter().filter_map(|e| reader.change(e.gfn, e.level, e.old_spte, e.new_spte)));
-                }
-                Err(reason) => note = Some(reason),
+        match events.as_mut().map(|(events, reader)| (events.take(), reader)) {
+            Some((Ok(taken), reader)) => {
+                spte = fold(taken.iter().filter_map(|e| reader.change(e.gfn, e.level, e.old_spte, e.new_spte)));
             }
+            // A part of the changes is worth nothing: nobody could tell what is missing from what did not happen.
+            Some((Err(reason), _)) => {
+                header.spte = false;
+                header.notes.push(format!("changes of stage 2 were not recorded from operation {number} on: {reason}"));
+                events = None;
+            }
+            None => {}
         }
         match &answer {
             Some(_) => recording.answered += 1,
@@ -74,6 +77,7 @@ pub fn record(
         recording.text.push_str(&emit::with_outcome(&step.text, answer.as_ref(), &spte, note.as_deref()));
         recording.text.push('\n');
     }
+    recording.text.insert_str(0, &format!("{}\n", emit::new_header(&header)));
     Ok(recording)
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use live_kvm::{Failure, GuestAccess, GuestMode, Left, Process, Region};
+use live_kvm::{Failure, GuestAccess, GuestMode, GuestRun, Left, Process, Region};
 
 use super::{LiveOutcome, Reply, machine};
 use crate::ops::json::recorded_style;
@@ -69,6 +69,8 @@ struct Live {
     process: Process,
     fds: BTreeMap<Name, i32>,
     maps: BTreeMap<Name, u64>,
+    /// What there is to say beside the answer to this operation.
+    note: Option<String>,
 }
 
 /// An answer, or why there is none.
@@ -77,7 +79,7 @@ type Performed = Result<Answer, Failure>;
 impl Live {
     fn open(options: &Options<'_>) -> anyhow::Result<Live> {
         let process = open(options.device, options.mode, options.memory_max)?;
-        Ok(Live { process, fds: BTreeMap::new(), maps: BTreeMap::new() })
+        Ok(Live { process, fds: BTreeMap::new(), maps: BTreeMap::new(), note: None })
     }
 
     fn execute(&mut self, op: &Op) -> LiveOutcome {
@@ -97,7 +99,7 @@ impl Live {
             Err(Failure::Signal(number)) => return unknown("signal", number),
             Err(Failure::Refused(why)) => return LiveOutcome { answer: None, note: Some(why) },
         };
-        LiveOutcome { answer: Some(answer), note: None }
+        LiveOutcome { answer: Some(answer), note: self.note.take() }
     }
 
     fn fd(&self, name: &Name) -> i32 {
@@ -264,6 +266,16 @@ impl Live {
 
     fn guest(&mut self, vcpu: &Name, access: GuestAccess, args: usize) -> Performed {
         let run = self.process.run_guest(self.fd(vcpu), access)?;
+        let errno = match run.errno {
+            None => None,
+            Some(code) => Some(Errno::from_code(code).ok_or(Failure::Errno(code))?),
+        };
+        if run.called_back {
+            let seconds = GuestRun::PATIENCE;
+            self.note = Some(format!(
+                "the vCPU did not leave the guest for {seconds} s; a signal of the recorder called it back"
+            ));
+        }
         let exit = match run.left {
             Left::Done => Exit::Hlt {
                 value: match access {
@@ -282,7 +294,7 @@ impl Live {
             Left::Intr => Exit::Intr,
             Left::Reason(number) => Exit::Reason(number.into()),
         };
-        Ok(Answer::Exit { errno: run.errno.and_then(Errno::from_code), exit })
+        Ok(Answer::Exit { errno, exit })
     }
 }
 

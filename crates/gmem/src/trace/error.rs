@@ -90,7 +90,14 @@ impl TraceError {
     pub fn is_headless(&self) -> bool {
         matches!(self.kind, TraceErrorKind::NoHeader(found) if found == AN_OPERATION)
     }
+
+    /// Whether there is nothing in the file.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.kind, TraceErrorKind::NoHeader(found) if found == AN_EMPTY_FILE)
+    }
 }
 
+/// What [`TraceErrorKind::NoHeader`] found where there is nothing at all.
+pub(super) const AN_EMPTY_FILE: &str = "an empty file";
 /// What [`TraceErrorKind::NoHeader`] found where only the header is missing.
 pub(super) const AN_OPERATION: &str = "an operation";

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, Read};
 
+use super::error::AN_EMPTY_FILE;
 use super::line::Source;
 use super::raw::column_at;
 use super::{Header, Line, TraceError, TraceErrorKind};
@@ -41,7 +42,7 @@ impl<R: BufRead> Reader<R> {
         let mut reader = Reader::headless(file, Header::default(), input);
         let Some(text) = reader.next_text()? else {
             let number = reader.number.max(1);
-            return Err(reader.error(number, 1, TraceErrorKind::NoHeader("an empty file")));
+            return Err(reader.error(number, 1, TraceErrorKind::NoHeader(AN_EMPTY_FILE)));
         };
         match Header::parse(&Source { text: &text }) {
             Ok(header) => reader.header = header,

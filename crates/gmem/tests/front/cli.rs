@@ -315,6 +315,27 @@ fn a_broken_pipe_ends_quietly() {
     }
 }
 
+/// A disk that is full is said, whatever was to be written.
+#[test]
+fn what_cannot_be_written_is_said() {
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    for arguments in [&["gmem", "--help"][..], &["gmem", "--version"], &["gmem", "man"], &["gmem", "conformance"]] {
+        let mut errors = String::new();
+        let status = cli::execute(arguments, &FINE, &mut Full, &mut |text| errors.push_str(text));
+        assert_eq!(status, Status::BadInput, "{arguments:?}");
+        assert!(errors.contains("error") && errors.contains("no storage space"), "{arguments:?}: {errors}");
+    }
+}
+
 /// The program itself: exit codes and streams as a script sees them.
 #[test]
 fn the_program() {

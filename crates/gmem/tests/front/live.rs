@@ -48,6 +48,9 @@ const PROGRAM: &str = r#"{"op": "create_vm", "vm": "vm0", "type": 0}
 {"op": "close", "fd": "vm0"}
 "#;
 
+const HEADER: &str =
+    r#"{"trace": 1, "name": "t", "family": "f", "kernel": "7.3.4", "arch": "x86_64", "stage2": "npt"}"#;
+
 /// A recording's lines, the header first.
 fn lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -130,7 +133,9 @@ fn the_simulator_and_the_kernel_answer_alike() {
     if !has_kvm() {
         return;
     }
-    let compared = gmem(&["fuzz-compare", "--programs", "60", "--seed", "99", "--json"]);
+    // The numbers of programs wrap.
+    let first = (u64::MAX - 20).to_string();
+    let compared = gmem(&["fuzz-compare", "--programs", "60", "--seed", "99", "--first", &first, "--json"]);
     assert_eq!(compared.status.code(), Some(0), "{}{}", text(&compared.stdout), text(&compared.stderr));
     let report: Value = serde_json::from_slice(&compared.stdout).unwrap();
     assert_eq!((&report["difference"], &report["tally"]["programs"]), (&false.into(), &60.into()));
@@ -203,8 +208,29 @@ fn what_cannot_be_done_is_said() {
     };
     fails(&["record", &good, &bad, "-o", &out], "bad.jsonl:2:8: unknown operation `creat_vm`");
     fails(&["record", &good, &twin, "-o", &out], "its recording would be named as that of ");
-    fails(&["record", &empty, "-o", &out], "no header");
-    fails(&["record", "nowhere.jsonl", "-o", &out], "nowhere.jsonl: No such file");
+    let header = file("header.jsonl", &format!("{HEADER}\n"));
+    let scenario = file("bad.toml", "x = [");
+    let no_text = folder.path().join("no_text.jsonl");
+    fs::write(&no_text, b"{\"op\": \"\xff\"}").unwrap();
+    fails(&["record", &empty, "-o", &out], "empty.jsonl: there is no operation in it");
+    fails(&["record", &header, "-o", &out], "header.jsonl: there is no operation in it");
+    fails(
+        &["record", no_text.to_str().unwrap(), "-o", &out],
+        "no_text.jsonl:1:9: expected UTF-8 text, found the byte 0xff",
+    );
+    fails(&["record", &scenario, "-o", &out], "error: this is not TOML\n --> ");
+    fails(&["record", "nowhere.jsonl", "-o", &out], "cannot read nowhere.jsonl: No such file");
+    fails(&["record", folder.path().to_str().unwrap(), "-o", &out], "Is a directory");
+    fails(&["record", "/dev/zero", "-o", &out], "cannot read /dev/zero: it is longer than 67108864 bytes");
+    fails(&["record", &good, "-o", folder.path().to_str().unwrap()], "its recording would take its place");
+    fails(&["record", &good, "-o", &out, "--timeout", "0"], "invalid value '0'");
+    fails(&["fuzz-compare", "--seconds", "0"], "invalid value '0'");
+    fails(&["fuzz-compare", "--programs", "0"], "invalid value '0'");
+    fails(
+        &["fuzz-compare", "--programs", "1", "-o", "/nowhere/difference.jsonl"],
+        "cannot write /nowhere/difference.jsonl",
+    );
+    fails(&["fuzz-compare", "--programs", "1", "-o", folder.path().to_str().unwrap()], "cannot write ");
     fails(&["record", &good, "-o", &out, "--kvm", "/dev/nothing"], "cannot use /dev/nothing as KVM");
     fails(&["record", &good, "-o", &out, "--kvm", "/dev/null"], "/dev/null: no KVM");
     fails(&["fuzz-compare", "--kvm", "/dev/nothing"], "there is nothing to compare with");

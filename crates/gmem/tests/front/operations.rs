@@ -1,9 +1,13 @@
 //! The table of operations against the `Op` enum, and the algebra of folding.
 
+use gmem::MachineConfig;
+use gmem::interp::Sequential;
 use gmem::ops::table::{Kind, OPS, Object};
 use gmem::ops::{Op, SpteChange, SpteRun, SpteState, fold};
+use gmem::replay::Executor;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// A value of each kind, as `Op` holds it.
 fn sample(kind: Kind) -> Value {
@@ -21,9 +25,33 @@ fn sample(kind: Kind) -> Value {
     }
 }
 
+/// A machine goes with all that it made, though a VM, its vCPUs and its files hold each other.
+#[test]
+fn nothing_is_left_of_a_machine() {
+    let mut machine = Sequential::new(MachineConfig::default());
+    for line in [
+        r#"{"op": "create_vm", "vm": "vm0", "type": 1}"#,
+        r#"{"op": "create_vcpu", "vm": "vm0", "vcpu": "c0", "index": 0}"#,
+        r#"{"op": "create_guest_memfd", "vm": "vm0", "fd": "g0", "size": 8192, "flags": 0}"#,
+        r#"{"op": "mmap", "map": "m0", "fd": null, "len": 8192, "prot": "rw", "shared": false, "offset": 0, "align": 4096}"#,
+        r#"{"op": "set_user_memory_region2", "vm": "vm0", "slot": 0, "flags": 4, "gpa": 0, "size": 8192, "hva": {"map": "m0", "offset": 0}, "guest_memfd": "g0", "guest_memfd_offset": 0}"#,
+        r#"{"op": "guest_write", "vcpu": "c0", "gpa": 0, "value": 7}"#,
+    ] {
+        let op: Op = serde_json::from_str(line).unwrap();
+        machine.execute(&op);
+    }
+    let (process, vm) = machine.with(|cx, world| {
+        let vm = world.vm(cx, &"vm0".into()).unwrap();
+        (Arc::downgrade(world.process()), Arc::downgrade(&vm))
+    });
+    assert!(process.upgrade().is_some() && vm.upgrade().is_some());
+    drop(machine);
+    assert!(process.upgrade().is_none() && vm.upgrade().is_none());
+}
+
 #[test]
 fn table_and_enum_agree() {
-    assert_eq!(OPS.len(), 31);
+    assert_eq!(OPS.len(), 35);
     for spec in OPS {
         let mut fields = Map::from_iter([("op".to_string(), json!(spec.name))]);
         fields.extend(spec.args.iter().map(|arg| (arg.name.to_string(), sample(arg.kind))));

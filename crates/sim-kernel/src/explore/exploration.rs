@@ -3,7 +3,7 @@
 use super::frontier::{Frontier, FrontierError, Rest};
 use super::{Judgement, Program, Statistics, StrategyKind};
 use crate::sched::{
-    Chooser, Config, Dfs, LogLevel, MemoryModel, Pct, Pos, Preempt, Random, Reduced, Schedule, Sim, Urw, Verdict,
+    Chooser, Config, Dfs, LogLevel, MemoryModel, Pct, Preempt, Random, Reduced, Schedule, Sim, Urw, Verdict,
 };
 use std::fmt;
 
@@ -92,7 +92,7 @@ impl<'p, P: Program> Exploration<'p, P> {
             StrategyKind::Random => Chooser::Random(Random::new()),
             StrategyKind::Urw => Chooser::Urw(Box::new(Urw::new(this.trial().1))),
             StrategyKind::Pct { depth } => Chooser::Pct(Box::new(Pct::new(depth, this.trial().0))),
-            StrategyKind::Pos => Chooser::Pos(Box::new(Pos::new())),
+            StrategyKind::Pos => Chooser::Pos(Box::default()),
             StrategyKind::Preempt { bound } => Chooser::Preempt(Box::new(Preempt::new(bound))),
             StrategyKind::Dfs => Chooser::Dfs(Dfs::new()),
             StrategyKind::Sleep => Chooser::Reduced(Box::new(Reduced::sleep())),

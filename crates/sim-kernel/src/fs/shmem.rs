@@ -145,12 +145,9 @@ impl Shmem {
             if let Some(&pfn) = cache.pages.get(&pgoff) {
                 self.phys.get(pfn);
                 drop(cache);
-                self.phys.lock(cx, pfn);
-                if self.phys.mapping(pfn).is_some() {
+                if self.lock_folio(cx, pfn) {
                     return Ok(Some((pfn, false)));
                 }
-                self.phys.unlock(cx, pfn);
-                self.phys.put(cx, pfn);
                 continue;
             }
             let pfn = self.phys.alloc()?;
@@ -160,6 +157,29 @@ impl Shmem {
             cache.pages.insert(pgoff, pfn);
             return Ok(Some((pfn, true)));
         }
+    }
+
+    /// `filemap_lock_folio`: the page if there is one, locked and with a reference.
+    fn find_folio(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Option<Pfn> {
+        loop {
+            let cache = self.cache.lock(cx);
+            let pfn = *cache.pages.get(&pgoff)?;
+            self.phys.get(pfn);
+            drop(cache);
+            if self.lock_folio(cx, pfn) {
+                return Some(pfn);
+            }
+        }
+    }
+
+    /// Locks a page that was found and referenced. False, and the reference is put, if it was taken out of the file meanwhile.
+    fn lock_folio(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
+        self.phys.lock(cx, pfn);
+        let is_there = self.phys.mapping(pfn).is_some();
+        if !is_there {
+            self.put_folio(cx, pfn);
+        }
+        is_there
     }
 
     /// As [`Shmem::get_folio`], with defined contents.
@@ -237,11 +257,11 @@ impl Shmem {
     /// Zeroes bytes of one page, if the page exists.
     fn zero_part(&self, cx: &Cx<'_>, start: u64, end: u64) {
         let pgoff = Pgoff(start / PAGE_SIZE);
-        if start >= end || !self.cache.lock(cx).pages.contains_key(&pgoff) {
+        if start >= end {
             return;
         }
         // A page that was only allocated stays so: it is zeroed as a whole when it gets its contents.
-        if let Ok(Some(pfn)) = self.get_folio(cx, pgoff, true) {
+        if let Some(pfn) = self.find_folio(cx, pgoff) {
             if self.is_uptodate(pfn) {
                 self.store(cx, pfn, start % PAGE_SIZE, end - start, |_| 0);
             }
@@ -395,14 +415,13 @@ impl FileOperations for Shmem {
                 return Ok(*position);
             }
         };
-        match base.checked_add(offset) {
-            Some(new) if new >= 0 => {
-                *position = new as u64;
-                Ok(*position)
-            }
-            Some(_) => Err(Errno::EINVAL),
-            None => Err(Errno::EOVERFLOW),
+        // A sum that does not fit is negative in the kernel.
+        let new = base.wrapping_add(offset);
+        if new < 0 {
+            return Err(Errno::EINVAL);
         }
+        *position = new as u64;
+        Ok(*position)
     }
 
     fn read_at(&self, cx: &Cx<'_>, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
@@ -410,9 +429,12 @@ impl FileOperations for Shmem {
         let end = offset.saturating_add(len).min(size);
         let mut bytes = Vec::new();
         for (pgoff, from, count) in Shmem::pieces(offset, end.max(offset)) {
-            let page = self.cache.lock(cx).pages.contains_key(&pgoff);
-            let page = if page { self.get_uptodate(cx, pgoff, false)? } else { None };
-            let Some(pfn) = page else {
+            let page = self.find_folio(cx, pgoff);
+            // What was only allocated reads as a hole, and stays so.
+            let Some(pfn) = page.filter(|pfn| self.is_uptodate(*pfn)) else {
+                if let Some(pfn) = page {
+                    self.put_folio(cx, pfn);
+                }
                 bytes.resize(bytes.len() + count as usize, 0);
                 continue;
             };

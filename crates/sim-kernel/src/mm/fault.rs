@@ -8,7 +8,7 @@
 use super::mm::{GupError, Mm, Signal};
 use super::pgtable::{Look, Pte, PteFlags};
 use super::phys::FrameFlags;
-use super::vma::{Prot, Vma};
+use super::vma::{Prot, Vma, VmaTree};
 use super::zap::page_of;
 use crate::fs::{Fault, FaultError};
 use crate::{Cx, Hva, Pfn};
@@ -51,8 +51,16 @@ impl From<VmFault> for GupError {
 const OWN: PteFlags = PteFlags::READ.union(PteFlags::WRITE).union(PteFlags::ANON);
 
 impl Mm {
-    /// `handle_mm_fault`: the process may access `hva` in `vma` this way, but the page table does not let it. `mmap_lock` is held.
-    pub(super) fn handle_mm_fault(&self, cx: &Cx<'_>, vma: &Vma, hva: Hva, write: bool) -> Result<(), VmFault> {
+    /// `handle_mm_fault`: the process may access `hva` in `vma` this way, but the page table does not let it. `tree` is held, and
+    /// `vma` one of its areas.
+    pub(super) fn handle_mm_fault(
+        &self,
+        cx: &Cx<'_>,
+        tree: &VmaTree,
+        vma: &Vma,
+        hva: Hva,
+        write: bool,
+    ) -> Result<(), VmFault> {
         let look = {
             let mut tables = self.page_table_lock.lock(cx);
             let look = tables.look(hva);
@@ -63,8 +71,8 @@ impl Mm {
             look
         };
         let huge = look == Look::NoTable && self.is_huge_capable(vma, hva);
-        if vma.backing.is_none() && (write || huge) {
-            vma.anon_vma.prepare();
+        if !vma.shared && (write || huge) {
+            tree.prepare_anon_vma(vma);
         }
         match look {
             Look::NoTable if huge && self.do_huge_pmd_anonymous_page(cx, hva, write) => {}

@@ -2,7 +2,7 @@
 
 use super::mm::{GupError, GupFlags, GupPage, HostLevel, Mm};
 use super::pgtable::Look;
-use super::vma::{Prot, Vma};
+use super::vma::{Prot, Vma, VmaTree};
 use crate::{Cx, Hva};
 
 impl Mm {
@@ -26,7 +26,7 @@ impl Mm {
             if cx.signal_pending() {
                 return Err(GupError::SignalPending);
             }
-            self.handle_mm_fault(cx, vma, hva, flags.write)?;
+            self.handle_mm_fault(cx, &tree, vma, hva, flags.write)?;
         }
     }
 
@@ -55,8 +55,15 @@ impl Mm {
         }
     }
 
-    /// Faults one page in and returns the first address after what maps it. `mmap_lock` is held; rights were checked.
-    pub(super) fn faultin_page(&self, cx: &Cx<'_>, vma: &Vma, hva: Hva, write: bool) -> Result<Hva, GupError> {
+    /// Faults one page in and returns the first address after what maps it. `tree` is held; rights were checked.
+    pub(super) fn faultin_page(
+        &self,
+        cx: &Cx<'_>,
+        tree: &VmaTree,
+        vma: &Vma,
+        hva: Hva,
+        write: bool,
+    ) -> Result<Hva, GupError> {
         loop {
             let look = {
                 let tables = self.page_table_lock.lock(cx);
@@ -65,7 +72,7 @@ impl Mm {
             match look {
                 Some(Look::Huge(_)) => return Ok(super::huge_memory::block_of(hva).end),
                 Some(_) => return Ok(super::zap::page_of(hva).end),
-                None => self.handle_mm_fault(cx, vma, hva, write)?,
+                None => self.handle_mm_fault(cx, tree, vma, hva, write)?,
             }
         }
     }

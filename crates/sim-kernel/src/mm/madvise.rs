@@ -161,7 +161,7 @@ impl Mm {
             if !vma.prot.contains(right) {
                 return Err(Errno::EINVAL);
             }
-            at = self.faultin_page(cx, vma, at, write).map_err(GupError::errno)?;
+            at = self.faultin_page(cx, &tree, vma, at, write).map_err(GupError::errno)?;
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ impl Mm {
                 return Err(Errno::ENOMEM);
             }
             let write = vma.prot.contains(Prot::WRITE) && !vma.shared;
-            at = self.faultin_page(cx, vma, at, write).map_err(|error| match error {
+            at = self.faultin_page(cx, &tree, vma, at, write).map_err(|error| match error {
                 GupError::Oom => Errno::EAGAIN,
                 GupError::Efault | GupError::HwPoison | GupError::SignalPending => Errno::ENOMEM,
             })?;

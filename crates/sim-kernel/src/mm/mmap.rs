@@ -66,6 +66,7 @@ impl Mm {
             advice: HugeAdvice::default(),
             reads: ReadAdvice::default(),
             locked: false,
+            account: !args.shared && args.prot.contains(Prot::WRITE),
             anon_vma: AnonVma::default(),
             backing,
         };

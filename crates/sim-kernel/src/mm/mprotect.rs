@@ -40,18 +40,21 @@ impl Mm {
 
     /// `mprotect_fixup`: the part of the range in one area.
     fn mprotect_fixup(&self, cx: &Cx<'_>, tree: &mut VmaTree, part: HvaRange, prot: Prot) {
-        let old = tree.find(part.start).expect("the area was just found").prot;
+        let vma = tree.find(part.start).expect("the area was just found");
+        let old = vma.prot;
         if old == prot {
             return;
         }
-        self.modify_vma(cx, tree, part, |vma| vma.prot = prot);
+        let keeps_account = vma.account && (vma.backing.is_some() || vma.anon_vma.is_prepared());
+        let account = !vma.shared && (prot.contains(Prot::WRITE) || keeps_account);
+        self.modify_vma(cx, tree, part, |vma| (vma.prot, vma.account) = (prot, account));
         let vma = tree.find(part.start).expect("the area stays");
         self.change_protection(cx, vma, part);
         // A locked private mapping that becomes writable is populated with its own pages, as far as there are any.
         if vma.locked && !vma.shared && prot.contains(Prot::WRITE) && !old.contains(Prot::WRITE) {
             let mut at = part.start;
             while at < part.end {
-                match self.faultin_page(cx, vma, at, true) {
+                match self.faultin_page(cx, tree, vma, at, true) {
                     Ok(next) => at = next,
                     Err(_) => return,
                 }

@@ -41,7 +41,7 @@ impl Mm {
         if !allowed {
             return Err(Signal::Sigsegv);
         }
-        Ok(self.handle_mm_fault(cx, vma, hva, write)?)
+        Ok(self.handle_mm_fault(cx, &tree, vma, hva, write)?)
     }
 
     /// The process, or the kernel in its place, reads `size` bytes, at most 8, word by word.

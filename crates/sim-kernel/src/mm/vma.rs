@@ -9,7 +9,7 @@ use crate::fs::File;
 use crate::{Hva, HvaRange, PAGE_SIZE, PMD_SIZE, Pgoff};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 bitflags::bitflags! {
     /// Access rights of a mapping (`PROT_*`).
@@ -79,24 +79,35 @@ pub(super) struct Backing {
     pub(super) pgoff: Pgoff,
 }
 
-/// Whether an area has an `anon_vma`, which the first fault makes that maps memory of the area's own. A fault only reads the areas, so it is set
-/// behind a shared reference. It does not tell areas apart: neighbours share one.
+/// The `anon_vma` of an area, which the first fault makes that maps memory of the area's own: which one, and 0 for none. A fault only reads the
+/// areas, so it is set behind a shared reference.
+///
+/// Parts of an area that is cut share theirs. Areas that got different ones never become one again, however equal they are.
 #[derive(Debug, Default)]
-pub(super) struct AnonVma(AtomicBool);
+pub(super) struct AnonVma(AtomicU64);
 
 impl AnonVma {
-    pub(super) fn prepare(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
     }
 
     pub(super) fn is_prepared(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.get() != 0
+    }
+
+    /// `is_mergeable_anon_vma`
+    fn merges_with(&self, other: &AnonVma) -> bool {
+        !self.is_prepared() || !other.is_prepared() || self.get() == other.get()
     }
 }
 
 impl Clone for AnonVma {
     fn clone(&self) -> AnonVma {
-        AnonVma(AtomicBool::new(self.is_prepared()))
+        AnonVma(AtomicU64::new(self.get()))
     }
 }
 
@@ -109,6 +120,9 @@ pub(super) struct Vma {
     pub(super) advice: HugeAdvice,
     pub(super) reads: ReadAdvice,
     pub(super) locked: bool,
+    /// `VM_ACCOUNT`: the area is or once was private and writable, so that its memory counts as promised. Nothing is counted here: it only tells
+    /// areas apart.
+    pub(super) account: bool,
     /// Pages of its own, or the huge zero page, were ever mapped here.
     pub(super) anon_vma: AnonVma,
     /// `None`: anonymous memory.
@@ -128,20 +142,25 @@ impl Vma {
         self.range.start <= base && base + PMD_SIZE <= self.range.end
     }
 
-    /// `vma_can_merge`: `next` continues this area.
-    fn continues_in(&self, next: &Vma) -> bool {
+    /// `anon_vma_compatible`: `next` continues this area in all but its rights.
+    fn shares_with(&self, next: &Vma) -> bool {
         let same_backing = match (&self.backing, &next.backing) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(&a.file, &b.file) && self.pgoff(self.range.end) == Some(b.pgoff),
             _ => false,
         };
         self.range.end == next.range.start
-            && self.prot == next.prot
             && self.shared == next.shared
             && self.advice == next.advice
             && self.reads == next.reads
             && self.locked == next.locked
+            && self.account == next.account
             && same_backing
+    }
+
+    /// `can_vma_merge_after`: `next` continues this area.
+    fn continues_in(&self, next: &Vma) -> bool {
+        self.shares_with(next) && self.prot == next.prot && self.anon_vma.merges_with(&next.anon_vma)
     }
 }
 
@@ -149,6 +168,8 @@ impl Vma {
 #[derive(Debug, Default)]
 pub(super) struct VmaTree {
     areas: BTreeMap<Hva, Vma>,
+    /// How many `anon_vma`s there were.
+    anon_vmas: AtomicU64,
     /// What the last search for unmapped addresses found out; forgotten when an area goes.
     searched: Option<Searched>,
 }
@@ -175,6 +196,18 @@ impl VmaTree {
     /// The last area that starts before the address.
     pub(super) fn find_before(&self, hva: Hva) -> Option<&Vma> {
         self.areas.range(..hva).next_back().map(|(_, vma)| vma)
+    }
+
+    /// `anon_vma_prepare`: memory of the area's own is about to be mapped. It takes the `anon_vma` of a neighbour that it could be one area with but
+    /// for their rights, of the next one first.
+    pub(super) fn prepare_anon_vma(&self, vma: &Vma) {
+        if vma.anon_vma.is_prepared() {
+            return;
+        }
+        let next = self.areas.get(&vma.range.end).filter(|next| vma.shares_with(next));
+        let previous = self.find_before(vma.range.start).filter(|previous| previous.shares_with(vma));
+        let known = [next, previous].into_iter().flatten().map(|area| area.anon_vma.get()).find(|number| *number != 0);
+        vma.anon_vma.set(known.unwrap_or_else(|| self.anon_vmas.fetch_add(1, Ordering::Relaxed) + 1));
     }
 
     /// How many areas there are.
@@ -256,7 +289,7 @@ impl VmaTree {
         let merged = self.get_mut(start);
         merged.range.end = upper.range.end;
         if upper.anon_vma.is_prepared() {
-            merged.anon_vma.prepare();
+            merged.anon_vma.set(upper.anon_vma.get());
         }
         Some(upper)
     }

@@ -63,12 +63,13 @@ impl Mm {
         }
     }
 
-    /// `vma_modify_flags`: changes a part of one area. Cuts at the start, then at the end, and joins what became equal.
+    /// `vma_modify_flags`: changes a part of one area. Cuts at the start, then at the end, and joins what became equal, downwards first.
     pub(super) fn modify_vma(&self, cx: &Cx<'_>, tree: &mut VmaTree, part: HvaRange, change: impl Fn(&mut Vma)) {
         self.split_vma(cx, tree, part.start);
         self.split_vma(cx, tree, part.end);
         change(tree.get_mut(part.start));
-        self.merge_vma(cx, tree, part.end);
+        // An area without an `anon_vma` may fit either neighbour, but not both; the lower one has it then.
         self.merge_vma(cx, tree, part.start);
+        self.merge_vma(cx, tree, part.end);
     }
 }

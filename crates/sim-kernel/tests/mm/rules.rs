@@ -180,7 +180,7 @@ fn changing_rights() {
          write m+6 1 -> ok
          level m+6 -> 4K
          mprotect m 1024 r -> ok ! m+0,5 m+6,1018
-         mprotect m 1024 rw -> ok ! m+0,1024
+         mprotect m 1024 rw -> ok ! m+0,6 m+6,1018
          fast m+6 w -> rw
          read m+9 -> 0
          mprotect m 512 - -> ok ! m+0,512
@@ -238,6 +238,70 @@ fn advice_about_huge_pages_cuts_and_merges() {
          level m+700 -> 2M
          hugepage m+1000 100 -> ENOMEM
          hugepage nowhere 1 -> ENOMEM",
+    );
+}
+
+/// Areas that are equal are one, unless each has got memory of its own: a block then never lies inside one of them. (`collapse` succeeds where a block does.)
+#[test]
+fn areas_with_different_anon_vmas_stay_apart() {
+    check(
+        "mmap m 512 rw -> ok
+         hugepage m 1 -> ok ! m+0,512
+         write m+1 1 -> ok
+         write m 1 -> ok
+         hugepage m 512 -> ok
+         collapse m 512 -> EINVAL
+         level m -> 4K",
+    );
+    // Only one of them has: it is the whole's.
+    check(
+        "mmap m 512 rw -> ok
+         hugepage m 1 -> ok ! m+0,512
+         write m+1 1 -> ok
+         hugepage m 512 -> ok
+         collapse m 512 -> ok ! m+0,512
+         level m -> 2M",
+    );
+    // Both are parts of one that had.
+    check(
+        "mmap m 512 rw -> ok
+         nohugepage m 512 -> ok
+         write m+1 1 -> ok
+         hugepage m 1 -> ok ! m+0,512
+         write m 1 -> ok
+         hugepage m 512 -> ok
+         collapse m 512 -> ok ! m+0,512",
+    );
+    // Where only the rights differ, a neighbour's is taken.
+    check(
+        "mmap m 512 rw -> ok
+         nohugepage m 512 -> ok
+         mprotect m 1 r -> ok ! m+0,512 m+0,1
+         write m+1 1 -> ok
+         mprotect m 1 rw -> ok ! m+0,1
+         hugepage m 512 -> ok
+         collapse m 512 -> ok ! m+0,512",
+    );
+}
+
+#[test]
+fn an_area_that_was_written_to_stays_accounted() {
+    check(
+        "mmap m 512 r -> ok
+         mprotect m 1 rw -> ok ! m+0,512 m+0,1
+         write m 1 -> ok
+         mprotect m 1 r -> ok ! m+0,1
+         collapse m 512 -> EINVAL
+         mprotect m 512 rw -> ok ! m+0,1 m+1,511
+         collapse m 512 -> ok ! m+0,512",
+    );
+    // Nothing was ever written: it is as if it had never been writable.
+    check(
+        "mmap m 512 r -> ok
+         mprotect m 1 rw -> ok ! m+0,512 m+0,1
+         mprotect m 1 r -> ok ! m+0,1
+         read m -> 0
+         level m -> 2M",
     );
 }
 

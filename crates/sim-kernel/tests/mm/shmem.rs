@@ -65,6 +65,9 @@ fn allocated_pages_are_resident_once_they_have_contents() {
         let resident = |file: &Shmem| file.resident_pages(cx, Pgoff(0)..Pgoff(u64::MAX));
         assert_eq!(resident(file), []);
         assert_eq!(file.read_at(cx, 0, 1), Ok(vec![0]));
+        assert_eq!(resident(file), [], "it was read as a hole");
+        assert_eq!(file.write_at(cx, 1, &[7]), Ok(1));
+        assert_eq!(file.read_at(cx, 0, 3), Ok(vec![0, 7, 0]));
         assert_eq!(resident(file), [Pgoff(0)]);
         file.fallocate(cx, 1, 2 * 4096, 4096).unwrap();
         assert_eq!(file.stat(cx).size, 2 * 4096, "the size is kept");
