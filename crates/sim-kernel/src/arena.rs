@@ -20,6 +20,9 @@ const KEPT_MAX: u32 = 1 << 12;
 
 /// Everything but where it comes from and goes to.
 struct Parts<T, const FIRST: u32> {
+    /// The first bucket, which an arena in use keeps at hand.
+    first: Box<[T]>,
+    /// The others; number 0 is not used.
     buckets: [OnceLock<Box<[T]>>; BUCKETS],
     next: AtomicU32,
     /// One more than the largest index that was made sure of.
@@ -42,6 +45,8 @@ struct Parts<T, const FIRST: u32> {
 /// assert_eq!(arena.alloc(), a, "freed elements are reused, with their old contents");
 /// ```
 pub struct Arena<T: Send + 'static, const FIRST: u32> {
+    /// Small worlds live in the first bucket, so one comparison finds most elements.
+    first: Box<[T]>,
     /// `None` only while it is dropped.
     parts: Option<Box<Parts<T, FIRST>>>,
     pool: Option<Arc<Pool>>,
@@ -49,9 +54,13 @@ pub struct Arena<T: Send + 'static, const FIRST: u32> {
 }
 
 impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
-    /// An empty arena; nothing is allocated but its list of buckets.
+    /// An empty arena; nothing is allocated but its first bucket.
     pub fn new() -> Arena<T, FIRST> {
-        Arena { parts: Some(Box::new(Parts::new())), pool: None, rmw: Rmw::NATIVE }
+        Arena::of(Box::new(Parts::new()), None, Rmw::NATIVE)
+    }
+
+    fn of(mut parts: Box<Parts<T, FIRST>>, pool: Option<Arc<Pool>>, rmw: Rmw) -> Arena<T, FIRST> {
+        Arena { first: std::mem::take(&mut parts.first), parts: Some(parts), pool, rmw }
     }
 
     /// As [`Arena::new`], with the storage of an arena of the same type that an earlier execution of this simulation dropped, if there is
@@ -76,7 +85,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
             }
             None => Box::new(Parts::new()),
         };
-        Arena { parts: Some(parts), pool: Some(Arc::clone(&engine.pool)), rmw: Rmw::new(cx) }
+        Arena::of(parts, Some(Arc::clone(&engine.pool)), Rmw::new(cx))
     }
 
     #[inline]
@@ -107,6 +116,9 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
         if index >= parts.ensured.load(Ordering::Relaxed) {
             self.rmw.update32(&parts.ensured, |ensured| ensured.max(index + 1));
         }
+        if index < 1 << FIRST {
+            return;
+        }
         let (bucket, _) = Parts::<T, FIRST>::locate(index);
         parts.buckets[bucket].get_or_init(|| bytemuck::allocation::zeroed_slice_box(1 << (FIRST as usize + bucket)));
     }
@@ -125,14 +137,10 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
     /// If the index was never allocated.
     #[inline]
     pub fn get(&self, index: u32) -> &T {
-        let parts = self.parts();
-        // Small worlds live in the first bucket.
-        if index < 1 << FIRST
-            && let Some(bucket) = parts.buckets[0].get()
-        {
-            return &bucket[index as usize];
+        match self.first.get(index as usize) {
+            Some(element) => element,
+            None => self.parts().get_far(index),
         }
-        parts.get_far(index)
     }
 
     /// Elements in use.
@@ -164,6 +172,7 @@ impl<T, const FIRST: u32> Parts<T, FIRST> {
 impl<T: Zeroable, const FIRST: u32> Parts<T, FIRST> {
     fn new() -> Parts<T, FIRST> {
         Parts {
+            first: bytemuck::allocation::zeroed_slice_box(1 << FIRST),
             buckets: [const { OnceLock::new() }; BUCKETS],
             next: AtomicU32::new(0),
             ensured: AtomicU32::new(0),
@@ -175,7 +184,8 @@ impl<T: Zeroable, const FIRST: u32> Parts<T, FIRST> {
     /// Zeroes every element that may have been used.
     fn zero(&mut self) {
         let mut left = *self.ensured.get_mut() as usize;
-        for bucket in self.buckets.iter_mut().filter_map(OnceLock::get_mut) {
+        let others = self.buckets.iter_mut().filter_map(OnceLock::get_mut);
+        for bucket in std::iter::once(&mut self.first).chain(others) {
             let used = left.min(bucket.len());
             bucket[..used].fill_with(T::zeroed);
             left -= used;
@@ -196,6 +206,7 @@ impl<T: Send + 'static, const FIRST: u32> Drop for Arena<T, FIRST> {
         if let (Some(pool), Some(mut parts)) = (self.pool.take(), self.parts.take())
             && *parts.ensured.get_mut() <= KEPT_MAX
         {
+            parts.first = std::mem::take(&mut self.first);
             pool.put(parts);
         }
     }

@@ -551,9 +551,12 @@ impl Engine {
         if runnable == TaskSet::only(me) {
             return;
         }
+        let is_shared = op.access == Access::LockShared;
         let excludes = |task: TaskId| {
             let pending = self.pending[task.index()].get();
-            pending.access.is_acquire() && pending.same_place(op) && pending.depends_on(op)
+            pending.access.is_acquire()
+                && pending.same_place(op)
+                && !(is_shared && pending.access == Access::LockShared)
         };
         for task in runnable.without(me).iter() {
             if excludes(task) {
