@@ -34,7 +34,7 @@ fn same_seed_same_hash_in_every_build() {
     expect![[r#"
         punch-hole: d08600f484b9d70b d08600f484b9d70b d08600f484b9d70b d08600f484b9d70b
         explicit-conversion: eb1e0f87353bff3c eb1e0f87353bff3c eb1e0f87353bff3c eb1e0f87353bff3c
-        fault-against-punch: 9670f128ba1c1d52 24f45f266062f9f0 166dd96848e45430 780fa85724823db2
+        fault-against-punch: 7eef0774492a9d22 24f45f266062f9f0 166dd96848e45430 780fa85724823db2
         fault-against-conversion: 04a29f584db414a4 4e7969ded64f5d2e 2b1b6e7dd99ddd93 70408a3926b50695
         release-while-faulting: 88d664b604757d79 5484aa568472620d 3b854764fbf47083 5f0de0df4bbf9f48
     "#]]

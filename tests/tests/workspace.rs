@@ -16,7 +16,10 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
 ];
 
 /// What the three crates below `gmem` may use of others: nothing that does I/O, reads a clock or starts a thread.
-const CORE_USES: [&str; 13] = [
+const CORE_USES: [&str; 16] = [
+    // The cipher that stands for the one of the memory controller, and the messages between an SNP guest and the firmware.
+    "aes",
+    "aes-gcm",
     "arrayvec",
     "bitflags",
     "bytemuck",
@@ -28,6 +31,8 @@ const CORE_USES: [&str; 13] = [
     "rand_pcg",
     "rustc-hash",
     "serde",
+    // SHA-384: the launch digest of an SNP guest.
+    "sha2",
     "thiserror",
     "xxhash-rust",
 ];

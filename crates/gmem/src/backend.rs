@@ -3,13 +3,15 @@
 use std::io::{self, Write};
 
 use rayon::prelude::*;
-use sim_kernel::sched::LogLevel;
+use sim_kernel::sched::{LogLevel, Schedule};
 
 use crate::Status;
 use crate::cli::args::Strategy;
 use crate::cli::{Backend, RunOptions};
 use crate::conformance::{self, Check, CheckResult, UnknownId};
 use crate::demo;
+use crate::explore::report::Origin;
+use crate::explore::{self, Flow, Plan, Progress, Report, ScenarioProgram};
 use crate::interp::Sequential;
 use crate::kvm::config::MachineConfig;
 use crate::replay::Executor;
@@ -49,6 +51,27 @@ impl Backend for Simulator {
             log.write_all(text.as_bytes())?;
         }
         Ok(if report.is_as_expected() { Status::Success } else { Status::Found })
+    }
+
+    fn explore(
+        &self,
+        scenario: &Scenario,
+        plan: &Plan,
+        progress: Progress,
+        jobs: usize,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<Progress, String> {
+        explore::campaign::explore(&ScenarioProgram::new(scenario), plan, progress, jobs, watch)
+    }
+
+    fn explain(
+        &self,
+        scenario: &Scenario,
+        schedule: &Schedule,
+        kind: Option<&str>,
+        origin: &Origin,
+    ) -> Result<Report, String> {
+        explore::explain(scenario, schedule, kind, origin)
     }
 
     fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {
@@ -95,6 +118,7 @@ fn print_report(report: &RunReport, options: &RunOptions, out: &mut dyn Write) -
     } else {
         writeln!(out, "not what the scenario says; to see it again:")?;
         let kernel = options.kernel.map_or(String::new(), |kernel| format!(" --kernel {kernel}"));
-        writeln!(out, "  gmem run {}{kernel} --schedule {}", options.file, report.schedule)
+        let mutants: String = options.mutants.iter().map(|id| format!(" --mutant {id}")).collect();
+        writeln!(out, "  gmem run {}{kernel}{mutants} --schedule {}", options.file, report.schedule)
     }
 }

@@ -50,6 +50,7 @@ pub(crate) fn demonstrate(out: &mut dyn Write) -> anyhow::Result<Status> {
          \x20 gmem run scenarios/punch-hole.toml                  a scenario, step by step; there are more beside it\n\
          \x20 gmem run scenarios/fault-against-punch.toml --seed 4 --log events.jsonl\n\
          \x20                                                     one schedule of a race, every event on record\n\
+         \x20 gmem explore scenarios/fault-against-punch.toml     every interleaving of a race\n\
          \x20 gmem replay tests/data/traces                       recordings of a real kernel against the simulator\n\
          \x20 gmem --help                                         everything else\n\
          (`cargo run --release --` stands for `gmem` until it is installed.)"

@@ -58,6 +58,7 @@ pub mod cli;
 pub mod compare;
 pub mod conformance;
 mod demo;
+pub mod explore;
 pub mod facts;
 pub mod interp;
 pub mod invariants;

@@ -2,18 +2,14 @@
 //!
 //! A run is a function of scenario, strategy and seed: same answers in the same order, same events, same hash, on every machine.
 
-use std::sync::Arc;
-
-use parking_lot::Mutex;
-use sim_kernel::Cx;
 use sim_kernel::sched::{
     Chooser, Config, LogLevel, Random, Replay, RoundRobin, RunToCompletion, Schedule, Sim, Verdict,
 };
 
 use crate::cli::args::Strategy;
-use crate::interp::World;
+use crate::explore::program::{Done, ScenarioProgram};
 use crate::ops::Answer;
-use crate::scenario::{Scenario, Step};
+use crate::scenario::Scenario;
 
 /// Steps of the engine after which a run is taken for endless.
 const STEPS_MAX: u64 = 50_000_000;
@@ -98,33 +94,27 @@ pub fn chooser(strategy: Strategy, schedule: Option<&Schedule>) -> Chooser {
 /// assert!(report.is_as_expected());
 /// ```
 pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
+    run_within(STEPS_MAX, scenario, chooser, seed, level)
+}
+
+/// As [`run`], with a limit of steps after which the run is given up ([`Verdict::StepLimit`]): an unfair strategy may let a vCPU fault for ever
+/// on a page that another task is about to give free.
+pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
+    let program = ScenarioProgram::new(scenario);
     let mut sim = Sim::new(chooser);
-    let results: Arc<Mutex<Vec<StepResult>>> = Arc::default();
-    let config = Config { seed, steps_max: STEPS_MAX, log: level.max(LogLevel::Hash), ..Config::default() };
-    let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::new(cx, scenario.machine.clone()));
-        perform(cx, &world, "setup", &scenario.setup, &results);
-        for thread in &scenario.threads {
-            let (world, results, thread) = (Arc::clone(&world), Arc::clone(&results), thread.clone());
-            let name = thread.name.clone();
-            cx.spawn(&name, move |cx| perform(cx, &world, &thread.name, &thread.steps, &results));
-        }
-        world
-    });
-    let mut invariant = None;
-    if verdict.is_completed() {
-        sim.solo(|cx| perform(cx, &world, "finish", &scenario.finish, &results));
-        invariant = check(&mut sim, &world);
-    }
-    let steps = std::mem::take(&mut *results.lock());
-    let answer = |label: &str| steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer);
-    // A run that did not end has no outcome; its verdict says why.
-    let outcome = if verdict.is_completed() { scenario.check_outcome(answer) } else { Ok(()) };
+    let config = Config { seed, steps_max, log: level.max(LogLevel::Hash), ..Config::default() };
+    let (running, verdict) = sim.execute(&config, |cx| program.begin(cx));
+    let ending = program.end(&mut sim, &running, &verdict);
+    let verdict = match running.broken() {
+        Some(message) => Verdict::Panicked { task: "setup".into(), message: message.to_string() },
+        None => verdict,
+    };
+    let done = std::mem::take(&mut *running.done.lock());
     RunReport {
-        steps,
+        steps: done.into_iter().map(|done| step_result(scenario, done)).collect(),
         verdict,
-        outcome,
-        invariant,
+        outcome: ending.outcome.map_or(Ok(()), Err),
+        invariant: ending.invariant,
         schedule: sim.schedule(),
         scheduling_points: sim.steps(),
         log_digest: sim.log_digest().expect("a run is always hashed"),
@@ -132,36 +122,14 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
     }
 }
 
-fn perform(cx: &Cx<'_>, world: &World, thread: &str, steps: &[Step], results: &Mutex<Vec<StepResult>>) {
-    for step in steps {
-        let answer = world.execute(cx, &step.op);
-        let problem = step.expect.as_ref().and_then(|expect| expect.check(&answer).err());
-        results.lock().push(StepResult {
-            thread: thread.to_string(),
-            line: step.line,
-            text: step.text.clone(),
-            label: step.label.clone(),
-            answer,
-            problem,
-        });
+fn step_result(scenario: &Scenario, done: Done) -> StepResult {
+    let step = done.step(scenario);
+    StepResult {
+        thread: done.part.name(scenario).to_string(),
+        line: step.line,
+        text: step.text.clone(),
+        label: step.label.clone(),
+        answer: done.answer,
+        problem: done.problem,
     }
-}
-
-/// Checks the invariants of every VM that is left, then ends the process and checks that it leaves nothing behind.
-fn check(sim: &mut Sim, world: &Arc<World>) -> Option<String> {
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        sim.solo(|cx| {
-            for (_, vm) in world.vms(cx) {
-                vm.check_invariants();
-            }
-            world.process().exit(cx);
-            let phys = world.process().host().phys();
-            let (used, reserved) = (phys.used_frames(), phys.reserved_frames());
-            assert_eq!(used, reserved, "frames are in use after the last process has ended");
-        });
-    }));
-    caught.err().map(|payload| {
-        let text = payload.downcast_ref::<String>().cloned();
-        text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_string())).unwrap_or_default()
-    })
 }

@@ -4,11 +4,12 @@
 //! Commands run in a folder of their own, with the repository's scenarios and recordings in it, and with the files that a page
 //! shows under `<!-- file: NAME -->`. `TRYCMD=overwrite` writes what they print, `UPDATE_EXPECT=1` the tables, into the pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use gmem::invariants::{self, Section};
+use gmem::mutants::{self, MutantInfo};
 use gmem::ops::Advice;
 use gmem::ops::table::{Arg, Kind, OPS, OpSpec};
 
@@ -152,6 +153,50 @@ fn invariants_are_those_of_the_registry() {
     }
     for (section, table) in tables {
         check_table("docs/invariants.md", &section.to_string(), &table);
+    }
+}
+
+/// The page of the mutants is their registry.
+#[test]
+fn mutants_are_those_of_the_registry() {
+    let order = |id: &str| (id.starts_with("BUG"), id.to_string());
+    let mut rows: Vec<_> = mutants::all().collect();
+    rows.sort_by_key(|info| order(info.id()));
+    let ids = |info: &MutantInfo| [&[info.id()][..], info.also].concat().join(", ");
+    let caught = |info: &MutantInfo| match info.is_negative_control() {
+        true => "none: negative control".to_string(),
+        false => info.caught_by.join(", "),
+    };
+    let row = |info: &&MutantInfo| {
+        let scenario = info.scenario.trim_end_matches(".toml");
+        let text = [info.pair, info.removes, info.consequence].join(" | ");
+        format!("| {} | {text} | {} | [{scenario}](../scenarios/{}) |\n", ids(info), caught(info), info.scenario)
+    };
+    let head = "| id | pair | what is switched off | then | caught by | scenario |\n|---|---|---|---|---|---|\n";
+    let table: String = rows.iter().map(row).collect();
+    check_table("docs/mutants.md", "mutants", &format!("{head}{table}"));
+    let mut rows: Vec<_> = mutants::ABSENT.iter().collect();
+    rows.sort_by_key(|absent| order(absent.id));
+    let table: String = rows.iter().map(|absent| format!("| {} | {} |\n", absent.id, absent.reason)).collect();
+    check_table("docs/mutants.md", "absent", &format!("| id | why |\n|---|---|\n{table}"));
+}
+
+/// Every number and every id is used once, and every row of the racing pairs is somewhere.
+#[test]
+fn mutants_are_complete_and_told_apart() {
+    let numbers: BTreeSet<_> = mutants::all().map(|info| info.mutant.number()).collect();
+    assert_eq!(numbers.len(), mutants::all().count(), "two mutants have one number");
+    let ids = mutants::all().flat_map(|info| [&[info.id()][..], info.also].concat());
+    let mut ids: Vec<_> = ids.chain(mutants::ABSENT.iter().map(|absent| absent.id)).collect();
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "an id stands in two places");
+    let missing: Vec<_> = (1..=66).map(|n| format!("RC-{n:02}")).filter(|id| !ids.contains(&id.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?} are nowhere");
+    for info in mutants::all() {
+        let caught = info.caught_by.iter().filter(|id| !id.starts_with("MMU-"));
+        caught.for_each(|id| assert!(invariants::find(id).is_some(), "{}: there is no {id}", info.id()));
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod machine;
 mod plain;
+pub mod snp;
 
 pub use machine::{AccessKind, ConfidentialMachine, GuestAccess, HostAccess, MachineFault};
 pub use plain::Plain;

@@ -143,6 +143,16 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
         }
     }
 
+    /// The element, if its bucket exists: for owners that hand out indexes themselves and treat what was never written as zero.
+    #[inline]
+    pub fn get_if_present(&self, index: u32) -> Option<&T> {
+        if let Some(element) = self.first.get(index as usize) {
+            return Some(element);
+        }
+        let (bucket, offset) = Parts::<T, FIRST>::locate(index);
+        self.parts().buckets.get(bucket)?.get().map(|bucket| &bucket[offset])
+    }
+
     /// Elements in use.
     pub fn in_use(&self) -> usize {
         let parts = self.parts();

@@ -11,6 +11,7 @@ pub mod explore;
 pub mod fs;
 pub mod mm;
 mod mutant;
+pub mod mutants;
 mod pool;
 pub mod sched;
 pub mod sync;

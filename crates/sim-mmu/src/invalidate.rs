@@ -7,8 +7,9 @@
 //! reads them while a writer changes them.
 
 use crate::addr::{Gfn, GfnRange};
+use crate::mutants::{RC_04, RC_05, RC_34, RC_35};
 use sim_kernel::Cx;
-use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard};
+use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard, Until};
 
 /// `INVALID_GPA`: no range was added yet.
 const UNSET: u64 = u64::MAX;
@@ -20,6 +21,8 @@ pub struct MmuInvalidate {
     in_progress: Atomic64,
     range_start: Atomic64,
     range_end: Atomic64,
+    /// The hull of the ranges added since no invalidation was open. The kernel has only the two words above; it is for checking them.
+    hull: parking_lot::Mutex<Option<GfnRange>>,
 }
 
 /// An invalidation that was begun. It must be given to [`MmuInvalidate::end`]; dropping it fails an assertion (INV-301).
@@ -27,6 +30,13 @@ pub struct MmuInvalidate {
 #[must_use = "an invalidation that was begun must be ended"]
 pub struct Invalidation {
     ended: bool,
+}
+
+impl Invalidation {
+    /// Ends the obligation: the VM itself is dropped, in the middle of whatever it did.
+    pub fn abandon(mut self) {
+        self.ended = true;
+    }
 }
 
 impl Drop for Invalidation {
@@ -43,13 +53,18 @@ impl MmuInvalidate {
             in_progress: Atomic64::new(cx, "mmu_invalidate_in_progress", 0),
             range_start: Atomic64::new(cx, "mmu_invalidate_range_start", UNSET),
             range_end: Atomic64::new(cx, "mmu_invalidate_range_end", UNSET),
+            hull: Default::default(),
         }
     }
 
     /// `kvm_mmu_invalidate_begin`. At least one range must be added before the lock is released.
     pub fn begin(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>) -> Invalidation {
         // Only the first of several overlapping invalidations forgets the old range: the others extend it.
-        if self.in_progress.fetch_add(cx, 1) == 0 {
+        let first = self.in_progress.fetch_add(cx, 1) == 0;
+        if first {
+            *self.hull.lock() = None;
+        }
+        if first || cx.has_mutant(RC_35) {
             self.range_start.store(cx, UNSET);
             self.range_end.store(cx, UNSET);
         }
@@ -59,13 +74,17 @@ impl MmuInvalidate {
     /// `kvm_mmu_invalidate_range_add`: the range becomes part of the hull that faults stay away from. Before its zap.
     ///
     /// # Panics
-    /// If the range is empty, or no invalidation is open (INV-301).
+    /// If the range is empty, no invalidation is open (INV-301), or an earlier range was forgotten (INV-302).
     pub fn add_range(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
         assert!(!range.is_empty(), "INV-302: the empty range {range:?} was added to an invalidation");
         assert!(self.in_progress.peek() > 0, "INV-301: a range was added while no invalidation is open");
         let hull = self.range().map_or(range, |old| old.hull(&range));
         self.range_start.store(cx, hull.start.0);
         self.range_end.store(cx, hull.end.0);
+        let mut shadow = self.hull.lock();
+        let all = shadow.map_or(range, |all| all.hull(&range));
+        *shadow = Some(all);
+        assert_eq!(hull, all, "INV-302: faults do not stay away from every range that is being invalidated");
     }
 
     /// `kvm_mmu_invalidate_end`: faults that looked their frame up before now will retry.
@@ -75,8 +94,18 @@ impl MmuInvalidate {
     pub fn end(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, mut invalidation: Invalidation) {
         invalidation.ended = true;
         // The sequence first: whoever sees no invalidation in progress also sees the new sequence.
-        self.seq.fetch_add(cx, 1);
-        let open = self.in_progress.fetch_add(cx, 1u64.wrapping_neg());
+        let late = cx.has_mutant(RC_05);
+        if !late && !cx.has_mutant(RC_04) {
+            self.seq.fetch_add(cx, 1);
+        }
+        let open = if cx.has_mutant(RC_34) {
+            self.in_progress.rmw(cx, |_| 0)
+        } else {
+            self.in_progress.fetch_add(cx, 1u64.wrapping_neg())
+        };
+        if late {
+            self.seq.fetch_add(cx, 1);
+        }
         assert!(open > 0, "INV-301: an invalidation was ended that was never begun");
         assert!(self.range().is_some(), "INV-302: an invalidation ended without a range");
     }
@@ -111,6 +140,22 @@ impl MmuInvalidate {
             }
         }
         self.seq.load(cx) != seq
+    }
+
+    /// Whether a fault of this frame can only try again until an invalidation has ended.
+    #[inline]
+    pub fn keeps_away(&self, gfn: Gfn) -> bool {
+        self.in_progress.peek() > 0 && self.range().is_some_and(|range| range.contains(gfn))
+    }
+
+    /// What a fault's retries come to while [`keeps_away`](Self::keeps_away) holds: nothing changes until an invalidation begins or ends,
+    /// so the task is not runnable until then. The kernel spins through the whole fault; the outcome is the same, and an exploration
+    /// has no endless schedules in which one vCPU does nothing else.
+    pub fn wait_while_kept_away(&self, cx: &Cx<'_>, gfn: Gfn) {
+        let open = self.in_progress.peek();
+        if self.keeps_away(gfn) {
+            self.in_progress.at(cx).wait_until(Until::NotEqual(open));
+        }
     }
 
     /// Invalidations open now: for checkers.

@@ -7,6 +7,7 @@ mod addr;
 mod fault;
 mod flush;
 mod invalidate;
+pub mod mutants;
 mod spte;
 mod stage2;
 mod tdp;

@@ -1,5 +1,6 @@
 //! The command line, with help and examples.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
@@ -7,6 +8,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
+pub use super::budget::Budget;
+use crate::explore::portfolio::Choice;
 use crate::kvm::config::KernelVersion;
 
 /// A deterministic simulator of Linux KVM's guest_memfd
@@ -17,6 +20,7 @@ Without a command, gmem shows in a minute what it can do.
 Examples:
   gmem
   gmem run scenarios/punch-hole.toml --seed 7
+  gmem explore scenarios/fault-against-punch.toml
   gmem replay traces/
 
 Exit codes: 0 nothing to report, 1 something differs or fails, 2 bad usage or input, 3 a bug in gmem")]
@@ -56,10 +60,41 @@ Examples:
   gmem run scenarios/punch-hole.toml --seed 7 --log events.jsonl
   gmem run scenarios/punch-hole.toml --strategy round-robin
   gmem run scenarios/punch-hole.toml --kernel 6.12
+  gmem run scenarios/races/fault-punch.toml --mutant RC-01 --seed 3
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
     Run(Run),
+    /// Explore the interleavings of a scenario: find a race and explain it, or verify that there is none
+    #[command(after_help = "\
+Examples:
+  gmem explore scenarios/fault-against-punch.toml
+  gmem explore scenarios/fault-against-punch.toml --mutant RC-01
+  gmem explore scenarios/fault-against-conversion.toml --strategy pct:3 --budget 1M
+  gmem explore scenarios/fault-against-punch.toml --budget 30s --checkpoint punch.json
+  gmem explore scenarios/fault-against-punch.toml --mutant RC-01 --replay gmem1:aeda
+
+By default an exhaustive search (dpor) is tried first, for half of the budget, then pos, pct, random and urw in turns. The same
+scenario, strategy, seed and number of executions give the same findings and totals with any number of jobs.
+Exit codes: 0 nothing found, 1 a failure, 2 bad input, 3 a bug in gmem")]
+    Explore(Explore),
+    /// Switch every rule off in turn and see that it is missed: what finds each bug, how fast, and that nothing is found without bugs
+    #[command(after_help = "\
+Examples:
+  gmem zoo
+  gmem zoo RC-01 'BUG-*'
+  gmem zoo --list
+  gmem zoo --json | jq '.mutants[] | select(.found | not)'
+
+Exit codes: 0 every bug was found and nothing else, 1 otherwise, 2 an unknown id, 3 a bug in gmem")]
+    Zoo(Zoo),
+    /// List the invariants that are checked, with what they say
+    #[command(after_help = "\
+Examples:
+  gmem invariants
+  gmem invariants INV-201 'INV-3*'
+  gmem invariants --json | jq '.invariants[].id'")]
+    Invariants(Invariants),
     /// Replay recorded traces and compare with what the real kernel answered
     #[command(after_help = "\
 Examples:
@@ -146,9 +181,86 @@ pub struct Run {
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+}
+
+/// The arguments of `gmem explore`.
+#[derive(Debug, Args)]
+pub struct Explore {
+    /// The scenario file
+    pub scenario: PathBuf,
+    /// How: portfolio, dpor, sleep, dfs, preempt:BOUND, pos, pct:DEPTH, random or urw
+    #[arg(long, value_name = "STRATEGY", default_value_t = Choice::Portfolio)]
+    pub strategy: Choice,
+    /// Switch this rule off; may be given several times
+    #[arg(long = "mutant", value_name = "ID")]
+    pub mutants: Vec<String>,
+    /// What the sampling strategies draw from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// When to stop: executions such as 100k or 2M, or a time such as 10s or 5m
+    #[arg(long, value_name = "BUDGET", default_value_t = Budget::Executions(100_000))]
+    pub budget: Budget,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<NonZeroUsize>,
+    /// Do not stop at the first failure: one of each kind
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Keep what was done in this file, and go on from there if it exists
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Explain this one schedule (`gmem1:...`) instead of exploring
+    #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["strategy", "seed", "budget", "jobs", "keep_going", "checkpoint"])]
+    pub replay: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+}
+
+/// The arguments of `gmem zoo`.
+#[derive(Debug, Args)]
+pub struct Zoo {
+    /// Which mutants: ids such as RC-01, or the beginning of some and a star [default: all]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Only list them
+    #[arg(long)]
+    pub list: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// What the sampling strategies draw from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Most schedules of a sampling strategy for each mutant
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub schedules: u64,
+    /// Random schedules without a mutant of a scenario that is too large to be verified
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub baseline: u64,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<NonZeroUsize>,
+}
+
+/// The arguments of `gmem invariants`.
+#[derive(Debug, Args)]
+pub struct Invariants {
+    /// Which: ids such as INV-201, or the beginning of some and a star [default: all]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The arguments of `gmem replay`.

@@ -7,6 +7,8 @@ use sim_kernel::sched::Schedule;
 use super::args::Strategy;
 use crate::Status;
 use crate::conformance::{CheckResult, UnknownId};
+use crate::explore::report::Origin;
+use crate::explore::{Flow, Plan, Progress, Report};
 use crate::kvm::config::KernelVersion;
 use crate::replay::Executor;
 use crate::scenario::Scenario;
@@ -25,6 +27,8 @@ pub struct RunOptions {
     pub schedule: Option<Schedule>,
     /// The kernel that was asked for instead of the scenario's; the scenario has it already.
     pub kernel: Option<KernelVersion>,
+    /// The mutants that were asked for beside the scenario's; the scenario has them already.
+    pub mutants: Vec<&'static str>,
 }
 
 /// The simulator, as far as the command needs it.
@@ -47,6 +51,31 @@ pub trait Backend: Sync {
         out: &mut dyn Write,
         log: Option<&mut dyn Write>,
     ) -> anyhow::Result<Status>;
+
+    /// Explores a scenario from where `progress` stands, with `jobs` workers. `watch` sees every unit of work and says whether to go on.
+    ///
+    /// # Errors
+    /// If the scenario's set-up fails, or the explorer does.
+    fn explore(
+        &self,
+        scenario: &Scenario,
+        plan: &Plan,
+        progress: Progress,
+        jobs: usize,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<Progress, String>;
+
+    /// Explains one execution of a scenario; a finding of the given kind is made small first.
+    ///
+    /// # Errors
+    /// If the schedule does not fail in that way.
+    fn explain(
+        &self,
+        scenario: &Scenario,
+        schedule: &Schedule,
+        kind: Option<&str>,
+        origin: &Origin,
+    ) -> Result<Report, String>;
 
     /// Runs the conformance checks that one of the patterns names, or all, and returns what came of each in their order.
     ///

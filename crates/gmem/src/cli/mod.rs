@@ -5,12 +5,19 @@
 
 pub mod args;
 mod backend;
+mod budget;
 mod conformance;
+mod explore;
+mod explore_print;
+mod input;
+mod interrupt;
+mod invariants;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod live;
 mod output;
 mod replay;
 mod run;
+mod zoo;
 
 pub use backend::{Backend, RunOptions};
 
@@ -84,6 +91,9 @@ fn dispatch(
         Some(Command::Record(_) | Command::FuzzCompare(_) | Command::LiveWorker(_)) => {
             anyhow::bail!("this needs a real KVM: Linux on x86-64")
         }
+        Some(Command::Explore(args)) => explore::explore(args, arguments.quiet == 0, backend, out, complain),
+        Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
+        Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
         Some(Command::Completions { shell }) => {
             // Into memory first: the generator panics if it cannot write.

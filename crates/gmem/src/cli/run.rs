@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use super::args;
+use super::input::{ScenarioFile, read_scenario, switch_off};
 use super::output::whole_file;
 use super::{Backend, RunOptions};
-use crate::{Status, scenario, source};
+use crate::Status;
 
 pub(super) fn run(
     args: &args::Run,
@@ -13,14 +14,8 @@ pub(super) fn run(
     out: &mut dyn Write,
     complain: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Status> {
-    let name = args.scenario.display().to_string();
-    let source = source::text(&args.scenario).map_err(anyhow::Error::msg)?;
-    let mut scenario = match scenario::parse(&name, &source) {
-        Ok(scenario) => scenario,
-        Err(diagnostic) => {
-            complain(&diagnostic.render(true));
-            return Ok(Status::BadInput);
-        }
+    let Some(ScenarioFile { name, mut scenario, .. }) = read_scenario(&args.scenario, complain)? else {
+        return Ok(Status::BadInput);
     };
     let schedule = match args.schedule.as_deref().map(str::parse).transpose() {
         Ok(schedule) => schedule,
@@ -29,7 +24,9 @@ pub(super) fn run(
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }
-    let options = RunOptions { file: name, seed: args.seed, strategy: args.strategy, schedule, kernel: args.kernel };
+    let mutants = switch_off(&mut scenario, &args.mutant)?;
+    let (seed, strategy, kernel) = (args.seed, args.strategy, args.kernel);
+    let options = RunOptions { file: name, seed, strategy, schedule, kernel, mutants };
     match &args.log {
         None => backend.run(&scenario, &options, out, None),
         Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log))),

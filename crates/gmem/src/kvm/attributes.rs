@@ -4,12 +4,14 @@
 //! invalidation, so that a fault that saw the old attribute cannot install a mapping afterwards. A conversion allocates, frees,
 //! zeroes and copies nothing.
 
+use super::host::Host;
 use super::lpage_info::{LARGE_LEVELS, Mixed};
 use super::memslots::Memslot;
+use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
-use sim_kernel::xarray::{NodeCache, Value, XArray, XaFlags};
+use sim_kernel::xarray::{Value, XArray};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{FlushNeeded, Gfn, GfnRange, Gpa, Invalidation, MayYield, RootFilter};
 use std::sync::Arc;
@@ -22,8 +24,9 @@ pub struct MemoryAttributes {
 
 impl MemoryAttributes {
     /// No attributes.
-    pub fn new(cx: &Cx<'_>, nodes: &Arc<NodeCache>) -> MemoryAttributes {
-        MemoryAttributes { array: XArray::new_in(cx, "mem_attr_array", nodes, XaFlags::empty()) }
+    pub(crate) fn new(cx: &Cx<'_>, host: &Host) -> MemoryAttributes {
+        let flags = host.xa_flags(cx, RC_55);
+        MemoryAttributes { array: XArray::new_in(cx, "mem_attr_array", &host.nodes, flags) }
     }
 
     fn entry(value: u64) -> Option<Value> {
@@ -50,6 +53,14 @@ impl MemoryAttributes {
     /// Whether every frame of the range has this attribute, without a scheduling point.
     pub fn peek_all_equal(&self, cx: &Cx<'_>, range: GfnRange, value: u64) -> bool {
         self.array.peek_all_equal(cx, range.start.0, range.end.0 - 1, Self::entry(value))
+    }
+
+    /// Whether all frames of the range have the same attribute, looked at one by one without a scheduling point: for checkers.
+    pub fn is_uniform(&self, range: GfnRange) -> bool {
+        match self.peek(range.start) {
+            0 => self.next_present(range.start, range.end).is_none(),
+            value => (range.start.0..range.end.0).all(|gfn| self.peek(Gfn(gfn)) == value),
+        }
     }
 
     /// First frame at or after `from` and before `end` that has an attribute other than 0, without a scheduling point.
@@ -91,20 +102,23 @@ impl Vm {
     fn vm_set_mem_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange, value: u64) -> Result<(), Errno> {
         let (first, last) = (range.start.0, range.end.0 - 1);
         let array = &self.attributes.array;
-        let _slots = self.slots_lock.lock(cx);
+        let _slots = (!cx.has_mutant(RC_52) && !cx.has_mutant(RC_53)).then(|| self.slots_lock.lock(cx));
 
         // C1: nothing to do, and then nothing is done.
         if array.all_equal(cx, first, last, MemoryAttributes::entry(value)) {
             return Ok(());
         }
         // C2: make sure that storing cannot fail half way.
-        if value != 0 || self.kernel().reserves_to_clear_attributes() {
+        if (value != 0 || self.kernel().reserves_to_clear_attributes()) && !cx.has_mutant(RC_54) {
             array.reserve_range(cx, first, last)?;
         }
 
         let invalidation = self.pre_set_memory_attributes(cx, range); // C3
-        array.store_each(cx, first, last, MemoryAttributes::entry(value)).expect("every index was reserved"); // C4
+        let stored = array.store_each(cx, first, last, MemoryAttributes::entry(value)); // C4
+        assert!(stored.is_ok(), "INV-305: a conversion of {range:?} failed half way");
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
+        let complete = self.attributes.peek_all_equal(cx, range, value);
+        assert!(complete, "INV-305: a conversion of {range:?} succeeded and not all of it has the attribute");
         Ok(())
     }
 
@@ -121,8 +135,9 @@ impl Vm {
         found
     }
 
-    /// Opens an invalidation over the converted frames and zaps them; nothing happens if no slot covers any of them.
-    fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) -> Option<Invalidation> {
+    /// Opens an invalidation over the converted frames and zaps them; nothing happens if no slot covers any of them. The inner `None`: it
+    /// was ended already, which only a mutant does.
+    fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) -> Option<Option<Invalidation>> {
         let slots = self.slots_in(range);
         if slots.is_empty() {
             return None;
@@ -132,7 +147,7 @@ impl Vm {
         let mut flush = FlushNeeded::NONE;
         for (slot, part) in &slots {
             self.mmu.invalidate.add_range(cx, &mut lock, *part);
-            if self.kernel().widens_conversions() {
+            if self.kernel().widens_conversions() && !cx.has_mutant(RC_29) {
                 self.arch_pre_set_memory_attributes(cx, &mut lock, slot, *part);
             }
             let more =
@@ -140,7 +155,11 @@ impl Vm {
             flush = flush.merge(more);
         }
         flush.discharge(cx, &**self);
-        Some(invalidation)
+        if cx.has_mutant(RC_31) {
+            self.mmu.invalidate.end(cx, &mut lock, invalidation);
+            return Some(None);
+        }
+        Some(Some(invalidation))
     }
 
     /// 4.1: a concurrent fault on an unconverted neighbour must not install a huge mapping that covers converting frames.
@@ -174,7 +193,7 @@ impl Vm {
         cx: &Cx<'_>,
         range: GfnRange,
         value: u64,
-        invalidation: Option<Invalidation>,
+        invalidation: Option<Option<Invalidation>>,
     ) {
         let Some(invalidation) = invalidation else { return };
         let slots = self.slots_in(range);
@@ -183,7 +202,14 @@ impl Vm {
         for (slot, part) in &slots {
             self.assert_unmapped(slot.as_id, *part);
         }
-        self.mmu.invalidate.end(cx, &mut lock, invalidation);
+        if let Some(invalidation) = invalidation {
+            self.mmu.invalidate.end(cx, &mut lock, invalidation);
+        }
+        if cx.has_mutant(RC_30) {
+            drop(lock);
+            lock = self.mmu.mmu_lock.write(cx);
+        }
+        let _lock = lock;
         for (slot, part) in &slots {
             self.update_mixed(cx, slot, *part, value);
         }
@@ -199,7 +225,7 @@ impl Vm {
                 let end = start + span;
                 if part.start <= start && end <= part.end {
                     slot.lpage_info.set_mixed(start, level, Mixed::No);
-                } else if slot.base_gfn <= start && end <= slot.gfns().end {
+                } else if slot.base_gfn <= start && end <= slot.gfns().end || cx.has_mutant(BUG_18) {
                     let mixed = slot.lpage_info.classify(cx, start, level, value, &self.attributes);
                     slot.lpage_info.set_mixed(start, level, mixed);
                 }

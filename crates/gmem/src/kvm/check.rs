@@ -5,20 +5,22 @@
 //! [`sim_mmu::MmuInvalidate`]). [`Vm::check_invariants`] walks everything, for quiescent moments.
 
 use super::guest_memfd::GmemFile;
+use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::PAGE_SHIFT;
 use sim_kernel::mm::FrameFlags;
-use sim_mmu::{GfnRange, TdpFault};
+use sim_mmu::{Gfn, GfnRange, TdpFault};
 use std::collections::BTreeMap;
 
 impl Vm {
-    /// INV-201, INV-208: under `mmu_lock` and after the stale test, what the fault found is still the truth.
+    /// INV-105, INV-106, INV-201, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the truth.
     pub(crate) fn check_before_map(&self, fault: &TdpFault, slot: &Memslot) {
         slot.assert_live();
         let Some(pfn) = fault.pfn else { return };
         let gfn = fault.gfn();
+        let phys = &self.host.phys;
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
@@ -28,7 +30,6 @@ impl Vm {
         }
         if fault.is_private || slot.is_gmem_only() {
             let index = slot.gmem_index(gfn);
-            let phys = &self.host.phys;
             assert!(phys.mapping(pfn).is_some(), "INV-201: {gfn:?} is mapped to {pfn:?}, which left its page cache");
             assert_eq!(phys.index(pfn), index, "INV-201: {gfn:?} is mapped to another page of the file");
             // A release forgets the slot's file first and zaps afterwards; in between a fault may still map.
@@ -41,8 +42,15 @@ impl Vm {
                 assert!(!broken, "INV-211: {gfn:?} is mapped to a broken page");
             }
             let uptodate = phys.flags(pfn).contains(FrameFlags::UPTODATE);
-            assert!(uptodate, "INV-106: {gfn:?} is mapped before its page was cleared");
+            let defined = uptodate && !phys.is_undefined(pfn);
+            assert!(defined, "INV-106: {gfn:?} is mapped before its page was cleared");
+        } else if let Some(now) = self.mm.peek_pfn(slot.hva(gfn)) {
+            assert_eq!(now, Some(pfn), "INV-210: {gfn:?} is mapped to another page than the host has there");
         }
+        // The cache's or the page table's, and the fault's own.
+        let counted = !phys.flags(pfn).contains(FrameFlags::RESERVED);
+        let held = phys.refcount(pfn) >= 2 || !counted;
+        assert!(held, "INV-105: {gfn:?} is mapped to {pfn:?}, to which the fault has no reference of its own");
     }
 
     /// INV-208: at the end of a conversion nothing is mapped in the converted frames.
@@ -68,6 +76,7 @@ impl Vm {
                 slot.assert_live();
                 assert!(!slot.is_invalid(), "INV-308: a stand-in is left");
                 self.check_binding(&slot);
+                self.check_mixed(&slot);
                 by_handle.insert((as_id, slot.base_gfn), slot);
             }
         }
@@ -81,6 +90,22 @@ impl Vm {
             let slot = slot.unwrap_or_else(|| panic!("INV-204: {:?} is mapped outside every slot", leaf.gfn));
             self.check_leaf(slot, &leaf);
         });
+    }
+
+    /// INV-209: what a slot says of its blocks' attributes is so.
+    fn check_mixed(&self, slot: &Memslot) {
+        if !self.machine.has_private_memory() {
+            return;
+        }
+        for level in LARGE_LEVELS {
+            let mut start = slot.base_gfn.0.next_multiple_of(level.span());
+            while start + level.span() <= slot.gfns().end.0 {
+                let block = GfnRange::with_len(Gfn(start), level.span());
+                let mixed = slot.lpage_info.is_mixed(block.start, level);
+                assert_eq!(mixed, !self.attributes.is_uniform(block), "INV-209: whether {block:?} is mixed");
+                start += level.span();
+            }
+        }
     }
 
     /// INV-303, INV-304, INV-310 for one slot.

@@ -46,6 +46,14 @@ pub struct MachineConfig {
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
     pub eager_page_split: bool,
+    /// `CONFIG_MEMORY_FAILURE`: `MADV_HWPOISON` breaks pages of guest_memfds. Not on the machine of the recordings.
+    pub memory_failure: bool,
+    /// The failure of a page takes `invalidate_lock` inside the folio lock, as Linux does: against a hole punch, which takes them the other
+    /// way round, that is a deadlock. Without, they are taken in the order of everybody else.
+    pub hwpoison_abba: bool,
+    /// Readers of the arrays of attributes and bindings stop between their nodes, not only before and after: a hundred times as many
+    /// interleavings, of code that is rarely the question.
+    pub xarray_steps: bool,
     /// Rules that are switched off, to see what they are there for.
     pub mutants: MutantSet,
 }
@@ -67,6 +75,9 @@ impl Default for MachineConfig {
             max_vcpus: KVM_MAX_VCPUS,
             files_max: 1 << 20,
             eager_page_split: true,
+            memory_failure: false,
+            hwpoison_abba: true,
+            xarray_steps: false,
             mutants: MutantSet::EMPTY,
         }
     }

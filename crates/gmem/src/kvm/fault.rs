@@ -5,11 +5,13 @@
 
 use super::hva::{HvaPfn, Intent};
 use super::memslots::Memslot;
+use super::mutants::*;
 use super::uapi::*;
 use super::vcpu::{ExitInfo, Vcpu, VcpuState};
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::mm::HostLevel;
+use sim_kernel::sync::RwLockReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
 use sim_mmu::{Gfn, GfnRange, Gpa, Level, NoSlot, RetPf, Root, SlotView, Stage2Fault, TdpFault};
 use std::sync::Arc;
@@ -130,7 +132,9 @@ impl Vcpu {
 
     /// `handle_mmio_page_fault`: the entry says that no slot is here; is that still so?
     fn handle_mmio_page_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, root: &Root, gpa: Gpa) -> RetPf {
-        let generation = self.vm.memslots.read(cx, u32::from(root.as_id()), |set| set.generation);
+        let slots =
+            self.vm.memslots.read(cx, u32::from(root.as_id()), |set| (set.generation, set.by_gfn(gpa.gfn()).is_some()));
+        let (generation, has_slot) = slots;
         if state.mmio_cache == Some((gpa.gfn().0, generation)) {
             return RetPf::Emulate;
         }
@@ -138,9 +142,10 @@ impl Vcpu {
         if !self.vm.mmu.masks().is_mmio(spte) {
             return RetPf::Retry;
         }
-        if !self.vm.mmu.masks().check_mmio_spte(spte, generation) {
+        if !self.vm.mmu.masks().check_mmio_spte(spte, generation) && !cx.has_mutant(RC_26) {
             return RetPf::Continue;
         }
+        assert!(!has_slot, "INV-207: {:?} is in a slot, and an MMIO entry is believed", gpa.gfn());
         state.mmio_cache = Some((gpa.gfn().0, generation));
         RetPf::Emulate
     }
@@ -158,7 +163,7 @@ impl Vcpu {
     pub(crate) fn gfn_to_memslot(&self, cx: &Cx<'_>, state: &mut VcpuState, gfn: Gfn) -> (u64, Option<Arc<Memslot>>) {
         self.vm.memslots.read(cx, 0, |set| {
             if let Some((generation, slot)) = &state.last_used_slot
-                && *generation == set.generation
+                && (*generation == set.generation || cx.has_mutant(RC_25))
                 && slot.contains(gfn)
             {
                 slot.assert_live();
@@ -197,8 +202,8 @@ impl Vcpu {
             FaultIn::Map => {}
         }
         let lock = vm.mmu.mmu_lock.read(cx);
-        let stale = root.is_invalid()
-            || (fault.slot.is_some() && vm.mmu.invalidate.retry_gfn(&lock, fault.mmu_seq, fault.tdp.gfn()));
+        let stale = root.is_invalid() && !cx.has_mutant(RC_24)
+            || fault.slot.as_deref().is_some_and(|slot| self.is_page_fault_stale(cx, &lock, &fault, slot));
         let result = if stale {
             Ok(RetPf::Retry)
         } else {
@@ -217,6 +222,17 @@ impl Vcpu {
         result
     }
 
+    /// `is_page_fault_stale`, of a fault that has a slot and a root that is still in use: what was looked up may be gone.
+    fn is_page_fault_stale(&self, cx: &Cx<'_>, lock: &RwLockReadGuard<'_, ()>, fault: &Fault, slot: &Memslot) -> bool {
+        let is_gmem = fault.tdp.is_private || slot.is_gmem_only();
+        if cx.has_mutant(RC_01) || cx.has_mutant(RC_32) && !is_gmem {
+            return false;
+        }
+        let gfn = fault.tdp.gfn();
+        let key = if cx.has_mutant(BUG_21) { Gfn(slot.hva(gfn).0 / PAGE_SIZE) } else { gfn };
+        self.vm.mmu.invalidate.retry_gfn(lock, fault.mmu_seq, key)
+    }
+
     fn is_private_now(&self, cx: &Cx<'_>, gfn: Gfn) -> bool {
         self.vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
     }
@@ -228,9 +244,13 @@ impl Vcpu {
         // F2: before everything that may change.
         fault.mmu_seq = vm.mmu.invalidate.seq(cx);
         // F3.
-        if vm.machine.has_private_memory() && fault.tdp.is_private != self.is_private_now(cx, gfn) {
+        let checked = vm.machine.has_private_memory() && !cx.has_mutant(RC_28);
+        if checked && fault.tdp.is_private != self.is_private_now(cx, gfn) {
             self.prepare_memory_fault(state, fault.tdp.gpa, fault.tdp.is_private);
             return Err(Errno::EFAULT);
+        }
+        if cx.has_mutant(RC_27) {
+            fault.mmu_seq = vm.mmu.invalidate.seq(cx);
         }
         // F4.
         let in_reach = gfn < vm.mmu.config().max_gfn;
@@ -239,7 +259,10 @@ impl Vcpu {
         };
         // F5.
         if slot.is_invalid() {
-            let spins = !fault.tdp.prefetch || vm.kernel().pre_fault_spins_on_invalid_slot();
+            if cx.has_mutant(RC_22) {
+                return self.handle_noslot_fault(cx, state, fault);
+            }
+            let spins = !fault.tdp.prefetch || vm.kernel().pre_fault_spins_on_invalid_slot() || cx.has_mutant(RC_23);
             return if spins { Ok(FaultIn::Done(RetPf::Retry)) } else { Err(Errno::EAGAIN) };
         }
         // F6.
@@ -254,6 +277,15 @@ impl Vcpu {
                 FaultIn::Map => {}
                 done => return Ok(done),
             }
+        }
+        if cx.has_mutant(RC_02) {
+            fault.mmu_seq = vm.mmu.invalidate.seq(cx);
+        }
+        if cx.has_mutant(RC_11)
+            && (fault.tdp.is_private || slot.is_gmem_only())
+            && let Some(pfn) = fault.page.take()
+        {
+            vm.host.phys.put(cx, pfn);
         }
         // F9.
         if vm.mmu.invalidate.retry_gfn_lockless(cx, fault.mmu_seq, gfn) {
@@ -272,6 +304,8 @@ impl Vcpu {
             return Err(Errno::EFAULT);
         }
         let gfn = fault.tdp.gfn();
+        let deleted = fault.slot.as_ref().is_some_and(|slot| slot.is_invalid());
+        assert!(!deleted, "INV-604: {gfn:?} becomes MMIO, although its slot is only being deleted");
         let generation = self.vm.memslots.read(cx, 0, |set| set.generation);
         // While slots are swapped, "no slot" is what the old set says and the generation is the new one's.
         if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS == 0 {

@@ -7,6 +7,7 @@
 
 use super::host::Host;
 use super::memslots::Memslot;
+use super::mutants::*;
 use super::process::Process;
 use super::uapi::*;
 use super::versions::UnbindOfDyingFile;
@@ -15,13 +16,14 @@ use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
-use sim_kernel::xarray::{Handle, XArray, XaFlags};
+use sim_kernel::xarray::{Handle, XArray};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
 use sim_mmu::{Gfn, GfnRange, Invalidation};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 /// The memory of a guest_memfd.
@@ -35,6 +37,8 @@ pub struct GmemInode {
     files: parking_lot::Mutex<Vec<Weak<GmemFile>>>,
     /// Pages that are marked broken and not yet unmapped. The kernel has no such list; it is for checking.
     failing: parking_lot::Mutex<Vec<Pfn>>,
+    /// Ranges of pages that are being punched out, for checking too.
+    punching: parking_lot::Mutex<Vec<Range<u64>>>,
     /// `shared_policy`: from which NUMA nodes pages come.
     policy: SharedPolicy,
 }
@@ -47,6 +51,8 @@ pub struct GmemFile {
     bindings: XArray<Handle>,
     /// The slots behind the handles in `bindings`. Changes under `invalidate_lock`, like the bindings.
     slots: parking_lot::Mutex<BTreeMap<u32, Arc<Memslot>>>,
+    /// The view was released: nobody may use it any more (INV-402).
+    released: AtomicBool,
 }
 
 /// A page of guest memory that a look-up found, with a reference for the caller.
@@ -83,8 +89,12 @@ impl GmemInode {
     /// First exposure of a locked page: its contents become defined.
     fn make_uptodate(&self, cx: &Cx<'_>, pfn: Pfn) {
         let phys = &self.host.phys;
+        let index = phys.index(pfn);
+        assert_eq!(self.mapping.peek(index), Some(pfn), "INV-101: another page than {pfn:?} is cached at {index:?}");
         if !phys.flags(pfn).contains(FrameFlags::UPTODATE) {
             phys.zero(cx, pfn);
+            let twice = phys.flags(pfn).contains(FrameFlags::UPTODATE);
+            assert!(!twice, "INV-107: {pfn:?} is cleared after it was exposed");
             phys.set_flags(pfn, FrameFlags::UPTODATE);
         }
     }
@@ -107,31 +117,49 @@ impl GmemInode {
 
     /// `kvm_gmem_punch_hole`: frees a range of pages, wherever it lies.
     fn punch_hole(&self, cx: &Cx<'_>, pages: Range<u64>) {
-        let _lock = self.mapping.invalidate_lock.write(cx);
-        let open: Vec<_> = self.views().into_iter().map(|view| (view.invalidate_begin(cx, &pages), view)).collect();
-        self.truncate(cx, pages.clone());
-        for (invalidation, view) in open {
-            view.invalidate_end(cx, &pages, invalidation);
+        let _lock = (!cx.has_mutant(RC_42)).then(|| self.mapping.invalidate_lock.write(cx));
+        if cx.has_mutant(RC_07) {
+            self.truncate(cx, pages.clone());
         }
+        let mut open: Vec<_> = self.views().into_iter().map(|view| (view.invalidate_begin(cx, &pages), view)).collect();
+        let mut close = || {
+            for (invalidation, view) in open.drain(..) {
+                view.invalidate_end(cx, &pages, invalidation);
+            }
+        };
+        if cx.has_mutant(RC_03) {
+            close();
+        }
+        self.truncate(cx, pages.clone());
+        close();
     }
 
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
         let views = self.views();
-        self.mapping.truncate(cx, pages, &mut |pfn| {
+        self.punching.lock().push(pages.clone());
+        self.mapping.truncate(cx, pages.clone(), &mut |pfn| {
             for view in &views {
                 view.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
             }
         });
+        let mut punching = self.punching.lock();
+        let at = punching.iter().position(|hole| *hole == pages).expect("pushed above");
+        punching.swap_remove(at);
     }
 
     /// `kvm_gmem_allocate`: pages exist afterwards, their contents are still undefined.
     fn allocate(&self, cx: &Cx<'_>, pages: Range<u64>) -> Result<(), Errno> {
-        let _lock = self.mapping.invalidate_lock.read(cx);
+        let _lock = (!cx.has_mutant(RC_43)).then(|| self.mapping.invalidate_lock.read(cx));
         for index in pages {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
             }
             let pfn = self.get_folio(cx, Pgoff(index))?;
+            let punched = self.punching.lock().iter().any(|hole| hole.contains(&index));
+            assert!(!punched, "INV-103: page {index} is allocated in the middle of a hole punch");
+            if cx.has_mutant(RC_14) {
+                self.host.phys.set_flags(pfn, FrameFlags::UPTODATE);
+            }
             self.host.phys.unlock(cx, pfn);
             self.host.phys.put(cx, pfn);
             cx.cond_resched();
@@ -140,8 +168,8 @@ impl GmemInode {
     }
 
     /// `kvm_gmem_error_folio`, called by the memory-failure worker with the page locked: nothing maps it any more.
-    fn error_folio(&self, cx: &Cx<'_>, pfn: Pfn) {
-        let _lock = self.mapping.invalidate_lock.read(cx);
+    fn error_folio(&self, cx: &Cx<'_>, pfn: Pfn, lock: bool) {
+        let _lock = lock.then(|| self.mapping.invalidate_lock.read(cx));
         let index = self.host.phys.index(pfn).0;
         let pages = index..index + 1;
         for view in self.views() {
@@ -165,10 +193,12 @@ impl GmemInode {
         self.failing.lock().push(pfn);
         // This reference is never given back.
         phys.get(pfn);
+        let in_order = !self.host.config.hwpoison_abba && !cx.has_mutant(RC_62);
+        let _lock = in_order.then(|| self.mapping.invalidate_lock.read(cx));
         phys.lock(cx, pfn);
         self.mapping.i_mmap().unmap_page(cx, index);
         if phys.mapping(pfn).is_some() {
-            self.error_folio(cx, pfn);
+            self.error_folio(cx, pfn, !in_order && !cx.has_mutant(RC_45));
         }
         let (guest, host) = (phys.spte_count(pfn), phys.mapcount(pfn));
         assert_eq!((guest, host), (0, 0), "INV-211: {pfn:?} is mapped after its failure was handled");
@@ -212,16 +242,20 @@ impl Vm {
             flags: args.flags,
             mapping: AddressSpace::new(cx, &host.phys, &host.nodes, ino),
             files: Default::default(),
+            punching: Default::default(),
             failing: Default::default(),
             policy: SharedPolicy::default(),
         });
         let view = Arc::new(GmemFile {
             vm: Arc::clone(self),
             inode,
-            bindings: XArray::new_in(cx, "gmem->bindings", &host.nodes, XaFlags::empty()),
+            bindings: XArray::new_in(cx, "gmem->bindings", &host.nodes, host.xa_flags(cx, RC_56)),
             slots: Default::default(),
+            released: AtomicBool::new(false),
         });
-        self.get(cx);
+        if !cx.has_mutant(RC_58) {
+            self.get(cx);
+        }
         view.inode.files.lock().push(Arc::downgrade(&view));
         let file = File::new(cx, view);
         caller.install(cx, file)
@@ -246,7 +280,7 @@ impl Vm {
         let valid = file.downcast::<GmemFile>().is_some_and(|view| {
             Arc::ptr_eq(&view.vm, self)
                 && mem.guest_memfd_offset.is_multiple_of(PAGE_SIZE)
-                && self.ends_in_file(mem.guest_memfd_offset, mem.memory_size, view.inode.size)
+                && self.ends_in_file(cx, mem.guest_memfd_offset, mem.memory_size, view.inode.size)
         });
         if valid {
             Ok(file)
@@ -256,8 +290,8 @@ impl Vm {
         }
     }
 
-    fn ends_in_file(&self, offset: u64, size: u64, file_size: u64) -> bool {
-        if self.kernel().adds_binding_offset_unsigned() {
+    fn ends_in_file(&self, cx: &Cx<'_>, offset: u64, size: u64, file_size: u64) -> bool {
+        if self.kernel().adds_binding_offset_unsigned() && !cx.has_mutant(RC_66) {
             return offset.checked_add(size).is_some_and(|end| end <= file_size);
         }
         let offset = offset.cast_signed();
@@ -274,12 +308,13 @@ impl Vm {
         let in_file = (last + 1) << PAGE_SHIFT <= view.inode.size;
         assert!(in_file || !self.kernel().adds_binding_offset_unsigned(), "INV-306: a binding ends after its file");
         let _lock = view.inode.mapping.invalidate_lock.write(cx);
-        if view.bindings.find(cx, first, last).is_some() {
+        view.assert_live();
+        if view.bindings.find(cx, first, last).is_some() && !cx.has_mutant(RC_47) {
             return Err(self.kernel().binding_overlap());
         }
         view.slots.lock().insert(slot.handle, Arc::clone(slot));
         if let Err(errno) = view.bindings.store_range(cx, first, last, Some(Handle(slot.handle))) {
-            if !self.kernel().handles_failed_binding() {
+            if !self.kernel().handles_failed_binding() || cx.has_mutant(BUG_06) {
                 // Nobody looks at the result. What was stored stays; a slot of which nothing was stored is unknown to the file.
                 if view.bindings.peek_find(first, last).is_none() {
                     view.slots.lock().remove(&slot.handle);
@@ -307,7 +342,11 @@ impl Vm {
         if !slot.has_gmem() {
             return;
         }
-        let dying = self.kernel().unbind_of_dying_file();
+        let dying = match () {
+            () if cx.has_mutant(RC_51) => UnbindOfDyingFile::Skipped,
+            () if cx.has_mutant(BUG_03) => UnbindOfDyingFile::Unlocked,
+            () => self.kernel().unbind_of_dying_file(),
+        };
         if dying != UnbindOfDyingFile::Locked {
             if let Some(file) = slot.gmem_get_file(cx) {
                 {
@@ -329,6 +368,7 @@ impl Vm {
 
     fn gmem_erase_bindings(&self, cx: &Cx<'_>, file: &Arc<File>, slot: &Memslot) {
         let view = self.gmem_of(file);
+        view.assert_live();
         let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
         view.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
         view.slots.lock().remove(&slot.handle);
@@ -365,20 +405,32 @@ impl Vm {
             return Err(Errno::EFAULT);
         }
         if view.bindings.load(cx, index.0) != Some(Handle(slot.handle)) {
+            let is_bug = self.kernel().handles_failed_binding();
+            assert!(!is_bug, "INV-603: {gfn:?} of slot {:?} is not bound to page {index} of its file", slot.id);
             return Err(Errno::EIO);
         }
         let inode = &view.inode;
         let phys = &inode.host.phys;
         let pfn = inode.get_folio(cx, index)?;
+        view.assert_live();
         assert!(phys.refcount(pfn) >= 2, "INV-104: a page that was looked up is cached and referenced");
-        let result = if phys.flags(pfn).contains(FrameFlags::HWPOISON) {
-            if self.kernel().leaks_broken_pages() {
+        let result = if phys.flags(pfn).contains(FrameFlags::HWPOISON) && !cx.has_mutant(RC_36) {
+            if cx.has_mutant(RC_64) {
+                return Err(Errno::EHWPOISON);
+            }
+            if self.kernel().leaks_broken_pages() || cx.has_mutant(BUG_10) {
                 phys.unlock(cx, pfn);
                 return Err(Errno::EHWPOISON);
             }
             Err(Errno::EHWPOISON)
         } else {
+            if cx.has_mutant(RC_13) {
+                phys.unlock(cx, pfn);
+            }
             inode.make_uptodate(cx, pfn);
+            if cx.has_mutant(RC_13) {
+                phys.lock(cx, pfn);
+            }
             self.gmem_make_private(cx, inode, gfn, pfn)
         };
         phys.unlock(cx, pfn);
@@ -407,7 +459,9 @@ impl Memslot {
     /// `kvm_gmem_get_file`: the slot's file with a reference, unless it is being released.
     fn gmem_get_file(&self, cx: &Cx<'_>) -> Option<Arc<File>> {
         let file = self.gmem.file(cx)?.upgrade()?;
-        if !file.get_if_live(cx) {
+        if cx.has_mutant(RC_15) {
+            file.get(cx);
+        } else if !file.get_if_live(cx) {
             return None;
         }
         // The memory of a released file may hold another one by now: is this still the file that the slot names?
@@ -420,6 +474,11 @@ impl Memslot {
 }
 
 impl GmemFile {
+    /// Asserts that the view was not released.
+    fn assert_live(&self) {
+        assert!(!self.released.load(Ordering::SeqCst), "INV-402: a guest_memfd is used after it was released");
+    }
+
     /// The inode.
     pub fn inode(&self) -> &Arc<GmemInode> {
         &self.inode
@@ -450,8 +509,11 @@ impl GmemFile {
             let slot = Arc::clone(self.slots.lock().get(&handle.0).expect("INV-303: a binding names a slot of the VM"));
             slot.assert_live();
             let pgoff = slot.gmem.pgoff.0;
-            let first = pgoff.max(pages.start) - pgoff;
-            let end = (pgoff + slot.npages).min(pages.end) - pgoff;
+            let mut first = pgoff.max(pages.start) - pgoff;
+            let mut end = (pgoff + slot.npages).min(pages.end) - pgoff;
+            if cx.has_mutant(RC_65) {
+                (first, end) = (pages.start, pages.end);
+            }
             found.push((slot.as_id, GfnRange::new(slot.base_gfn + first, slot.base_gfn + end)));
         });
         found
@@ -460,6 +522,8 @@ impl GmemFile {
     /// `kvm_gmem_invalidate_begin`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
     /// holds `invalidate_lock`. `None` if nothing is bound, and then nothing happened.
     fn invalidate_begin(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
+        self.assert_live();
+        assert!(!self.vm.is_destroyed(), "INV-405: a guest_memfd outlived its VM");
         let frames = self.bound_frames(cx, pages);
         if frames.is_empty() {
             return None;
@@ -470,6 +534,7 @@ impl GmemFile {
 
     /// `kvm_gmem_invalidate_end`. The bindings are as they were, because `invalidate_lock` was held throughout.
     fn invalidate_end(&self, cx: &Cx<'_>, pages: &Range<u64>, invalidation: Option<Invalidation>) {
+        self.assert_live();
         let bound = !pages.is_empty() && self.bindings.find(cx, pages.start, pages.end - 1).is_some();
         assert_eq!(bound, invalidation.is_some(), "INV-301: the bindings changed inside an invalidation");
         if let Some(invalidation) = invalidation {
@@ -488,7 +553,7 @@ impl FileOperations for GmemFile {
     /// `kvm_gmem_release`, then, because this is the inode's only file, `kvm_gmem_evict_inode`.
     fn release(&self, cx: &Cx<'_>) {
         {
-            let _slots = self.vm.slots_lock.lock(cx);
+            let _slots = (!cx.has_mutant(RC_50)).then(|| self.vm.slots_lock.lock(cx));
             let _lock = self.inode.mapping.invalidate_lock.write(cx);
             for slot in self.slots.lock().values() {
                 slot.assert_live();
@@ -501,16 +566,29 @@ impl FileOperations for GmemFile {
                 synchronize_rcu(cx);
             }
             let pages = self.pages();
-            let invalidation = self.invalidate_begin(cx, &pages);
-            self.invalidate_end(cx, &pages, invalidation);
+            if !cx.has_mutant(RC_17) {
+                let invalidation = self.invalidate_begin(cx, &pages);
+                self.invalidate_end(cx, &pages, invalidation);
+            }
             self.inode.files.lock().retain(|view| !std::ptr::eq(view.as_ptr(), self));
         }
-        for slot in std::mem::take(&mut *self.slots.lock()).into_values() {
+        // Not inside the `for`: its lock would last.
+        let unbound = std::mem::take(&mut *self.slots.lock());
+        for slot in unbound.into_values() {
             let (first, last) = (slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1);
             self.bindings.store_range(cx, first, last, None).expect("erasing needs no memory");
         }
-        self.vm.put(cx);
+        let again = self.released.swap(true, Ordering::SeqCst);
+        assert!(!again, "INV-402: a guest_memfd is released twice");
+        if !cx.has_mutant(RC_58) {
+            self.vm.put(cx);
+        }
         self.inode.mapping.truncate(cx, 0..u64::MAX, &mut |pfn| {
+            if cx.has_mutant(RC_61) {
+                // All references but the cache's and that of whoever truncates.
+                let phys = &self.inode.host.phys;
+                (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
+            }
             self.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
         });
     }
@@ -526,6 +604,7 @@ impl FileOperations for GmemFile {
         if !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
+        self.assert_live();
         let pages = offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT;
         if mode & FALLOC_FL_PUNCH_HOLE != 0 {
             self.inode.punch_hole(cx, pages);
@@ -562,6 +641,7 @@ impl FileOperations for GmemFile {
 
     /// `kvm_gmem_fault_user_mapping`.
     fn fault(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Result<Fault, FaultError> {
+        self.assert_live();
         let inode = &self.inode;
         if pgoff.0 >= inode.size >> PAGE_SHIFT || !inode.is_init_shared() {
             return Err(FaultError::Sigbus);
@@ -589,6 +669,10 @@ impl FileOperations for GmemFile {
     /// `kvm_gmem_get_policy`: of the file, not of the task.
     fn get_policy(&self, _cx: &Cx<'_>, pgoff: Pgoff) -> Option<Mempolicy> {
         self.inode.policy.get(pgoff)
+    }
+
+    fn memory_failure(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Result<(), Errno> {
+        self.inode.memory_failure(cx, pgoff)
     }
 
     fn i_mmap(&self) -> Option<&Arc<IMmap>> {

@@ -3,8 +3,8 @@
 use super::config::MachineConfig;
 use super::process::Process;
 use sim_kernel::mm::PhysMem;
-use sim_kernel::xarray::NodeCache;
-use sim_kernel::{Cx, Errno};
+use sim_kernel::xarray::{NodeCache, XaFlags};
+use sim_kernel::{Cx, Errno, Mutant};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -52,6 +52,14 @@ impl Host {
     /// The memory.
     pub fn phys(&self) -> &Arc<PhysMem> {
         &self.phys
+    }
+
+    /// How the arrays behave that guest faults read; `at_once` is the rule that their nodes outlive their readers.
+    pub(crate) fn xa_flags(&self, cx: &Cx<'_>, at_once: Mutant) -> XaFlags {
+        let mut flags = XaFlags::empty();
+        flags.set(XaFlags::FINE_GRAINED, self.config.xarray_steps);
+        flags.set(XaFlags::MUTANT_FREE_AT_ONCE, cx.has_mutant(at_once));
+        flags
     }
 
     /// A number for an inode and its address space, never given twice.

@@ -74,8 +74,9 @@ impl LpageInfo {
     }
 
     fn word(&self, gfn: Gfn, level: Level) -> &AtomicU32 {
-        let index = gfn.0 / level.span() - self.base.0 / level.span();
-        &self.levels[level_index(level)].words[index as usize]
+        let index = (gfn.0 / level.span()).checked_sub(self.base.0 / level.span());
+        let word = index.and_then(|index| self.levels[level_index(level)].words.get(index as usize));
+        word.unwrap_or_else(|| panic!("INV-209: the slot has no hugepage metadata for {gfn:?}"))
     }
 
     /// Whether something speaks against a mapping of this level at `gfn`.

@@ -18,6 +18,7 @@ mod hva;
 pub mod ioctl;
 pub mod lpage_info;
 pub mod memslots;
+pub mod mutants;
 mod notifier;
 mod prefault;
 pub mod process;

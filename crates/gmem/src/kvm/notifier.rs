@@ -4,6 +4,7 @@
 //! change of the slots waits until no pair is open, start and end see the same slots.
 
 use super::memslots::Memslot;
+use super::mutants::{BUG_63, RC_06, RC_08, RC_33};
 use super::vm::{Vm, WeakVm};
 use sim_kernel::mm::MmuNotifier;
 use sim_kernel::sync::RwLockWriteGuard;
@@ -80,12 +81,23 @@ impl Vm {
     ) -> Invalidation {
         let invalidation = self.mmu.invalidate.begin(cx, lock);
         let mut flush = FlushNeeded::NONE;
+        let roots = if cx.has_mutant(BUG_63) { RootFilter::ValidOnly } else { RootFilter::All };
+        let late = cx.has_mutant(RC_06);
         for (as_id, range) in frames {
-            self.mmu.invalidate.add_range(cx, lock, range);
-            let more = self.mmu.zap_leafs(cx, lock, Some(as_id), RootFilter::All, range, MayYield::Yes, &**self);
+            if !late {
+                self.mmu.invalidate.add_range(cx, lock, range);
+            }
+            let more = self.mmu.zap_leafs(cx, lock, Some(as_id), roots, range, MayYield::Yes, &**self);
+            if late {
+                self.mmu.invalidate.add_range(cx, lock, range);
+            }
             flush = flush.merge(more);
         }
-        flush.discharge(cx, &**self);
+        if cx.has_mutant(RC_08) {
+            flush.into_inner();
+        } else {
+            flush.discharge(cx, &**self);
+        }
         invalidation
     }
 
@@ -116,7 +128,7 @@ impl Vm {
     pub(crate) fn wait_for_notifiers_and(&self, cx: &Cx<'_>, publish: impl FnOnce()) {
         loop {
             let lock = self.mn_invalidate_lock.lock(cx);
-            if self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0 {
+            if self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0 || cx.has_mutant(RC_33) {
                 publish();
                 return;
             }

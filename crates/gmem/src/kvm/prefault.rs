@@ -1,11 +1,15 @@
 //! `KVM_PRE_FAULT_MEMORY`: populates stage 2 without an access (`kvm_vcpu_pre_fault_memory`).
 
 use super::memslots::MemslotSet;
+use super::mutants::BUG_27;
 use super::uapi::*;
 use super::vcpu::{Vcpu, VcpuState};
 use sim_coco::ConfidentialMachine;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{Gpa, Level, RetPf, TdpFault};
+
+/// Tries on a root that is gone after which it is clear that no other will come.
+const STALE_MAX: u32 = 100;
 
 impl Vcpu {
     /// `KVM_PRE_FAULT_MEMORY`. `range` is updated to what is left, whatever the answer.
@@ -62,7 +66,7 @@ impl Vcpu {
         let root = match &state.root {
             Some(root) => root.clone(),
             None => {
-                let root = vm.mmu.load_root(cx, 0)?;
+                let root = vm.load_root(cx)?;
                 state.root = Some(root.clone());
                 root
             }
@@ -87,6 +91,7 @@ impl Vcpu {
         gpa: Gpa,
         is_private: bool,
     ) -> Result<Level, Errno> {
+        let mut stale = 0;
         loop {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
@@ -108,10 +113,15 @@ impl Vcpu {
             match self.do_page_fault(cx, state, &root, &mut fault)? {
                 RetPf::Retry => {
                     self.wait_while_invalid(cx, gpa);
-                    if root.is_invalid_lockless(cx) {
+                    self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
+                    let gone = root.is_invalid_lockless(cx);
+                    if gone && cx.has_mutant(BUG_27) {
+                        stale += 1;
+                        assert!(stale < STALE_MAX, "INV-506: a pre-fault tries again and again on a root that is gone");
+                    } else if gone {
                         state.root = None;
                         self.vm.mmu.put_root(cx, root);
-                        root = self.vm.mmu.load_root(cx, 0)?;
+                        root = self.vm.load_root(cx)?;
                         state.root = Some(root.clone());
                     }
                     cx.cond_resched();

@@ -310,7 +310,10 @@ impl Process {
     /// # Errors
     /// `EINVAL`, `ENOMEM`, `EACCES`, `EFAULT`, as the advice has it.
     pub fn madvise(&self, cx: &Cx<'_>, addr: Hva, len: u64, advice: Advice) -> Result<(), Errno> {
-        let result = self.mm.madvise(cx, addr, len, advice);
+        let result = match advice {
+            Advice::Hwpoison if self.host.config.memory_failure => self.mm.inject_memory_failure(cx, addr, len),
+            _ => self.mm.madvise(cx, addr, len, advice),
+        };
         self.finish(cx, result)
     }
 

@@ -115,7 +115,7 @@ impl Vcpu {
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
         if state.root.is_none() {
-            state.root = Some(self.vm.mmu.load_root(cx, 0)?);
+            state.root = Some(self.vm.load_root(cx)?);
         }
         self.enter_guest_mode(cx);
         let visit = srcu.outside(|| {
@@ -126,11 +126,31 @@ impl Vcpu {
         });
         match visit {
             None => Ok(Next::Enter),
-            Some(visit) => self.handle_exit(cx, state, visit),
+            Some(visit) => self.handle_exit(cx, state, srcu, visit),
         }
     }
 
-    fn handle_exit(&self, cx: &Cx<'_>, state: &mut VcpuState, visit: Visit) -> Result<Next, Errno> {
+    /// Between two tries of a fault: where the kernel spins through the guest and back until whoever keeps the fault away is done, the
+    /// task waits for that. Outside SRCU, as between the tries.
+    fn wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, srcu: &mut SrcuReadGuard<'_>, gpa: Gpa) {
+        let (vm, gfn) = (&self.vm, gpa.gfn());
+        let as_id = state.root.as_ref().map_or(0, |root| u32::from(root.as_id()));
+        if cx.signal_pending() || !(vm.mmu.invalidate.keeps_away(gfn) || vm.memslots.is_invalid(as_id, gfn)) {
+            return;
+        }
+        srcu.outside(|| {
+            vm.mmu.invalidate.wait_while_kept_away(cx, gfn);
+            vm.memslots.wait_while_invalid(cx, as_id, gfn);
+        });
+    }
+
+    fn handle_exit(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        srcu: &mut SrcuReadGuard<'_>,
+        visit: Visit,
+    ) -> Result<Next, Errno> {
         match visit {
             Visit::Done => Ok(Next::Enter),
             Visit::Halted => {
@@ -149,7 +169,11 @@ impl Vcpu {
             }
             Visit::Fault(fault, kind) => match self.page_fault(cx, state, &fault, kind)? {
                 RetPf::Emulate => Ok(self.emulate(cx, state, kind)),
-                RetPf::Retry | RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
+                RetPf::Retry => {
+                    self.wait_before_retry(cx, state, srcu, fault.gpa);
+                    Ok(Next::Enter)
+                }
+                RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
             Visit::DeliveryFault(fault) => match self.page_fault(cx, state, &fault, Access::Read)? {
@@ -160,7 +184,11 @@ impl Vcpu {
                     Ok(Next::Exit)
                 }
                 // The event is injected again.
-                RetPf::Retry | RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
+                RetPf::Retry => {
+                    self.wait_before_retry(cx, state, srcu, fault.gpa);
+                    Ok(Next::Enter)
+                }
+                RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
         }

@@ -6,6 +6,7 @@
 
 use super::lpage_info::LpageInfo;
 use super::memslots::{DirtyBitmap, Memslot, MemslotParts, SlotId};
+use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
@@ -115,7 +116,7 @@ impl Vm {
                 }
                 Change::Create
             }
-            Some(old) => match self.change_of(old, mem, npages, base_gfn)? {
+            Some(old) => match self.change_of(cx, old, mem, npages, base_gfn)? {
                 Some(change) => change,
                 None => return Ok(()),
             },
@@ -143,9 +144,14 @@ impl Vm {
             bound: None,
         };
         let Some(file) = file else { return self.set_memslot(cx, slots, old, Some(new), change) };
-        if self.kernel().binds_last() {
+        if self.kernel().binds_last() && !cx.has_mutant(BUG_05) {
+            if cx.has_mutant(RC_49) {
+                file.put(cx);
+            }
             let result = self.set_memslot(cx, slots, old, Some(new), change);
-            file.put(cx);
+            if !cx.has_mutant(RC_49) {
+                file.put(cx);
+            }
             return result;
         }
         // `kvm_gmem_bind` of older kernels: bound before anything else is known, and the file may go from then on.
@@ -155,7 +161,9 @@ impl Vm {
         new.bound = Some(Arc::clone(&bound));
         let result = self.set_memslot(cx, slots, old, Some(new), change);
         if result.is_err() {
-            self.gmem_unbind(cx, &bound);
+            if !cx.has_mutant(BUG_05) {
+                self.gmem_unbind(cx, &bound);
+            }
             bound.free();
         }
         result
@@ -210,14 +218,21 @@ impl Vm {
         // Delete and move: vCPUs must stop using the old slot before it is taken apart.
         let mut current = old.clone();
         if let (Change::Delete | Change::Move, Some(old)) = (change, &old) {
-            let invalid = old.invalid_copy(cx);
-            self.memslots.inactive(as_id, |set| set.replace(Some(old), Some(&invalid)));
-            self.swap_active_memslots(cx, as_id, arch);
-            self.arch_flush_shadow_memslot(cx, old);
-            arch = self.slots_arch_lock.lock(cx);
-            current = Some(invalid);
+            if cx.has_mutant(RC_21) {
+                drop(arch);
+                self.arch_flush_shadow_memslot(cx, old);
+                arch = self.slots_arch_lock.lock(cx);
+            } else {
+                let invalid = old.invalid_copy(cx);
+                self.memslots.inactive(as_id, |set| set.replace(Some(old), Some(&invalid)));
+                self.swap_active_memslots(cx, as_id, arch);
+                self.arch_flush_shadow_memslot(cx, old);
+                arch = self.slots_arch_lock.lock(cx);
+                current = Some(invalid);
+            }
         }
 
+        let file = new.as_ref().and_then(|new| new.file.clone()).filter(|_| cx.has_mutant(RC_19));
         let prepared = match new {
             None => Ok(None),
             Some(new) => self.prepare_memory_region(cx, slots, old.as_deref(), new, change).map(Some),
@@ -242,7 +257,12 @@ impl Vm {
         self.memslots.inactive(as_id, |set| set.replace(old.as_deref(), new.as_ref()));
         self.swap_active_memslots(cx, as_id, arch);
         self.memslots.inactive(as_id, |set| set.replace(current.as_deref(), new.as_ref()));
-        if let (Change::Delete | Change::Move, Some(invalid)) = (change, current) {
+        if let Some((file, slot)) = file.zip(new.as_ref()) {
+            self.gmem_commit_bind(cx, &file, slot).expect("the scenario of this mutant has room");
+        }
+        if let (Change::Delete | Change::Move, Some(invalid)) = (change, current)
+            && invalid.is_invalid()
+        {
             invalid.free();
         }
 
@@ -306,6 +326,7 @@ impl Vm {
             },
         );
         match (&new.file, &new.bound) {
+            (Some(_), None) if cx.has_mutant(RC_19) => {}
             (Some(file), None) => self.gmem_commit_bind(cx, file, &slot)?,
             (Some(file), Some(_)) => self.gmem_replace_bound(file, &slot),
             (None, _) => {}
@@ -326,6 +347,10 @@ impl Vm {
             (Change::Create, _, Some(new)) => slots.nr_memslot_pages += new.npages,
             (Change::Delete, Some(old), _) => {
                 slots.nr_memslot_pages -= old.npages;
+                if cx.has_mutant(RC_44) {
+                    old.free();
+                    return self.gmem_unbind(cx, &old);
+                }
                 self.gmem_unbind(cx, &old);
                 old.free();
             }
@@ -358,8 +383,13 @@ impl Vm {
                 spinners.wake_unscheduled(cx);
             }
         });
+        if cx.has_mutant(RC_60) {
+            self.srcu.synchronize(cx);
+        }
         drop(arch);
-        self.srcu.synchronize(cx);
+        if !cx.has_mutant(RC_60) && !cx.has_mutant(RC_20) {
+            self.srcu.synchronize(cx);
+        }
 
         let generation = generation.wrapping_add(u64::from(self.address_spaces()));
         // Before the generation is stored: until then no MMIO entry matches, and a repeated one must find none.
@@ -441,6 +471,7 @@ impl Vm {
     /// What a request for an existing slot changes; `None`: nothing.
     fn change_of(
         &self,
+        cx: &Cx<'_>,
         old: &Memslot,
         mem: &kvm_userspace_memory_region2,
         npages: u64,
@@ -449,7 +480,7 @@ impl Vm {
         if mem.flags & KVM_MEM_GUEST_MEMFD != 0 {
             return Err(Errno::EINVAL);
         }
-        let kept = if self.kernel().slot_may_lose_guest_memfd() {
+        let kept = if self.kernel().slot_may_lose_guest_memfd() || cx.has_mutant(BUG_02) {
             KVM_MEM_READONLY
         } else {
             KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD

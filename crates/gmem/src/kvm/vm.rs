@@ -5,6 +5,7 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
+use super::mutants::RC_23;
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
@@ -13,11 +14,11 @@ use super::vcpu::{Request, Vcpu};
 use sim_coco::{Backend, ConfidentialMachine, Plain};
 use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
-use sim_kernel::sync::{Mutex, RefCount, Srcu, WaitQueue};
+use sim_kernel::sync::{Atomic64, Mutex, RefCount, Srcu, WaitQueue};
 use sim_kernel::{Cx, Errno};
 use sim_mmu::{
-    Gfn, GfnRange, Invalidation, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, RootFilter, TdpConfig,
-    TdpMmu,
+    Gfn, GfnRange, Invalidation, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, Root, RootFilter,
+    TdpConfig, TdpMmu,
 };
 use std::any::Any;
 use std::fmt;
@@ -73,6 +74,8 @@ pub struct Vm {
     pub(crate) mn_memslots_update_wait: WaitQueue,
     /// Where pre-faults wait for another set of slots, on a kernel where they spin for one.
     pub(crate) pre_fault_spinners: Option<WaitQueue>,
+    /// `shadow_root_allocated`: with shadow paging, whether the slots have what shadow pages need of them.
+    shadow_root_allocated: Option<Atomic64>,
     pub(crate) vcpus: parking_lot::RwLock<Vec<Arc<Vcpu>>>,
     /// Capabilities and quirks; written by ioctls, read everywhere.
     pub(crate) hypercall_exits: AtomicU64,
@@ -80,6 +83,13 @@ pub struct Vm {
     manual_dirty_log: AtomicU64,
     destroyed: AtomicBool,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
+}
+
+impl Drop for Vm {
+    /// An execution that failed leaves notifiers open.
+    fn drop(&mut self) {
+        self.mn_open.get_mut().drain(..).for_each(Invalidation::abandon);
+    }
 }
 
 impl fmt::Debug for Vm {
@@ -113,17 +123,15 @@ impl Vm {
             slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
             srcu: Srcu::new(cx, "kvm->srcu"),
             memslots: SlotSets::new(cx),
-            attributes: MemoryAttributes::new(cx, &host.nodes),
+            attributes: MemoryAttributes::new(cx, host),
             mmu: TdpMmu::new(cx, Arc::clone(&host.phys), config),
             mn_invalidate_lock: Mutex::new(cx, "mn_invalidate_lock", ()),
             mn_active_invalidate_count: AtomicU64::new(0),
             mn_open: Default::default(),
             mn_memslots_update_wait: WaitQueue::new(cx, "mn_memslots_update_rcuwait"),
-            pre_fault_spinners: host
-                .config
-                .kernel
-                .pre_fault_spins_on_invalid_slot()
+            pre_fault_spinners: (host.config.kernel.pre_fault_spins_on_invalid_slot() || cx.has_mutant(RC_23))
                 .then(|| WaitQueue::new(cx, "kvm->memslots")),
+            shadow_root_allocated: (!host.config.tdp_enabled).then(|| Atomic64::new(cx, "shadow_root_allocated", 0)),
             vcpus: Default::default(),
             hypercall_exits: AtomicU64::new(0),
             disabled_quirks: AtomicU64::new(0),
@@ -255,6 +263,21 @@ impl Vm {
             self.make_all_requests(cx, Request::FreeObsoleteRoots);
         }
         self.mmu.zap_invalidated_roots(cx);
+    }
+
+    /// `kvm_mmu_load`: a reference to the root of the first address space. With shadow paging the first root of a VM takes `slots_arch_lock`, to
+    /// give every slot what shadow pages need (`mmu_first_shadow_root_alloc`); simplified: only the lock.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn load_root(&self, cx: &Cx<'_>) -> Result<Arc<Root>, Errno> {
+        if let Some(allocated) = &self.shadow_root_allocated
+            && allocated.load(cx) == 0
+        {
+            let _arch = self.slots_arch_lock.lock(cx);
+            allocated.store(cx, 1);
+        }
+        self.mmu.load_root(cx, 0)
     }
 
     /// `kvm_arch_memslots_updated`: the MMIO generation may have wrapped; every vCPU looks at its requests.

@@ -4,6 +4,15 @@
 //! specification, `BUG-..` are real defects of the past. The constants are where the lines are; here is the text, one row each, and the
 //! scenario that shows the mutant. Lines that change behaviour by release instead are in [`crate::kvm::versions`].
 
+mod absent;
+mod attributes;
+mod bugs;
+mod lifetime;
+mod notifiers;
+mod page_cache;
 mod registry;
+mod sequence;
+mod slots;
 
+pub use absent::{ABSENT, Absent};
 pub use registry::{MutantInfo, all, find, named};

@@ -18,6 +18,20 @@ pub struct MutantInfo {
     pub caught_by: &'static [&'static str],
     /// The scenario that shows it, as a path below `scenarios/`.
     pub scenario: &'static str,
+    /// Other ids under which the specifications have the same line.
+    pub also: &'static [&'static str],
+}
+
+/// A row without other ids.
+pub(super) const fn row(
+    mutant: Mutant,
+    pair: &'static str,
+    removes: &'static str,
+    consequence: &'static str,
+    caught_by: &'static [&'static str],
+    scenario: &'static str,
+) -> MutantInfo {
+    MutantInfo { mutant, pair, removes, consequence, caught_by, scenario, also: &[] }
 }
 
 impl MutantInfo {
@@ -30,19 +44,34 @@ impl MutantInfo {
     pub fn is_negative_control(&self) -> bool {
         self.caught_by.is_empty()
     }
+
+    /// The row with other ids for it.
+    pub(super) const fn also(mut self, also: &'static [&'static str]) -> MutantInfo {
+        self.also = also;
+        self
+    }
 }
 
-/// The parts of the registry, one for each part of the specifications.
-static PARTS: &[&[MutantInfo]] = &[];
+/// The parts of the registry, one for each area.
+static PARTS: &[&[MutantInfo]] = &[
+    super::sequence::ROWS,
+    super::page_cache::ROWS,
+    super::slots::ROWS,
+    super::attributes::ROWS,
+    super::notifiers::ROWS,
+    super::lifetime::ROWS,
+    super::bugs::ROWS,
+];
 
-/// Every mutant, in the order of the specifications.
+/// Every mutant, area by area.
 pub fn all() -> impl Iterator<Item = &'static MutantInfo> {
     PARTS.iter().copied().flatten()
 }
 
-/// The mutant with this id, whatever the case of its letters.
+/// The mutant with this id, or with it as another one, whatever the case of its letters.
 pub fn find(id: &str) -> Option<&'static MutantInfo> {
-    all().find(|info| info.id().eq_ignore_ascii_case(id))
+    all()
+        .find(|info| info.id().eq_ignore_ascii_case(id) || info.also.iter().any(|other| other.eq_ignore_ascii_case(id)))
 }
 
 /// The mutant with this id, or what to say of it.

@@ -106,6 +106,42 @@ impl Expectation {
 }
 
 impl Pattern {
+    /// The narrowest pattern that an answer matches, in which it can be told in the words of scenarios. `None` if there is no word for it.
+    ///
+    /// ```
+    /// use gmem::ops::{Answer, Exit};
+    /// use gmem::scenario::Pattern;
+    /// let answer = Answer::exit(Exit::Hlt { value: Some(7) });
+    /// assert_eq!(Pattern::of(&answer).unwrap().to_string(), "hlt 7");
+    /// ```
+    pub fn of(answer: &Answer) -> Option<Pattern> {
+        let pattern = match answer {
+            Answer::Ok { value, detail } => match detail {
+                Detail::Value(word) => Pattern::OkNumber(*word),
+                Detail::Stat(stat) => Pattern::OkNumber(stat.size),
+                Detail::Dirty(pages) | Detail::Resident(pages) => Pattern::OkPages(pages.clone()),
+                _ if *value == 0 => Pattern::Ok,
+                _ => Pattern::OkNumber(*value),
+            },
+            Answer::Failed { errno, .. } => Pattern::Errno(*errno),
+            Answer::Signal(signal) => Pattern::Signal(*signal),
+            Answer::Other(_) => return None,
+            Answer::Exit { exit, .. } => match exit {
+                Exit::Hlt { value } => Pattern::Hlt(*value),
+                Exit::MemoryFault { flags, gpa, .. } => {
+                    Pattern::MemoryFault { private: Some(flags & MEMORY_EXIT_FLAG_PRIVATE != 0), gpa: Some(*gpa) }
+                }
+                Exit::Mmio { write, .. } => Pattern::Mmio { write: Some(*write) },
+                Exit::Hypercall { .. } => Pattern::Hypercall,
+                Exit::InternalError { .. } => Pattern::InternalError,
+                Exit::Shutdown => Pattern::Shutdown,
+                Exit::Intr => Pattern::Intr,
+                _ => return None,
+            },
+        };
+        Some(pattern)
+    }
+
     /// Whether `answer` is of this kind.
     pub fn matches(&self, answer: &Answer) -> bool {
         match (self, answer) {

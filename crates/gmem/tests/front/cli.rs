@@ -9,9 +9,12 @@ use expect_test::expect;
 use gmem::Status;
 use gmem::cli::{self, Backend, RunOptions};
 use gmem::conformance::{self, CheckResult, UnknownId};
+use gmem::explore::report::Origin;
+use gmem::explore::{Flow, Plan, Progress, Report};
 use gmem::replay::Executor;
 use gmem::scenario::Scenario;
 use gmem::trace::Header;
+use sim_kernel::sched::Schedule;
 
 use super::replay::{Mistake, parrot};
 
@@ -41,6 +44,27 @@ impl Backend for Repeater {
             }
             None => (self.run)(out),
         }
+    }
+
+    fn explore(
+        &self,
+        _: &Scenario,
+        plan: &Plan,
+        progress: Progress,
+        jobs: usize,
+        watch: &mut dyn FnMut(&Progress) -> Flow,
+    ) -> Result<Progress, String> {
+        if jobs > 9 {
+            return Err("so many workers".into());
+        }
+        let by_strategy = [(plan.choice.to_string(), plan.seed)].into();
+        let progress = Progress { by_strategy, finished: true, ..progress };
+        watch(&progress);
+        Ok(progress)
+    }
+
+    fn explain(&self, _: &Scenario, _: &Schedule, _: Option<&str>, origin: &Origin) -> Result<Report, String> {
+        Err(format!("nothing to explain with {}", origin.command))
     }
 
     fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {
@@ -153,6 +177,13 @@ fn bad_usage() {
         &["run", "x", "--strategy", "luck"],
         &["-v", "-q"],
         &["reply"],
+        &["explore"],
+        &["explore", "x", "--strategy", "luck"],
+        &["explore", "x", "--budget", "soon"],
+        &["explore", "x", "--jobs", "0"],
+        &["explore", "x", "--replay", "gmem1:aeba", "--seed", "1"],
+        &["zoo", "nonesuch"],
+        &["invariants", "INV-0"],
         &["completions", "cmd.exe"],
         &["man", "nonesuch"],
     ] {
@@ -189,9 +220,16 @@ fn run_hands_over_what_was_asked_for() {
     let path = scenario(folder.path(), "[setup]\nrun = 'create_vm vm0'");
     let (status, out, errors) = gmem(&FINE, &["run", &path, "--seed", "7", "--strategy", "round-robin"]);
     assert_eq!((status, errors.as_str()), (Status::Success, ""));
-    let expected =
-        format!("race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None }}\n");
+    let expected = format!(
+        "race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None, mutants: [] }}\n"
+    );
     assert_eq!(out, expected);
+    let (status, out, _) = gmem(&FINE, &["run", &path, "--mutant", "RC-01", "--mutant", "bug-22"]);
+    assert_eq!(status, Status::Success);
+    assert!(out.contains("mutants: [\"RC-01\", \"RC-33\"]"), "{out}");
+    let (status, _, errors) = gmem(&FINE, &["run", &path, "--mutant", "RC-0l"]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.contains("--mutant: there is no mutant `RC-0l`; did you mean `RC-01`?"), "{errors}");
     let (status, out, _) = gmem(&FINE, &["run", &path, "--schedule", "gmem1:aeba"]);
     assert_eq!(status, Status::Success);
     assert!(out.contains("schedule: Some(Schedule"), "{out}");
@@ -389,4 +427,60 @@ fn conformance_json_is_one_object() {
     assert_eq!(failed["reason"], "expected 1, found 2");
     assert_eq!(failed["title"], "title");
     assert_eq!(failed["suite"], "suite");
+}
+
+#[test]
+fn explore_hands_over_what_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = scenario(folder.path(), "[setup]\nrun = 'create_vm vm0'");
+    let (status, out, errors) =
+        gmem(&FINE, &["explore", &path, "--strategy", "pct:4", "--seed", "9", "--budget", "3k"]);
+    assert_eq!((status, errors.as_str()), (Status::Success, ""));
+    expect![[r#"
+        race: a scenario
+        strategy pct:4, seed 9, budget 3k, Linux 7.3, npt, 3072 MiB, memory model sc
+
+        nothing found in 0 executions (pct:4 9): not all interleavings were seen
+    "#]]
+    .assert_eq(&out);
+    let (status, _, errors) = gmem(&FINE, &["explore", &path, "--jobs", "10"]);
+    assert_eq!((status, errors.as_str()), (Status::BadInput, "error: so many workers"));
+    let (status, _, errors) = gmem(&FINE, &["explore", &path, "--mutant", "RC-99"]);
+    assert_eq!(status, Status::BadInput);
+    assert!(errors.starts_with("error: --mutant: there is no mutant `RC-99`"), "{errors}");
+    let (status, _, errors) = gmem(&FINE, &["explore", &path, "--kernel", "6.8", "--replay", "gmem1:aeba"]);
+    assert_eq!(status, Status::BadInput);
+    assert_eq!(errors, format!("error: nothing to explain with gmem explore {path} --kernel 6.8"));
+    let (_, _, errors) = gmem(&FINE, &["explore", &path, "--replay", "gmem2:aeba"]);
+    assert!(errors.contains("--replay: a schedule starts with `gmem1:`"), "{errors}");
+}
+
+#[test]
+fn a_checkpoint_of_another_exploration_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = scenario(folder.path(), "[setup]\nrun = 'create_vm vm0'");
+    let checkpoint = folder.path().join("checkpoint.json").display().to_string();
+    let run = |more: &[&str]| {
+        let arguments: Vec<&str> =
+            ["explore", &path, "--checkpoint", &checkpoint].iter().chain(more).copied().collect();
+        gmem(&FINE, &arguments)
+    };
+    assert_eq!(run(&[]).0, Status::Success);
+    assert_eq!(run(&[]).0, Status::Success, "the same again");
+    let (status, out, errors) = run(&["--seed", "1"]);
+    assert_eq!((status, out.as_str()), (Status::BadInput, ""));
+    let expected = "checkpoint.json cannot be used: it is of another exploration: its seed is 0, and 1 was asked for";
+    assert!(errors.ends_with(expected), "{errors}");
+    fs::write(&checkpoint, "{").unwrap();
+    assert!(run(&[]).2.contains("this is no checkpoint of an exploration"), "{}", run(&[]).2);
+}
+
+#[test]
+fn invariants_are_listed_and_selected() {
+    let (status, out, _) = gmem(&FINE, &["invariants", "INV-201", "inv-30*"]);
+    assert_eq!(status, Status::Success);
+    assert!(out.contains("INV-201  A stage-2 leaf") && out.contains("INV-301") && !out.contains("INV-202"), "{out}");
+    let (_, out, _) = gmem(&FINE, &["invariants", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(object["invariants"].as_array().unwrap().len(), gmem::invariants::all().count());
 }

@@ -84,10 +84,14 @@ fn a_scenario_says_everything_of_a_machine() {
         max_vcpus = 1024
         eager_page_split = false
         files_max = 100
+        memory_failure = true
+        hwpoison_abba = false
+        xarray_steps = true
         [setup]
         run = "create_vm vm0"
     "#;
-    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..shadow() };
+    let failure = MachineConfig { memory_failure: true, hwpoison_abba: false, xarray_steps: true, ..shadow() };
+    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..failure };
     assert_eq!(scenario::parse("t.toml", text).unwrap().machine, expected);
     // A fact that is added has to be added here.
     assert!(FACTS.iter().all(|fact| text.contains(fact.name)));

@@ -4,6 +4,8 @@
 
 mod cli;
 mod expectation_errors;
+mod explore;
+mod explore_killed;
 mod live;
 mod machines;
 mod operations;

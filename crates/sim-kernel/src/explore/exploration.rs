@@ -1,5 +1,6 @@
 //! The driver of one search: executions one after the other.
 
+use super::coverage::Watcher;
 use super::frontier::{Frontier, FrontierError, Rest};
 use super::{Judgement, Program, Statistics, StrategyKind};
 use crate::sched::{
@@ -19,6 +20,8 @@ pub struct Options {
     pub log: LogLevel,
     /// Which reorderings are explored.
     pub memory: MemoryModel,
+    /// Whether pairs of communicating places are counted.
+    pub coverage: bool,
     /// Number of the first execution. A sampling strategy derives the seed of each execution from its number alone, so a range of
     /// numbers gives the same executions wherever it is run.
     pub first: u64,
@@ -26,7 +29,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { steps_max: 100_000, log: LogLevel::Off, memory: MemoryModel::Sc, first: 0 }
+        Options { steps_max: 100_000, log: LogLevel::Off, memory: MemoryModel::Sc, coverage: false, first: 0 }
     }
 }
 
@@ -61,6 +64,7 @@ pub struct Exploration<'p, P: Program> {
     /// Exhausted, or the program did something else with the same decisions, so that a search makes no sense.
     is_over: bool,
     statistics: Statistics,
+    watcher: Watcher,
 }
 
 impl<P: Program> fmt::Debug for Exploration<'_, P> {
@@ -87,6 +91,7 @@ impl<'p, P: Program> Exploration<'p, P> {
             exhausted: false,
             is_over: false,
             statistics: Statistics::default(),
+            watcher: Watcher::default(),
         };
         let chooser = match kind {
             StrategyKind::Random => Chooser::Random(Random::new()),
@@ -108,13 +113,7 @@ impl<'p, P: Program> Exploration<'p, P> {
         let mut most = (0, Vec::new());
         for n in 0..TRIALS {
             let seed = self.seed.wrapping_add(n);
-            let config = Config {
-                seed,
-                steps_max: self.options.steps_max,
-                log: LogLevel::Full,
-                memory: self.options.memory,
-                ..Config::default()
-            };
+            let config = self.config(seed, LogLevel::Full);
             let program = self.program;
             let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
             most.0 = most.0.max(self.sim.steps());
@@ -139,6 +138,7 @@ impl<'p, P: Program> Exploration<'p, P> {
             steps_max: frontier.steps_max,
             log: LogLevel::from_code(frontier.log),
             memory: frontier.memory,
+            coverage: frontier.coverage,
             first: frontier.number,
         };
         let mut this = Exploration::new(program, frontier.kind, frontier.seed, options);
@@ -159,10 +159,32 @@ impl<'p, P: Program> Exploration<'p, P> {
             steps_max: self.options.steps_max,
             log: self.options.log.code(),
             memory: self.options.memory,
+            coverage: self.options.coverage,
             exhausted: self.exhausted,
             rest,
             statistics: self.statistics.clone(),
         }
+    }
+
+    pub(super) fn set_chooser(&mut self, chooser: Chooser) {
+        self.sim.set_chooser(chooser);
+    }
+
+    pub(super) fn with_chooser<R>(&self, look: impl FnOnce(&mut Chooser) -> R) -> R {
+        self.sim.with_chooser(look)
+    }
+
+    /// Runs an execution that is not counted.
+    pub(super) fn probe(&mut self) {
+        let config = self.config(self.seed, LogLevel::Off);
+        let program = self.program;
+        let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
+        program.judge(&mut self.sim, state, &verdict);
+    }
+
+    fn config(&self, seed: u64, log: LogLevel) -> Config {
+        let Options { steps_max, memory, coverage, .. } = self.options;
+        Config { seed, steps_max, log, memory, trail: coverage }
     }
 
     /// Runs and judges the next execution; `None` if the space is exhausted, which happens only to exhaustive strategies. A program that does
@@ -173,15 +195,12 @@ impl<'p, P: Program> Exploration<'p, P> {
         }
         let number = self.number;
         let seed = self.seed.wrapping_add(number);
-        let config = Config {
-            seed,
-            steps_max: self.options.steps_max,
-            log: self.options.log,
-            memory: self.options.memory,
-            ..Config::default()
-        };
+        let config = self.config(seed, self.options.log);
         let program = self.program;
         let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
+        if self.options.coverage {
+            self.watcher.watch(&self.sim.trail(), &mut self.statistics.coverage);
+        }
         let schedule = self.sim.schedule();
         let steps = self.sim.steps();
         let judgement = program.judge(&mut self.sim, state, &verdict);

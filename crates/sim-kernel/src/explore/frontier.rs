@@ -21,6 +21,8 @@ pub struct Frontier {
     pub log: u8,
     /// Which reorderings are explored.
     pub memory: MemoryModel,
+    /// Whether pairs of communicating places are counted.
+    pub coverage: bool,
     /// Whether nothing is left to do.
     pub exhausted: bool,
     /// The path to the next execution and what is left to do beside it.
@@ -39,6 +41,8 @@ pub enum Rest {
     Dfs {
         /// The path of the next execution.
         path: Vec<Branch>,
+        /// Decisions of the path that are not varied: others do their other sides.
+        frozen: usize,
     },
     /// Bounded preemption.
     Preempt(PreemptState),
@@ -54,7 +58,7 @@ pub enum Rest {
 impl Rest {
     pub(super) fn of(chooser: &Chooser) -> Rest {
         match chooser {
-            Chooser::Dfs(dfs) => Rest::Dfs { path: dfs.path() },
+            Chooser::Dfs(dfs) => Rest::Dfs { path: dfs.path(), frozen: dfs.frozen() },
             Chooser::Preempt(preempt) => Rest::Preempt(preempt.state()),
             Chooser::Reduced(reduced) => Rest::Reduced { path: reduced.path(), frozen: reduced.frozen() },
             _ => Rest::Samples,
@@ -64,7 +68,7 @@ impl Rest {
     /// Puts a new strategy to where this one was.
     pub(super) fn put(self, chooser: &mut Chooser, kind: StrategyKind) -> Result<(), FrontierError> {
         match (self, chooser, kind) {
-            (Rest::Dfs { path }, Chooser::Dfs(dfs), _) => *dfs = Dfs::from_path(&path),
+            (Rest::Dfs { path, frozen }, Chooser::Dfs(dfs), _) => *dfs = Dfs::from_path(&path, frozen),
             (Rest::Preempt(state), Chooser::Preempt(preempt), StrategyKind::Preempt { bound }) => {
                 **preempt = Preempt::from_state(bound, state);
             }
@@ -94,7 +98,10 @@ impl Rest {
         };
         match self {
             Rest::Samples => Ok(()),
-            Rest::Dfs { path } => branches(path),
+            Rest::Dfs { path, frozen } if *frozen > path.len() => {
+                Err(FrontierError::OutOfRange("frozen part", *frozen as u64))
+            }
+            Rest::Dfs { path, .. } => branches(path),
             Rest::Preempt(state) => {
                 branches(&state.path)?;
                 if state.fixed > state.path.len() {

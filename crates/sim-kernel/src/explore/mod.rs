@@ -44,6 +44,7 @@ mod exploration;
 mod frontier;
 mod kind;
 pub mod models;
+mod split;
 mod statistics;
 
 pub use coverage::{Coverage, Site};

@@ -5,6 +5,7 @@
 //! not see the cache change underneath.
 
 use crate::mm::{FrameFlags, IMmap, PhysMem, Placement};
+use crate::mutants::{RC_10, RC_37, RC_38, RC_46, RC_57};
 use crate::sync::RwLock;
 use crate::xarray::{Handle, InsertError, NodeCache, XArray, XaFlags};
 use crate::{Cx, Errno, Pfn, Pgoff};
@@ -73,7 +74,7 @@ impl AddressSpace {
                 continue;
             }
             // The frame may have been freed and reused before the reference was taken: is it still the page at this index?
-            if self.pages.load(cx, index.0).map(pfn_of) == Some(pfn) {
+            if cx.has_mutant(RC_57) || self.pages.load(cx, index.0).map(pfn_of) == Some(pfn) {
                 return Some(pfn);
             }
             self.phys.put(cx, pfn);
@@ -86,7 +87,7 @@ impl AddressSpace {
         loop {
             let pfn = self.get(cx, index)?;
             self.phys.lock(cx, pfn);
-            if self.phys.mapping(pfn) == Some(self.id) {
+            if cx.has_mutant(RC_10) || self.phys.mapping(pfn) == Some(self.id) {
                 assert_eq!(self.phys.index(pfn), index, "INV-101: a cached page knows its index");
                 return Some(pfn);
             }
@@ -119,6 +120,7 @@ impl AddressSpace {
             self.phys.lock(cx, pfn);
             match self.insert(cx, index, pfn) {
                 Ok(()) => return Ok(pfn),
+                Err(Errno::EEXIST) if cx.has_mutant(RC_37) => return Ok(pfn),
                 Err(errno) => {
                     self.phys.unlock(cx, pfn);
                     self.phys.put(cx, pfn);
@@ -136,6 +138,12 @@ impl AddressSpace {
         // The frame names its cache before anybody can find it there.
         self.phys.set_mapping(pfn, self.id, index);
         let handle = Handle(u32::try_from(pfn.0).expect("frame numbers have 32 bits"));
+        if cx.has_mutant(RC_46) {
+            let old = self.pages.store(cx, index.0, Some(handle))?;
+            assert!(old.is_none(), "INV-101: {pfn:?} replaces {old:?}, which is cached, at {index:?}");
+            self.phys.get(pfn);
+            return Ok(());
+        }
         match self.pages.insert(cx, index.0, handle) {
             Ok(()) => {
                 self.phys.get(pfn);
@@ -264,11 +272,19 @@ impl AddressSpace {
             .collect();
         for &(index, pfn) in &mine {
             if self.phys.mapcount(pfn) > 0 {
+                if cx.has_mutant(RC_38) {
+                    self.phys.unlock(cx, pfn);
+                }
                 self.i_mmap.unmap_page(cx, Pgoff(index));
+                if cx.has_mutant(RC_38) {
+                    self.phys.lock(cx, pfn);
+                }
             }
         }
         for &(index, pfn) in &mine {
             self.pages.erase(cx, index);
+            let mapped = self.phys.mapcount(pfn);
+            assert_eq!(mapped, 0, "INV-212: {pfn:?} leaves the page cache while a host page table names it");
             self.phys.clear_mapping(pfn);
             reclaim(pfn);
         }

@@ -4,6 +4,7 @@
 //! for the moment when the task holds no lock any more, which is why a release may take locks that the put happened under.
 
 use crate::mm::{IMmap, Mempolicy};
+use crate::mutants::{RC_18, RC_59};
 use crate::sync::RefCount;
 use crate::{Cx, Errno, Pfn, Pgoff};
 use std::any::Any;
@@ -152,6 +153,14 @@ pub trait FileOperations: Any + Send + Sync + fmt::Debug {
         None
     }
 
+    /// The memory of a page of the file broke (`memory_failure`, `error_remove_folio`).
+    ///
+    /// # Errors
+    /// What became of it, if it is not simply gone; `EINVAL` unless the file can. Simplified: only guest_memfd can.
+    fn memory_failure(&self, _cx: &Cx<'_>, _pgoff: Pgoff) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+
     /// Where mappings of the file register themselves (`i_mmap`), if it can be mapped.
     fn i_mmap(&self) -> Option<&Arc<IMmap>> {
         None
@@ -203,6 +212,9 @@ impl File {
     #[track_caller]
     pub fn put(self: &Arc<File>, cx: &Cx<'_>) {
         if self.count.put(cx) {
+            if cx.has_mutant(RC_59) {
+                return self.operations.release(cx);
+            }
             let file = Arc::clone(self);
             cx.task_work_add(Box::new(move |cx| file.operations.release(cx)));
         }
@@ -211,7 +223,7 @@ impl File {
     /// `__fput_sync`: one reference less, released here and now if it was the last.
     #[track_caller]
     pub fn put_sync(&self, cx: &Cx<'_>) {
-        if self.count.put(cx) {
+        if self.count.put(cx) || cx.has_mutant(RC_18) {
             self.operations.release(cx);
         }
     }

@@ -3,7 +3,8 @@
 use super::mm::{GupError, GupFlags, GupPage, HostLevel, Mm};
 use super::pgtable::Look;
 use super::vma::{Prot, Vma, VmaTree};
-use crate::{Cx, Hva};
+use crate::mutants::RC_41;
+use crate::{Cx, Hva, Pfn};
 
 impl Mm {
     /// `get_user_pages_unlocked` of one page: faults it in if needed, and takes a reference to it.
@@ -43,8 +44,19 @@ impl Mm {
             return None;
         }
         // The entry's reference keeps the page: it is put after the entry was emptied under this lock.
-        self.phys.get(pte.pfn());
+        if !cx.has_mutant(RC_41) {
+            self.phys.get(pte.pfn());
+        }
         Some(GupPage { pfn: pte.pfn(), writable: pte.permits(true) })
+    }
+
+    /// The frame behind an address that can be read, without a scheduling point: for checkers. The outer `None`: the page table is being
+    /// changed or used at this moment.
+    pub fn peek_pfn(&self, hva: Hva) -> Option<Option<Pfn>> {
+        self.page_table_lock.try_peek(|tables| {
+            let pte = tables.pte(hva);
+            pte.permits(false).then(|| pte.pfn())
+        })
     }
 
     /// `host_pfn_mapping_level`: the size at which the page table maps the address right now. Takes only the page-table lock.

@@ -4,7 +4,7 @@
 //! keeps the contents for ever, and `WILLNEED` does nothing.
 
 use super::huge_memory::block_of;
-use super::mm::{Advice, GupError, Mm};
+use super::mm::{Advice, GupError, GupFlags, Mm};
 use super::pgtable::{Look, PteFlags, Zap};
 use super::vma::{HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE};
@@ -42,6 +42,37 @@ impl Mm {
             Advice::Random => self.madvise_update_vmas(cx, range, |vma| vma.reads = ReadAdvice::Random),
             _ => self.madvise_walk_vmas(cx, range, advice),
         }
+    }
+
+    /// `madvise_inject_error`: [`Advice::Hwpoison`] on a kernel that can (`CONFIG_MEMORY_FAILURE`). Each page is faulted in and then said to
+    /// be broken, with nothing held but a reference to it, as if the machine had found out.
+    ///
+    /// # Errors
+    /// `EINVAL` for an address that is not page-aligned, a range that wraps, and memory that is not of a file that handles it; as
+    /// `madvise` if a page cannot be had; what the file says.
+    pub fn inject_memory_failure(&self, cx: &Cx<'_>, start: Hva, len: u64) -> Result<(), Errno> {
+        let end = page_align(len).and_then(|len| start.0.checked_add(len)).map(Hva).ok_or(Errno::EINVAL)?;
+        if !start.is_page_aligned() {
+            return Err(Errno::EINVAL);
+        }
+        let mut at = start;
+        while at < end {
+            let page = self.get_user_page(cx, at, GupFlags { write: false }).map_err(GupError::errno)?;
+            // Simplified: the file is found by the address, not by the page.
+            let file = {
+                let tree = self.mmap_lock.read(cx);
+                let backed = tree.find(at).and_then(|vma| vma.backing.as_ref().zip(vma.pgoff(at)));
+                backed.map(|(backing, pgoff)| (Arc::clone(backing.file.operations()), pgoff))
+            };
+            let result = match file {
+                Some((operations, pgoff)) => operations.memory_failure(cx, pgoff),
+                None => Err(Errno::EINVAL),
+            };
+            self.phys.put(cx, page.pfn);
+            result?;
+            at = at + PAGE_SIZE;
+        }
+        Ok(())
     }
 
     /// The kinds that look at areas and leave them as they are.

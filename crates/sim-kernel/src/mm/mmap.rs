@@ -11,6 +11,7 @@ use super::mm::{Mm, MmapArgs};
 use super::pgtable::{MmuGather, Zap};
 use super::vma::{AnonVma, Backing, HugeAdvice, Prot, ReadAdvice, Vma, page_align};
 use crate::fs::{File, MmapRequest, Shmem};
+use crate::mutants::RC_40;
 use crate::{Cx, Errno, Hva, HvaRange, MMAP_BASE, PAGE_SIZE, PMD_SIZE, Pgoff, TASK_SIZE};
 use std::sync::Arc;
 
@@ -120,7 +121,9 @@ impl Mm {
         self.page_table_lock.lock(cx).free_tables(&self.phys, range, floor, ceiling);
         gather.finish(cx, &self.phys);
         for vma in gone {
-            if let Some(backing) = vma.backing {
+            if let Some(backing) = vma.backing
+                && !cx.has_mutant(RC_40)
+            {
                 backing.file.put(cx);
             }
         }
@@ -137,6 +140,8 @@ fn map_file(cx: &Cx<'_>, file: &Arc<File>, len: u64, args: &MmapArgs<'_>) -> Res
     }
     let pgoff = Pgoff(args.offset / PAGE_SIZE);
     file.operations().mmap(cx, &MmapRequest { shared: args.shared, pgoff, pages: len / PAGE_SIZE })?;
-    file.get(cx);
+    if !cx.has_mutant(RC_40) {
+        file.get(cx);
+    }
     Ok(Backing { file: Arc::clone(file), pgoff })
 }

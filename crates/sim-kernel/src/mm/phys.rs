@@ -136,6 +136,8 @@ pub struct PhysMem {
     counts: ObjId,
     bytes: ObjId,
     zero_pages: ZeroPages,
+    /// Frames that broke, for checking.
+    broken: parking_lot::Mutex<Vec<Pfn>>,
 }
 
 impl PhysMem {
@@ -163,6 +165,7 @@ impl PhysMem {
             counts: cx.new_object("folio_ref"),
             bytes: cx.new_object("memory"),
             zero_pages: ZeroPages::default(),
+            broken: Default::default(),
         }
     }
 
@@ -406,7 +409,7 @@ impl PhysMem {
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
         let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
-        assert!(old > 0, "a reference was taken to {pfn:?}, which is free");
+        assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
     /// `folio_try_get`: one more reference unless the frame is free.
@@ -491,7 +494,15 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
+        let old = self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
+        if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
+            self.broken.lock().push(pfn);
+        }
+    }
+
+    /// The frames that broke, in the order in which they did: for checkers.
+    pub fn broken_frames(&self) -> Vec<Pfn> {
+        self.broken.lock().clone()
     }
 
     /// Clears state bits.
@@ -669,6 +680,22 @@ impl PhysMem {
         }
     }
 
+    /// Replaces a word of the frame's bytes as part of a step that was already announced on [`PhysMem::object`]: what a machine below does, which has
+    /// its own idea of what an access is.
+    pub fn poke_u64(&self, pfn: Pfn, index: usize, value: u64) {
+        self.word_mut(pfn, index).store(value, Ordering::Release);
+    }
+
+    /// Whether a frame of this number can have contents: it, or one near it, was allocated once.
+    pub fn has_frame(&self, pfn: Pfn) -> bool {
+        u32::try_from(pfn.0).is_ok_and(|index| self.frames.get_if_present(index).is_some())
+    }
+
+    /// The object that accesses to the frames' bytes are announced on. Its indexes are 64-bit words: frame number times 512 plus word.
+    pub fn object(&self) -> ObjId {
+        self.bytes
+    }
+
     /// Whether the frame's contents were never defined.
     pub fn is_undefined(&self, pfn: Pfn) -> bool {
         self.frame(pfn).content.load(Ordering::Acquire) == UNDEFINED
@@ -686,6 +713,7 @@ impl PhysMem {
     pub fn read_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u64 {
         let index = Self::word_index(offset, 8);
         cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         self.peek_u64(pfn, index)
     }
 
@@ -694,6 +722,7 @@ impl PhysMem {
     pub fn read_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u32 {
         let index = Self::word_index(offset, 4);
         cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         (self.peek_u64(pfn, index) >> ((offset & 4) * 8)) as u32
     }
 
@@ -702,6 +731,7 @@ impl PhysMem {
     pub fn write_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u64) {
         let index = Self::word_index(offset, 8);
         cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         self.word_mut(pfn, index).store(value, Ordering::Release);
     }
 
@@ -747,6 +777,7 @@ impl PhysMem {
     fn change_u32_as(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
         let index = Self::word_index(offset, 4);
         cx.point(access, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        self.assert_used(pfn);
         let shift = (offset & 4) * 8;
         let update = |word: u64| {
             let new = u64::from(change((word >> shift) as u32));
@@ -754,6 +785,12 @@ impl PhysMem {
         };
         let old = self.word_mut(pfn, index).fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
         (old.unwrap_or_else(|word| word) >> shift) as u32
+    }
+
+    /// The processor or a driver is at the frame's bytes now.
+    #[inline]
+    fn assert_used(&self, pfn: Pfn) {
+        assert!(self.refcount(pfn) > 0, "INV-203: {pfn:?} is accessed after it was freed");
     }
 
     fn word_index(offset: u64, size: u64) -> usize {

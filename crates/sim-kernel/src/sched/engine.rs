@@ -74,8 +74,10 @@ pub(crate) struct Engine {
     pub(crate) mutants: Cell<MutantSet>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
-    /// Whether anybody but the scheduler wants to know of operations: one test at a scheduling point for all that may be on.
-    pub(crate) told: Cell<bool>,
+    /// Whether announcements mean more than which task runs: there is a trail, or there are store buffers.
+    special: Cell<bool>,
+    /// Whether anybody wants to know what is performed: a log, a trail, a strategy.
+    observed: Cell<bool>,
     /// Whether the strategy is asked also where only one task can run.
     asks_always: Cell<bool>,
     /// Whether the trail is kept.
@@ -115,7 +117,8 @@ impl Engine {
             mutants: Cell::new(MutantSet::EMPTY),
             rcu: Default::default(),
             logging: Cell::new(false),
-            told: Cell::new(true),
+            special: Cell::new(false),
+            observed: Cell::new(false),
             asks_always: Cell::new(false),
             watching: Cell::new(false),
             trail: RefCell::default(),
@@ -153,10 +156,11 @@ impl Engine {
         self.rcu.reset();
         self.logging.set(level != LogLevel::Off);
         self.asks_always.set(self.chooser.borrow().asks_always());
-        self.watching.set(watch || self.asks_always.get());
+        let watch = watch || self.asks_always.get();
+        self.watching.set(watch);
         let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
-        let told = custom || self.logging.get() || self.watching.get() || self.stores.is_on.get();
-        self.told.set(told);
+        self.special.set(watch || memory == MemoryModel::Tso);
+        self.observed.set(watch || custom || level != LogLevel::Off);
         self.trail.borrow_mut().clear();
         self.log.borrow_mut().clear(level);
         self.captured.borrow_mut().clear();
@@ -258,9 +262,9 @@ impl Engine {
     pub(crate) fn announce(&self, yielder: &Yielder, op: Op) {
         let me = self.current.get();
         self.pending[me.index()].set(op);
-        let told = self.told.get();
-        if told {
-            self.announced(me, &op);
+        let special = self.special.get();
+        if special {
+            self.before_announcement(me, &op);
         }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
@@ -270,23 +274,22 @@ impl Engine {
             yielder.suspend(());
             unreachable!("a task was resumed after the step limit");
         }
-        if self.runnable.get() != TaskSet::only(me) || told && self.asks_always.get() {
-            match if told { self.next() } else { self.pick() } {
+        if special || self.runnable.get() != TaskSet::only(me) {
+            match self.next() {
                 Some(task) if task == me => {}
                 _ => yielder.suspend(()),
             }
         }
-        if told {
-            self.execute(me, &op);
-            if self.stores.is_on.get() && !op.access.passes_stores() {
-                self.saw_buffer_empty(me);
-            }
+        self.execute(me, &op);
+        if special && self.stores.is_on.get() && !op.access.passes_stores() {
+            self.saw_buffer_empty(me);
         }
     }
 
+    /// What an announcement means to trails and store buffers.
     #[cold]
-    fn announced(&self, me: TaskId, op: &Op) {
-        if self.watching.get() && op.access.is_acquire() {
+    fn before_announcement(&self, me: TaskId, op: &Op) {
+        if op.access.is_acquire() {
             self.effect(EffectKind::Queued, op.object, op.index);
         }
         if self.stores.is_on.get() && !op.access.passes_stores() {
@@ -294,12 +297,16 @@ impl Engine {
         }
     }
 
-    /// Logs an operation that happens now.
+    /// An operation happens now: tells everybody who wants to know.
     #[inline]
     pub(crate) fn execute(&self, task: TaskId, op: &Op) {
-        if !self.told.get() {
-            return;
+        if self.observed.get() {
+            self.execute_observed(task, op);
         }
+    }
+
+    #[inline(never)]
+    fn execute_observed(&self, task: TaskId, op: &Op) {
         // Not `if let`: its borrow would last into the body, which borrows mutably.
         let custom = matches!(&*self.chooser.borrow(), Chooser::Custom(_));
         if custom {
@@ -551,12 +558,10 @@ impl Engine {
         if runnable == TaskSet::only(me) {
             return;
         }
-        let is_shared = op.access == Access::LockShared;
         let excludes = |task: TaskId| {
             let pending = self.pending[task.index()].get();
-            pending.access.is_acquire()
-                && pending.same_place(op)
-                && !(is_shared && pending.access == Access::LockShared)
+            let shared = pending.access == Access::LockShared && op.access == Access::LockShared;
+            pending.access.is_acquire() && pending.same_place(op) && !shared
         };
         for task in runnable.without(me).iter() {
             if excludes(task) {

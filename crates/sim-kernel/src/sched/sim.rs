@@ -95,8 +95,11 @@ impl Verdict {
     }
 }
 
-/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon.
+/// The id at the beginning of an assertion's message: capitals, digits and dashes with `INV-` among them, then a colon. What `assert_eq`
+/// puts before the message does not count.
 pub fn invariant_of(message: &str) -> Option<&str> {
+    let comparison = message.strip_prefix("assertion `left ").and_then(|rest| rest.split_once("` failed: "));
+    let message = comparison.map_or(message, |(_, message)| message);
     let (id, _) = message.split_once(':')?;
     let is_id = id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
     (is_id && id.contains("INV-")).then_some(id)
@@ -149,7 +152,6 @@ impl Sim {
     /// A machine with this strategy.
     pub fn new(chooser: Chooser) -> Sim {
         let engine = Rc::new(Engine::new());
-        engine.told.set(matches!(chooser, Chooser::Custom(_)));
         *engine.chooser.borrow_mut() = chooser;
         Sim { engine, coroutines: Vec::new(), stacks: Vec::new() }
     }
@@ -161,7 +163,6 @@ impl Sim {
 
     /// Replaces the strategy.
     pub fn set_chooser(&mut self, chooser: Chooser) {
-        self.engine.told.set(true);
         *self.engine.chooser.borrow_mut() = chooser;
     }
 
@@ -275,7 +276,7 @@ impl Sim {
                 cx.task_work_run();
                 let left = engine.held.borrow().iter().find(|h| h.task == task).copied();
                 if let Some(held) = left {
-                    panic!("the task ends with {} held, taken at {}", engine.object(held.object), held.site);
+                    panic!("INV-502: the task ends with {} held, taken at {}", engine.object(held.object), held.site);
                 }
             });
             if self.coroutines.len() <= task.index() {

@@ -67,6 +67,11 @@ impl<T> Mutex<T> {
         look(&self.data.try_lock().expect("peek at a lock that is held"))
     }
 
+    /// As [`Mutex::peek`]; `None` if the lock is held.
+    pub fn try_peek<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.data.try_lock().map(|data| look(&data))
+    }
+
     /// Exclusive access to the value through exclusive access to the lock.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()

@@ -33,7 +33,7 @@ impl RefCount {
     #[track_caller]
     pub fn get(&self, cx: &Cx<'_>) {
         let old = self.count.fetch_add(cx, 1);
-        assert!(old > 0, "a reference was taken to a dead object");
+        assert!(old > 0, "INV-110: a reference was taken to a dead object");
     }
 
     /// One more reference unless the count already fell to zero.

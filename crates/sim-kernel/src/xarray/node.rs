@@ -44,7 +44,7 @@ impl Node {
     #[inline]
     pub(super) fn shift(&self) -> u32 {
         let shift = self.shift.load(Ordering::Relaxed);
-        assert!(shift != FREED, "an xarray reader walks a freed node");
+        assert!(shift != FREED, "INV-404: an xarray reader walks a freed node");
         u32::from(shift)
     }
     /// The node's shift, for a reader who notices by other means that nodes were freed.

@@ -1,8 +1,8 @@
 //! What whoever drives an exploration relies on: counting, resuming, splitting by number.
 
 use sim_kernel::Cx;
-use sim_kernel::explore::{Exploration, Frontier, Judgement, Options, Program, Statistics, StrategyKind};
-use sim_kernel::sched::{Chooser, Config, Replay, Sim, Verdict};
+use sim_kernel::explore::{Exploration, Frontier, Judgement, Options, Program, Rest, Statistics, StrategyKind};
+use sim_kernel::sched::{Chooser, Config, ReducedBranch, Replay, Sim, Verdict};
 use sim_kernel::sync::{Atomic64, Mutex};
 use std::sync::Arc;
 
@@ -131,4 +131,80 @@ fn samples_are_split_by_number() {
         }
         assert_eq!(&total, whole.statistics(), "{kind}");
     }
+}
+
+#[test]
+fn parts_of_a_search_add_up_to_the_whole() {
+    for kind in kinds().filter(|kind| kind.is_complete()) {
+        let mut whole = Exploration::new(&Mixed, kind, 0, Options::default());
+        run(&mut whole, 10_000);
+        for parts in [1, 2, 7, 30, 1000] {
+            let cut = || Exploration::new(&Mixed, kind, 0, Options::default()).split(parts);
+            let frontiers = cut();
+            assert_eq!(frontiers, cut(), "{kind}");
+            assert!(parts > 2 || frontiers.len() >= parts, "{kind}: {} parts of {parts}", frontiers.len());
+            let mut total = Statistics::default();
+            for frontier in frontiers {
+                let mut part = Exploration::from_frontier(&Mixed, frontier).unwrap();
+                run(&mut part, 10_000);
+                assert!(part.is_exhausted());
+                total.merge(part.statistics());
+            }
+            let (all, sum) = (whole.statistics(), &total);
+            assert_eq!((sum.executions, &sum.outcomes), (all.executions, &all.outcomes), "{kind} in {parts} parts");
+            if kind == StrategyKind::Dfs {
+                assert_eq!(sum, all);
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_of_communicating_places_are_counted_across_tasks() {
+    let options = Options { coverage: true, ..Options::default() };
+    let mut exploration = Exploration::new(&Mixed, StrategyKind::Dpor, 0, options);
+    run(&mut exploration, 1000);
+    let mut sampled = Exploration::new(&Mixed, StrategyKind::Random, 0, options);
+    run(&mut sampled, 100);
+    assert_eq!(sampled.statistics().coverage, exploration.statistics().coverage);
+    let pairs: Vec<String> = exploration
+        .statistics()
+        .coverage
+        .pairs()
+        .map(|(store, load)| {
+            assert!(store.file.ends_with("api.rs") && load.file.ends_with("api.rs"), "{store} {load}");
+            let line = |line: u32| include_str!("api.rs").lines().nth(line as usize - 1).unwrap().trim().to_string();
+            format!("{} -> {}", line(store.line), line(load.line))
+        })
+        .collect();
+    let (store, load, add) =
+        ("mine.0.store(cx, old + 1);", "let old = mine.0.load(cx);", "assert!(mine.0.fetch_add(cx, 1) < 2);");
+    assert_eq!(pairs, [format!("{store} -> {add}"), format!("{add} -> {load}")]);
+}
+
+#[test]
+fn frontiers_that_no_search_could_have_are_refused() {
+    let mut exploration = Exploration::new(&Mixed, StrategyKind::Dpor, 0, Options::default());
+    run(&mut exploration, 2);
+    let good = exploration.frontier();
+    let refused = |change: &dyn Fn(&mut Frontier)| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        Exploration::from_frontier(&Mixed, bad).err().map(|e| e.to_string())
+    };
+    assert_eq!(refused(&|_| {}), None);
+    assert!(refused(&|f| f.log = 3).is_some());
+    assert!(refused(&|f| f.rest = Rest::Samples).is_some());
+    assert!(refused(&|f| f.kind = StrategyKind::Dfs).is_some());
+    let reduced = |change: &dyn Fn(&mut Vec<ReducedBranch>, &mut usize)| {
+        refused(&|f| {
+            if let Rest::Reduced { path, frozen } = &mut f.rest {
+                change(path, frozen);
+            }
+        })
+    };
+    assert!(reduced(&|path, frozen| *frozen = path.len() + 1).is_some());
+    assert!(reduced(&|path, _| path[0].task = 64).is_some());
+    assert!(reduced(&|path, _| path[0].enabled = 0).is_some());
+    assert!(reduced(&|path, _| path[0].sleepers.push((99, Vec::new()))).is_some());
 }

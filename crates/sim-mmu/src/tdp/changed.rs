@@ -7,6 +7,7 @@
 use super::iter::TdpIter;
 use super::{KVM_TDP_MMU_SPTE_CHANGED, TdpMmu};
 use crate::addr::{Gfn, Level, PT_ENTRIES};
+use crate::mutants::RC_12;
 use crate::spte::Spte;
 use sim_kernel::{Cx, Pfn};
 
@@ -61,7 +62,9 @@ impl TdpMmu {
         if !iter.old_spte.is_present() {
             self.tables.touch(iter.table(), iter.index());
         }
-        if let Err(found) = iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0) {
+        if cx.has_mutant(RC_12) {
+            iter.word(cx, &self.tables).store(new.0);
+        } else if let Err(found) = iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0) {
             if early {
                 self.tables.sub_frames(new, iter.level);
             }

@@ -6,6 +6,7 @@ use super::{PageStats, TdpMmu};
 use crate::addr::{Gfn, GfnRange, Level, PT_ENTRIES};
 use crate::spte::{Spte, SpteState};
 use sim_kernel::Pfn;
+use sim_kernel::sched::ObjId;
 
 /// A present leaf, for checkers and reports.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,12 @@ impl TdpMmu {
     /// What an entry, as in a recorded event, is.
     pub fn classify(&self, spte: u64, level: Level) -> SpteState {
         self.tables.masks.classify(Spte(spte), level)
+    }
+
+    /// The first frame and the level of the entry that a scheduling point names by object and index, for reports. `None` if the object is
+    /// something else, or the table is gone.
+    pub fn entry_place(&self, object: ObjId, index: u64) -> Option<(Gfn, Level)> {
+        self.tables.entry_place(object, index)
     }
 
     /// Every present leaf of every root, newest root first, ascending.

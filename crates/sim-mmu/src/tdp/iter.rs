@@ -8,6 +8,7 @@ use super::MmuLock;
 use super::root::Root;
 use super::tables::Tables;
 use crate::addr::{Gfn, GfnRange, Level, PT_ENTRIES};
+use crate::mutants::BUG_61;
 use crate::spte::Spte;
 use sim_kernel::sync::{RcuReadGuard, Word};
 use sim_kernel::{Cx, Pfn};
@@ -143,7 +144,9 @@ impl TdpIter {
     pub(super) fn next(&mut self, cx: &Cx<'_>, tables: &Tables) {
         if self.yielded {
             self.restart(cx, tables);
-            return;
+            if !cx.has_mutant(BUG_61) {
+                return;
+            }
         }
         if self.try_step_down(cx, tables) {
             return;

@@ -198,6 +198,17 @@ impl Tables {
         meta.level.store(u32::from(level.number()), Ordering::Relaxed);
     }
 
+    /// What the entry with this number maps, if `object` is that of the entries.
+    pub(super) fn entry_place(&self, object: ObjId, entry: u64) -> Option<(Gfn, Level)> {
+        if object != self.object {
+            return None;
+        }
+        let (table, index) = (entry / PT_ENTRIES as u64, entry % PT_ENTRIES as u64);
+        let meta = self.meta.get(table as u32);
+        let level = Level::from_number(meta.level.load(Ordering::Relaxed) as u8)?;
+        Some((Gfn(meta.gfn.load(Ordering::Relaxed)) + index * level.span(), level))
+    }
+
     /// Where a table that is about to be linked will hang.
     pub(super) fn set_parent(&self, table: Pfn, parent: Pfn, index: usize) {
         self.meta.get(table.0 as u32).parent.store(entry_id(parent, index), Ordering::Relaxed);

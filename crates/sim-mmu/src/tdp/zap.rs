@@ -7,6 +7,7 @@ use super::root::Root;
 use super::{MayYield, MmuLock, RootFilter, TdpMmu};
 use crate::addr::{GfnRange, Level};
 use crate::flush::{FlushNeeded, RemoteFlush};
+use crate::mutants::BUG_62;
 use crate::spte::Spte;
 use sim_kernel::Cx;
 use sim_kernel::sync::{RwLockWriteGuard, rcu_read_lock, synchronize_rcu};
@@ -37,7 +38,7 @@ impl TdpMmu {
                 iter.skip_absent(&self.tables, || may_yield == MayYield::Yes && lock.needs_break());
                 let yielded = may_yield == MayYield::Yes
                     && iter.cond_resched(cx, &mut lock, &mut rcu, || {
-                        if std::mem::take(&mut owed) {
+                        if std::mem::take(&mut owed) && !cx.has_mutant(BUG_62) {
                             flush.flush_remote_tlbs(cx);
                         }
                     });

@@ -18,6 +18,8 @@ pub struct Branch {
 #[derive(Clone, Debug, Default)]
 pub struct Dfs {
     path: Vec<Branch>,
+    /// Decisions of the path that are not varied: others do their other sides.
+    frozen: usize,
     at: usize,
 }
 
@@ -27,9 +29,14 @@ impl Dfs {
         Dfs::default()
     }
 
-    /// A search whose next execution follows `path`.
-    pub fn from_path(path: &[Branch]) -> Dfs {
-        Dfs { path: path.to_vec(), at: 0 }
+    /// A search whose next execution follows `path`, of which the first `frozen` decisions are not varied.
+    pub fn from_path(path: &[Branch], frozen: usize) -> Dfs {
+        Dfs { path: path.to_vec(), frozen, at: 0 }
+    }
+
+    /// Decisions of the path that are not varied.
+    pub fn frozen(&self) -> usize {
+        self.frozen
     }
 
     /// The path of the next execution.
@@ -60,7 +67,8 @@ impl Strategy for Dfs {
 
     fn advance(&mut self) -> bool {
         self.path.truncate(self.at);
-        while let Some(branch) = self.path.last_mut() {
+        while self.path.len() > self.frozen {
+            let branch = self.path.last_mut().expect("longer than its frozen part");
             if branch.left != 0 {
                 let next = TaskSet(branch.left).nth(0);
                 *branch = Branch { task: next.0, left: TaskSet(branch.left).without(next).0 };

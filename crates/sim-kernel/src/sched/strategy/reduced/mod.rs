@@ -45,7 +45,7 @@ struct Sleeper {
     to: u32,
 }
 
-/// A [`Node`] as plain data.
+/// A step of the path of a search, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReducedBranch {
     /// The task that made the step.
@@ -68,6 +68,9 @@ pub struct Reduced {
     pool: Vec<Effect>,
     /// Steps of the path that are not varied: others do their other sides.
     frozen: usize,
+    /// If set, only the step of this number is varied, and the path up to it is kept as `prefix`.
+    horizon: Option<usize>,
+    prefix: Vec<ReducedBranch>,
     /// The execution is equivalent to an earlier one from this step on.
     cut: bool,
     /// Who was blocked there, or at the end, and what each was about to do.
@@ -95,6 +98,8 @@ impl Reduced {
             sleepers: Vec::new(),
             pool: Vec::new(),
             frozen: 0,
+            horizon: None,
+            prefix: Vec::new(),
             cut: false,
             blocked: Vec::new(),
             more: true,
@@ -150,6 +155,23 @@ impl Reduced {
         self
     }
 
+    /// Varies only the step after the frozen ones, to see how a search can be cut there.
+    #[must_use]
+    pub(crate) fn up_to(mut self, horizon: usize) -> Reduced {
+        self.horizon = Some(horizon);
+        self
+    }
+
+    /// The last execution up to the step that is varied; shorter if it ended before, or if nobody was awake.
+    pub(crate) fn prefix(&self) -> &[ReducedBranch] {
+        &self.prefix
+    }
+
+    /// Whether there is another execution.
+    pub(crate) fn has_more(&self) -> bool {
+        self.more
+    }
+
     fn push_sleeper(&mut self, task: TaskId, effects: &[Effect]) {
         let from = self.pool.len() as u32;
         self.pool.extend_from_slice(effects);
@@ -186,7 +208,8 @@ impl Reduced {
         }
         let current = trail.steps().last().map_or(TaskId::BOOT, |step| step.task);
         let task = if awake.contains(current) { current } else { awake.nth(0) };
-        let backtrack = if self.by_races { TaskSet::only(task) } else { awake };
+        let is_varied = !self.by_races && self.horizon.is_none_or(|horizon| self.nodes.len() == horizon);
+        let backtrack = if is_varied { awake } else { TaskSet::only(task) };
         self.nodes.push(Node { task, enabled, backtrack, asleep, sleepers: from as u32, pool: self.pool.len() as u32 });
         true
     }
@@ -257,6 +280,10 @@ impl Strategy for Reduced {
         }
         if self.by_races {
             self.analyse(ended);
+        }
+        if let Some(horizon) = self.horizon {
+            self.prefix = self.path();
+            self.prefix.truncate(horizon + 1);
         }
         self.more = self.move_on(trail);
     }

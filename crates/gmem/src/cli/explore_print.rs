@@ -1,0 +1,156 @@
+//! What `gmem explore` prints: what is done, first; what came of it; each failure explained; or the same as one JSON object.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::budget::Budget;
+use crate::explore::campaign::{Finding, Progress};
+use crate::explore::checkpoint::Identity;
+use crate::explore::report::Report;
+use crate::scenario::Scenario;
+
+/// Outcomes that are shown, at most.
+const OUTCOMES_MAX: usize = 12;
+
+/// What an exploration is of.
+pub(super) struct Header<'a> {
+    pub(super) scenario: &'a Scenario,
+    pub(super) identity: &'a Identity,
+    pub(super) budget: Budget,
+    /// Executions that a checkpoint brought.
+    pub(super) resumed: u64,
+}
+
+/// A finding and what there is to say of it.
+pub(super) struct Explained<'f> {
+    pub(super) finding: &'f Finding,
+    pub(super) report: Report,
+}
+
+/// Everything that decides what is explored.
+pub(super) fn header(header: &Header<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let Header { scenario, identity, budget, resumed } = header;
+    let machine = &scenario.machine;
+    writeln!(out, "{}: {}", scenario.name, scenario.teaches.as_deref().unwrap_or("a scenario"))?;
+    let plan = &identity.plan;
+    let share = match plan.exhaustive() {
+        Some((kind, most)) if most < plan.executions => {
+            format!(", of which {kind} has the first {}", Budget::Executions(most))
+        }
+        _ => String::new(),
+    };
+    writeln!(
+        out,
+        "strategy {}, seed {}, budget {budget}{share}, Linux {}, {}, {} MiB, memory model {}",
+        plan.choice,
+        plan.seed,
+        machine.kernel,
+        machine.stage2_name(),
+        machine.memory >> 20,
+        identity.memory_model,
+    )?;
+    if !identity.mutants.is_empty() {
+        writeln!(out, "switched off: {}", identity.mutants.join(", "))?;
+    }
+    if *resumed > 0 {
+        writeln!(out, "from a checkpoint: {resumed} executions were done before")?;
+    }
+    writeln!(out)
+}
+
+/// What came of an exploration, and each failure explained.
+pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut dyn Write) -> io::Result<()> {
+    for (n, Explained { report, .. }) in explained.iter().enumerate() {
+        if n > 0 {
+            writeln!(out, "\n{}\n", "=".repeat(80))?;
+        }
+        write!(out, "{report}")?;
+    }
+    if !explained.is_empty() {
+        writeln!(out)?;
+    }
+    let totals = progress.totals();
+    if totals.outcomes.len() > 1 {
+        writeln!(out, "executions  outcome")?;
+        for (outcome, count) in totals.outcomes.iter().take(OUTCOMES_MAX) {
+            writeln!(out, "{count:>10}  {outcome}")?;
+        }
+        if totals.outcomes.len() > OUTCOMES_MAX {
+            writeln!(out, "{:>10}  and {} more outcomes", "", totals.outcomes.len() - OUTCOMES_MAX)?;
+        }
+    }
+    let by: Vec<String> = progress.by_strategy.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    let cut = match totals.pruned {
+        0 => String::new(),
+        n => format!(", {n} of them cut short as equivalent to others"),
+    };
+    if !totals.coverage.is_empty() {
+        writeln!(out, "coverage: {} pairs of a store and a load of it in another task", totals.coverage.len())?;
+    }
+    if progress.is_verified() {
+        let cut = match totals.pruned {
+            0 => String::new(),
+            n => format!(" ({n} more were cut short as equivalent to others)"),
+        };
+        return writeln!(out, "verified: {} executions, all interleavings of this scenario{cut}", totals.executions);
+    }
+    let executions = progress.executions();
+    if progress.violations > 0 {
+        return writeln!(out, "{} of {executions} executions failed ({}){cut}", progress.violations, by.join(", "));
+    }
+    let kind = progress.frontier.as_ref().map(|frontier| frontier.kind);
+    let seen = match kind {
+        Some(kind) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
+        _ => String::new(),
+    };
+    let truncated = match totals.truncated {
+        0 => String::new(),
+        n => format!("; {n} executions reached the limit of steps"),
+    };
+    writeln!(
+        out,
+        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen{truncated}",
+        by.join(", ")
+    )
+}
+
+/// The same as one object.
+pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Explained<'_>]) -> Value {
+    let Header { scenario, identity, .. } = header;
+    let totals = progress.totals();
+    let pairs: Vec<[String; 2]> =
+        totals.coverage.pairs().map(|(store, load)| [store.to_string(), load.to_string()]).collect();
+    let findings: Vec<Value> = explained
+        .iter()
+        .map(|Explained { finding, report }| {
+            json!({
+                "invariant": finding.invariant,
+                "message": finding.message,
+                "strategy": finding.strategy.to_string(),
+                "seed": finding.seed,
+                "executions": finding.executions,
+                "schedule": finding.schedule,
+                "report": report,
+            })
+        })
+        .collect();
+    json!({
+        "scenario": scenario.name,
+        "kernel": identity.kernel,
+        "mutants": identity.mutants,
+        "memory_model": identity.memory_model,
+        "strategy": identity.plan.choice.to_string(),
+        "seed": identity.plan.seed,
+        "executions": totals.executions,
+        "pruned": totals.pruned,
+        "steps": totals.steps,
+        "by_strategy": progress.by_strategy,
+        "finished": progress.finished,
+        "verified": progress.is_verified(),
+        "violations": progress.violations,
+        "outcomes": totals.outcomes,
+        "coverage": pairs,
+        "findings": findings,
+    })
+}

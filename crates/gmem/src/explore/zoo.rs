@@ -1,0 +1,120 @@
+//! The zoo: every rule switched off in turn, on the scenario that needs it, and every scenario with all rules on.
+//!
+//! What comes of a mutant says how strong the explorer is, and what comes of a scenario without one says that it does not cry wolf.
+//! A *search* is one strategy until its first finding or the end of its budget.
+
+use std::collections::BTreeMap;
+
+use sim_kernel::explore::{Exploration, Options, StrategyKind};
+
+use super::portfolio::SAMPLE;
+use super::program::ScenarioProgram;
+use super::witness::STEPS_MAX;
+use crate::mutants::MutantInfo;
+use crate::scenario::{Scenario, parse};
+
+/// Path below `scenarios/` and text of every scenario of the repository.
+static SCENARIOS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
+
+/// How much the zoo does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// From which samples are drawn.
+    pub seed: u64,
+    /// Executions of an exhaustive search, at most.
+    pub search: u64,
+    /// Schedules of sampling strategies for each mutant, at most.
+    pub schedules: u64,
+    /// Random schedules without a mutant, where the search did not end.
+    pub baseline: u64,
+}
+
+/// What came of one search.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// The strategy that found something, or the only one.
+    pub strategy: String,
+    /// Executions up to the finding, or all.
+    pub executions: u64,
+    /// Id of the invariant that caught it; `expectation` if an answer was wrong; `None` if nothing was found.
+    pub caught: Option<String>,
+    /// Whether every interleaving was seen.
+    pub exhausted: bool,
+}
+
+/// A scenario of the repository.
+///
+/// # Errors
+/// That there is none of this name, or what is wrong with it.
+pub fn scenario(path: &str) -> Result<Scenario, String> {
+    let (_, text) =
+        SCENARIOS.iter().find(|(name, _)| *name == path).ok_or_else(|| format!("there is no scenario `{path}`"))?;
+    parse(path, text).map_err(|error| error.render(false))
+}
+
+/// The scenario of a mutant, with the rule off.
+///
+/// # Errors
+/// As [`scenario`].
+pub fn program_of(info: &MutantInfo) -> Result<ScenarioProgram, String> {
+    let mut scenario = scenario(info.scenario)?;
+    scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
+    Ok(ScenarioProgram::new(&scenario))
+}
+
+/// The scenarios of the mutants, each once, in the order of their names.
+pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'static str> {
+    let all: BTreeMap<&'static str, ()> = mutants.map(|info| (info.scenario, ())).collect();
+    all.into_keys().collect()
+}
+
+/// Looks for a failure by partial-order reduction.
+pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
+    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(0));
+    let mut executions = 0;
+    let mut caught = None;
+    while executions < effort.search && caught.is_none() {
+        let Some(execution) = exploration.step() else { break };
+        executions += 1;
+        caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
+    }
+    let exhausted = exploration.is_exhausted() && exploration.statistics().truncated == 0;
+    Search { strategy: StrategyKind::Dpor.to_string(), executions, caught, exhausted }
+}
+
+/// Looks for a failure by `schedules` samples, of these strategies in turn.
+pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], seed: u64, schedules: u64) -> Search {
+    // Each goes on where its last turn ended: what it has learnt of the program is kept.
+    let mut explorations: Vec<_> =
+        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(0))).collect();
+    let mut executions = 0;
+    let mut turn = 0;
+    // Short turns first: most bugs are found by the first strategies that have any chance.
+    let mut length = 8;
+    let mut strategy = kinds[0];
+    while executions < schedules {
+        let exploration = &mut explorations[turn % kinds.len()];
+        strategy = kinds[turn % kinds.len()];
+        for _ in 0..length.min(schedules - executions) {
+            let Some(execution) = exploration.step() else { break };
+            executions += 1;
+            if let Some(problem) = execution.judgement.problem {
+                let caught = Some(problem.id.unwrap_or_else(|| "expectation".to_string()));
+                return Search { strategy: strategy.to_string(), executions, caught, exhausted: false };
+            }
+        }
+        turn += 1;
+        if turn.is_multiple_of(kinds.len()) {
+            length = (length * 2).min(SAMPLE);
+        }
+    }
+    if kinds.len() > 1 {
+        let names: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+        return Search { strategy: names.join(", "), executions, caught: None, exhausted: false };
+    }
+    Search { strategy: strategy.to_string(), executions, caught: None, exhausted: false }
+}
+
+fn options(first: u64) -> Options {
+    Options { first, steps_max: STEPS_MAX, ..Options::default() }
+}

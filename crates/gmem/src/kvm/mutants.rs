@@ -1,0 +1,117 @@
+//! The rules of this crate that can be switched off, by the ids of the specifications of racing pairs (`RC`) and of real defects
+//! (`BUG`). What each takes away and what goes wrong then is told by [`crate::mutants`].
+
+use sim_kernel::Mutant;
+
+/// A fault tests its sequence under `mmu_lock`.
+pub const RC_01: Mutant = Mutant::new(160, "RC-01");
+/// It takes its sequence before it looks its page up.
+pub const RC_02: Mutant = Mutant::new(161, "RC-02");
+/// An invalidation is open until the pages are gone.
+pub const RC_03: Mutant = Mutant::new(162, "RC-03");
+/// A range is announced before it is zapped.
+pub const RC_06: Mutant = Mutant::new(163, "RC-06");
+/// Mappings go before pages do.
+pub const RC_07: Mutant = Mutant::new(164, "RC-07");
+/// TLBs are flushed before `mmu_lock` is released.
+pub const RC_08: Mutant = Mutant::new(165, "RC-08");
+/// A fault holds a reference to its page.
+pub const RC_11: Mutant = Mutant::new(167, "RC-11");
+/// A page is cleared under the folio lock.
+pub const RC_13: Mutant = Mutant::new(168, "RC-13");
+/// `fallocate` says nothing of a page's contents.
+pub const RC_14: Mutant = Mutant::new(169, "RC-14");
+/// A look-up takes a file only if it is not being released.
+pub const RC_15: Mutant = Mutant::new(170, "RC-15");
+/// A release zaps what the file backs.
+pub const RC_17: Mutant = Mutant::new(172, "RC-17");
+/// A slot is bound before it is published.
+pub const RC_19: Mutant = Mutant::new(173, "RC-19");
+/// A change of the slots waits for everybody who may use the old ones.
+pub const RC_20: Mutant = Mutant::new(174, "RC-20");
+/// A slot is marked INVALID, and that is waited for, before it is zapped.
+pub const RC_21: Mutant = Mutant::new(175, "RC-21");
+/// A fault that finds an INVALID slot tries again.
+pub const RC_22: Mutant = Mutant::new(176, "RC-22");
+/// A pre-fault that finds one gives up.
+pub const RC_23: Mutant = Mutant::new(177, "RC-23");
+/// A fault tests under `mmu_lock` that its root is still in use.
+pub const RC_24: Mutant = Mutant::new(178, "RC-24");
+/// A vCPU's cached slot is good for one generation.
+pub const RC_25: Mutant = Mutant::new(179, "RC-25");
+/// So is an MMIO entry.
+pub const RC_26: Mutant = Mutant::new(180, "RC-26");
+/// A fault looks at the attribute after it took its sequence.
+pub const RC_27: Mutant = Mutant::new(181, "RC-27");
+/// It looks at the attribute again at all.
+pub const RC_28: Mutant = Mutant::new(182, "RC-28");
+/// A conversion keeps huge mappings away from blocks that it converts in part.
+pub const RC_29: Mutant = Mutant::new(183, "RC-29");
+/// What is mixed is known before `mmu_lock` is released.
+pub const RC_30: Mutant = Mutant::new(184, "RC-30");
+/// An invalidation is open while attributes are stored.
+pub const RC_31: Mutant = Mutant::new(185, "RC-31");
+/// Pages of user memory are under the retry protocol too.
+pub const RC_32: Mutant = Mutant::new(186, "RC-32");
+/// Slots are not changed while a notifier is open.
+pub const RC_33: Mutant = Mutant::new(187, "RC-33");
+/// A look-up tests whether the page is broken.
+pub const RC_36: Mutant = Mutant::new(188, "RC-36");
+/// A hole is punched under `invalidate_lock`.
+pub const RC_42: Mutant = Mutant::new(189, "RC-42");
+/// So are pages allocated.
+pub const RC_43: Mutant = Mutant::new(190, "RC-43");
+/// A slot is unbound before it is freed.
+pub const RC_44: Mutant = Mutant::new(191, "RC-44");
+/// The failure of a page is handled under `invalidate_lock`.
+pub const RC_45: Mutant = Mutant::new(192, "RC-45");
+/// A page of a file is bound to one slot.
+pub const RC_47: Mutant = Mutant::new(193, "RC-47");
+/// Making a slot holds its file.
+pub const RC_49: Mutant = Mutant::new(195, "RC-49");
+/// A release holds `slots_lock`.
+pub const RC_50: Mutant = Mutant::new(196, "RC-50");
+/// A file that is on its way out is unbound too.
+pub const RC_51: Mutant = Mutant::new(197, "RC-51");
+/// A conversion holds `slots_lock`, against new slots.
+pub const RC_52: Mutant = Mutant::new(198, "RC-52");
+/// The same against another conversion.
+pub const RC_53: Mutant = Mutant::new(199, "RC-53");
+/// A conversion has its memory before it begins.
+pub const RC_54: Mutant = Mutant::new(200, "RC-54");
+/// Nodes of the attributes are freed after a grace period.
+pub const RC_55: Mutant = Mutant::new(201, "RC-55");
+/// Nodes of the bindings are freed after a grace period.
+pub const RC_56: Mutant = Mutant::new(202, "RC-56");
+/// A guest_memfd keeps its VM.
+pub const RC_58: Mutant = Mutant::new(203, "RC-58");
+/// `slots_arch_lock` is released before the wait for vCPUs.
+pub const RC_60: Mutant = Mutant::new(204, "RC-60");
+/// Eviction only drops the cache's own references.
+pub const RC_61: Mutant = Mutant::new(205, "RC-61");
+/// The failure of a page takes `invalidate_lock` before the folio lock: not in Linux, only where the machine repairs it.
+pub const RC_62: Mutant = Mutant::new(206, "RC-62");
+/// A look-up that finds a broken page unlocks it.
+pub const RC_64: Mutant = Mutant::new(207, "RC-64");
+/// A hole is clipped to the slot and moved to where the slot is.
+pub const RC_65: Mutant = Mutant::new(208, "RC-65");
+/// A binding ends within its file, whatever its offset.
+pub const RC_66: Mutant = Mutant::new(209, "RC-66");
+/// A slot keeps its guest_memfd until it is deleted.
+pub const BUG_02: Mutant = Mutant::new(230, "BUG-02");
+/// A file that is on its way out is unbound under `invalidate_lock`.
+pub const BUG_03: Mutant = Mutant::new(231, "BUG-03");
+/// A slot is bound only once nothing can fail any more.
+pub const BUG_05: Mutant = Mutant::new(232, "BUG-05");
+/// A binding that cannot be stored fails the request.
+pub const BUG_06: Mutant = Mutant::new(233, "BUG-06");
+/// A look-up that finds a broken page puts its reference.
+pub const BUG_10: Mutant = Mutant::new(234, "BUG-10");
+/// Only blocks that lie entirely in the slot are classified.
+pub const BUG_18: Mutant = Mutant::new(235, "BUG-18");
+/// The retry test compares guest frames.
+pub const BUG_21: Mutant = Mutant::new(236, "BUG-21");
+/// A pre-fault drops a root that is not used any more.
+pub const BUG_27: Mutant = Mutant::new(237, "BUG-27");
+/// Mappings of roots that are on their way out are zapped too.
+pub const BUG_63: Mutant = Mutant::new(238, "BUG-63");

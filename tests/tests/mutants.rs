@@ -1,0 +1,126 @@
+//! The registry of mutants: each is found in its scenario, by an invariant that its row names, and nothing is found in the scenario
+//! without it. `docs/mutants.md` has the same rows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use gmem::mutants::{self, MutantInfo};
+use gmem::runner::{self, RunReport};
+use gmem::scenario::{Scenario, parse};
+use sim_kernel::sched::{Chooser, LogLevel, Pct, Random, Verdict, invariant_of};
+
+/// Schedules within which a mutant is found; the strategies take turns.
+const SEEDS: u64 = 4000;
+/// Schedules under which a negative control stays silent.
+const SILENT: u64 = 2000;
+/// Random schedules of a scenario without mutants, all of them clean.
+const CLEAN: u64 = 300;
+
+fn scenario(path: &str) -> Scenario {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios").join(path);
+    let source = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    parse(&path.display().to_string(), &source).unwrap_or_else(|error| panic!("{}", error.render(false)))
+}
+
+fn run(scenario: &Scenario, seed: u64) -> RunReport {
+    runner::run(scenario, Chooser::Random(Random::new()), seed, LogLevel::Off)
+}
+
+/// The strategies that take turns, by their names in an exploration.
+const STRATEGIES: [&str; 4] = ["random", "pct:2", "pct:3", "pos"];
+
+/// Runs under the strategy whose turn it is; `steps` is how long a run is about.
+fn run_in_turns(scenario: &Scenario, seed: u64, steps: u64) -> RunReport {
+    let chooser = match seed % 4 {
+        0 => Chooser::Random(Random::new()),
+        1 => Chooser::Pct(Box::new(Pct::new(2, steps))),
+        2 => Chooser::Pct(Box::new(Pct::new(3, steps))),
+        _ => Chooser::Pos(Box::default()),
+    };
+    runner::run_within((steps * 20).max(100_000), scenario, chooser, seed, LogLevel::Off)
+}
+
+/// What went wrong, and the invariant that says so, if it is one.
+fn finding(report: &RunReport) -> Option<(Option<String>, String)> {
+    // An unfair strategy that never lets the other task on shows nothing.
+    if report.is_as_expected() || matches!(report.verdict, Verdict::StepLimit { .. }) {
+        return None;
+    }
+    let id = report.verdict.invariant().map(str::to_string);
+    let id = id.or_else(|| report.invariant.as_deref().and_then(invariant_of).map(str::to_string));
+    let steps = report.steps.iter().filter_map(|step| Some(format!("line {}: {}", step.line, step.problem.as_ref()?)));
+    let verdict = (!report.verdict.is_completed()).then(|| report.verdict.to_string());
+    let all = verdict.into_iter().chain(report.invariant.clone()).chain(steps).chain(report.outcome.clone().err());
+    Some((id, all.collect::<Vec<_>>().join("; ")))
+}
+
+/// Seeds until one of the invariants of the row was broken.
+fn seeds_to(info: &MutantInfo, seeds: u64) -> Result<(u64, String), String> {
+    let mut scenario = scenario(info.scenario);
+    let steps = run(&scenario, 0).scheduling_points;
+    scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
+    let mut others = Vec::new();
+    for seed in 0..seeds {
+        let Some((id, text)) = finding(&run_in_turns(&scenario, seed, steps)) else { continue };
+        match id {
+            Some(id) if info.caught_by.contains(&id.as_str()) => return Ok((seed + 1, id)),
+            _ => others.push(text),
+        }
+    }
+    Err(format!("{} others, such as {:?}", others.len(), others.first()))
+}
+
+#[test]
+fn every_mutant_is_found_by_an_invariant_of_its_row() {
+    let only = std::env::var("MUTANT").ok();
+    let mut missed = Vec::new();
+    for info in mutants::all().filter(|info| only.as_deref().is_none_or(|id| id == info.id())) {
+        if info.is_negative_control() {
+            continue;
+        }
+        match seeds_to(info, SEEDS) {
+            Ok((seeds, id)) => {
+                let strategy = STRATEGIES[(seeds as usize - 1) % 4];
+                println!("{:8} {seeds:5} {strategy:8} {id:12} {}", info.id(), info.scenario);
+            }
+            Err(others) => missed.push(format!("{}: {}: {others}", info.id(), info.scenario)),
+        }
+    }
+    assert!(missed.is_empty(), "not found within {SEEDS} schedules:\n{}", missed.join("\n"));
+}
+
+#[test]
+fn negative_controls_stay_silent() {
+    for info in mutants::all().filter(|info| info.is_negative_control()) {
+        let mut scenario = scenario(info.scenario);
+        scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
+        let steps = run(&scenario, 0).scheduling_points;
+        for seed in 0..SILENT {
+            assert_eq!(finding(&run_in_turns(&scenario, seed, steps)), None, "{}: seed {seed}", info.id());
+        }
+    }
+}
+
+#[test]
+fn without_a_mutant_every_scenario_is_clean_and_every_outcome_comes_out() {
+    let mut scenarios = BTreeMap::new();
+    for info in mutants::all() {
+        scenarios.entry(info.scenario).or_insert_with(|| scenario(info.scenario));
+    }
+    for (path, scenario) in scenarios {
+        assert!(scenario.teaches.is_some(), "{path} teaches nothing");
+        let steps = run(&scenario, 0).scheduling_points;
+        let mut missing: Vec<_> = (0..scenario.outcomes.len()).collect();
+        for seed in 0..SEEDS {
+            if seed >= CLEAN && missing.is_empty() {
+                break;
+            }
+            let report = run_in_turns(&scenario, seed, steps);
+            assert_eq!(finding(&report), None, "{path}: seed {seed}");
+            let answer =
+                |label: &str| report.steps.iter().find(|s| s.label.as_deref() == Some(label)).map(|s| &s.answer);
+            missing.retain(|&i| !scenario.outcomes[i].holds(&answer));
+        }
+        assert!(missing.is_empty(), "{path}: outcomes {missing:?} never came out");
+    }
+}
