@@ -10,7 +10,7 @@ use gmem::scenario::{Scenario, parse};
 use sim_kernel::sched::{Chooser, LogLevel, Pct, Random, Verdict, invariant_of};
 
 /// Schedules within which a mutant is found; the strategies take turns.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 8000;
 /// Schedules under which a negative control stays silent.
 const SILENT: u64 = 2000;
 /// Random schedules of a scenario without mutants, all of them clean.

@@ -61,7 +61,13 @@ impl Backend for Simulator {
         jobs: usize,
         watch: &mut dyn FnMut(&Progress) -> Flow,
     ) -> Result<Progress, String> {
-        explore::campaign::explore(&ScenarioProgram::new(scenario), plan, progress, jobs, watch)
+        explore::campaign::explore(
+            &ScenarioProgram::new(scenario).with_memory(plan.memory.model()),
+            plan,
+            progress,
+            jobs,
+            watch,
+        )
     }
 
     fn explain(

@@ -238,3 +238,33 @@ fn the_example_is_that_of_the_crate() {
     let in_readme = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("\n```").next());
     assert_eq!(in_readme, Some(shown.join("\n").as_str()), "README.md shows another example");
 }
+
+/// The reports in `docs/failures` are those that the explorer makes of the mutants.
+#[test]
+fn failures_are_those_of_the_explorer() {
+    use gmem::explore::campaign::{self, Flow, Progress};
+    use gmem::explore::portfolio::{Choice, Memory, Plan};
+    use gmem::explore::report::Origin;
+    use gmem::explore::{explain, zoo};
+
+    for id in ["RC-01", "RC-20", "RC-51"] {
+        let info = gmem::mutants::named(id).unwrap();
+        let program = zoo::program_of(info).unwrap();
+        let (choice, memory) = (Choice::Portfolio, Memory::Sc);
+        let plan = Plan { choice, seed: 0, executions: 100_000, search: 50_000, keep_going: false, memory };
+        let progress = campaign::explore(&program, &plan, Progress::default(), 1, &mut |_| Flow::Continue).unwrap();
+        let finding = progress.findings.first().unwrap_or_else(|| panic!("{id} is not found"));
+        let origin = Origin {
+            memory,
+            found_by: format!("{}, execution {}", finding.strategy, finding.executions),
+            command: format!("gmem explore scenarios/{} --mutant {id}", info.scenario),
+            mutants: vec![id.to_string()],
+        };
+        let schedule = finding.schedule.parse().unwrap();
+        let report = explain(program.scenario(), &schedule, Some(finding.kind()), &origin).unwrap();
+        let page = format!("docs/failures/{}.md", id.to_lowercase());
+        for (name, text) in report.sections() {
+            check_table(&page, &format!("report {name}"), &format!("```text\n{text}```\n"));
+        }
+    }
+}

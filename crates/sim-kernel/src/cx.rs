@@ -105,6 +105,13 @@ impl<'t> Cx<'t> {
         self.engine().is_some_and(|engine| engine.has_mutant(mutant))
     }
 
+    /// Whether any rule is off. What commutes with everything as long as all hold, such as freeing what nobody can reach any more, is then a
+    /// scheduling point of its own, because somebody may reach it.
+    #[inline]
+    pub fn has_mutants(&self) -> bool {
+        self.engine().is_some_and(|engine| !engine.mutants.get().is_empty())
+    }
+
     /// Registers a shared object of the given class (a lock's or a table's name in the kernel).
     #[inline]
     pub fn new_object(&self, class: &'static str) -> ObjId {

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
 pub use super::budget::Budget;
-use crate::explore::portfolio::Choice;
+use crate::explore::portfolio::{Choice, Memory};
 use crate::kvm::config::KernelVersion;
 
 /// A deterministic simulator of Linux KVM's guest_memfd
@@ -206,6 +206,9 @@ pub struct Explore {
     /// When to stop: executions such as 100k or 2M, or a time such as 10s or 5m
     #[arg(long, value_name = "BUDGET", default_value_t = Budget::Executions(100_000))]
     pub budget: Budget,
+    /// Which reorderings of loads and stores are explored
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
+    pub memory_model: Memory,
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,

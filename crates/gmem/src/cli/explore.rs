@@ -15,7 +15,7 @@ use super::output::whole_file;
 use super::{Backend, args};
 use crate::explore::campaign::{Finding, Flow, Progress};
 use crate::explore::checkpoint::{Checkpoint, Identity};
-use crate::explore::portfolio::Plan;
+use crate::explore::portfolio::{Memory, Plan};
 use crate::explore::report::Origin;
 use crate::scenario::Scenario;
 use crate::{Status, mutants, source};
@@ -40,17 +40,25 @@ pub(super) fn explore(
     let command = command(&name, args, &switched_off);
     if let Some(schedule) = &args.replay {
         let schedule = schedule.parse().map_err(|error| anyhow::anyhow!("--replay: {error}"))?;
-        let origin = Origin { found_by: "replay".into(), command, mutants: mutants_of(&scenario) };
+        let (memory, mutants) = (args.memory_model, mutants_of(&scenario));
+        let origin = Origin { memory, found_by: "replay".into(), command, mutants };
         return replay(&scenario, &schedule, &origin, args.json, backend, out);
     }
     let (executions, search) = args.budget.executions();
-    let plan = Plan { choice: args.strategy, seed: args.seed, executions, search, keep_going: args.keep_going };
+    let plan = Plan {
+        choice: args.strategy,
+        seed: args.seed,
+        executions,
+        search,
+        keep_going: args.keep_going,
+        memory: args.memory_model,
+    };
     let identity = Identity {
         version: env!("CARGO_PKG_VERSION").to_string(),
         scenario: Identity::hash(&source),
         kernel: scenario.machine.kernel.to_string(),
         mutants: mutants_of(&scenario),
-        memory_model: "sc".to_string(),
+        memory_model: args.memory_model.to_string(),
         plan,
     };
     let progress = resume(args.checkpoint.as_deref(), &identity)?;
@@ -73,7 +81,7 @@ pub(super) fn explore(
     let explained: Vec<Explained<'_>> = progress
         .findings
         .iter()
-        .map(|finding| explain(&scenario, finding, &command, backend))
+        .map(|finding| explain(&scenario, finding, &command, args.memory_model, backend))
         .collect::<Result<_, _>>()?;
     let interrupted = was_interrupted() && !progress.finished;
     if args.json {
@@ -108,6 +116,9 @@ fn command(name: &str, args: &args::Explore, mutants: &[&str]) -> String {
     if let Some(kernel) = args.kernel {
         command.push_str(&format!(" --kernel {kernel}"));
     }
+    if args.memory_model != Memory::Sc {
+        command.push_str(&format!(" --memory-model {}", args.memory_model));
+    }
     for id in mutants {
         command.push_str(&format!(" --mutant {id}"));
     }
@@ -136,11 +147,12 @@ fn explain<'f>(
     scenario: &Scenario,
     finding: &'f Finding,
     command: &str,
+    memory: Memory,
     backend: &dyn Backend,
 ) -> anyhow::Result<Explained<'f>> {
     let schedule: Schedule = finding.schedule.parse().context("a schedule of our own")?;
     let found_by = format!("{}, execution {}", finding.strategy, finding.executions);
-    let origin = Origin { found_by, command: command.to_string(), mutants: mutants_of(scenario) };
+    let origin = Origin { memory, found_by, command: command.to_string(), mutants: mutants_of(scenario) };
     let report = backend.explain(scenario, &schedule, Some(finding.kind()), &origin);
     Ok(Explained { finding, report: report.map_err(|message| anyhow::anyhow!(message))? })
 }

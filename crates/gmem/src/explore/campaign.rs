@@ -290,7 +290,7 @@ impl Shared<'_> {
     }
 
     fn options(&self, first: u64) -> Options {
-        Options { first, steps_max: STEPS_MAX, ..Options::default() }
+        Options { first, steps_max: STEPS_MAX, memory: self.program.memory(), coverage: true, ..Options::default() }
     }
 
     /// The exhaustive search, a message for each piece.

@@ -6,7 +6,7 @@ use super::collision::Pair;
 use super::functions;
 use super::program::ScenarioProgram;
 use super::report::{Row, file_name, performing, verb};
-use super::witness::{Step, Witness};
+use super::witness::{Step, Witness, owner};
 
 /// Characters of a line.
 const WIDTH: usize = 120;
@@ -27,7 +27,7 @@ pub(super) fn lay_out(program: &ScenarioProgram, witness: &Witness, pair: Option
     let mut hidden = 0;
     let mut line = vec![None; columns];
     for (at, step) in witness.steps.iter().enumerate() {
-        let column = step.task.index() - 1;
+        let column = owner(step.task).index() - 1;
         let begins = line[column] != Some(step.line);
         let collides = pair.is_some_and(|pair| pair.first == at || pair.second == at);
         let is_last = at + 1 == witness.steps.len();
@@ -46,7 +46,7 @@ pub(super) fn lay_out(program: &ScenarioProgram, witness: &Witness, pair: Option
             continue;
         }
         if hidden > 0 {
-            let before = witness.steps[at - 1].task.index() - 1;
+            let before = owner(witness.steps[at - 1].task).index() - 1;
             out.hidden(before, &mut hidden);
         }
         if let Some(stopped) = step.preempted {

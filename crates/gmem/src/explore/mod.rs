@@ -46,7 +46,7 @@ pub fn explain(
     kind: Option<&str>,
     origin: &Origin,
 ) -> Result<Report, String> {
-    let program = ScenarioProgram::new(scenario);
+    let program = ScenarioProgram::new(scenario).with_memory(origin.memory.model());
     let explain = || {
         let small = match kind {
             Some(kind) => minimise::minimise(&program, schedule, kind)?.schedule,

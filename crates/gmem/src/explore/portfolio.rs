@@ -9,8 +9,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sim_kernel::explore::{StrategyKind, StrategyKindError};
+use sim_kernel::sched::MemoryModel;
 
 /// Executions of one piece of an exhaustive search.
 pub const PIECE: u64 = 500;
@@ -57,6 +59,38 @@ pub struct Plan {
     pub search: u64,
     /// Whether to go on after a finding, for other kinds of failures.
     pub keep_going: bool,
+    /// Which reorderings of loads and stores are explored.
+    pub memory: Memory,
+}
+
+/// Which reorderings of loads and stores are explored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Memory {
+    /// none: every load sees the last store
+    #[default]
+    Sc,
+    /// those of x86: a store waits in its task's buffer while later loads go ahead
+    Tso,
+}
+
+impl Memory {
+    /// As the engine has it.
+    pub fn model(self) -> MemoryModel {
+        match self {
+            Memory::Sc => MemoryModel::Sc,
+            Memory::Tso => MemoryModel::Tso,
+        }
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Memory::Sc => "sc",
+            Memory::Tso => "tso",
+        })
+    }
 }
 
 /// One sample.
@@ -117,7 +151,8 @@ mod tests {
     fn the_budget_is_what_is_done() {
         for choice in [Choice::Portfolio, Choice::One(StrategyKind::Pos), Choice::One(StrategyKind::Dfs)] {
             for executions in [1, 199, 200, 201, 10_000] {
-                let plan = Plan { choice, seed: 0, executions, search: executions / 2, keep_going: false };
+                let plan =
+                    Plan { choice, seed: 0, executions, search: executions / 2, keep_going: false, memory: Memory::Sc };
                 let samples = (0..).map_while(|n| plan.sample(n)).map(|sample| sample.count).sum::<u64>();
                 let exhaustive = plan.exhaustive().map_or(0, |(_, most)| most);
                 assert_eq!(samples + exhaustive, executions, "{choice} {executions}");

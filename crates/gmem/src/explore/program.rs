@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use sim_kernel::Cx;
 use sim_kernel::explore::{Judgement, Problem, Program};
-use sim_kernel::sched::{Sim, Verdict, invariant_of};
+use sim_kernel::sched::{MemoryModel, Sim, Verdict, invariant_of};
 
 use crate::interp::World;
 use crate::ops::Answer;
@@ -119,12 +119,24 @@ pub struct Ending {
 #[derive(Clone, Debug)]
 pub struct ScenarioProgram {
     scenario: Arc<Scenario>,
+    memory: MemoryModel,
 }
 
 impl ScenarioProgram {
     /// The program that does what `scenario` says.
     pub fn new(scenario: &Scenario) -> ScenarioProgram {
-        ScenarioProgram { scenario: Arc::new(scenario.clone()) }
+        ScenarioProgram { scenario: Arc::new(scenario.clone()), memory: MemoryModel::Sc }
+    }
+
+    /// The same program with these reorderings of loads and stores.
+    #[must_use]
+    pub fn with_memory(self, memory: MemoryModel) -> ScenarioProgram {
+        ScenarioProgram { memory, ..self }
+    }
+
+    /// Which reorderings of loads and stores there are.
+    pub fn memory(&self) -> MemoryModel {
+        self.memory
     }
 
     /// The scenario.

@@ -12,6 +12,7 @@ use sim_kernel::sched::{Access, Replay, Schedule};
 use super::collision::{self, Pair};
 use super::columns;
 use super::functions;
+use super::portfolio::Memory;
 use super::program::{Failure, Part, ScenarioProgram};
 use super::witness::{Step, Witness};
 use crate::{invariants, mutants};
@@ -19,6 +20,8 @@ use crate::{invariants, mutants};
 /// What is known of a failure beside the execution itself.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
+    /// Which reorderings of loads and stores there are.
+    pub memory: Memory,
     /// How it was found: `dpor, execution 17`.
     pub found_by: String,
     /// The command that shows it again, up to the schedule.
@@ -162,7 +165,7 @@ impl Side {
     fn of(program: &ScenarioProgram, witness: &Witness, at: usize) -> Side {
         let step = &witness.steps[at];
         Side {
-            task: witness.task(step.task).to_string(),
+            task: witness.task(step.task),
             access: verb(step.op.access),
             object: step.object.clone(),
             function: functions::around(&step.site),

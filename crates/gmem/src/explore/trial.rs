@@ -56,7 +56,13 @@ impl<'p> Trials<'p> {
         let seen: Rc<RefCell<Seen>> = Rc::default();
         let counter = Counter { inner, seen: Rc::clone(&seen) };
         self.sim.set_chooser(Chooser::Custom(Box::new(counter)));
-        let config = Config { seed: 0, steps_max: STEPS_MAX, log: LogLevel::Off, ..Config::default() };
+        let config = Config {
+            seed: 0,
+            steps_max: STEPS_MAX,
+            log: LogLevel::Off,
+            memory: self.program.memory(),
+            ..Config::default()
+        };
         let (running, verdict) = self.sim.execute(&config, |cx| self.program.begin(cx));
         let schedule = self.sim.schedule();
         let ending = self.program.end(&mut self.sim, &running, &verdict);

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sim_kernel::sched::{
-    Access, Chooser, Config, Divergence, Event, LogLevel, ObjId, Op, Ready, Schedule, Sim, Strategy, TaskId,
-    TraceRecord, Verdict,
+    Access, BUFFERS_FROM, Chooser, Config, Divergence, Event, LogLevel, ObjId, Op, Ready, Schedule, Sim, Strategy,
+    TaskId, TraceRecord, Verdict,
 };
 
 use super::program::{Failure, Part, Running, ScenarioProgram};
@@ -100,7 +100,13 @@ impl Witness {
         let watch: Arc<Mutex<Option<(Running, Watch)>>> = Arc::default();
         let recorder = Recorder { inner: strategy, seen: Rc::clone(&seen), watch: Arc::clone(&watch), preempted: None };
         let mut sim = Sim::new(Chooser::Custom(Box::new(recorder)));
-        let config = Config { seed: 0, steps_max: STEPS_MAX, log: LogLevel::Full, ..Config::default() };
+        let config = Config {
+            seed: 0,
+            steps_max: STEPS_MAX,
+            log: LogLevel::Full,
+            memory: program.memory(),
+            ..Config::default()
+        };
         let (running, verdict) = sim.execute(&config, |cx| {
             let running = program.begin(cx);
             *watch.lock() = Some((running.clone(), Watch::new(cx, program.scenario(), &running.world)));
@@ -135,9 +141,15 @@ impl Witness {
     }
 
     /// Name of a task.
-    pub fn task(&self, task: TaskId) -> &str {
-        self.tasks.get(task.index()).map_or("?", String::as_str)
+    pub fn task(&self, task: TaskId) -> String {
+        let name = self.tasks.get(owner(task).index()).map_or("?", String::as_str);
+        if task == owner(task) { name.to_string() } else { format!("the store buffer of {name}") }
     }
+}
+
+/// The task itself or, of a store buffer, the task whose stores wait there.
+pub(super) fn owner(task: TaskId) -> TaskId {
+    if task.0 >= BUFFERS_FROM { TaskId(task.0 - BUFFERS_FROM) } else { task }
 }
 
 /// What the strategy was told.
@@ -188,7 +200,7 @@ impl Strategy for Recorder {
         }
         let watch = self.watch.lock();
         let Some((running, watch)) = &*watch else { return };
-        let thread = Part::Thread(task.index() - 1);
+        let thread = Part::Thread(owner(task).index() - 1);
         let index = running.done.lock().iter().filter(|done| done.part == thread).count();
         seen.steps.push(SeenStep {
             task,

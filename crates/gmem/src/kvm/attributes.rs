@@ -6,7 +6,7 @@
 
 use super::host::Host;
 use super::lpage_info::{LARGE_LEVELS, Mixed};
-use super::memslots::Memslot;
+use super::memslots::{Memslot, MemslotSet};
 use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
@@ -123,14 +123,19 @@ impl Vm {
     }
 
     /// The slots that intersect the range, in all address spaces, with the part of the range that each covers.
-    fn slots_in(&self, range: GfnRange) -> Vec<(Arc<Memslot>, GfnRange)> {
+    fn slots_in(&self, cx: &Cx<'_>, range: GfnRange) -> Vec<(Arc<Memslot>, GfnRange)> {
         let mut found = Vec::new();
         for as_id in 0..self.address_spaces() {
-            self.memslots.peek_active(as_id, |set| {
+            let look = |set: &MemslotSet| {
                 for slot in set.in_gfn_range(range) {
                     found.push((Arc::clone(slot), slot.gfns().clip(&range)));
                 }
-            });
+            };
+            if cx.has_mutant(RC_52) || cx.has_mutant(RC_53) {
+                self.memslots.read(cx, as_id, look);
+            } else {
+                self.memslots.peek_active(as_id, look);
+            }
         }
         found
     }
@@ -138,7 +143,7 @@ impl Vm {
     /// Opens an invalidation over the converted frames and zaps them; nothing happens if no slot covers any of them. The inner `None`: it
     /// was ended already, which only a mutant does.
     fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) -> Option<Option<Invalidation>> {
-        let slots = self.slots_in(range);
+        let slots = self.slots_in(cx, range);
         if slots.is_empty() {
             return None;
         }
@@ -196,7 +201,7 @@ impl Vm {
         invalidation: Option<Option<Invalidation>>,
     ) {
         let Some(invalidation) = invalidation else { return };
-        let slots = self.slots_in(range);
+        let slots = self.slots_in(cx, range);
         let mut lock = self.mmu.mmu_lock.write(cx);
         // INV-208: whatever was mapped with the old attribute is gone, and nothing came back.
         for (slot, part) in &slots {

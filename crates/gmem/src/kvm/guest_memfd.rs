@@ -507,7 +507,7 @@ impl GmemFile {
         }
         self.bindings.for_each_range(cx, pages.start, pages.end - 1, |_, handle| {
             let slot = Arc::clone(self.slots.lock().get(&handle.0).expect("INV-303: a binding names a slot of the VM"));
-            slot.assert_live();
+            slot.dereference(cx);
             let pgoff = slot.gmem.pgoff.0;
             let mut first = pgoff.max(pages.start) - pgoff;
             let mut end = (pgoff + slot.npages).min(pages.end) - pgoff;

@@ -302,9 +302,21 @@ impl Memslot {
     }
 
     /// The slot's memory goes back to the kernel's allocator: nobody may use it any more (INV-401).
-    pub fn free(&self) {
+    pub fn free(&self, cx: &Cx<'_>) {
+        if cx.has_mutants() && self.gmem.object != ObjId::NONE {
+            cx.point(Access::Store, self.gmem.object, 1);
+        }
         let was = self.freed.swap(true, Ordering::SeqCst);
         assert!(!was, "INV-401: slot {:?} is freed twice", self.id);
+    }
+
+    /// Whoever has a pointer to the slot from a binding looks at it.
+    #[track_caller]
+    pub(crate) fn dereference(&self, cx: &Cx<'_>) {
+        if cx.has_mutants() {
+            cx.point(Access::Load, self.gmem.object, 1);
+        }
+        self.assert_live();
     }
 
     /// Asserts that the slot was not freed.

@@ -164,7 +164,7 @@ impl Vm {
             if !cx.has_mutant(BUG_05) {
                 self.gmem_unbind(cx, &bound);
             }
-            bound.free();
+            bound.free(cx);
         }
         result
     }
@@ -245,7 +245,7 @@ impl Vm {
                     self.swap_active_memslots(cx, as_id, arch);
                     let invalid = current.expect("the stand-in was published");
                     self.memslots.inactive(as_id, |set| set.replace(Some(&invalid), Some(old)));
-                    invalid.free();
+                    invalid.free(cx);
                 } else {
                     drop(arch);
                 }
@@ -263,7 +263,7 @@ impl Vm {
         if let (Change::Delete | Change::Move, Some(invalid)) = (change, current)
             && invalid.is_invalid()
         {
-            invalid.free();
+            invalid.free(cx);
         }
 
         self.commit_memory_region(cx, slots, old, new, change);
@@ -299,6 +299,10 @@ impl Vm {
                 }
                 let info = LpageInfo::new(&self.host, new.gfns, new.userspace_addr)?;
                 if self.machine.has_private_memory() {
+                    if cx.has_mutant(RC_52) {
+                        // Without `slots_lock` against conversions this is a race.
+                        self.attributes.get(cx, new.gfns.start);
+                    }
                     info.init_mixed(cx, new.gfns, &self.attributes);
                 }
                 Arc::new(info)
@@ -348,20 +352,20 @@ impl Vm {
             (Change::Delete, Some(old), _) => {
                 slots.nr_memslot_pages -= old.npages;
                 if cx.has_mutant(RC_44) {
-                    old.free();
+                    old.free(cx);
                     return self.gmem_unbind(cx, &old);
                 }
                 self.gmem_unbind(cx, &old);
-                old.free();
+                old.free(cx);
             }
             (Change::FlagsOnly, Some(old), Some(new)) => {
                 self.check_commit(&old, "the flags of a guest_memfd slot never change");
                 self.apply_dirty_logging_change(cx, &old, &new);
-                old.free();
+                old.free(cx);
             }
             (Change::Move, Some(old), Some(_)) => {
                 self.check_commit(&old, "a guest_memfd slot never moves");
-                old.free();
+                old.free(cx);
             }
             other => unreachable!("inconsistent change {other:?}"),
         }

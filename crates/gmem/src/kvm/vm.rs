@@ -324,7 +324,7 @@ impl Vm {
             self.memslots.peek_active(as_id, |set| {
                 for slot in set.iter() {
                     assert!(slot.gmem.peek_file().is_none(), "INV-407: a VM dies with a slot that is bound");
-                    slot.free();
+                    slot.free(cx);
                 }
             });
         }

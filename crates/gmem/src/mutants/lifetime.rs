@@ -43,7 +43,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "H x R",
         "invalidate_lock in the handling of a broken page",
         "the view is released under its hands",
-        &["INV-402"],
+        &["INV-402", "INV-301"],
         "races/failure-release.toml",
     ),
     row(

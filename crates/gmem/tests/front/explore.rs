@@ -5,7 +5,7 @@ use gmem::KernelVersion;
 use gmem::explore::campaign::{self, Flow, Progress};
 use gmem::explore::checkpoint::{Checkpoint, Identity};
 use gmem::explore::minimise::minimise;
-use gmem::explore::portfolio::{Choice, Plan};
+use gmem::explore::portfolio::{Choice, Memory, Plan};
 use gmem::explore::report::Origin;
 use gmem::explore::trial::Trials;
 use gmem::explore::{ScenarioProgram, explain};
@@ -48,7 +48,7 @@ fn adders() -> ScenarioProgram {
 
 fn plan(strategy: &str, executions: u64, keep_going: bool) -> Plan {
     let choice: Choice = strategy.parse().unwrap();
-    Plan { choice, seed: 7, executions, search: executions / 2, keep_going }
+    Plan { choice, seed: 7, executions, search: executions / 2, keep_going, memory: Memory::Sc }
 }
 
 fn explore(program: &ScenarioProgram, plan: &Plan, jobs: usize) -> Progress {

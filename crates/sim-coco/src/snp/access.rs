@@ -1,4 +1,5 @@
 //! Accesses to memory on a machine with SNP: announced, checked, and through the right key, in one step.
+//! Natively they are two: an access that was checked may reach the page after it was taken away.
 
 use super::check::HostSnpAccess;
 use super::fail::{GuestFault, HostFault};

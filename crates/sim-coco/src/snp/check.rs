@@ -22,6 +22,7 @@ use super::fail::{GuestFault, HostFault, NpfError, PfError};
 use super::guest::{GuestCpu, GuestKind, SnpAccess};
 use super::machine::Snp;
 use super::memory::KeyPath;
+use super::mutants;
 use super::types::{Asid, RmpSize, VmplPerms, head_of};
 use crate::AccessKind;
 use sim_kernel::{PAGE_SIZE, Pfn};
@@ -61,6 +62,9 @@ enum Refusal {
 impl Snp {
     /// Whether the hypervisor owns the page, or all of the region around it if the mapping is larger than 4 KiB (1 GiB is checked as 2 MiB).
     fn is_hv_owned(&self, pfn: Pfn, level: Level) -> bool {
+        if self.is_off(mutants::HV_OWNED) {
+            return true;
+        }
         if level == Level::L4K { !self.rmp.is_assigned(pfn) } else { !self.rmp.any_assigned_in_region(pfn) }
     }
 
@@ -112,13 +116,19 @@ impl Snp {
 
     fn check_private(&self, cpu: &GuestCpu, access: &SnpAccess) -> Result<(), GuestFault> {
         if let Some(cached) = self.tlbs.lookup(cpu, access) {
-            return refusal(&cached, cpu, access).map_or(Ok(()), |refusal| Err(fault(refusal, &cached, cpu, access)));
+            return self
+                .refusal(&cached, cpu, access)
+                .map_or(Ok(()), |refusal| Err(fault(refusal, &cached, cpu, access)));
         }
         let page = self.rmp.page(access.pfn);
-        let size_matches = (access.level > Level::L4K) == (page.page_size == RmpSize::Size2M);
+        let same_size = (access.level > Level::L4K) == (page.page_size == RmpSize::Size2M);
+        let size_matches = same_size || self.is_off(mutants::SIZE);
         let is_page = self.is_usable_by(cpu.asid, access.pfn, access.gpa, &page) && size_matches;
-        let refusal =
-            if is_page && !self.rmp.is_busy(access.pfn) { refusal(&page, cpu, access) } else { Some(Refusal::Rmp) };
+        let refusal = if is_page && !self.rmp.is_busy(access.pfn) {
+            self.refusal(&page, cpu, access)
+        } else {
+            Some(Refusal::Rmp)
+        };
         match refusal {
             None => {
                 self.tlbs.fill(cpu, access, &page);
@@ -132,20 +142,20 @@ impl Snp {
     pub(super) fn is_usable_by(&self, asid: Asid, pfn: Pfn, gpa: Gpa, page: &RmpEntry) -> bool {
         self.rmp.covers(pfn)
             && page.assigned
-            && page.asid == asid
-            && page.gpa.0 == gpa.0 & !(PAGE_SIZE - 1)
-            && !page.immutable
+            && (page.asid == asid || self.is_off(mutants::OWNER))
+            && (page.gpa.0 == gpa.0 & !(PAGE_SIZE - 1) || self.is_off(mutants::REVMAP))
+            && (!page.immutable || self.is_off(mutants::MUTABLE))
     }
-}
 
-/// VALID, then VMPLOK.
-fn refusal(page: &RmpEntry, cpu: &GuestCpu, access: &SnpAccess) -> Option<Refusal> {
-    if !page.validated {
-        Some(Refusal::NotValidated)
-    } else if !vmpl_allows(page.perms[cpu.vmpl.index()], cpu, access) {
-        Some(Refusal::Vmpl)
-    } else {
-        None
+    /// VALID, then VMPLOK.
+    fn refusal(&self, page: &RmpEntry, cpu: &GuestCpu, access: &SnpAccess) -> Option<Refusal> {
+        if !page.validated && !self.is_off(mutants::VALID) {
+            Some(Refusal::NotValidated)
+        } else if !vmpl_allows(page.perms[cpu.vmpl.index()], cpu, access) && !self.is_off(mutants::VMPL) {
+            Some(Refusal::Vmpl)
+        } else {
+            None
+        }
     }
 }
 

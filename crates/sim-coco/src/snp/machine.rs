@@ -6,6 +6,7 @@ use super::config::SnpConfig;
 use super::firmware::Psp;
 use super::lock::{Conflict, Holder};
 use super::memory::EncryptedMemory;
+use super::mutants;
 use super::rmp::Rmp;
 use super::tlb::GuestTlbs;
 use super::types::{Asid, Spa};
@@ -13,7 +14,7 @@ use sim_kernel::mm::PhysMem;
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
 use sim_kernel::sched::Access;
 use sim_kernel::sync::Mutex;
-use sim_kernel::{Cx, Pfn};
+use sim_kernel::{Cx, Mutant, MutantSet, Pfn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub struct Snp {
     pub(super) psp: Mutex<Psp>,
     pub(super) cpus: parking_lot::Mutex<Cpus>,
     pub(super) tlbs: GuestTlbs,
+    /// Rules that are off.
+    mutants: MutantSet,
     /// SYSCFG.SNP_EN.
     snp_en: AtomicBool,
     /// What RMP operations are announced on.
@@ -71,6 +74,7 @@ impl Snp {
             psp: Mutex::new(cx, "psp", Psp::new(config.seed)),
             cpus: Default::default(),
             tlbs: GuestTlbs::new(config.guest_tlb),
+            mutants: mutants::chosen(cx),
             snp_en: AtomicBool::new(false),
             config,
         }
@@ -181,13 +185,21 @@ impl Snp {
         }
     }
 
+    /// Whether this rule is switched off.
+    #[inline]
+    pub(super) fn is_off(&self, mutant: Mutant) -> bool {
+        self.mutants.contains(mutant)
+    }
+
     pub(super) fn cpu(&self, cx: &Cx<'_>) -> Holder {
         Holder::Cpu(cx.task())
     }
 
-    /// Drops cached translations of all guests to these frames (the broadcast of RMPUPDATE and PSMASH). The place of R23.
+    /// Drops cached translations of all guests to these frames (the broadcast of RMPUPDATE and PSMASH).
     pub(super) fn broadcast(&self, first: Pfn, pages: u64) {
-        self.tlbs.invalidate(first, pages);
+        if !self.is_off(mutants::R23) {
+            self.tlbs.invalidate(first, pages);
+        }
     }
 
     pub(super) fn is_guest_asid(&self, asid: Asid) -> bool {

@@ -7,8 +7,8 @@
 //! caller's: everything here takes the frame that they gave.
 //!
 //! No Linux is in it: who retries, who splits mappings, and what KVM answers is elsewhere. What is simplified is in the files; where public documents are
-//! silent, [`SnpConfig`] has the choice (`OP-...`). Invariants (`SNP-INV-...`) are in [`invariants`] and as assertions. Where a race of the hardware is
-//! decided, a comment says "the place of R...".
+//! silent, [`SnpConfig`] has the choice (`OP-...`). Invariants (`SNP-INV-...`) are in [`invariants`] and as assertions. Checks, and the places
+//! where the hardware decides a race, can be switched off ([`mutants`]).
 //!
 //! Every instruction and command is a scheduling point, announced on the bytes of the frames that it concerns ([`sim_kernel::mm::PhysMem::object`]), because an access
 //! and an operation on the entry of its page do not commute.
@@ -26,6 +26,7 @@ mod layout;
 mod lock;
 mod machine;
 mod memory;
+pub mod mutants;
 mod psmash;
 mod pvalidate;
 mod rmp;

@@ -22,9 +22,8 @@ impl Snp {
         if !RmpSize::Size2M.is_aligned(pfn) || !self.rmp.covers_region(pfn) {
             return Err(RmpFail::Input);
         }
-        // The place of R7.
+        // R7: who comes second tries again, or finds that it is done.
         let _lock = self.rmp.lock(pfn, Span::Region, self.cpu(cx)).map_err(|_| RmpFail::Inuse)?;
-        self.contend(cx, pfn, PAGES_PER_PMD);
         let head = self.rmp.entry(pfn);
         if head.immutable {
             return Err(RmpFail::Permission);
@@ -32,6 +31,7 @@ impl Snp {
         if !head.assigned || head.page_size == RmpSize::Size4K {
             return Err(RmpFail::BadAddr);
         }
+        self.contend(cx, pfn, PAGES_PER_PMD);
         // The head last: until then, who reads a tail is answered by it (SNP-INV-015).
         for i in (0..PAGES_PER_PMD).rev() {
             let gpa = head.gpa + (i << PAGE_SHIFT);

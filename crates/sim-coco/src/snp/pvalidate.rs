@@ -58,13 +58,13 @@ impl Snp {
         let (at, span) = self.page_at(operand.pfn);
         let lock = self.rmp.lock(at, span, self.cpu(cx));
         let _lock = lock.map_err(|_| operand_npf(operand, NpfError::RMP))?;
-        self.contend(cx, first, pages);
         let validated = edx == 1;
         let unchanged = self.rmp.entry(at).validated == validated;
+        self.contend(cx, first, pages);
         if !unchanged {
             self.rmp.change_page(at, |page| page.validated = validated);
         }
-        Ok(Pvalidated { result: Ok(()), unchanged })
+        Ok(Pvalidated { result: Ok(()), unchanged: unchanged && !self.is_off(super::mutants::NO_CF) })
     }
 
     /// Where the entry of the page that contains the frame is, and what an operation on it marks.

@@ -2,7 +2,9 @@
 
 use super::fail::{GuestFault, NpfError, RmpFail};
 use super::guest::{GuestCpu, GuestKind, PageOperand};
+use super::lock::Conflict;
 use super::machine::Snp;
+use super::mutants;
 use super::pvalidate::{operand_npf, operand_size, operand_span};
 use super::types::{Vmpl, VmplPerms};
 use sim_kernel::Cx;
@@ -66,10 +68,12 @@ impl Snp {
             return Ok(Err(fail));
         }
         let (at, span) = self.page_at(operand.pfn);
-        // The place of R10: without it, a vCPU goes on with a VMSA that is none any more.
-        let lock = self.rmp.lock(at, span, self.cpu(cx));
-        let _lock = lock.map_err(|_| operand_npf(operand, NpfError::RMP))?;
-        self.contend(cx, first, pages);
+        // R10: without it, a vCPU goes on with a VMSA that is none any more.
+        let _lock = match self.rmp.lock(at, span, self.cpu(cx)) {
+            Ok(lock) => Some(lock),
+            Err(Conflict::InUse) if self.is_off(mutants::R10) => None,
+            Err(_) => return Err(operand_npf(operand, NpfError::RMP)),
+        };
         let page = self.rmp.entry(at);
         if !page.validated {
             return Err(GuestFault::NotValidated { cr2: operand.gva });
@@ -78,6 +82,7 @@ impl Snp {
         if !page.perms[cpu.vmpl.index()].contains(perms) {
             return Ok(Err(RmpFail::Permission));
         }
+        self.contend(cx, first, pages);
         self.rmp.change_page(at, |page| {
             page.perms[target.index()] = perms;
             if cpu.vmpl == Vmpl::ZERO {

@@ -3,8 +3,9 @@
 use super::config::ResizeRule;
 use super::entry::{RmpEntry, RmpUpdate};
 use super::fail::RmpFail;
-use super::lock::Span;
+use super::lock::{Conflict, Span};
 use super::machine::{Snp, rmpupdate_conflict};
+use super::mutants;
 use super::types::{Asid, RmpSize, VmplPerms, head_of};
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGES_PER_PMD, Pfn};
@@ -41,21 +42,26 @@ impl Snp {
             return Err(RmpFail::Input);
         }
 
-        // The places of R6 and R8: without these marks, a page that a vCPU runs with, or that another processor is changing, changes.
+        // R6, R8: without these marks, a page that a vCPU runs with, or that another processor is changing, changes.
         let span = if is_2m { Span::Region } else { Span::Entry };
-        let _lock = self.rmp.lock(pfn, span, self.cpu(cx)).map_err(rmpupdate_conflict)?;
+        let _lock = match self.rmp.lock(pfn, span, self.cpu(cx)) {
+            Ok(lock) => Some(lock),
+            Err(Conflict::InUse) if self.is_off(mutants::R08) => None,
+            Err(Conflict::Entry | Conflict::Region) if self.is_off(mutants::R06) => None,
+            Err(conflict) => return Err(rmpupdate_conflict(conflict)),
+        };
         let _updating = match span {
             Span::Entry if self.config.contention => Some(self.rmp.lock_updating(pfn).map_err(rmpupdate_conflict)?),
             _ => None,
         };
-        self.contend(cx, first, pages);
 
         let old = self.rmp.entry(pfn);
-        // The place of R18: without it, a page changes hands while the firmware writes it.
-        if old.immutable {
+        // R18: without it, a page changes hands while the firmware writes it (SNP-INV-022).
+        if old.immutable && !self.is_off(mutants::R18) {
             return Err(RmpFail::Permission);
         }
         self.check_overlap(pfn, new.page_size, &old)?;
+        self.contend(cx, first, pages);
         if !is_2m && self.rmp.is_2m(pfn) {
             self.split_unvalidated(pfn);
         }
@@ -76,7 +82,7 @@ impl Snp {
         // SNP-INV-022: also where only a tail is immutable, or the head of a page that would be split.
         let touched = if size == RmpSize::Size2M { pfn } else { head_of(pfn) };
         let all = size == RmpSize::Size2M || overlaps;
-        if all && (0..PAGES_PER_PMD).any(|i| self.rmp.is_immutable(touched + i)) {
+        if all && !self.is_off(mutants::R18) && (0..PAGES_PER_PMD).any(|i| self.rmp.is_immutable(touched + i)) {
             return Err(RmpFail::Permission);
         }
         Ok(())
@@ -114,8 +120,10 @@ impl Snp {
             entry.perms = old.perms;
         } else if entry.assigned {
             entry.perms[0] = self.all_perms();
+            entry.validated = old.validated && self.is_off(mutants::KEEPS_VALIDATED);
         }
-        self.rmp.store_page(pfn, &entry, new.page_size);
+        let size = if self.is_off(mutants::NO_TAILS) { RmpSize::Size4K } else { new.page_size };
+        self.rmp.store_page(pfn, &entry, size);
     }
 
     /// Everything that VMPL0 may do.

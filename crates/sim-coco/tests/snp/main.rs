@@ -10,6 +10,8 @@ mod lookup;
 mod machine;
 mod messages;
 mod model;
+mod mutants;
+mod native;
 mod psmash;
 mod races;
 mod rmpupdate;

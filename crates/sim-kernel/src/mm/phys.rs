@@ -17,7 +17,7 @@
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
 use crate::sched::{Access, ObjId};
-use crate::sync::{PageLocks, Rmw};
+use crate::sync::{PageLocks, Rmw, Word};
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use bytemuck::Zeroable;
 use std::fmt;
@@ -428,16 +428,27 @@ impl PhysMem {
     #[track_caller]
     pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.put_unscheduled(pfn);
+        if !cx.has_mutants() {
+            return self.put_unscheduled(pfn);
+        }
+        if self.drop_reference(pfn) {
+            cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+            self.free(pfn);
+        }
     }
 
     /// As [`PhysMem::put`], as part of a step that was already announced.
     pub fn put_unscheduled(&self, pfn: Pfn) {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
-        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
-        if old == 1 {
+        if self.drop_reference(pfn) {
             self.free(pfn);
         }
+    }
+
+    /// One reference less; true if it was the last.
+    fn drop_reference(&self, pfn: Pfn) -> bool {
+        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
+        assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
+        old == 1
     }
 
     fn free(&self, pfn: Pfn) {
@@ -733,6 +744,17 @@ impl PhysMem {
         cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
         self.assert_used(pfn);
         self.word_mut(pfn, index).store(value, Ordering::Release);
+    }
+
+    /// Replaces the 64-bit word at byte `offset`, which must be a multiple of 8, if it is `old` (`lock cmpxchg`).
+    ///
+    /// # Errors
+    /// The value found, if it is not `old`.
+    #[track_caller]
+    pub fn cmpxchg_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, old: u64, new: u64) -> Result<(), u64> {
+        let index = Self::word_index(offset, 8);
+        let id = pfn.0 * WORDS_PER_PAGE as u64 + index as u64;
+        Word::new(cx, self.bytes, id, self.word_mut(pfn, index)).cmpxchg(old, new)
     }
 
     /// Writes the 32-bit word at byte `offset`, which must be a multiple of 4.

@@ -29,6 +29,7 @@ use sim_kernel::sched::Tracepoint;
 use sim_kernel::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::sync::Arc;
 use tables::Tables;
+use walk::Hardware;
 
 /// `kvm_tdp_mmu_spte_changed`: an entry changed through the common handler.
 pub static KVM_TDP_MMU_SPTE_CHANGED: Tracepoint =
@@ -122,6 +123,7 @@ pub struct TdpMmu {
     roots: RootList,
     /// RCU callbacks outlive the operation that queued them, so they hold a share.
     tables: Arc<Tables>,
+    hardware: Hardware,
 }
 
 impl TdpMmu {
@@ -137,6 +139,7 @@ impl TdpMmu {
             invalidate: MmuInvalidate::new(cx),
             roots: RootList::new(cx),
             tables: Arc::new(Tables::new(cx, phys, config)),
+            hardware: Hardware::new(config.kind, config.max_gfn, config.max_level),
         }
     }
 

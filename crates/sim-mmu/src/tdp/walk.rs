@@ -1,14 +1,16 @@
-//! The processor's own stage-2 walk: permissions, malformed entries, and its A and D updates (AMD64 APM vol. 2, 15.25; Intel SDM
-//! vol. 3, 29.3).
-//!
-//! Simplified: no paging-structure caches and no page-modification log; the C-bit and the RMP are checked elsewhere.
+//! The processor in a VM's stage 2: where the walker finds the tables of the TDP MMU and of the guest, and a walk without guest paging and
+//! TLB for who has only a gpa.
 
 use super::TdpMmu;
 use super::root::Root;
-use crate::addr::{Gpa, Level};
-use crate::spte::{Access, Spte};
+use crate::addr::{Gfn, Gpa, Level};
+use crate::spte::Access;
 use crate::stage2::Stage2Kind;
-use sim_kernel::{Cx, Pfn};
+use crate::walker::{
+    AccessStage, Ept, NoCaches, NoObserver, Npt, Problem, Refusal, Stage2, Stage2Access, Stage2Format, Stage2Leaf,
+    Stage2Rights, Stage2Root, WalkMemory, Walker,
+};
+use sim_kernel::{Cx, PAGE_SHIFT, Pfn};
 
 /// What the hardware found for an access that it permits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -40,64 +42,100 @@ pub struct Stage2Fault {
     pub reserved: bool,
 }
 
+/// The processor's side of a VM's stage-2 format.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Hardware {
+    Npt(Npt),
+    Ept(Ept),
+}
+
+impl Hardware {
+    /// The processor on a host whose first impossible frame is `max_gfn`.
+    pub(super) fn new(kind: Stage2Kind, max_gfn: Gfn, max_level: Level) -> Hardware {
+        let maxphyaddr = (max_gfn.0.trailing_zeros() + PAGE_SHIFT) as u8;
+        let has_1g_pages = max_level == Level::L1G;
+        match kind {
+            Stage2Kind::Npt => Hardware::Npt(Npt::new(maxphyaddr, has_1g_pages)),
+            Stage2Kind::Ept => Hardware::Ept(Ept::new(maxphyaddr, has_1g_pages)),
+        }
+    }
+}
+
+/// Tables of stage 2, and the guest's in the host memory that stage 2 maps. A walk of a table that was freed fails an assertion
+/// (MMU-INV-005).
+impl WalkMemory for TdpMmu {
+    #[inline]
+    fn stage2_entry(&self, cx: &Cx<'_>, table: Pfn, level: Level, index: usize) -> u64 {
+        self.tables.assert_table(table, level);
+        self.tables.word(cx, table, index).load()
+    }
+
+    #[inline]
+    fn update_stage2_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.tables.word(cx, table, index).cmpxchg(old, new)
+    }
+
+    #[inline]
+    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
+        self.tables.phys.read_u64(cx, table, index as u64 * 8)
+    }
+
+    #[inline]
+    fn update_guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.tables.phys.cmpxchg_u64(cx, table, index as u64 * 8, old, new)
+    }
+}
+
+impl Root {
+    /// The tree as a processor is told of it, in nCR3 or EPTP.
+    pub fn stage2(&self) -> Stage2 {
+        Stage2::new(Stage2Root { table: self.table(), level: self.level() })
+    }
+}
+
 impl TdpMmu {
-    /// The hardware's walk. The caller is in guest mode, so that flushes wait for it, or in an RCU read section: else a table may
-    /// be freed under the walk, which fails an assertion (MMU-INV-005).
+    /// The hardware's walk for a gpa, with nothing cached. The caller is in guest mode, so that flushes wait for it, or in an RCU read
+    /// section: else a table may be freed under the walk, which fails an assertion (MMU-INV-005).
     ///
     /// # Errors
     /// The fault that the hardware reports.
     pub fn translate(&self, cx: &Cx<'_>, root: &Root, gpa: Gpa, access: Access) -> Result<Translation, Stage2Fault> {
-        let masks = &self.tables.masks;
-        let fault = |present, reserved| Stage2Fault { gpa, access, present, reserved };
-        if gpa.gfn().0 >> (u32::from(root.level().number()) * crate::LEVEL_BITS) != 0 {
-            return Err(fault(false, false));
+        match &self.hardware {
+            Hardware::Npt(format) => self.translate_as(cx, format, root, gpa, access),
+            Hardware::Ept(format) => self.translate_as(cx, format, root, gpa, access),
         }
-        'walk: loop {
-            let (mut table, mut level) = (root.table(), root.level());
-            let (mut writable, mut executable) = (true, true);
-            loop {
-                self.tables.assert_table(table, level);
-                let word = self.tables.word(cx, table, gpa.gfn().index(level));
-                let entry = word.load();
-                if entry & masks.hw_present == 0 {
-                    return Err(fault(false, false));
-                }
-                if masks.is_malformed(entry) {
-                    return Err(fault(masks.kind == Stage2Kind::Npt, true));
-                }
-                writable &= masks.hw_allows(entry, Access::Write);
-                executable &= masks.hw_allows(entry, Access::Exec);
-                let spte = Spte(entry);
-                let last = spte.is_last(level);
-                let allowed = match access {
-                    Access::Read => true,
-                    Access::Write => writable,
-                    Access::Exec => executable,
+    }
+
+    fn translate_as<F: Stage2Format>(
+        &self,
+        cx: &Cx<'_>,
+        format: &F,
+        root: &Root,
+        gpa: Gpa,
+        access: Access,
+    ) -> Result<Translation, Stage2Fault> {
+        let stage2 = root.stage2();
+        let (caches, observer, log) = (&mut NoCaches, &mut NoObserver, &mut F::Log::default());
+        let mut walker = Walker { cx, memory: self, format, stage2: &stage2, caches, observer, log };
+        // Without guest paging every linear address is a user-mode address.
+        let stage = AccessStage::Final { user_address: true, user_mode: false };
+        match walker.walk_stage2(gpa, Stage2Access { access, stage }) {
+            Ok(Stage2Leaf { pfn, level, rights, dirty }) => Ok(Translation {
+                pfn,
+                offset: gpa.offset(),
+                level,
+                writable: rights.contains(Stage2Rights::WRITE),
+                executable: rights.contains(Stage2Rights::EXEC),
+                dirty,
+            }),
+            Err(Refusal { problem, .. }) => {
+                let (present, reserved) = match problem {
+                    Problem::NotPresent => (false, false),
+                    Problem::Denied => (true, false),
+                    Problem::Malformed => (F::KIND == Stage2Kind::Npt, true),
+                    Problem::LogFull => unreachable!("nothing is logged in a walk without a log"),
                 };
-                if last && !allowed {
-                    return Err(fault(true, false));
-                }
-                let mut updated = spte.with(masks.accessed);
-                if last && access == Access::Write {
-                    updated = updated.with(masks.dirty);
-                }
-                // A locked update: if the entry changed meanwhile, the walk starts over.
-                if updated != spte && word.cmpxchg(entry, updated.0).is_err() {
-                    continue 'walk;
-                }
-                if last {
-                    let inside = gpa.gfn().0 & (level.span() - 1);
-                    return Ok(Translation {
-                        pfn: spte.pfn() + inside,
-                        offset: gpa.offset(),
-                        level,
-                        writable,
-                        executable,
-                        dirty: updated.has(masks.dirty),
-                    });
-                }
-                table = spte.pfn();
-                level = level.down().expect("an entry of the lowest level is a leaf");
+                Err(Stage2Fault { gpa, access, present, reserved })
             }
         }
     }

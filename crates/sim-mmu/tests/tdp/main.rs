@@ -4,6 +4,7 @@ mod events;
 mod faults;
 mod invalidate;
 mod model;
+mod processor;
 mod races;
 mod spte;
 mod vm;

@@ -1,6 +1,7 @@
 //! SNP_ACTIVATE and SNP_DF_FLUSH: which guest has which ASID, and what must happen before another one may have it.
 
 use super::super::machine::Snp;
+use super::super::mutants;
 use super::super::types::{Asid, Spa};
 use super::status::{Command, FwStatus, PspFail};
 use sim_kernel::{Cx, Pfn};
@@ -41,7 +42,8 @@ impl Snp {
             }
             match psp.asids.get(&asid) {
                 Some(AsidUse::Bound { .. }) => return Err(FwStatus::AsidOwned),
-                // The place of R14: without it, lines of the last guest reach memory after the new one wrote (SNP-INV-023).
+                Some(AsidUse::Stale) if self.is_off(mutants::R14) => {}
+                // R14: without this, lines of the last guest reach memory after the new one wrote (SNP-INV-023).
                 Some(AsidUse::Stale) if !self.cpus.lock().wbinvd_owed.is_empty() => {
                     return Err(FwStatus::WbinvdRequired);
                 }
@@ -58,11 +60,11 @@ impl Snp {
     /// SNP_DF_FLUSH: ASIDs that were given up may be used again.
     ///
     /// # Errors
-    /// `WbinvdRequired` if a processor did not write back its caches since the last was given up. The place of R25.
+    /// `WbinvdRequired` if a processor did not write back its caches since the last was given up (R25).
     #[track_caller]
     pub fn snp_df_flush(&self, cx: &Cx<'_>) -> Result<(), PspFail> {
         self.command(cx, Command::DfFlush, &[], |psp| {
-            if !self.cpus.lock().wbinvd_owed.is_empty() {
+            if !self.is_off(mutants::R25) && !self.cpus.lock().wbinvd_owed.is_empty() {
                 return Err(FwStatus::WbinvdRequired);
             }
             psp.asids.retain(|_, usage| *usage != AsidUse::Stale);

@@ -158,7 +158,7 @@ impl Snp {
         if let Some((first, count)) = hull {
             self.point(cx, Access::Rmw, first, count);
         }
-        // The other place of R18: a page that is marked cannot be given away while the command runs.
+        // R18, the other side: a page that is marked cannot be given away while the command runs.
         let marks = self.mark(pages)?;
         if let Some((first, count)) = hull {
             self.contend(cx, first, count);

@@ -242,6 +242,11 @@ impl Reduced {
     }
 }
 
+/// Who goes on where nobody looks: each in turn, so that a task that tries again and again does not keep the others from ending what it waits for.
+fn in_turn(ready: &Ready<'_>) -> TaskId {
+    ready.runnable.iter().find(|task| *task > ready.current).unwrap_or_else(|| ready.runnable.nth(0))
+}
+
 impl Strategy for Reduced {
     fn begin(&mut self, _seed: u64) {
         self.cut = false;
@@ -258,12 +263,12 @@ impl Strategy for Reduced {
             return Ok(node.task);
         }
         if self.cut {
-            return Ok(ready.stay_or_lowest());
+            return Ok(in_turn(ready));
         }
         if !self.push_node(&trail, ready.runnable) {
             let blocked = TaskSet(ready.live.0 & !ready.runnable.0);
             self.blocked.extend(blocked.iter().map(|task| (task, Effect::of(&ready.pending(task)))));
-            return Ok(ready.stay_or_lowest());
+            return Ok(in_turn(ready));
         }
         Ok(self.nodes[at].task)
     }
