@@ -8,6 +8,7 @@ use sim_kernel::sched::{
 
 use crate::cli::args::Strategy;
 use crate::explore::program::{Done, ScenarioProgram};
+use crate::invariants;
 use crate::ops::Answer;
 use crate::scenario::Scenario;
 
@@ -100,7 +101,7 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
 /// As [`run`], with a limit of steps after which the run is given up ([`Verdict::StepLimit`]): an unfair strategy may let a vCPU fault for ever
 /// on a page that another task is about to give free.
 pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
-    let program = ScenarioProgram::new(scenario);
+    let program = ScenarioProgram::thorough(scenario);
     let mut sim = Sim::new(chooser);
     let config = Config { seed, steps_max, log: level.max(LogLevel::Hash), ..Config::default() };
     let (running, verdict) = sim.execute(&config, |cx| program.begin(cx));
@@ -109,12 +110,13 @@ pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u
         Some(message) => Verdict::Panicked { task: "setup".into(), message: message.to_string() },
         None => verdict,
     };
+    let locks = invariants::check_locks(&sim.lock_order()).err().map(|violation| violation.to_string());
     let done = std::mem::take(&mut *running.done.lock());
     RunReport {
         steps: done.into_iter().map(|done| step_result(scenario, done)).collect(),
         verdict,
         outcome: ending.outcome.map_or(Ok(()), Err),
-        invariant: ending.invariant,
+        invariant: ending.invariant.or(locks),
         schedule: sim.schedule(),
         scheduling_points: sim.steps(),
         log_digest: sim.log_digest().expect("a run is always hashed"),

@@ -156,6 +156,19 @@ fn invariants_are_those_of_the_registry() {
     }
 }
 
+/// The order of locks that is checked (INV-503) is that of the page.
+#[test]
+fn the_order_of_locks_is_that_of_the_page() {
+    let page = fs::read_to_string(repository().join("docs/locks.md")).unwrap();
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let rank: u32 = cells.next()?.parse().ok()?;
+        Some((cells.next()?.trim_matches('`').to_string(), rank))
+    });
+    let checked = invariants::progress::ranks().filter(|(_, rank)| *rank > 0).map(|(name, rank)| (name.into(), rank));
+    assert_eq!(rows.collect::<Vec<_>>(), checked.collect::<Vec<_>>());
+}
+
 /// The page of the mutants is their registry.
 #[test]
 fn mutants_are_those_of_the_registry() {

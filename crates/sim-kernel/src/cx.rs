@@ -8,6 +8,7 @@ use crate::sched::EffectKind;
 use crate::sched::engine::{Engine, Yielder};
 use crate::sched::event::{MAX_ARGS, TraceRecord, Tracepoint};
 use crate::sched::native::NativeShared;
+use crate::sched::observe::{HeldLock, Observation};
 use crate::sched::op::{Access, ObjId, Op, TaskId};
 use crate::sync::Until;
 use crate::{Mutant, MutantSet};
@@ -166,6 +167,7 @@ impl<'t> Cx<'t> {
         match self.mode {
             Mode::Task(engine, _) if engine.aborting.get() => {}
             Mode::Task(engine, yielder) => {
+                engine.wants(&op);
                 if !free() {
                     engine.block_current();
                 }
@@ -175,6 +177,7 @@ impl<'t> Cx<'t> {
             }
             Mode::Solo(engine) => {
                 assert!(free(), "deadlock: the only task waits for {op:?}");
+                engine.wants(&op);
                 engine.execute(self.task, &op);
                 engine.acquired(&op);
             }
@@ -226,6 +229,7 @@ impl<'t> Cx<'t> {
 
     /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place.
     pub(crate) fn sleep_until(&self, op: Op, condition: impl Fn() -> bool) {
+        self.section_wanted(&op);
         match self.mode {
             Mode::Task(engine, yielder) => {
                 self.announce(op);
@@ -239,6 +243,84 @@ impl<'t> Cx<'t> {
                 assert!(condition() || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
             }
             Mode::Native(_) => unreachable!("native waits block in the host"),
+        }
+    }
+
+    /// The engine, if it keeps account of what tasks hold.
+    #[inline]
+    pub(crate) fn watched(&self) -> Option<&'t Engine> {
+        self.engine().filter(|engine| !engine.aborting.get())
+    }
+
+    /// The task enters a read section, or another stretch of work that others wait for.
+    #[inline]
+    pub(crate) fn section_entered(&self, op: &Op) {
+        if let Some(engine) = self.watched() {
+            engine.hold(op);
+        }
+    }
+
+    /// The task has left a section of this object.
+    #[inline]
+    pub(crate) fn section_left(&self, object: ObjId) {
+        if let Some(engine) = self.watched() {
+            engine.unhold(object, 0);
+        }
+    }
+
+    /// The task may have to wait for the end of sections of this object.
+    #[inline]
+    pub(crate) fn section_wanted(&self, op: &Op) {
+        if let Some(engine) = self.watched() {
+            engine.wants(op);
+        }
+    }
+
+    /// The locks and read sections that the task holds, in no order; natively it cannot be known, and the answer is none.
+    pub fn held_locks(&self) -> Vec<HeldLock> {
+        match self.engine() {
+            Some(engine) if !engine.aborting.get() && engine.lock_graph.holds_something(self.task) => {
+                engine.held_locks(|held| held.task == self.task)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Has a function look at the simulation after every step of every task, until this execution ends.
+    ///
+    /// # Panics
+    /// If this is not the boot task, or the run is native, where nobody can stop the others to look.
+    ///
+    /// ```
+    /// use sim_kernel::sched::{Chooser, Config, RoundRobin, Sim, Verdict};
+    /// use sim_kernel::sync::Atomic64;
+    /// use std::sync::Arc;
+    ///
+    /// let mut sim = Sim::new(Chooser::RoundRobin(RoundRobin));
+    /// let (_, verdict) = sim.execute(&Config::default(), |cx| {
+    ///     let word = Arc::new(Atomic64::new(cx, "word", 0));
+    ///     let seen = Arc::clone(&word);
+    ///     cx.observe(move |_| assert!(seen.peek() < 2, "INV-000: the word is small"));
+    ///     for name in ["a", "b"] {
+    ///         let word = Arc::clone(&word);
+    ///         cx.spawn(name, move |cx| {
+    ///             word.fetch_add(cx, 1);
+    ///         });
+    ///     }
+    /// });
+    /// assert_eq!(verdict.invariant(), Some("INV-000"));
+    /// ```
+    pub fn observe(&self, observer: impl FnMut(&Observation<'_>) + 'static) {
+        let Mode::Solo(engine) = self.mode else { panic!("the boot task of a simulation names observers") };
+        engine.observers.borrow_mut().push(Box::new(observer));
+        engine.add_observers();
+    }
+
+    /// The program has completed an operation: for whoever tells a task that works from one that goes in circles.
+    #[inline]
+    pub fn operation_done(&self) {
+        if let Some(engine) = self.engine() {
+            engine.operations.set(engine.operations.get() + 1);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::addr::{Gfn, GfnRange};
 use crate::mutants::{RC_04, RC_05, RC_34, RC_35};
 use sim_kernel::Cx;
 use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard, Until};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `INVALID_GPA`: no range was added yet.
 const UNSET: u64 = u64::MAX;
@@ -21,8 +22,16 @@ pub struct MmuInvalidate {
     in_progress: Atomic64,
     range_start: Atomic64,
     range_end: Atomic64,
-    /// The hull of the ranges added since no invalidation was open. The kernel has only the two words above; it is for checking them.
-    hull: parking_lot::Mutex<Option<GfnRange>>,
+    kept: Kept,
+}
+
+/// What the protocol's words should say, kept beside them by the same writers: for checking only.
+#[derive(Debug, Default)]
+struct Kept {
+    open: AtomicU64,
+    ended: AtomicU64,
+    hull_start: AtomicU64,
+    hull_end: AtomicU64,
 }
 
 /// An invalidation that was begun. It must be given to [`MmuInvalidate::end`]; dropping it fails an assertion (INV-301).
@@ -53,7 +62,7 @@ impl MmuInvalidate {
             in_progress: Atomic64::new(cx, "mmu_invalidate_in_progress", 0),
             range_start: Atomic64::new(cx, "mmu_invalidate_range_start", UNSET),
             range_end: Atomic64::new(cx, "mmu_invalidate_range_end", UNSET),
-            hull: Default::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -61,12 +70,13 @@ impl MmuInvalidate {
     pub fn begin(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>) -> Invalidation {
         // Only the first of several overlapping invalidations forgets the old range: the others extend it.
         let first = self.in_progress.fetch_add(cx, 1) == 0;
-        if first {
-            *self.hull.lock() = None;
-        }
         if first || cx.has_mutant(RC_35) {
             self.range_start.store(cx, UNSET);
             self.range_end.store(cx, UNSET);
+        }
+        if self.kept.open.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.kept.hull_start.store(u64::MAX, Ordering::Relaxed);
+            self.kept.hull_end.store(0, Ordering::Relaxed);
         }
         Invalidation { ended: false }
     }
@@ -81,10 +91,9 @@ impl MmuInvalidate {
         let hull = self.range().map_or(range, |old| old.hull(&range));
         self.range_start.store(cx, hull.start.0);
         self.range_end.store(cx, hull.end.0);
-        let mut shadow = self.hull.lock();
-        let all = shadow.map_or(range, |all| all.hull(&range));
-        *shadow = Some(all);
-        assert_eq!(hull, all, "INV-302: faults do not stay away from every range that is being invalidated");
+        self.kept.hull_start.fetch_min(range.start.0, Ordering::Relaxed);
+        self.kept.hull_end.fetch_max(range.end.0, Ordering::Relaxed);
+        assert_eq!(self.range(), self.hull(), "INV-302: the range is not the hull of all that was added");
     }
 
     /// `kvm_mmu_invalidate_end`: faults that looked their frame up before now will retry.
@@ -93,6 +102,8 @@ impl MmuInvalidate {
     /// If no invalidation is open (INV-301), or no range was added (INV-302).
     pub fn end(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, mut invalidation: Invalidation) {
         invalidation.ended = true;
+        self.kept.ended.fetch_add(1, Ordering::Relaxed);
+        self.kept.open.fetch_sub(1, Ordering::Relaxed);
         // The sequence first: whoever sees no invalidation in progress also sees the new sequence.
         let late = cx.has_mutant(RC_05);
         if !late && !cx.has_mutant(RC_04) {
@@ -140,6 +151,22 @@ impl MmuInvalidate {
             }
         }
         self.seq.load(cx) != seq
+    }
+
+    /// Invalidations that were begun and not ended, whatever the words say: for checkers.
+    pub fn open(&self) -> u64 {
+        self.kept.open.load(Ordering::Relaxed)
+    }
+
+    /// Invalidations that were ended: for checkers.
+    pub fn ended(&self) -> u64 {
+        self.kept.ended.load(Ordering::Relaxed)
+    }
+
+    /// The hull of the ranges added since none was open, whatever the words say: for checkers.
+    pub fn hull(&self) -> Option<GfnRange> {
+        let (start, end) = (self.kept.hull_start.load(Ordering::Relaxed), self.kept.hull_end.load(Ordering::Relaxed));
+        (start < end).then(|| GfnRange::new(Gfn(start), Gfn(end)))
     }
 
     /// Whether a fault of this frame can only try again until an invalidation has ended.

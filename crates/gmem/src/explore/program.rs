@@ -14,6 +14,7 @@ use sim_kernel::explore::{Judgement, Problem, Program};
 use sim_kernel::sched::{MemoryModel, Sim, Verdict, invariant_of};
 
 use crate::interp::World;
+use crate::invariants::{self, Snapshot};
 use crate::ops::Answer;
 use crate::scenario::{Pattern, Scenario, Step};
 
@@ -120,12 +121,14 @@ pub struct Ending {
 pub struct ScenarioProgram {
     scenario: Arc<Scenario>,
     memory: MemoryModel,
+    /// Whether the end of each execution is looked at in full.
+    thorough: bool,
 }
 
 impl ScenarioProgram {
     /// The program that does what `scenario` says.
     pub fn new(scenario: &Scenario) -> ScenarioProgram {
-        ScenarioProgram { scenario: Arc::new(scenario.clone()), memory: MemoryModel::Sc }
+        ScenarioProgram { scenario: Arc::new(scenario.clone()), memory: MemoryModel::Sc, thorough: false }
     }
 
     /// The same program with these reorderings of loads and stores.
@@ -139,6 +142,11 @@ impl ScenarioProgram {
         self.memory
     }
 
+    /// The same, with every check of [`invariants`] over the state that the threads leave. That costs as much as some hundred steps.
+    pub fn thorough(scenario: &Scenario) -> ScenarioProgram {
+        ScenarioProgram { thorough: true, ..ScenarioProgram::new(scenario) }
+    }
+
     /// The scenario.
     pub fn scenario(&self) -> &Scenario {
         &self.scenario
@@ -146,7 +154,7 @@ impl ScenarioProgram {
 
     /// The boot task's part: makes a host, performs the set-up, and starts the threads.
     pub fn begin(&self, cx: &Cx<'_>) -> Running {
-        let world = Arc::new(World::new(cx, self.scenario.machine.clone()));
+        let world = Arc::new(World::checked(cx, self.scenario.machine.clone()));
         let mut running = Running { world, done: Arc::default(), broken: None };
         if let Err(message) = quietly(|| self.perform(cx, &running, Part::Setup)) {
             running.broken = Some(message);
@@ -181,7 +189,7 @@ impl ScenarioProgram {
             let labelled = |label: &str| done.iter().find(|d| d.step(&self.scenario).label.as_deref() == Some(label));
             self.scenario.check_outcome(|label| labelled(label).map(|done| &done.answer)).err()
         };
-        let invariant = quietly(|| sim.solo(|cx| check(cx, &running.world))).err();
+        let invariant = quietly(|| sim.solo(|cx| check(cx, &running.world, self.thorough))).err();
         Ending { outcome, invariant }
     }
 
@@ -257,9 +265,13 @@ impl Program for ScenarioProgram {
 }
 
 /// Checks the invariants of every VM that is left, then ends the process and checks that it leaves nothing behind.
-fn check(cx: &Cx<'_>, world: &World) {
+fn check(cx: &Cx<'_>, world: &World, thorough: bool) {
     for (_, vm) in world.vms(cx) {
         vm.check_invariants();
+    }
+    if thorough && let Err(violation) = invariants::check(&Snapshot::of(world.process().host(), true, cx.held_locks()))
+    {
+        panic!("{violation}");
     }
     world.process().exit(cx);
     let phys = world.process().host().phys();

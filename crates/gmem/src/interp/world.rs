@@ -6,6 +6,7 @@ use sim_kernel::fs::RawFd;
 use sim_kernel::mm::{Advice, Prot};
 use sim_kernel::{Cx, Hva, PAGE_SIZE};
 
+use crate::invariants::contents::Contents;
 use crate::kvm::config::MachineConfig;
 use crate::kvm::host::Host;
 use crate::kvm::ioctl;
@@ -28,6 +29,8 @@ pub struct World {
     pub(super) process: Arc<Process>,
     kvm: RawFd,
     names: parking_lot::Mutex<Names>,
+    /// Judges what is read, if somebody wants to know.
+    contents: Option<parking_lot::Mutex<Contents>>,
 }
 
 /// What the process's names stand for.
@@ -42,7 +45,26 @@ impl World {
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> World {
         let process = Host::new(cx, config).process(cx);
         let kvm = ioctl::open_kvm(cx, &process).expect("a new process has descriptors left");
-        World { process, kvm, names: Default::default() }
+        World { process, kvm, names: Default::default(), contents: None }
+    }
+
+    /// The same, with an oracle that fails an assertion when something is read that no order of the writes allows.
+    ///
+    /// ```
+    /// use gmem::interp::World;
+    /// use gmem::scenario::parse_line;
+    /// use gmem::{Machine, MachineConfig};
+    ///
+    /// Machine::new(MachineConfig::default()).run(|cx, _| {
+    ///     let world = World::checked(cx, MachineConfig::default());
+    ///     for line in ["mmap m0 len=4K", "host_write m0 7", "host_read m0"] {
+    ///         let line = parse_line(line).unwrap();
+    ///         world.execute(cx, &line.op);
+    ///     }
+    /// });
+    /// ```
+    pub fn checked(cx: &Cx<'_>, config: MachineConfig) -> World {
+        World { contents: Some(Default::default()), ..World::new(cx, config) }
     }
 
     /// The process.
@@ -93,7 +115,26 @@ impl World {
     }
 
     /// Performs one operation.
+    ///
+    /// # Panics
+    /// If the simulator breaks an invariant, or the oracle of [`World::checked`] sees that it has.
     pub fn execute(&self, cx: &Cx<'_>, op: &Op) -> Answer {
+        let Some(contents) = &self.contents else {
+            let answer = self.perform(cx, op);
+            cx.operation_done();
+            return answer;
+        };
+        let ticket = contents.lock().begin(op, |name| self.map(name).0);
+        let answer = self.perform(cx, op);
+        cx.operation_done();
+        let judged = contents.lock().end(ticket, op, &answer, |name| self.map(name).0);
+        if let Err(wrong) = judged {
+            panic!("{wrong}");
+        }
+        answer
+    }
+
+    fn perform(&self, cx: &Cx<'_>, op: &Op) -> Answer {
         let p = &*self.process;
         match op {
             Op::CreateVm { vm, r#type } => self.name_fd(vm, ioctl::create_vm(cx, p, self.kvm, *r#type)),

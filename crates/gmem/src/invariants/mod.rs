@@ -3,18 +3,66 @@
 //! The ids are those of the specification (`INV-201`); an assertion that fails begins its message with the id, wherever it stands. One file
 //! for each section of the list: [`page_cache`], [`translations`], [`counters`], [`lifetime`], [`progress`], [`api_results`], [`xarray`].
 //!
+//! Most are looked at in two ways. At the step that could break it, an assertion that costs next to nothing and is always on. And over everything
+//! that there is: a function `inv_NNN` over a [`Snapshot`], which is plain data. [`check`] runs all of those; [`watch`] does it after every step
+//! of every task, which is slow, and is how tests hold the one way against the other. What locks say about each other is judged by functions over a
+//! [`LockOrder`].
+//!
 //! Nothing of the kernel is modelled here; some of the rules are WARNs there, most are only believed.
 
 pub mod api_results;
+pub mod contents;
 pub mod counters;
+mod layout;
 pub mod lifetime;
 pub mod page_cache;
 pub mod progress;
+pub mod snapshot;
 pub mod translations;
 pub mod xarray;
 
+mod watch;
+
+pub use snapshot::Snapshot;
+pub use watch::{check, check_locks, watch};
+
 use crate::ops::suggest::did_you_mean;
+use sim_kernel::sched::LockOrder;
 use std::fmt;
+
+/// What a check answers: nothing, or what is wrong, without the id.
+pub type Holds = Result<(), String>;
+
+/// Returns what is wrong unless a condition holds.
+macro_rules! holds {
+    ($condition:expr, $($text:tt)*) => {
+        if !$condition {
+            return Err(format!($($text)*));
+        }
+    };
+}
+use holds;
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{id}: {message}")]
+pub struct Violation {
+    /// Which.
+    pub id: &'static str,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// The function of an invariant.
+#[derive(Clone, Copy, Debug)]
+pub enum Check {
+    /// Over a picture of the whole host.
+    State(fn(&Snapshot) -> Holds),
+    /// Over the order in which locks were taken.
+    Locks(fn(&LockOrder) -> Holds),
+    /// None: it is a matter of one step or one answer, and is asserted there.
+    AtStep,
+}
 
 /// What an invariant is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,21 +102,24 @@ impl fmt::Display for Section {
 pub enum When {
     /// At the step that could break it, by an assertion that is always on.
     Step,
+    /// After every step of every task, by [`watch`], where that is on.
+    Point,
     /// When a system call or a run of a vCPU ends.
     Operation,
+    /// In the order of locks, when an execution has ended.
+    Locks,
     /// While no operation is under way: after the tasks of a scenario have ended.
     Quiescence,
-    /// When the process has ended and everything must be gone.
-    TearDown,
 }
 
 impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             When::Step => "step",
+            When::Point => "point",
             When::Operation => "operation",
+            When::Locks => "locks",
             When::Quiescence => "quiescence",
-            When::TearDown => "tear-down",
         })
     }
 }
@@ -86,6 +137,8 @@ pub struct Invariant {
     pub window: &'static str,
     /// When it is looked at; empty if it is not, and then [`Invariant::note`] says why.
     pub when: &'static [When],
+    /// Its function.
+    pub check: Check,
     /// How it is checked where that is not plain, and what of it is not.
     pub note: &'static str,
 }

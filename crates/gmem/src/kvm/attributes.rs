@@ -11,10 +11,13 @@ use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
-use sim_kernel::xarray::{Value, XArray};
+use sim_kernel::xarray::{Value, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{FlushNeeded, Gfn, GfnRange, Gpa, Invalidation, MayYield, RootFilter};
 use std::sync::Arc;
+
+/// Nodes of an array that is checked: a conversion of 2^52 bytes reserves what the host has.
+const NODES_MAX: u64 = 4096;
 
 /// The attribute array of a VM: frame number to attribute bits, absent meaning 0.
 #[derive(Debug)]
@@ -38,6 +41,11 @@ impl MemoryAttributes {
     #[track_caller]
     pub fn get(&self, cx: &Cx<'_>, gfn: Gfn) -> u64 {
         self.array.load(cx, gfn.0).map_or(0, |v| v.0)
+    }
+
+    /// What is wrong with the structure of the array (INV-701), if it has few nodes.
+    pub fn check(&self) -> Vec<XaViolation> {
+        self.array.check_small(NODES_MAX)
     }
 
     /// The attribute without a scheduling point: under `slots_lock`, and for checkers.
@@ -103,6 +111,8 @@ impl Vm {
         let (first, last) = (range.start.0, range.end.0 - 1);
         let array = &self.attributes.array;
         let _slots = (!cx.has_mutant(RC_52) && !cx.has_mutant(RC_53)).then(|| self.slots_lock.lock(cx));
+        // What is checked of a large range: its first frames.
+        let some = GfnRange::with_len(range.start, (range.end - range.start).min(64));
 
         // C1: nothing to do, and then nothing is done.
         if array.all_equal(cx, first, last, MemoryAttributes::entry(value)) {
@@ -110,14 +120,18 @@ impl Vm {
         }
         // C2: make sure that storing cannot fail half way.
         if (value != 0 || self.kernel().reserves_to_clear_attributes()) && !cx.has_mutant(RC_54) {
-            array.reserve_range(cx, first, last)?;
+            let before = self.attributes.next_present(some.start, some.end);
+            let reserved = array.reserve_range(cx, first, last);
+            let same = before == self.attributes.next_present(some.start, some.end);
+            assert!(reserved.is_ok() || same, "INV-601: setting attributes of {range:?} failed, and some have changed");
+            reserved?;
         }
 
         let invalidation = self.pre_set_memory_attributes(cx, range); // C3
         let stored = array.store_each(cx, first, last, MemoryAttributes::entry(value)); // C4
         assert!(stored.is_ok(), "INV-305: a conversion of {range:?} failed half way");
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
-        let complete = self.attributes.peek_all_equal(cx, range, value);
+        let complete = self.attributes.peek_all_equal(cx, some, value);
         assert!(complete, "INV-305: a conversion of {range:?} succeeded and not all of it has the attribute");
         Ok(())
     }

@@ -7,19 +7,22 @@
 use super::guest_memfd::GmemFile;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
+use super::uapi::KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::PAGE_SHIFT;
 use sim_kernel::mm::FrameFlags;
-use sim_mmu::{Gfn, GfnRange, TdpFault};
+use sim_mmu::{Gfn, GfnRange, Level, TdpFault};
 use std::collections::BTreeMap;
 
 impl Vm {
-    /// INV-105, INV-106, INV-201, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the truth.
+    /// INV-105, INV-106, INV-201, INV-204, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the
+    /// truth.
     pub(crate) fn check_before_map(&self, fault: &TdpFault, slot: &Memslot) {
         slot.assert_live();
         let Some(pfn) = fault.pfn else { return };
         let gfn = fault.gfn();
+        assert!(!slot.is_zapped(), "INV-204: {gfn:?} is mapped through a slot that is deleted or moved, after its zap");
         let phys = &self.host.phys;
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
@@ -51,6 +54,28 @@ impl Vm {
         let counted = !phys.flags(pfn).contains(FrameFlags::RESERVED);
         let held = phys.refcount(pfn) >= 2 || !counted;
         assert!(held, "INV-105: {gfn:?} is mapped to {pfn:?}, to which the fault has no reference of its own");
+    }
+
+    /// INV-209: a huge leaf was just made, `mmu_lock` is still held.
+    pub(crate) fn check_huge_leaf(&self, gfn: Gfn, level: Level, slot: &Memslot) {
+        if level == Level::L4K || !self.machine.has_private_memory() {
+            return;
+        }
+        let block = gfn.block(level);
+        let private = self.attributes.next_present(block.start, block.end);
+        assert!(private.is_none(), "INV-209: a huge leaf at {:?} covers private {private:?}", block.start);
+        let disallowed = slot.lpage_info.is_disallowed(gfn, level);
+        assert!(!disallowed, "INV-209: a huge leaf at {:?}, where the slot allows none", block.start);
+    }
+
+    /// INV-207: an access is emulated because of what was remembered of this generation. If the slots have not changed since it was
+    /// read, there is no slot.
+    pub(crate) fn check_mmio(&self, as_id: u16, gfn: Gfn, generation: u64) {
+        let slot = self.memslots.peek_active(u32::from(as_id), |set| {
+            let same = set.generation == generation && generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS == 0;
+            set.by_gfn(gfn).filter(|_| same).map(|slot| slot.id)
+        });
+        assert_eq!(slot, None, "INV-207: {gfn:?} acts as MMIO, but a slot of the current generation covers it");
     }
 
     /// INV-208: at the end of a conversion nothing is mapped in the converted frames.

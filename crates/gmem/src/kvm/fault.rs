@@ -136,6 +136,7 @@ impl Vcpu {
             self.vm.memslots.read(cx, u32::from(root.as_id()), |set| (set.generation, set.by_gfn(gpa.gfn()).is_some()));
         let (generation, has_slot) = slots;
         if state.mmio_cache == Some((gpa.gfn().0, generation)) {
+            self.vm.check_mmio(root.as_id(), gpa.gfn(), generation);
             return RetPf::Emulate;
         }
         let (spte, _) = self.vm.mmu.walk_lockless(cx, root, gpa);
@@ -147,6 +148,7 @@ impl Vcpu {
         }
         assert!(!has_slot, "INV-207: {:?} is in a slot, and an MMIO entry is believed", gpa.gfn());
         state.mmio_cache = Some((gpa.gfn().0, generation));
+        self.vm.check_mmio(root.as_id(), gpa.gfn(), generation);
         RetPf::Emulate
     }
 
@@ -175,8 +177,40 @@ impl Vcpu {
         })
     }
 
-    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`. `tdp` gets the level that was chosen.
+    /// [`Vcpu::handle_page_fault`], and a look at whether it had a reason to try again (INV-506).
     pub(crate) fn do_page_fault(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        root: &Arc<Root>,
+        tdp: &mut TdpFault,
+    ) -> Result<RetPf, Errno> {
+        /// More than other faults can take away from one by winning races.
+        const MOST: u32 = 16;
+        let seq = self.vm.mmu.invalidate.peek_seq();
+        let result = self.handle_page_fault(cx, state, root, tdp);
+        if result != Ok(RetPf::Retry) || self.explains_retry(seq, root, tdp.gfn()) {
+            state.unexplained_retries = 0;
+        } else {
+            state.unexplained_retries += 1;
+            let most = state.unexplained_retries <= MOST;
+            assert!(most, "INV-506: a fault on {:?} was tried {MOST} times for no reason", tdp.gfn());
+        }
+        result
+    }
+
+    /// Whether something happened, or goes on, because of which a fault tries again.
+    fn explains_retry(&self, seq: u64, root: &Root, gfn: Gfn) -> bool {
+        let invalidate = &self.vm.mmu.invalidate;
+        let slots_change = self.vm.memslots.peek_active(u32::from(root.as_id()), |set| {
+            let updating = set.generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS != 0;
+            updating || set.by_gfn(gfn).is_some_and(|slot| slot.is_invalid())
+        });
+        invalidate.in_progress() > 0 || invalidate.peek_seq() != seq || root.is_invalid() || slots_change
+    }
+
+    /// `kvm_mmu_do_page_fault` and `kvm_tdp_mmu_page_fault`. `tdp` gets the level that was chosen.
+    fn handle_page_fault(
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
@@ -210,7 +244,11 @@ impl Vcpu {
             match &view {
                 Some(view) => {
                     vm.check_before_map(&fault.tdp, view.slot);
-                    vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm)
+                    let result = vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm);
+                    if result == Ok(RetPf::Fixed) {
+                        vm.check_huge_leaf(fault.tdp.gfn(), fault.tdp.goal_level, view.slot);
+                    }
+                    result
                 }
                 None => vm.mmu.map(cx, &lock, root, &mut fault.tdp, None::<&NoSlot>, &**vm),
             }
@@ -304,8 +342,8 @@ impl Vcpu {
             return Err(Errno::EFAULT);
         }
         let gfn = fault.tdp.gfn();
-        let deleted = fault.slot.as_ref().is_some_and(|slot| slot.is_invalid());
-        assert!(!deleted, "INV-604: {gfn:?} becomes MMIO, although its slot is only being deleted");
+        let covered = fault.slot.is_some() && gfn < self.vm.mmu.config().max_gfn;
+        assert!(!covered, "INV-604: an access to {gfn:?}, which a slot covers, becomes MMIO");
         let generation = self.vm.memslots.read(cx, 0, |set| set.generation);
         // While slots are swapped, "no slot" is what the old set says and the generation is the new one's.
         if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS == 0 {

@@ -16,7 +16,7 @@ use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
-use sim_kernel::xarray::{Handle, XArray};
+use sim_kernel::xarray::{Handle, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
 use sim_mmu::{Gfn, GfnRange, Invalidation};
 use std::any::Any;
@@ -78,11 +78,21 @@ impl GmemInode {
         self.failing.lock().contains(&pfn)
     }
 
+    /// Pages whose failure is being handled, for checkers.
+    pub(crate) fn failing(&self) -> Vec<Pfn> {
+        self.failing.lock().clone()
+    }
+
+    /// Whether the host may map the file.
+    pub(crate) fn is_mappable(&self) -> bool {
+        self.flags & GUEST_MEMFD_FLAG_MMAP != 0
+    }
+
     fn is_init_shared(&self) -> bool {
         self.flags & GUEST_MEMFD_FLAG_INIT_SHARED != 0
     }
 
-    fn views(&self) -> Vec<Arc<GmemFile>> {
+    pub(crate) fn views(&self) -> Vec<Arc<GmemFile>> {
         self.files.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -118,6 +128,7 @@ impl GmemInode {
     /// `kvm_gmem_punch_hole`: frees a range of pages, wherever it lies.
     fn punch_hole(&self, cx: &Cx<'_>, pages: Range<u64>) {
         let _lock = (!cx.has_mutant(RC_42)).then(|| self.mapping.invalidate_lock.write(cx));
+        let before = Surroundings::of(self, &pages);
         if cx.has_mutant(RC_07) {
             self.truncate(cx, pages.clone());
         }
@@ -132,6 +143,7 @@ impl GmemInode {
         }
         self.truncate(cx, pages.clone());
         close();
+        before.check(self);
     }
 
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
@@ -253,6 +265,7 @@ impl Vm {
             slots: Default::default(),
             released: AtomicBool::new(false),
         });
+        host.watch_inode(&view.inode);
         if !cx.has_mutant(RC_58) {
             self.get(cx);
         }
@@ -263,7 +276,9 @@ impl Vm {
 
     /// The view behind a file that is known to be a guest_memfd.
     pub(crate) fn gmem_of<'a>(&self, file: &'a Arc<File>) -> &'a GmemFile {
-        file.downcast::<GmemFile>().expect("checked when the slot was prepared")
+        let view = file.downcast::<GmemFile>().expect("checked when the slot was prepared");
+        view.assert_live();
+        view
     }
 
     /// First half of binding: the file exists, is one of this VM's, and has the range. Returns it with a reference.
@@ -414,6 +429,9 @@ impl Vm {
         let pfn = inode.get_folio(cx, index)?;
         view.assert_live();
         assert!(phys.refcount(pfn) >= 2, "INV-104: a page that was looked up is cached and referenced");
+        let mine = phys.flags(pfn).contains(FrameFlags::LOCKED) && phys.mapping(pfn) == Some(inode.mapping.id());
+        assert!(mine, "INV-104: {pfn:?} was looked up at {index:?} but is not locked, or not the file's any more");
+        assert!(Arc::ptr_eq(&view.vm, self), "INV-111: a slot of one VM uses the file of another");
         let result = if phys.flags(pfn).contains(FrameFlags::HWPOISON) && !cx.has_mutant(RC_36) {
             if cx.has_mutant(RC_64) {
                 return Err(Errno::EHWPOISON);
@@ -458,7 +476,12 @@ impl Vm {
 impl Memslot {
     /// `kvm_gmem_get_file`: the slot's file with a reference, unless it is being released.
     fn gmem_get_file(&self, cx: &Cx<'_>) -> Option<Arc<File>> {
-        let file = self.gmem.file(cx)?.upgrade()?;
+        let Some(named) = self.gmem.file(cx) else {
+            let lost = !self.gmem.is_released() && !self.is_freed();
+            assert!(!lost, "INV-304: slot {:?} is used and has no file, though none was released", self.id);
+            return None;
+        };
+        let Some(file) = named.upgrade() else { panic!("INV-406: slot {:?} names a file that was freed", self.id) };
         if cx.has_mutant(RC_15) {
             file.get(cx);
         } else if !file.get_if_live(cx) {
@@ -473,10 +496,61 @@ impl Memslot {
     }
 }
 
+/// What INV-103 and INV-108 need to know of a file before a hole is punched: the pages of the hole, of a large one the first, and
+/// its neighbours. A frame is the same page while its generation is the same.
+struct Surroundings {
+    hole: Vec<(Pgoff, Pfn, u32)>,
+    beside: [Option<(Pgoff, Pfn, u32)>; 2],
+}
+
+impl Surroundings {
+    /// Pages of a hole that are looked at.
+    const MOST: usize = 64;
+
+    fn of(inode: &GmemInode, pages: &Range<u64>) -> Surroundings {
+        let page = |index: Pgoff, pfn: Pfn| (index, pfn, inode.host.phys.generation(pfn));
+        let at = |index: u64| inode.mapping.peek(Pgoff(index)).map(|pfn| page(Pgoff(index), pfn));
+        let hole = inode.mapping.peek_range(pages.clone(), Self::MOST);
+        Surroundings {
+            hole: hole.into_iter().map(|(index, pfn)| page(index, pfn)).collect(),
+            beside: [pages.start.checked_sub(1).and_then(at), at(pages.end)],
+        }
+    }
+
+    fn is_there(inode: &GmemInode, &(index, pfn, generation): &(Pgoff, Pfn, u32)) -> bool {
+        inode.mapping.peek(index) == Some(pfn) && inode.host.phys.generation(pfn) == generation
+    }
+
+    fn check(&self, inode: &GmemInode) {
+        for page @ (index, pfn, _) in &self.hole {
+            assert!(
+                !Self::is_there(inode, page),
+                "INV-103: {pfn:?} is still at {index:?} after a hole was punched there"
+            );
+        }
+        for page @ (index, pfn, _) in self.beside.iter().flatten() {
+            assert!(
+                Self::is_there(inode, page),
+                "INV-108: {pfn:?} at {index:?} went away with a hole that was punched beside it"
+            );
+        }
+    }
+}
+
 impl GmemFile {
     /// Asserts that the view was not released.
     fn assert_live(&self) {
         assert!(!self.released.load(Ordering::SeqCst), "INV-402: a guest_memfd is used after it was released");
+    }
+
+    /// Whether the view was released.
+    pub fn is_freed(&self) -> bool {
+        self.released.load(Ordering::SeqCst)
+    }
+
+    /// What is wrong with the structure of the bindings (INV-701).
+    pub fn check_bindings(&self) -> Vec<XaViolation> {
+        self.bindings.check()
     }
 
     /// The inode.
@@ -491,7 +565,23 @@ impl GmemFile {
 
     /// Whether the host may map the file.
     pub fn is_mappable(&self) -> bool {
-        self.inode.flags & GUEST_MEMFD_FLAG_MMAP != 0
+        self.inode.is_mappable()
+    }
+
+    /// Every binding, as first and last page and the slot's handle, without scheduling points: for checkers.
+    pub(crate) fn peek_bindings(&self) -> Vec<(Pgoff, Pgoff, u32)> {
+        let mut found = Vec::new();
+        let mut from = Some(0);
+        while let Some((first, last, handle)) = from.and_then(|from| self.bindings.peek_entry(from, u64::MAX)) {
+            found.push((Pgoff(first), Pgoff(last), handle.0));
+            from = last.checked_add(1);
+        }
+        found
+    }
+
+    /// The slots that the bindings name, for checkers.
+    pub(crate) fn peek_slots(&self) -> Vec<Arc<Memslot>> {
+        self.slots.lock().values().cloned().collect()
     }
 
     /// The slot that owns a page of the file, without a scheduling point: for checkers.
@@ -543,6 +633,18 @@ impl GmemFile {
         }
     }
 
+    /// INV-403, INV-505: nobody maps the file that is released, and the task holds nothing that the release takes.
+    fn check_release(&self, cx: &Cx<'_>) {
+        let mapped = self.inode.mapping.i_mmap().peek_is_mapped();
+        assert!(mapped != Some(true), "INV-403: a guest_memfd is released while it is mapped");
+        let held = cx.held_locks();
+        // The VMM's lock around a vCPU, and the vCPU's own, which `KVM_RUN` keeps.
+        let inner = held.iter().find(|lock| !["vcpu->mutex", "vmm->vcpu"].contains(&lock.class));
+        if let Some(lock) = inner {
+            panic!("INV-505: the last put of a guest_memfd releases it under {lock}");
+        }
+    }
+
     /// Every page that may be bound.
     fn pages(&self) -> Range<u64> {
         if self.vm.kernel().adds_binding_offset_unsigned() { 0..self.inode.size >> PAGE_SHIFT } else { 0..u64::MAX }
@@ -552,6 +654,7 @@ impl GmemFile {
 impl FileOperations for GmemFile {
     /// `kvm_gmem_release`, then, because this is the inode's only file, `kvm_gmem_evict_inode`.
     fn release(&self, cx: &Cx<'_>) {
+        self.check_release(cx);
         {
             let _slots = (!cx.has_mutant(RC_50)).then(|| self.vm.slots_lock.lock(cx));
             let _lock = self.inode.mapping.invalidate_lock.write(cx);
@@ -560,6 +663,7 @@ impl FileOperations for GmemFile {
             }
             let bound: Vec<_> = self.slots.lock().values().cloned().collect();
             for slot in &bound {
+                slot.gmem.set_released();
                 slot.gmem.set_file(cx, None);
             }
             if self.vm.kernel().unbinding_synchronizes_rcu() {

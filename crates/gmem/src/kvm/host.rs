@@ -1,13 +1,15 @@
 //! The host: memory, configuration, and what is unique on it.
 
 use super::config::MachineConfig;
+use super::guest_memfd::GmemInode;
 use super::process::Process;
-use sim_kernel::mm::PhysMem;
+use super::vm::Vm;
+use sim_kernel::mm::{Mm, PhysMem};
 use sim_kernel::xarray::{NodeCache, XaFlags};
 use sim_kernel::{Cx, Errno, Mutant};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Bytes that the kernel needs for one xarray node.
 const XARRAY_NODE_BYTES: u64 = 576;
@@ -22,6 +24,30 @@ pub struct Host {
     pub(crate) nodes: Arc<NodeCache>,
     next_ino: AtomicU32,
     charged: AtomicU64,
+    watched: parking_lot::Mutex<Watched>,
+}
+
+/// What was made on a host and may still exist: for checkers.
+#[derive(Debug, Default)]
+struct Watched {
+    vms: Vec<Weak<Vm>>,
+    inodes: Vec<Weak<GmemInode>>,
+    mms: Vec<Weak<Mm>>,
+}
+
+/// What exists on a host, each in the order in which it was made: for checkers.
+pub(crate) struct Existing {
+    pub(crate) vms: Vec<Arc<Vm>>,
+    pub(crate) inodes: Vec<Arc<GmemInode>>,
+    pub(crate) mms: Vec<Arc<Mm>>,
+}
+
+/// Adds to a list, and forgets what is gone when it has grown to a power of two.
+fn watch<T>(list: &mut Vec<Weak<T>>, new: Weak<T>) {
+    if list.len().is_power_of_two() {
+        list.retain(|known| known.strong_count() > 0);
+    }
+    list.push(new);
 }
 
 impl Host {
@@ -36,12 +62,38 @@ impl Host {
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
-        Arc::new(Host { config, phys, nodes, next_ino: AtomicU32::new(1), charged: AtomicU64::new(0) })
+        Arc::new(Host {
+            config,
+            phys,
+            nodes,
+            next_ino: AtomicU32::new(1),
+            charged: AtomicU64::new(0),
+            watched: Default::default(),
+        })
     }
 
     /// A new process.
     pub fn process(self: &Arc<Host>, cx: &Cx<'_>) -> Arc<Process> {
-        Process::new(cx, self)
+        let process = Process::new(cx, self);
+        watch(&mut self.watched.lock().mms, Arc::downgrade(&process.mm));
+        process
+    }
+
+    pub(crate) fn watch_vm(&self, vm: &Arc<Vm>) {
+        watch(&mut self.watched.lock().vms, Arc::downgrade(vm));
+    }
+
+    pub(crate) fn watch_inode(&self, inode: &Arc<GmemInode>) {
+        watch(&mut self.watched.lock().inodes, Arc::downgrade(inode));
+    }
+
+    /// The VMs, guest_memfds and address spaces that exist.
+    pub(crate) fn existing(&self) -> Existing {
+        fn live<T>(list: &[Weak<T>]) -> Vec<Arc<T>> {
+            list.iter().filter_map(Weak::upgrade).collect()
+        }
+        let watched = self.watched.lock();
+        Existing { vms: live(&watched.vms), inodes: live(&watched.inodes), mms: live(&watched.mms) }
     }
 
     /// The configuration.

@@ -73,6 +73,11 @@ impl LpageInfo {
         }
     }
 
+    /// Whether there is no metadata yet.
+    pub(crate) fn is_none(&self) -> bool {
+        self.levels[0].words.is_empty()
+    }
+
     fn word(&self, gfn: Gfn, level: Level) -> &AtomicU32 {
         let index = (gfn.0 / level.span()).checked_sub(self.base.0 / level.span());
         let word = index.and_then(|index| self.levels[level_index(level)].words.get(index as usize));

@@ -104,6 +104,8 @@ pub struct SlotGmem {
     file: parking_lot::Mutex<Option<Weak<File>>>,
     /// First page of the binding in the file.
     pub pgoff: Pgoff,
+    /// The file was released while it was bound. The kernel has no such mark; it is for checking.
+    released: AtomicBool,
 }
 
 impl SlotGmem {
@@ -119,6 +121,16 @@ impl SlotGmem {
     pub fn set_file(&self, cx: &Cx<'_>, file: Option<&Arc<File>>) {
         cx.point(Access::Store, self.object, 0);
         *self.file.lock() = file.map(Arc::downgrade);
+    }
+
+    /// The file is released: the slot loses it for that reason.
+    pub(crate) fn set_released(&self) {
+        self.released.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the file was released while it was bound.
+    pub fn is_released(&self) -> bool {
+        self.released.load(Ordering::Relaxed)
     }
 
     /// The file without a scheduling point: for checkers, and before the slot is visible.
@@ -150,6 +162,8 @@ pub struct Memslot {
     /// Number under which bindings name the slot; never reused within a VM.
     pub handle: u32,
     freed: AtomicBool,
+    /// What the slot had mapped was zapped because it is deleted or moved. Not the kernel's; for checking.
+    zapped: AtomicBool,
 }
 
 /// Everything that makes up a new slot.
@@ -191,6 +205,7 @@ impl Memslot {
             object: if parts.flags & KVM_MEM_GUEST_MEMFD != 0 { cx.new_object("slot->gmem.file") } else { ObjId::NONE },
             file: parking_lot::Mutex::new(parts.gmem_file),
             pgoff: parts.gmem_pgoff,
+            released: AtomicBool::new(false),
         };
         Arc::new(Memslot {
             id: parts.id,
@@ -204,6 +219,7 @@ impl Memslot {
             gmem,
             handle: parts.handle,
             freed: AtomicBool::new(false),
+            zapped: AtomicBool::new(false),
         })
     }
 
@@ -308,6 +324,21 @@ impl Memslot {
         }
         let was = self.freed.swap(true, Ordering::SeqCst);
         assert!(!was, "INV-401: slot {:?} is freed twice", self.id);
+    }
+
+    /// The slot is on its way out and its zap has ended; or it stays after all.
+    pub(crate) fn set_zapped(&self, zapped: bool) {
+        self.zapped.store(zapped, Ordering::Relaxed);
+    }
+
+    /// Whether the slot is on its way out and nothing may be mapped through it any more (INV-204).
+    pub fn is_zapped(&self) -> bool {
+        self.zapped.load(Ordering::Relaxed)
+    }
+
+    /// Whether the slot was freed.
+    pub fn is_freed(&self) -> bool {
+        self.freed.load(Ordering::SeqCst)
     }
 
     /// Whoever has a pointer to the slot from a binding looks at it.

@@ -6,7 +6,7 @@
 use super::memslots::Memslot;
 use super::mutants::{BUG_63, RC_06, RC_08, RC_33};
 use super::vm::{Vm, WeakVm};
-use sim_kernel::mm::MmuNotifier;
+use sim_kernel::mm::{INVALIDATE_RANGE, MmuNotifier};
 use sim_kernel::sync::RwLockWriteGuard;
 use sim_kernel::{Cx, HvaRange};
 use sim_mmu::{FlushNeeded, GfnRange, Invalidation, MayYield, RootFilter};
@@ -126,6 +126,7 @@ impl Vm {
 
     /// Waits until no notifier pair is open and runs `publish` while none can start.
     pub(crate) fn wait_for_notifiers_and(&self, cx: &Cx<'_>, publish: impl FnOnce()) {
+        INVALIDATE_RANGE.wait(cx);
         loop {
             let lock = self.mn_invalidate_lock.lock(cx);
             if self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0 || cx.has_mutant(RC_33) {

@@ -4,6 +4,7 @@ use super::memslots::MemslotSet;
 use super::mutants::BUG_27;
 use super::uapi::*;
 use super::vcpu::{Vcpu, VcpuState};
+use crate::invariants::api_results::inv_605;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{Gpa, Level, RetPf, TdpFault};
@@ -28,6 +29,7 @@ impl Vcpu {
             return Err(Errno::EINVAL);
         }
         let mut state = self.mutex.lock(cx);
+        let before = *range;
         let result = {
             let _srcu = self.vm.srcu.read(cx);
             let full = range.size;
@@ -53,6 +55,9 @@ impl Vcpu {
         };
         drop(state);
         cx.task_work_run();
+        if let Err(message) = inv_605(&before, range, result) {
+            panic!("INV-605: {message}");
+        }
         result
     }
 

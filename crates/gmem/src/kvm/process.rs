@@ -91,7 +91,7 @@ impl Process {
 
     /// Ends a system call: work that was put off until no lock is held runs now.
     fn finish<R>(&self, cx: &Cx<'_>, result: R) -> R {
-        cx.task_work_run();
+        super::ioctl::return_to_user(cx);
         result
     }
 

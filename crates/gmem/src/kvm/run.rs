@@ -5,6 +5,7 @@
 use super::guest::Visit;
 use super::uapi::*;
 use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, Request, Vcpu, VcpuState};
+use crate::invariants::api_results::inv_602;
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{Access, Gpa, RetPf};
@@ -62,6 +63,9 @@ impl Vcpu {
         let exit = state.exit;
         drop(state);
         cx.task_work_run();
+        if let Err(message) = inv_602(result, exit) {
+            panic!("INV-602: {message}");
+        }
         (result, exit)
     }
 

@@ -73,7 +73,19 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         let mut slots = self.slots_lock.lock(cx);
-        self.set_memory_region(cx, &mut slots, caller, region)
+        let before = (slots.nr_memslot_pages, self.slot_count());
+        let result = self.set_memory_region(cx, &mut slots, caller, region);
+        let after = (slots.nr_memslot_pages, self.slot_count());
+        assert!(
+            result.is_ok() || before == after,
+            "INV-601: changing a slot failed: {result:?}, and the slots changed"
+        );
+        result
+    }
+
+    /// Slots of all address spaces, without a scheduling point.
+    fn slot_count(&self) -> usize {
+        (0..self.address_spaces()).map(|as_id| self.memslots.peek_active(as_id, |set| set.len())).sum()
     }
 
     /// `kvm_set_memory_region`, with `slots_lock` held.
@@ -221,12 +233,14 @@ impl Vm {
             if cx.has_mutant(RC_21) {
                 drop(arch);
                 self.arch_flush_shadow_memslot(cx, old);
+                old.set_zapped(true);
                 arch = self.slots_arch_lock.lock(cx);
             } else {
                 let invalid = old.invalid_copy(cx);
                 self.memslots.inactive(as_id, |set| set.replace(Some(old), Some(&invalid)));
                 self.swap_active_memslots(cx, as_id, arch);
                 self.arch_flush_shadow_memslot(cx, old);
+                old.set_zapped(true);
                 arch = self.slots_arch_lock.lock(cx);
                 current = Some(invalid);
             }
@@ -242,6 +256,7 @@ impl Vm {
             Err(errno) => {
                 if let (Change::Delete | Change::Move, Some(old)) = (change, &old) {
                     // The inactive set still has the untouched old slot: make it active again.
+                    old.set_zapped(false);
                     self.swap_active_memslots(cx, as_id, arch);
                     let invalid = current.expect("the stand-in was published");
                     self.memslots.inactive(as_id, |set| set.replace(Some(&invalid), Some(old)));

@@ -126,6 +126,8 @@ pub(crate) struct VcpuState {
     /// What is left of the access that a pending MMIO exit is part of.
     pub(crate) mmio: super::emulate::Mmio,
     pub(crate) immediate_exit: bool,
+    /// Retries in a row that nothing explains. Not the kernel's; for INV-506.
+    pub(crate) unexplained_retries: u32,
 }
 
 /// A vCPU.

@@ -118,7 +118,7 @@ impl Vm {
                 VmType::Default => Plain::shared_only(),
                 VmType::SwProtected => Plain::software_protected(),
             }),
-            users: RefCount::new(cx, "kvm->users_count", 1),
+            users: RefCount::with_rule(cx, "kvm->users_count", 1, "INV-405: "),
             slots_lock: Mutex::new(cx, "slots_lock", SlotsState::default()),
             slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
             srcu: Srcu::new(cx, "kvm->srcu"),
@@ -142,6 +142,7 @@ impl Vm {
         let notifier: Arc<dyn MmuNotifier> = Arc::new(KvmMmuNotifier::new(&vm));
         mm.register_notifier(cx, Arc::clone(&notifier));
         vm.notifier.set(notifier).expect("a VM registers once");
+        host.watch_vm(&vm);
         vm
     }
 

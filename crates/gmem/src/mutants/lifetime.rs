@@ -76,7 +76,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "put under lock",
         "putting off the release after a last put in the kernel",
         "the release takes slots_lock, which the task holds already",
-        &["INV-501"],
+        &["INV-505", "INV-501"],
         "races/create-close.toml",
     ),
     row(

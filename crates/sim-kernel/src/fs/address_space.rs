@@ -7,7 +7,7 @@
 use crate::mm::{FrameFlags, IMmap, PhysMem, Placement};
 use crate::mutants::{RC_10, RC_37, RC_38, RC_46, RC_57};
 use crate::sync::RwLock;
-use crate::xarray::{Handle, InsertError, NodeCache, XArray, XaFlags};
+use crate::xarray::{Handle, InsertError, NodeCache, XArray, XaFlags, XaViolation};
 use crate::{Cx, Errno, Pfn, Pgoff};
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,6 +47,30 @@ impl AddressSpace {
     /// The cached page at `index` without a scheduling point: for checkers.
     pub fn peek(&self, index: Pgoff) -> Option<Pfn> {
         self.pages.peek(index.0).map(pfn_of)
+    }
+
+    /// Number of the cache, which its frames name.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What is wrong with the structure of the page index (INV-701): for checkers.
+    pub fn check(&self) -> Vec<XaViolation> {
+        self.pages.check()
+    }
+
+    /// The pages of a range as they are now, at most `most` of them, ascending, without scheduling points: for checkers.
+    pub fn peek_range(&self, range: Range<u64>, most: usize) -> Vec<(Pgoff, Pfn)> {
+        let mut found = Vec::new();
+        let mut from = range.start;
+        while from < range.end
+            && found.len() < most
+            && let Some((index, handle)) = self.pages.peek_find(from, range.end - 1)
+        {
+            found.push((Pgoff(index), pfn_of(handle)));
+            from = index.saturating_add(1);
+        }
+        found
     }
 
     /// Every cached page, ascending, without scheduling points: for checkers.

@@ -182,7 +182,7 @@ pub struct File {
 impl File {
     /// An open file with one reference.
     pub fn new(cx: &Cx<'_>, operations: Arc<dyn FileOperations>) -> Arc<File> {
-        Arc::new(File { operations, count: RefCount::new(cx, "f_ref", 1) })
+        Arc::new(File { operations, count: RefCount::with_rule(cx, "f_ref", 1, "INV-110: ") })
     }
 
     /// The file's operations.

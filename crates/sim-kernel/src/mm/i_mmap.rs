@@ -70,6 +70,11 @@ impl Mappings {
 }
 
 impl IMmap {
+    /// Whether any area maps the file; nothing if somebody is changing that. For checkers.
+    pub fn peek_is_mapped(&self) -> Option<bool> {
+        self.mappings.try_peek(|mappings| !mappings.by_page.is_empty())
+    }
+
     /// A file that nobody maps yet.
     pub fn new(cx: &Cx<'_>) -> IMmap {
         IMmap { mappings: RwLock::new(cx, "i_mmap_rwsem", Mappings::default()) }

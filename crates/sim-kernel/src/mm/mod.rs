@@ -4,6 +4,7 @@
 //! that they model. Ordinary memory is private anonymous memory with transparent huge pages; files map through
 //! [`FileOperations::fault`](crate::fs::FileOperations::fault) and are found again through their [`IMmap`].
 
+mod check;
 mod fault;
 mod gup;
 mod huge_memory;
@@ -25,10 +26,11 @@ mod vma_modify;
 mod zap;
 mod zero;
 
+pub use check::MappedPage;
 pub use huge_memory::{HugePageRules, Thp};
 pub use i_mmap::IMmap;
 pub use mempolicy::{Mempolicy, MempolicyMode, Placement, SharedPolicy};
 pub use mm::{Advice, GupError, GupFlags, GupPage, HostLevel, Mm, MmapArgs, Signal};
-pub use notifier::MmuNotifier;
+pub use notifier::{INVALIDATE_RANGE, MmuNotifier};
 pub use phys::{FrameFlags, PhysMem};
 pub use vma::Prot;

@@ -5,7 +5,7 @@
 //!
 //! Simplified: only the range callbacks exist (no ageing, no `release`), all of them may sleep, and none fails.
 
-use crate::sync::Srcu;
+use crate::sync::{LockMap, Srcu};
 use crate::{Cx, HvaRange};
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +20,9 @@ pub trait MmuNotifier: Send + Sync + fmt::Debug {
     /// `invalidate_range_end`: the translations of `range` are settled again.
     fn invalidate_range_end(&self, cx: &Cx<'_>, range: HvaRange);
 }
+
+/// `__mmu_notifier_invalidate_range_start_map`: from a start to its end. Whoever waits until no pair is open waits for this.
+pub const INVALIDATE_RANGE: LockMap = LockMap::new("mmu_notifier_invalidate_range");
 
 type Subscription = (u64, Arc<dyn MmuNotifier>);
 
@@ -73,6 +76,9 @@ impl Notifiers {
         }
         let _srcu = self.srcu.read(cx);
         let told = self.current();
+        if !told.is_empty() {
+            INVALIDATE_RANGE.enter(cx);
+        }
         for (_, notifier) in &*told {
             notifier.invalidate_range_start(cx, range);
         }
@@ -92,6 +98,7 @@ impl Notifiers {
                 notifier.invalidate_range_end(cx, invalidation.range);
             }
         }
+        INVALIDATE_RANGE.leave(cx);
     }
 }
 

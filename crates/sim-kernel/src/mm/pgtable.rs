@@ -162,6 +162,18 @@ impl PageTables {
         }
     }
 
+    /// Every 4 KiB entry that is not empty, ascending: for checkers.
+    pub(super) fn small_entries(&self) -> impl Iterator<Item = (Hva, Pte)> {
+        self.pmds.iter().flat_map(|(block, pmd)| {
+            let entries: &[Pte] = match pmd {
+                Pmd::Table(table) => &table.0,
+                Pmd::Huge(_) => &[],
+            };
+            let hva = move |i: usize| Hva(block * PMD_SIZE + i as u64 * PAGE_SIZE);
+            entries.iter().enumerate().filter(|(_, pte)| !pte.is_none()).map(move |(i, pte)| (hva(i), *pte))
+        })
+    }
+
     /// The 4 KiB entry that the address has or would have if its huge page were split; empty if nothing is mapped.
     pub(super) fn pte(&self, hva: Hva) -> Pte {
         match self.look(hva) {

@@ -73,7 +73,8 @@ struct Frame {
     /// Stage-2 entries that do.
     sptes: AtomicU32,
     content: AtomicU32,
-    _unused: u32,
+    /// How often the frame was allocated, wrapping: tells a page from one that has the same frame later.
+    generation: AtomicU32,
 }
 
 /// The bytes of a frame.
@@ -265,6 +266,7 @@ impl PhysMem {
         frame.flags_index.store(FrameFlags::ALLOCATED.bits(), Ordering::Relaxed);
         frame.mapping.store(0, Ordering::Relaxed);
         frame.content.store(content, Ordering::Relaxed);
+        frame.generation.fetch_add(1, Ordering::Relaxed);
         frame.refcount.store(1, Ordering::Release);
     }
 
@@ -575,9 +577,10 @@ impl PhysMem {
     /// The frame leaves the page cache.
     ///
     /// # Panics
-    /// If a stage-2 entry still names it (INV-201: unmapped before it is removed).
+    /// If a stage-2 entry still names it (INV-201), or a process's page table (INV-212): unmapped before it is removed.
     pub fn clear_mapping(&self, pfn: Pfn) {
         assert_eq!(self.spte_count(pfn), 0, "INV-201: {pfn:?} leaves the page cache while a stage-2 entry names it");
+        assert_eq!(self.mapcount(pfn), 0, "INV-212: {pfn:?} leaves the page cache while a host page table names it");
         self.frame(pfn).mapping.store(0, Ordering::Release);
     }
 
@@ -601,6 +604,11 @@ impl PhysMem {
         }
         let old = self.rmw.add32(&self.frame(pfn).mapcount, u32::MAX);
         assert!(old != 0, "mapcount of {pfn:?} below zero");
+    }
+
+    /// Which allocation of the frame this is: two looks with equal generations saw the same page. For checkers.
+    pub fn generation(&self, pfn: Pfn) -> u32 {
+        self.frame(pfn).generation.load(Ordering::Relaxed)
     }
 
     /// Stage-2 entries that name the frame.

@@ -1,8 +1,8 @@
 //! Who waits for whom: what is reported when tasks remain and none can run.
 
-use super::engine::Engine;
+use super::engine::{Engine, Held};
 use super::event::Names;
-use super::op::{Access, TaskSet};
+use super::op::{Access, ObjId, TaskSet};
 use std::fmt;
 
 /// One blocked task.
@@ -32,6 +32,11 @@ impl Deadlock {
         // By task, and not by who was first: equivalent executions give the same report.
         let mut held = engine.held.borrow().clone();
         held.sort_by_key(|h| (h.task, h.object, h.index));
+        let place_held = |h: &Held| match h.index {
+            _ if h.object == ObjId::NONE => engine.held_name(h),
+            0 => engine.object(h.object),
+            n => format!("{}[{n:#x}]", engine.object(h.object)),
+        };
         let place = |object, index: u64| match index {
             0 => engine.object(object),
             n => format!("{}[{n:#x}]", engine.object(object)),
@@ -48,7 +53,7 @@ impl Deadlock {
                 held_by: holders
                     .map(|h| (engine.task(h.task), format!("{}:{}", h.site.file(), h.site.line())))
                     .collect(),
-                holds: held.iter().filter(|h| h.task == task).map(|h| place(h.object, h.index)).collect(),
+                holds: held.iter().filter(|h| h.task == task).map(place_held).collect(),
             }
         });
         Deadlock { waiters: waiters.collect() }

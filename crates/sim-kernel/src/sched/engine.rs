@@ -7,6 +7,8 @@
 
 use super::effect::{Effect, EffectKind};
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
+use super::lock_order::LockGraph;
+use super::observe::Observer;
 use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use super::store_buffer::{BUFFERS_FROM, MemoryModel, StoreBuffers, buffer_of, owner_of};
 use super::strategy::{Chooser, Divergence, Ended, Ready};
@@ -42,6 +44,8 @@ pub(crate) struct Held {
     pub(crate) object: ObjId,
     pub(crate) index: u64,
     pub(crate) access: Access,
+    /// Number of the class, as the lock order counts them.
+    pub(crate) class: u8,
     pub(crate) site: &'static Location<'static>,
 }
 
@@ -72,6 +76,11 @@ pub(crate) struct Engine {
     untils: Box<[Cell<Until>; MAX_TASKS]>,
     pub(crate) stores: StoreBuffers,
     pub(crate) mutants: Cell<MutantSet>,
+    pub(crate) lock_graph: LockGraph,
+    /// Operations of programs that were completed.
+    pub(crate) operations: Cell<u64>,
+    pub(crate) observing: Cell<bool>,
+    pub(crate) observers: RefCell<Vec<Observer>>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
     /// Whether announcements mean more than which task runs: there is a trail, or there are store buffers.
@@ -115,6 +124,10 @@ impl Engine {
             untils: Box::new([const { Cell::new(Until::Equal(0)) }; MAX_TASKS]),
             stores: StoreBuffers::default(),
             mutants: Cell::new(MutantSet::EMPTY),
+            lock_graph: LockGraph::new(),
+            operations: Cell::new(0),
+            observing: Cell::new(false),
+            observers: RefCell::new(Vec::new()),
             rcu: Default::default(),
             logging: Cell::new(false),
             special: Cell::new(false),
@@ -149,6 +162,10 @@ impl Engine {
         names.push(self.name_again(0, "boot"));
         self.new_tasks.borrow_mut().clear();
         self.held.borrow_mut().clear();
+        self.lock_graph.reset();
+        self.operations.set(0);
+        self.observing.set(false);
+        self.observers.borrow_mut().clear();
         self.signals.set(TaskSet::EMPTY);
         self.spinners.set(TaskSet::EMPTY);
         self.stores.reset(memory == MemoryModel::Tso);
@@ -288,7 +305,16 @@ impl Engine {
 
     /// What an announcement means to trails and store buffers.
     #[cold]
+    /// From now on observers look on.
+    pub(crate) fn add_observers(&self) {
+        self.observing.set(true);
+        self.special.set(true);
+    }
+
     fn before_announcement(&self, me: TaskId, op: &Op) {
+        if self.observing.get() {
+            self.observe(me, Some(*op));
+        }
         if op.access.is_acquire() {
             self.effect(EffectKind::Queued, op.object, op.index);
         }
@@ -547,13 +573,7 @@ impl Engine {
     #[inline]
     pub(crate) fn acquired(&self, op: &Op) {
         let me = self.current.get();
-        self.held.borrow_mut().push(Held {
-            task: me,
-            object: op.object,
-            index: op.index,
-            access: op.access,
-            site: op.site,
-        });
+        self.hold(op);
         let mut runnable = self.runnable.get();
         if runnable == TaskSet::only(me) {
             return;
@@ -575,6 +595,77 @@ impl Engine {
         }
     }
 
+    /// The current task has a lock, or is in a read section, from now on.
+    #[inline]
+    pub(crate) fn hold(&self, op: &Op) {
+        let me = self.current.get();
+        let class = self.lock_graph.class(op.object, &self.objects);
+        let &Op { object, index, access, site, .. } = op;
+        self.held.borrow_mut().push(Held { task: me, object, index, access, class, site });
+        self.lock_graph.hold(me, class);
+    }
+
+    /// The current task has a lock no more, or has left a read section.
+    #[inline]
+    pub(crate) fn unhold(&self, object: ObjId, index: u64) -> Held {
+        let me = self.current.get();
+        let mut held = self.held.borrow_mut();
+        let at = held.iter().rposition(|h| h.task == me && h.object == object && h.index == index);
+        let at = at.or_else(|| held.iter().rposition(|h| h.object == object && h.index == index));
+        let released = held.swap_remove(at.expect("a released lock is held"));
+        let left = held.iter().filter(|h| h.task == released.task).fold(0, |classes, h| classes | 1 << h.class);
+        self.lock_graph.set_held(released.task, left);
+        released
+    }
+
+    /// The current task wants this, and may have to wait for it: a matter of the lock order if it holds something.
+    #[inline]
+    pub(crate) fn wants(&self, op: &Op) {
+        let me = self.current.get();
+        if !self.lock_graph.holds_something(me) {
+            return;
+        }
+        let class = self.lock_graph.class(op.object, &self.objects);
+        if self.lock_graph.is_news(me, class) {
+            self.news(class, op.access, op.site);
+        }
+    }
+
+    #[cold]
+    fn news(&self, class: u8, access: Access, site: &'static Location<'static>) {
+        let me = self.current.get();
+        self.lock_graph.add((class, access, site), self.held.borrow().iter().filter(|h| h.task == me).copied());
+    }
+
+    /// As [`Engine::hold`], for what is no object: its index is the number of its class.
+    pub(crate) fn hold_class(&self, name: &'static str, access: Access, site: &'static Location<'static>) {
+        let task = self.current.get();
+        let class = self.lock_graph.class_named(name);
+        self.held.borrow_mut().push(Held { task, object: ObjId::NONE, index: class.into(), access, class, site });
+        self.lock_graph.hold(task, class);
+    }
+
+    /// As [`Engine::unhold`], for what is no object.
+    pub(crate) fn unhold_class(&self, name: &'static str) {
+        self.unhold(ObjId::NONE, self.lock_graph.class_named(name).into());
+    }
+
+    /// As [`Engine::wants`], for what is no object.
+    pub(crate) fn wants_class(&self, name: &'static str, access: Access, site: &'static Location<'static>) {
+        let class = self.lock_graph.class_named(name);
+        if self.lock_graph.is_news(self.current.get(), class) {
+            self.news(class, access, site);
+        }
+    }
+
+    /// Name of what is held.
+    pub(crate) fn held_name(&self, held: &Held) -> String {
+        match held.object {
+            ObjId::NONE => self.lock_graph.name(held.class).to_string(),
+            object => self.object(object),
+        }
+    }
+
     /// The current task let go of a lock. `free` says whether an acquirer of the given kind can have it now.
     #[inline]
     pub(crate) fn released(&self, object: ObjId, index: u64, free: impl Fn(Access) -> bool) {
@@ -582,13 +673,7 @@ impl Engine {
         if self.stores.is_on.get() {
             self.flush_all();
         }
-        let released = {
-            let mut held = self.held.borrow_mut();
-            let at = held.iter().rposition(|h| h.task == me && h.object == object && h.index == index);
-            let at = at.or_else(|| held.iter().rposition(|h| h.object == object && h.index == index));
-            held.swap_remove(at.expect("a released lock is held"))
-        };
-        let shared = released.access == Access::LockShared;
+        let shared = self.unhold(object, index).access == Access::LockShared;
         self.effect(if shared { EffectKind::UnlockShared } else { EffectKind::UnlockExclusive }, object, index);
         let blocked = TaskSet(self.live.get().0 & !self.runnable.get().0);
         if !blocked.is_empty() {

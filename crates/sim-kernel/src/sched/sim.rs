@@ -7,6 +7,7 @@
 use super::deadlock::Deadlock;
 use super::engine::{Engine, Stop};
 use super::event::{Event, EventLog, LogLevel, Names, render_json};
+use super::lock_order::LockOrder;
 use super::op::{Access, MAX_TASKS, ObjId, TaskId, TaskSet};
 use super::schedule::Schedule;
 use super::store_buffer::MemoryModel;
@@ -137,7 +138,7 @@ impl fmt::Display for Verdict {
 /// assert_eq!(sim.solo(|cx| *counter.lock(cx)), 2);
 /// ```
 pub struct Sim {
-    engine: Rc<Engine>,
+    pub(super) engine: Rc<Engine>,
     coroutines: Vec<Option<Co>>,
     stacks: Vec<DefaultStack>,
 }
@@ -223,6 +224,10 @@ impl Sim {
         };
         let failed = matches!(verdict, Verdict::Panicked { .. }).then(|| engine.current.get());
         engine.ended(failed);
+        // Observers watch tasks; they may keep what they look at alive.
+        engine.observing.set(false);
+        let observers = engine.observers.try_borrow_mut().map(|mut observers| std::mem::take(&mut *observers));
+        drop(observers);
         if !verdict.is_completed() {
             self.abandon();
         }
@@ -249,6 +254,9 @@ impl Sim {
                     let co = self.coroutines[task.index()].take().expect("a task ends once");
                     self.stacks.push(co.into_stack());
                     engine.log_end(task);
+                    if engine.observing.get() {
+                        engine.observe(task, None);
+                    }
                     engine.live.set(engine.live.get().without(task));
                     engine.runnable.set(engine.runnable.get().without(task));
                     if engine.live.get().is_empty() {
@@ -276,7 +284,7 @@ impl Sim {
                 cx.task_work_run();
                 let left = engine.held.borrow().iter().find(|h| h.task == task).copied();
                 if let Some(held) = left {
-                    panic!("INV-502: the task ends with {} held, taken at {}", engine.object(held.object), held.site);
+                    panic!("INV-502: the task ends with {} held, taken at {}", engine.held_name(&held), held.site);
                 }
             });
             if self.coroutines.len() <= task.index() {
@@ -355,6 +363,21 @@ impl Sim {
             text.push('\n');
         }
         text
+    }
+
+    /// Which locks were wanted while others were held, in all executions so far.
+    pub fn lock_order(&self) -> LockOrder {
+        self.engine.lock_graph.order()
+    }
+
+    /// Number of edges of [`Sim::lock_order`]: while it does not grow, there is nothing new to judge.
+    pub fn lock_order_len(&self) -> usize {
+        self.engine.lock_graph.len()
+    }
+
+    /// Operations of programs that were completed in the last execution ([`Cx::operation_done`]).
+    pub fn operations(&self) -> u64 {
+        self.engine.operations.get()
     }
 
     /// Name of an object of the last execution, as in `mmu_lock#0`.

@@ -8,6 +8,7 @@
 
 mod atomic;
 mod bit_lock;
+mod lock_map;
 mod mutex;
 pub(crate) mod rcu;
 mod refcount;
@@ -18,6 +19,7 @@ mod wait;
 
 pub use atomic::{Atomic64, Until, Word, smp_mb};
 pub use bit_lock::PageLocks;
+pub use lock_map::LockMap;
 pub use mutex::{Mutex, MutexGuard};
 pub use rcu::{RcuReadGuard, call_rcu, rcu_read_lock, synchronize_rcu};
 pub use refcount::RefCount;

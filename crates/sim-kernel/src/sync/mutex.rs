@@ -67,7 +67,7 @@ impl<T> Mutex<T> {
         look(&self.data.try_lock().expect("peek at a lock that is held"))
     }
 
-    /// As [`Mutex::peek`]; `None` if the lock is held.
+    /// The value, without locking, unless the lock is held: for checkers that look while others are in the middle of something.
     pub fn try_peek<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
         self.data.try_lock().map(|data| look(&data))
     }

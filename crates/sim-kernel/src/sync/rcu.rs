@@ -25,6 +25,10 @@ pub(crate) struct SimRcu {
 }
 
 impl SimRcu {
+    pub(crate) fn is_reader(&self, task: TaskId) -> bool {
+        self.readers.get().contains(task)
+    }
+
     pub(crate) fn reset(&self) {
         self.readers.set(TaskSet::EMPTY);
         let mut nesting = self.nesting.borrow_mut();

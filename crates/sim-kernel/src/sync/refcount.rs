@@ -18,12 +18,19 @@ use crate::Cx;
 #[derive(Debug)]
 pub struct RefCount {
     count: Atomic64,
+    /// Id of the invariant that forbids to revive the object, with a colon; or nothing.
+    rule: &'static str,
 }
 
 impl RefCount {
     /// A count of the given class, starting at `count`.
     pub fn new(cx: &Cx<'_>, class: &'static str, count: u64) -> RefCount {
-        RefCount { count: Atomic64::new(cx, class, count) }
+        RefCount::with_rule(cx, class, count, "")
+    }
+
+    /// As [`RefCount::new`]; a failure begins with `rule`, such as `INV-110: `.
+    pub fn with_rule(cx: &Cx<'_>, class: &'static str, count: u64, rule: &'static str) -> RefCount {
+        RefCount { count: Atomic64::new(cx, class, count), rule }
     }
 
     /// One more reference, taken by somebody who already has one.
@@ -33,7 +40,7 @@ impl RefCount {
     #[track_caller]
     pub fn get(&self, cx: &Cx<'_>) {
         let old = self.count.fetch_add(cx, 1);
-        assert!(old > 0, "INV-110: a reference was taken to a dead object");
+        assert!(old > 0, "{}a reference was taken to a dead object", self.rule);
     }
 
     /// One more reference unless the count already fell to zero.

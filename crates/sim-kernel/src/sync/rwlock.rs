@@ -91,6 +91,11 @@ impl<T> RwLock<T> {
         look(&self.data.try_read().expect("peek at a lock that is held for writing"))
     }
 
+    /// The value, without locking, unless the lock is held for writing: for checkers that look while others are in the middle of something.
+    pub fn try_peek<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.data.try_read().map(|data| look(&data))
+    }
+
     /// Exclusive access to the value through exclusive access to the lock.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()

@@ -8,7 +8,7 @@ use super::mutex::Mutex;
 use super::rmw::Rmw;
 use super::wait::WaitQueue;
 use crate::Cx;
-use crate::sched::{Access, EffectKind, ObjId};
+use crate::sched::{Access, EffectKind, ObjId, Op};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -57,6 +57,7 @@ impl Srcu {
     pub fn read_lock(&self, cx: &Cx<'_>) -> SrcuIdx {
         cx.point(Access::SrcuEnter, self.object, 0);
         let rmw = Rmw::new(cx);
+        cx.section_entered(&Op::new(Access::SrcuEnter, self.object, 0));
         loop {
             let index = self.index.load(Ordering::SeqCst);
             rmw.add64(&self.nesting[index], 1);
@@ -73,6 +74,7 @@ impl Srcu {
     #[track_caller]
     pub fn read_unlock(&self, cx: &Cx<'_>, index: SrcuIdx) {
         cx.point(Access::SrcuExit, self.object, 0);
+        cx.section_left(self.object);
         if let Some(engine) = cx.engine() {
             engine.effect(EffectKind::SrcuExit, self.object, counter_place(index.0));
         }
@@ -92,6 +94,7 @@ impl Srcu {
     /// `synchronize_srcu`: waits until every read section that is open now has been left.
     #[track_caller]
     pub fn synchronize(&self, cx: &Cx<'_>) {
+        cx.section_wanted(&Op::new(Access::Synchronize, self.object, 0));
         let _grace_period = self.grace_period.lock(cx);
         cx.point(Access::Synchronize, self.object, 0);
         let old = self.index.fetch_xor(1, Ordering::SeqCst);

@@ -306,6 +306,15 @@ impl<E: XaEntry> XArray<E> {
         self.peek(index).map(|entry| (index, entry))
     }
 
+    /// The first entry that has an index in `[start, max]`, with the first and last index at which it stands: for checkers. A range that was
+    /// stored at once may be several entries.
+    pub fn peek_entry(&self, start: u64, max: u64) -> Option<(u64, u64, E)> {
+        let (index, entry) = self.peek_find(start, max)?;
+        let _lock = self.core.lock.lock();
+        let (first, last) = self.core.extent(index);
+        Some((first, last, entry))
+    }
+
     /// The first entry that has an index in `[start, max]`, and the first such index (`xa_find`): `start` itself if it is in the
     /// middle of an entry.
     #[track_caller]

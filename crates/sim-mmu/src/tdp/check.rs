@@ -56,6 +56,17 @@ impl TdpMmu {
         }
     }
 
+    /// Every MMIO entry of every root, newest root first, ascending.
+    pub fn for_each_mmio(&self, mut f: impl FnMut(LeafInfo)) {
+        for root in self.roots.snapshot() {
+            self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, _| {
+                if !spte.is_present() && self.tables.masks.is_mmio(spte) {
+                    f(LeafInfo { as_id: root.as_id(), invalid_root: root.is_invalid(), gfn, level, spte });
+                }
+            });
+        }
+    }
+
     /// The first frame of a range that a valid root of the address space maps, without scheduling points. Only looks at entries that
     /// overlap the range.
     pub fn first_leaf_in(&self, as_id: u16, range: GfnRange) -> Option<Gfn> {
