@@ -17,7 +17,7 @@
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
 use crate::sched::{Access, ObjId};
-use crate::sync::{PageLocks, Word};
+use crate::sync::{PageLocks, Rmw, Word};
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use bytemuck::Zeroable;
 use std::fmt;
@@ -79,8 +79,26 @@ struct Frame {
 
 /// The bytes of a frame.
 #[derive(Zeroable)]
-#[repr(transparent)]
-struct PageBytes([AtomicU64; WORDS_PER_PAGE]);
+#[repr(C)]
+struct PageBytes {
+    words: [AtomicU64; WORDS_PER_PAGE],
+    /// While the buffer is free: its words are all `fill`, so a new table need not write them.
+    is_filled: AtomicU64,
+    fill: AtomicU64,
+}
+
+impl PageBytes {
+    /// A buffer that was just allocated: makes every word `fill`.
+    fn init(&self, fill: u64) {
+        let is_filled = self.is_filled.load(Ordering::Relaxed) != 0 && self.fill.load(Ordering::Relaxed) == fill;
+        self.is_filled.store(0, Ordering::Relaxed);
+        if !is_filled {
+            for word in &self.words {
+                word.store(fill, Ordering::Relaxed);
+            }
+        }
+    }
+}
 
 /// What the allocator hands out from.
 #[derive(Default)]
@@ -108,10 +126,11 @@ struct Zone {
 /// ```
 pub struct PhysMem {
     frames: Arena<Frame, 6>,
-    contents: Arena<PageBytes, 0>,
+    contents: Arena<PageBytes, 3>,
     /// One for each node.
     zones: Box<[parking_lot::Mutex<Zone>]>,
     limit: u64,
+    rmw: Rmw,
     /// Tables in use: frames with [`FrameFlags::TABLE`], and the page tables of processes, which are no frames.
     tables: AtomicU64,
     locks: PageLocks,
@@ -137,10 +156,11 @@ impl PhysMem {
         assert!((1..=64).contains(&nodes), "{nodes} nodes; a host has 1 to 64");
         let zone = |node: u32| Zone { next_block: node * PAGES_PER_PMD as u32, ..Zone::default() };
         PhysMem {
-            frames: Arena::new(),
-            contents: Arena::new(),
+            frames: Arena::recycled(cx),
+            contents: Arena::recycled_dirty(cx),
             zones: (0..nodes).map(|node| parking_lot::Mutex::new(zone(node))).collect(),
             limit: bytes / crate::PAGE_SIZE,
+            rmw: Rmw::new(cx),
             tables: AtomicU64::new(0),
             locks: PageLocks::new(cx, "folio_lock"),
             counts: cx.new_object("folio_ref"),
@@ -217,18 +237,19 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if there are [`PhysMem::tables_max`].
     pub(super) fn charge_table(&self) -> Result<(), Errno> {
-        let more = |tables: u64| (tables < self.tables_max()).then_some(tables + 1);
-        self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ()).map_err(|_| Errno::ENOMEM)
+        let most = self.tables_max();
+        let old = self.rmw.update64(&self.tables, |tables| tables + u64::from(tables < most));
+        if old < most { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
     pub(super) fn charge_deposited_table(&self) {
-        self.tables.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add64(&self.tables, 1);
     }
 
     /// A table that was counted is gone.
     pub(super) fn uncharge_table(&self) {
-        let old = self.tables.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add64(&self.tables, u64::MAX);
         assert!(old != 0, "more tables were given back than taken");
     }
 
@@ -339,14 +360,12 @@ impl PhysMem {
     pub fn alloc_table(&self, fill: u64) -> Result<Pfn, Errno> {
         self.charge_table()?;
         let buffer = self.contents.alloc();
-        for word in &self.contents.get(buffer).0 {
-            word.store(fill, Ordering::Relaxed);
-        }
+        self.contents.get(buffer).init(fill);
         let pfn = self.alloc_with(FIRST_BUFFER + buffer, Placement::LOCAL).inspect_err(|_| {
             self.contents.free(buffer);
             self.uncharge_table();
         })?;
-        self.frame(pfn).flags_index.fetch_or(FrameFlags::TABLE.bits(), Ordering::Relaxed);
+        self.set_flags(pfn, FrameFlags::TABLE);
         Ok(pfn)
     }
 
@@ -358,7 +377,23 @@ impl PhysMem {
     pub fn table(&self, table: Pfn) -> &[AtomicU64; WORDS_PER_PAGE] {
         let content = self.frame(table).content.load(Ordering::Acquire);
         assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
-        &self.contents.get(content - FIRST_BUFFER).0
+        &self.contents.get(content - FIRST_BUFFER).words
+    }
+
+    /// The owner of a table made every word `fill` again and is about to put it: the next table need not be filled.
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    pub fn set_table_filled(&self, table: Pfn, fill: u64) {
+        debug_assert!(
+            self.table(table).iter().all(|word| word.load(Ordering::Relaxed) == fill),
+            "{table:?} is not filled"
+        );
+        let content = self.frame(table).content.load(Ordering::Acquire);
+        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        let bytes = self.contents.get(content - FIRST_BUFFER);
+        bytes.fill.store(fill, Ordering::Relaxed);
+        bytes.is_filled.store(1, Ordering::Relaxed);
     }
 
     /// As [`PhysMem::table`], one word.
@@ -375,7 +410,7 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
-        let old = self.frame(pfn).refcount.fetch_add(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
         assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
@@ -384,10 +419,7 @@ impl PhysMem {
     #[must_use]
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.frame(pfn)
-            .refcount
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| if n == 0 { None } else { Some(n + 1) })
-            .is_ok()
+        self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
     /// One reference less; the last one gives the frame back to the allocator.
@@ -416,7 +448,7 @@ impl PhysMem {
 
     /// One reference less; true if it was the last.
     fn drop_reference(&self, pfn: Pfn) -> bool {
-        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
+        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
         assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
         old == 1
     }
@@ -431,7 +463,7 @@ impl PhysMem {
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
         }
-        let content = frame.content.swap(UNDEFINED, Ordering::Relaxed);
+        let content = self.rmw.update32(&frame.content, |_| UNDEFINED);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -475,7 +507,7 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        let old = self.frame(pfn).flags_index.fetch_or(flags.bits(), Ordering::AcqRel);
+        let old = self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
         if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
             self.broken.lock().push(pfn);
         }
@@ -488,7 +520,7 @@ impl PhysMem {
 
     /// Clears state bits.
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.frame(pfn).flags_index.fetch_and(!flags.bits(), Ordering::AcqRel);
+        self.rmw.update64(&self.frame(pfn).flags_index, |word| word & !flags.bits());
     }
 
     /// Whether the frame is in use.
@@ -536,12 +568,10 @@ impl PhysMem {
     pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
         let frame = self.frame(pfn);
         assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
-        let old = frame.mapping.swap(mapping, Ordering::AcqRel);
+        let old = self.rmw.update32(&frame.mapping, |_| mapping);
         assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
         let low = (1 << INDEX_SHIFT) - 1;
-        let _ = frame
-            .flags_index
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| Some((w & low) | (index.0 << INDEX_SHIFT)));
+        self.rmw.update64(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
     }
 
     /// The frame leaves the page cache.
@@ -564,7 +594,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        self.frame(pfn).mapcount.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add32(&self.frame(pfn).mapcount, 1);
     }
 
     /// One host page-table entry less names the frame.
@@ -572,7 +602,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).mapcount.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).mapcount, u32::MAX);
         assert!(old != 0, "mapcount of {pfn:?} below zero");
     }
 
@@ -595,7 +625,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.frame(pfn).sptes.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add32(&self.frame(pfn).sptes, 1);
     }
 
     /// One stage-2 entry less names the frame.
@@ -603,7 +633,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).sptes.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).sptes, u32::MAX);
         assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 
@@ -611,7 +641,7 @@ impl PhysMem {
     #[track_caller]
     pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
-        let content = self.frame(pfn).content.swap(ZERO, Ordering::AcqRel);
+        let content = self.rmw.update32(&self.frame(pfn).content, |_| ZERO);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -622,7 +652,7 @@ impl PhysMem {
         cx.point_range(Access::Store, self.bytes, to.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
         match self.frame(from).content.load(Ordering::Acquire) {
             content if content >= FIRST_BUFFER => {
-                let source = &self.contents.get(content - FIRST_BUFFER).0;
+                let source = &self.contents.get(content - FIRST_BUFFER).words;
                 for (i, word) in source.iter().enumerate() {
                     self.word_mut(to, i).store(word.load(Ordering::Relaxed), Ordering::Relaxed);
                 }
@@ -647,13 +677,11 @@ impl PhysMem {
         loop {
             let content = frame.content.load(Ordering::Acquire);
             if content >= FIRST_BUFFER {
-                return &self.contents.get(content - FIRST_BUFFER).0[index];
+                return &self.contents.get(content - FIRST_BUFFER).words[index];
             }
             let fill = if content == ZERO { 0 } else { Self::garbage(pfn) };
             let buffer = self.contents.alloc();
-            for word in &self.contents.get(buffer).0 {
-                word.store(fill, Ordering::Relaxed);
-            }
+            self.contents.get(buffer).init(fill);
             let made =
                 frame.content.compare_exchange(content, FIRST_BUFFER + buffer, Ordering::AcqRel, Ordering::Acquire);
             if made.is_err() {
@@ -667,7 +695,7 @@ impl PhysMem {
         match self.frame(pfn).content.load(Ordering::Acquire) {
             UNDEFINED => Self::garbage(pfn),
             ZERO => 0,
-            content => self.contents.get(content - FIRST_BUFFER).0[index].load(Ordering::Acquire),
+            content => self.contents.get(content - FIRST_BUFFER).words[index].load(Ordering::Acquire),
         }
     }
 
