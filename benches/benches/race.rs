@@ -28,6 +28,9 @@ fn race(c: &mut Criterion) {
     bench("fault_punch", &|sim, config| {
         fault_punch::run(sim, config);
     });
+    bench("fault_punch_once", &|sim, config| {
+        fault_punch::run_once(sim, config);
+    });
     bench("fault_conversion", &|sim, config| {
         fault_conversion::run(sim, config);
     });

@@ -13,6 +13,7 @@ pub mod fs;
 pub mod mm;
 mod mutant;
 pub mod mutants;
+mod pool;
 pub mod sched;
 pub mod sync;
 pub mod xarray;

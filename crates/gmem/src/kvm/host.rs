@@ -60,7 +60,7 @@ impl Host {
             cx.set_mutants(config.mutants);
         }
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
-        let nodes = Arc::new(NodeCache::new());
+        let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         if config.faults != Faults::default() {
             phys.inject(&config.faults);

@@ -26,6 +26,9 @@ const AROUND: u64 = 24;
 /// One decision in so many differs, around the remembered order.
 const DIFFERS: u32 = 8;
 
+/// The operations that were completed, in order.
+type Progress = Arc<Mutex<Vec<Done>>>;
+
 /// A step of an execution: whose, and of which of its thread's operations.
 type Step = (TaskId, usize);
 
@@ -165,7 +168,7 @@ struct Follow {
     differs: u32,
     random: Pcg64,
     /// The operations that were completed, once the set-up has ended: how far each thread is.
-    done: Rc<RefCell<Option<Arc<Mutex<Vec<Done>>>>>>,
+    done: Rc<RefCell<Option<Progress>>>,
     taken: Rc<RefCell<Vec<Step>>>,
 }
 

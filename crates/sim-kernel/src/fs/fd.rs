@@ -3,7 +3,6 @@
 use super::file::File;
 use crate::sched::{Access, ObjId};
 use crate::{Cx, Errno};
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,32 +17,53 @@ pub struct FdTable {
     files: parking_lot::Mutex<Files>,
 }
 
-/// What the numbers name.
-#[derive(Debug)]
+/// Standard streams have the first three numbers.
+const FIRST: RawFd = 3;
+
+/// What the numbers name (`struct fdtable`).
+#[derive(Debug, Default)]
 struct Files {
-    open: BTreeMap<RawFd, Arc<File>>,
-    /// Numbers below `unused` that name nothing.
-    free: BTreeSet<RawFd>,
-    /// No number from here on was ever given.
-    unused: RawFd,
+    /// By number, from [`FIRST`].
+    open: Vec<Option<Arc<File>>>,
+    /// How many of them name something.
+    count: usize,
+    /// `next_fd`: no number below it names nothing.
+    next: usize,
 }
 
 impl Files {
-    /// The lowest number that names nothing.
-    fn lowest_free(&self) -> RawFd {
-        self.free.first().copied().unwrap_or(self.unused)
+    fn slot(fd: RawFd) -> Option<usize> {
+        usize::try_from(fd.checked_sub(FIRST)?).ok()
     }
 
-    fn insert(&mut self, fd: RawFd, file: Arc<File>) {
-        if !self.free.remove(&fd) {
-            self.unused = fd + 1;
+    fn get(&self, fd: RawFd) -> Option<&Arc<File>> {
+        self.open.get(Files::slot(fd)?)?.as_ref()
+    }
+
+    /// The lowest number that names nothing.
+    fn lowest_free(&mut self) -> RawFd {
+        while self.open.get(self.next).is_some_and(Option::is_some) {
+            self.next += 1;
         }
-        self.open.insert(fd, file);
+        self.next as RawFd + FIRST
+    }
+
+    /// Gives the lowest number to a file.
+    fn insert(&mut self, file: Arc<File>) -> RawFd {
+        let fd = self.lowest_free();
+        match self.open.get_mut(self.next) {
+            Some(slot) => *slot = Some(file),
+            None => self.open.push(Some(file)),
+        }
+        self.count += 1;
+        fd
     }
 
     fn remove(&mut self, fd: RawFd) -> Option<Arc<File>> {
-        let file = self.open.remove(&fd)?;
-        self.free.insert(fd);
+        let slot = Files::slot(fd)?;
+        let file = self.open.get_mut(slot)?.take()?;
+        self.count -= 1;
+        self.next = self.next.min(slot);
         Some(file)
     }
 }
@@ -51,9 +71,7 @@ impl Files {
 impl FdTable {
     /// An empty table with numbers 0 to 2 taken (standard streams), and at most `limit` descriptors.
     pub fn new(cx: &Cx<'_>, limit: usize) -> FdTable {
-        // Standard streams have the first three.
-        let files = Files { open: BTreeMap::new(), free: BTreeSet::new(), unused: 3 };
-        FdTable { object: cx.new_object("files_struct"), limit, files: parking_lot::Mutex::new(files) }
+        FdTable { object: cx.new_object("files_struct"), limit, files: Default::default() }
     }
 
     /// Installs a file under the lowest free number; the table takes over the caller's reference.
@@ -63,12 +81,10 @@ impl FdTable {
     pub fn install(&self, cx: &Cx<'_>, file: Arc<File>) -> Result<RawFd, Errno> {
         cx.point(Access::Store, self.object, 0);
         let mut files = self.files.lock();
-        let fd = files.lowest_free();
-        if fd as usize >= self.limit {
+        if files.lowest_free() as usize >= self.limit {
             return Err(Errno::EMFILE);
         }
-        files.insert(fd, file);
-        Ok(fd)
+        Ok(files.insert(file))
     }
 
     /// Whether a descriptor could be installed now.
@@ -76,7 +92,7 @@ impl FdTable {
     /// # Errors
     /// `EMFILE` if not.
     pub fn reserve(&self) -> Result<(), Errno> {
-        if self.files.lock().open.len() + 3 >= self.limit { Err(Errno::EMFILE) } else { Ok(()) }
+        if self.len() + FIRST as usize >= self.limit { Err(Errno::EMFILE) } else { Ok(()) }
     }
 
     /// `fget`: the file behind a descriptor, with a reference for the caller, who must put it.
@@ -86,7 +102,7 @@ impl FdTable {
     #[track_caller]
     pub fn get(&self, cx: &Cx<'_>, fd: RawFd) -> Result<Arc<File>, Errno> {
         cx.point(Access::Load, self.object, 0);
-        let file = self.files.lock().open.get(&fd).cloned().ok_or(Errno::EBADF)?;
+        let file = self.files.lock().get(fd).cloned().ok_or(Errno::EBADF)?;
         // The table's own reference keeps the count above zero until `close` took it out.
         if file.get_if_live(cx) { Ok(file) } else { Err(Errno::EBADF) }
     }
@@ -132,18 +148,22 @@ impl FdTable {
 
     /// Closes every descriptor, in ascending order, as process exit does.
     pub fn close_all(&self, cx: &Cx<'_>) {
+        let mut slot = 0;
         loop {
-            let first = self.files.lock().open.keys().next().copied();
-            match first {
-                Some(fd) => self.close(cx, fd).expect("the descriptor was just seen"),
+            let is_open = match self.files.lock().open.get(slot) {
+                Some(file) => file.is_some(),
                 None => return,
+            };
+            if is_open {
+                self.close(cx, slot as RawFd + FIRST).expect("the descriptor was just seen");
             }
+            slot += 1;
         }
     }
 
     /// Open descriptors.
     pub fn len(&self) -> usize {
-        self.files.lock().open.len()
+        self.files.lock().count
     }
 
     /// Whether no descriptor is open.

@@ -20,7 +20,7 @@ use super::mempolicy::Placement;
 use super::zero::ZeroPages;
 use crate::faults::{Faults, Nth};
 use crate::sched::{Access, ObjId};
-use crate::sync::PageLocks;
+use crate::sync::{PageLocks, Rmw};
 use crate::{Arena, Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use bytemuck::Zeroable;
 use std::fmt;
@@ -82,8 +82,26 @@ struct Frame {
 
 /// The bytes of a frame.
 #[derive(Zeroable)]
-#[repr(transparent)]
-struct PageBytes([AtomicU64; WORDS_PER_PAGE]);
+#[repr(C)]
+struct PageBytes {
+    words: [AtomicU64; WORDS_PER_PAGE],
+    /// While the buffer is free: its words are all `fill`, so a new table need not write them.
+    is_filled: AtomicU64,
+    fill: AtomicU64,
+}
+
+impl PageBytes {
+    /// A buffer that was just allocated: makes every word `fill`.
+    fn init(&self, fill: u64) {
+        let is_filled = self.is_filled.load(Ordering::Relaxed) != 0 && self.fill.load(Ordering::Relaxed) == fill;
+        self.is_filled.store(0, Ordering::Relaxed);
+        if !is_filled {
+            for word in &self.words {
+                word.store(fill, Ordering::Relaxed);
+            }
+        }
+    }
+}
 
 /// What the allocator hands out from.
 #[derive(Default)]
@@ -111,10 +129,11 @@ struct Zone {
 /// ```
 pub struct PhysMem {
     frames: Arena<Frame, 6>,
-    contents: Arena<PageBytes, 0>,
+    contents: Arena<PageBytes, 3>,
     /// One for each node.
     zones: Box<[parking_lot::Mutex<Zone>]>,
     limit: u64,
+    rmw: Rmw,
     /// Tables in use: frames with [`FrameFlags::TABLE`], and the page tables of processes, which are no frames.
     tables: AtomicU64,
     locks: PageLocks,
@@ -142,10 +161,11 @@ impl PhysMem {
         assert!((1..=64).contains(&nodes), "{nodes} nodes; a host has 1 to 64");
         let zone = |node: u32| Zone { next_block: node * PAGES_PER_PMD as u32, ..Zone::default() };
         PhysMem {
-            frames: Arena::new(),
-            contents: Arena::new(),
+            frames: Arena::recycled(cx),
+            contents: Arena::recycled_dirty(cx),
             zones: (0..nodes).map(|node| parking_lot::Mutex::new(zone(node))).collect(),
             limit: bytes / crate::PAGE_SIZE,
+            rmw: Rmw::new(cx),
             tables: AtomicU64::new(0),
             locks: PageLocks::new(cx, "folio_lock"),
             counts: cx.new_object("folio_ref"),
@@ -233,18 +253,19 @@ impl PhysMem {
         if self.failing_table.fires() {
             return Err(Errno::ENOMEM);
         }
-        let more = |tables: u64| (tables < self.tables_max()).then_some(tables + 1);
-        self.tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ()).map_err(|_| Errno::ENOMEM)
+        let most = self.tables_max();
+        let old = self.rmw.update64(&self.tables, |tables| tables + u64::from(tables < most));
+        if old < most { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
     pub(super) fn charge_deposited_table(&self) {
-        self.tables.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add64(&self.tables, 1);
     }
 
     /// A table that was counted is gone.
     pub(super) fn uncharge_table(&self) {
-        let old = self.tables.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add64(&self.tables, u64::MAX);
         assert!(old != 0, "more tables were given back than taken");
     }
 
@@ -361,14 +382,12 @@ impl PhysMem {
     pub fn alloc_table(&self, fill: u64) -> Result<Pfn, Errno> {
         self.charge_table()?;
         let buffer = self.contents.alloc();
-        for word in &self.contents.get(buffer).0 {
-            word.store(fill, Ordering::Relaxed);
-        }
+        self.contents.get(buffer).init(fill);
         let pfn = self.alloc_with(FIRST_BUFFER + buffer, Placement::LOCAL).inspect_err(|_| {
             self.contents.free(buffer);
             self.uncharge_table();
         })?;
-        self.frame(pfn).flags_index.fetch_or(FrameFlags::TABLE.bits(), Ordering::Relaxed);
+        self.set_flags(pfn, FrameFlags::TABLE);
         Ok(pfn)
     }
 
@@ -380,7 +399,23 @@ impl PhysMem {
     pub fn table(&self, table: Pfn) -> &[AtomicU64; WORDS_PER_PAGE] {
         let content = self.frame(table).content.load(Ordering::Acquire);
         assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
-        &self.contents.get(content - FIRST_BUFFER).0
+        &self.contents.get(content - FIRST_BUFFER).words
+    }
+
+    /// The owner of a table made every word `fill` again and is about to put it: the next table need not be filled.
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    pub fn set_table_filled(&self, table: Pfn, fill: u64) {
+        debug_assert!(
+            self.table(table).iter().all(|word| word.load(Ordering::Relaxed) == fill),
+            "{table:?} is not filled"
+        );
+        let content = self.frame(table).content.load(Ordering::Acquire);
+        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        let bytes = self.contents.get(content - FIRST_BUFFER);
+        bytes.fill.store(fill, Ordering::Relaxed);
+        bytes.is_filled.store(1, Ordering::Relaxed);
     }
 
     /// As [`PhysMem::table`], one word.
@@ -397,7 +432,7 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
-        let old = self.frame(pfn).refcount.fetch_add(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
         assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
@@ -406,10 +441,7 @@ impl PhysMem {
     #[must_use]
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.frame(pfn)
-            .refcount
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| if n == 0 { None } else { Some(n + 1) })
-            .is_ok()
+        self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
     /// One reference less; the last one gives the frame back to the allocator.
@@ -438,7 +470,7 @@ impl PhysMem {
 
     /// One reference less; true if it was the last.
     fn drop_reference(&self, pfn: Pfn) -> bool {
-        let old = self.frame(pfn).refcount.fetch_sub(1, Ordering::SeqCst);
+        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
         assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
         old == 1
     }
@@ -453,7 +485,7 @@ impl PhysMem {
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
         }
-        let content = frame.content.swap(UNDEFINED, Ordering::Relaxed);
+        let content = self.rmw.update32(&frame.content, |_| UNDEFINED);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -497,7 +529,7 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        let old = self.frame(pfn).flags_index.fetch_or(flags.bits(), Ordering::AcqRel);
+        let old = self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
         if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
             self.broken.lock().push(pfn);
         }
@@ -510,7 +542,7 @@ impl PhysMem {
 
     /// Clears state bits.
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.frame(pfn).flags_index.fetch_and(!flags.bits(), Ordering::AcqRel);
+        self.rmw.update64(&self.frame(pfn).flags_index, |word| word & !flags.bits());
     }
 
     /// Whether the frame is in use.
@@ -558,12 +590,10 @@ impl PhysMem {
     pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
         let frame = self.frame(pfn);
         assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
-        let old = frame.mapping.swap(mapping, Ordering::AcqRel);
+        let old = self.rmw.update32(&frame.mapping, |_| mapping);
         assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
         let low = (1 << INDEX_SHIFT) - 1;
-        let _ = frame
-            .flags_index
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| Some((w & low) | (index.0 << INDEX_SHIFT)));
+        self.rmw.update64(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
     }
 
     /// The frame leaves the page cache.
@@ -586,7 +616,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        self.frame(pfn).mapcount.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add32(&self.frame(pfn).mapcount, 1);
     }
 
     /// One host page-table entry less names the frame.
@@ -594,7 +624,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).mapcount.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).mapcount, u32::MAX);
         assert!(old != 0, "mapcount of {pfn:?} below zero");
     }
 
@@ -617,7 +647,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.frame(pfn).sptes.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add32(&self.frame(pfn).sptes, 1);
     }
 
     /// One stage-2 entry less names the frame.
@@ -625,7 +655,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.frame(pfn).sptes.fetch_sub(1, Ordering::Relaxed);
+        let old = self.rmw.add32(&self.frame(pfn).sptes, u32::MAX);
         assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 }

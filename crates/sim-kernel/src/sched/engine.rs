@@ -13,6 +13,7 @@ use super::op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 use super::store_buffer::{BUFFERS_FROM, MemoryModel, StoreBuffers, buffer_of, owner_of};
 use super::strategy::{Chooser, Divergence, Ended, Ready};
 use super::trail::Trail;
+use crate::pool::Pool;
 use crate::sync::Until;
 use crate::{Mutant, MutantSet};
 use std::cell::{Cell, RefCell};
@@ -68,6 +69,8 @@ pub(crate) struct Engine {
     signal_to: Cell<TaskId>,
     objects: RefCell<Vec<&'static str>>,
     pub(crate) names: RefCell<Vec<Box<str>>>,
+    /// Those of the last execution, to be taken again: tasks are mostly called the same.
+    last_names: RefCell<Vec<Box<str>>>,
     pub(crate) new_tasks: RefCell<Vec<(TaskId, TaskBody)>>,
     pub(crate) held: RefCell<Vec<Held>>,
     pub(crate) signals: Cell<TaskSet>,
@@ -95,6 +98,8 @@ pub(crate) struct Engine {
     pub(crate) log: RefCell<EventLog>,
     capturing: Cell<bool>,
     captured: RefCell<Vec<TraceRecord>>,
+    /// Storage for the next execution.
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Engine {
@@ -116,6 +121,7 @@ impl Engine {
             signal_to: Cell::new(TaskId::BOOT),
             objects: RefCell::new(Vec::new()),
             names: RefCell::new(Vec::new()),
+            last_names: RefCell::new(Vec::new()),
             new_tasks: RefCell::new(Vec::new()),
             held: RefCell::new(Vec::new()),
             signals: Cell::new(TaskSet::EMPTY),
@@ -137,6 +143,7 @@ impl Engine {
             log: RefCell::new(EventLog::new(LogLevel::Off)),
             capturing: Cell::new(false),
             captured: RefCell::new(Vec::new()),
+            pool: Arc::default(),
         };
         engine.reset(LogLevel::Off, false, MemoryModel::Sc);
         engine
@@ -154,9 +161,10 @@ impl Engine {
         let mut objects = self.objects.borrow_mut();
         objects.clear();
         objects.push("none");
+        self.last_names.swap(&self.names);
         let mut names = self.names.borrow_mut();
         names.clear();
-        names.push("boot".into());
+        names.push(self.name_again(0, "boot"));
         self.new_tasks.borrow_mut().clear();
         self.held.borrow_mut().clear();
         self.lock_graph.reset();
@@ -186,12 +194,19 @@ impl Engine {
         ObjId(u32::try_from(objects.len() - 1).expect("fewer than 2^32 shared objects"))
     }
 
+    fn name_again(&self, number: usize, name: &str) -> Box<str> {
+        match self.last_names.borrow_mut().get_mut(number) {
+            Some(last) if **last == *name => std::mem::take(last),
+            _ => name.into(),
+        }
+    }
+
     pub(crate) fn spawn(&self, name: &str, body: TaskBody) -> TaskId {
         let mut names = self.names.borrow_mut();
         let most = if self.stores.is_on.get() { usize::from(BUFFERS_FROM) } else { MAX_TASKS };
         assert!(names.len() < most, "more than {} tasks", most - 1);
         let task = TaskId(names.len() as u8);
-        names.push(name.into());
+        names.push(self.name_again(task.index(), name));
         self.pending[task.index()].set(Op::new(Access::Start, ObjId::NONE, 0));
         self.live.set(self.live.get().with(task));
         self.runnable.set(self.runnable.get().with(task));
@@ -224,39 +239,43 @@ impl Engine {
 
     fn pick(&self) -> Option<TaskId> {
         let runnable = self.runnable.get();
-        let current = self.current.get();
-        let single = runnable.single();
-        let task = match single {
+        let task = match runnable.single() {
             Some(task) if !self.asks_always.get() => task,
-            None if runnable.is_empty() => {
-                *self.stop.borrow_mut() = Stop::Deadlock;
-                return None;
-            }
-            _ => {
-                let ready = Ready {
-                    current,
-                    runnable,
-                    live: self.live.get(),
-                    steps: self.steps.get(),
-                    pending: &self.pending,
-                    trail: &self.trail,
-                };
-                match self.chooser.borrow_mut().pick(&ready) {
-                    Ok(task) => {
-                        assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
-                        if single.is_none() {
-                            self.decisions.borrow_mut().push(task);
-                        }
-                        task
-                    }
-                    Err(divergence) => {
-                        *self.stop.borrow_mut() = Stop::Diverged(divergence);
-                        return None;
-                    }
-                }
-            }
+            single => self.decide(runnable, single.is_none())?,
         };
         self.current.set(task);
+        Some(task)
+    }
+
+    /// Asks the strategy, and records its answer if it had a choice. `None`: nobody can run, or the strategy gives up.
+    fn decide(&self, runnable: TaskSet, is_choice: bool) -> Option<TaskId> {
+        if runnable.is_empty() {
+            *self.stop.borrow_mut() = Stop::Deadlock;
+            return None;
+        }
+        let ready = Ready {
+            current: self.current.get(),
+            runnable,
+            live: self.live.get(),
+            steps: self.steps.get(),
+            pending: &self.pending,
+            trail: &self.trail,
+        };
+        let task = match &mut *self.chooser.borrow_mut() {
+            // The usual one, and it always has an answer.
+            Chooser::Random(random) => random.choose(&ready),
+            chooser => match chooser.pick(&ready) {
+                Ok(task) => task,
+                Err(divergence) => {
+                    *self.stop.borrow_mut() = Stop::Diverged(divergence);
+                    return None;
+                }
+            },
+        };
+        assert!(runnable.contains(task), "the strategy picked {task:?}, which cannot run");
+        if is_choice {
+            self.decisions.borrow_mut().push(task);
+        }
         Some(task)
     }
 

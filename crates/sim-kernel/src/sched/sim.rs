@@ -5,7 +5,7 @@
 //! ([`Sim::solo`]).
 
 use super::deadlock::Deadlock;
-use super::engine::{Engine, Stop, TaskBody};
+use super::engine::{Engine, Stop};
 use super::event::{Event, EventLog, LogLevel, Names, render_json};
 use super::lock_order::LockOrder;
 use super::op::{Access, MAX_TASKS, ObjId, TaskId, TaskSet};
@@ -271,14 +271,8 @@ impl Sim {
     }
 
     fn create_coroutines(&mut self, engine: &Rc<Engine>) {
-        let new: Vec<(TaskId, TaskBody)> = {
-            let mut queue = engine.new_tasks.borrow_mut();
-            if queue.is_empty() {
-                return;
-            }
-            queue.drain(..).collect()
-        };
-        for (task, body) in new {
+        let pop = || engine.new_tasks.borrow_mut().pop();
+        while let Some((task, body)) = pop() {
             let stack = self.stacks.pop().unwrap_or_else(|| {
                 DefaultStack::new(STACK_BYTES).expect("the host has address space for a task's stack")
             });

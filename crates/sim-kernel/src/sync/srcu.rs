@@ -5,6 +5,7 @@
 //! the index and counting, is not needed.
 
 use super::mutex::Mutex;
+use super::rmw::Rmw;
 use super::wait::WaitQueue;
 use crate::Cx;
 use crate::sched::{Access, EffectKind, ObjId, Op};
@@ -55,15 +56,16 @@ impl Srcu {
     #[track_caller]
     pub fn read_lock(&self, cx: &Cx<'_>) -> SrcuIdx {
         cx.point(Access::SrcuEnter, self.object, 0);
+        let rmw = Rmw::new(cx);
         cx.section_entered(&Op::new(Access::SrcuEnter, self.object, 0));
         loop {
             let index = self.index.load(Ordering::SeqCst);
-            self.nesting[index].fetch_add(1, Ordering::SeqCst);
+            rmw.add64(&self.nesting[index], 1);
             // Natively the index may have flipped in between; then count under the new one.
             if self.index.load(Ordering::SeqCst) == index {
                 return SrcuIdx(index);
             }
-            self.nesting[index].fetch_sub(1, Ordering::SeqCst);
+            rmw.add64(&self.nesting[index], u64::MAX);
             self.drained.wake_awaiting(cx);
         }
     }
@@ -76,7 +78,7 @@ impl Srcu {
         if let Some(engine) = cx.engine() {
             engine.effect(EffectKind::SrcuExit, self.object, counter_place(index.0));
         }
-        let old = self.nesting[index.0].fetch_sub(1, Ordering::SeqCst);
+        let old = Rmw::new(cx).add64(&self.nesting[index.0], u64::MAX);
         assert!(old > 0, "an SRCU read section was left twice");
         if old == 1 && self.index.load(Ordering::SeqCst) != index.0 {
             self.drained.wake_awaiting(cx);

@@ -4,7 +4,8 @@
 
 use super::entry::{NULL, RETRY, as_node, as_sibling, is_value};
 use crate::faults::{Faults, Nth};
-use crate::{Arena, Errno};
+use crate::sync::Rmw;
+use crate::{Arena, Cx, Errno};
 use bytemuck::Zeroable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -171,7 +172,8 @@ impl Node {
 /// });
 /// ```
 pub struct NodeCache {
-    arena: Arena<Node, 1>,
+    arena: Arena<Node, 3>,
+    rmw: Rmw,
     used: AtomicU64,
     limit: AtomicU64,
     failing: Nth,
@@ -186,8 +188,18 @@ impl NodeCache {
 
     /// An empty cache; nothing is allocated.
     pub fn new() -> NodeCache {
+        NodeCache::with(Arena::new(), Rmw::NATIVE)
+    }
+
+    /// An empty cache with the storage of one that an earlier execution of this simulation dropped ([`Arena::recycled`]).
+    pub fn recycled(cx: &Cx<'_>) -> NodeCache {
+        NodeCache::with(Arena::recycled(cx), Rmw::new(cx))
+    }
+
+    fn with(arena: Arena<Node, 3>, rmw: Rmw) -> NodeCache {
         NodeCache {
-            arena: Arena::new(),
+            arena,
+            rmw,
             used: AtomicU64::new(0),
             limit: AtomicU64::new(NodeCache::LIMIT_DEFAULT),
             failing: Nth::default(),
@@ -237,15 +249,14 @@ impl NodeCache {
         }
         let nodes = u64::from(nodes);
         let limit = self.limit();
-        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(nodes).filter(|&sum| sum <= limit)
-        });
-        taken.map(|_| ()).map_err(|_| Errno::ENOMEM)
+        let fits = |used: u64| used.checked_add(nodes).filter(|&sum| sum <= limit);
+        let used = self.rmw.update64(&self.used, |used| fits(used).unwrap_or(used));
+        fits(used).map(|_| ()).ok_or(Errno::ENOMEM)
     }
 
     /// Gives the right to allocate back.
     pub(super) fn untake(&self, nodes: u64) {
-        self.used.fetch_sub(nodes, Ordering::Relaxed);
+        self.rmw.add64(&self.used, nodes.wrapping_neg());
     }
 
     /// Changes before a node that was in use can read as anything else: who sees a word of a node's next life, and then
@@ -269,7 +280,7 @@ impl NodeCache {
 
     /// Makes a node available again: the grace period is over, nobody reads it any more.
     pub(super) fn release(&self, id: u32) {
-        self.released.fetch_add(1, Ordering::AcqRel);
+        self.rmw.add64(&self.released, 1);
         let node = self.get(id);
         // Readers that come here in spite of it notice by the shift. Zeroed now, the next user finds an empty node.
         node.shift.store(FREED, Ordering::Relaxed);

@@ -78,7 +78,7 @@ impl<'a> Writer<'a> {
     fn alloc(&self, shift: u32, parent: Option<u32>, offset: usize) -> u32 {
         let id = self.core.cache.alloc(shift);
         self.core.node(id).adopt(parent, offset);
-        self.core.nodes.fetch_add(1, Ordering::Relaxed);
+        self.core.nodes.store(self.core.nodes.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         id
     }
 
@@ -86,7 +86,7 @@ impl<'a> Writer<'a> {
     fn bury(&mut self, id: u32) {
         let node = self.core.node(id);
         node.account(-(node.count() as i32), -(node.nr_values() as i32));
-        self.core.nodes.fetch_sub(1, Ordering::Relaxed);
+        self.core.nodes.store(self.core.nodes.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         self.core.cache.untake(1);
         self.dead.push(id);
     }

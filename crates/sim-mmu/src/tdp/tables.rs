@@ -11,7 +11,7 @@ use crate::stage2::SpteMasks;
 use bytemuck::Zeroable;
 use sim_kernel::mm::{FrameFlags, PhysMem};
 use sim_kernel::sched::ObjId;
-use sim_kernel::sync::{Word, call_rcu};
+use sim_kernel::sync::{Rmw, Word, call_rcu};
 use sim_kernel::{Arena, Cx, Errno, Pfn};
 use std::fmt;
 use std::sync::Arc;
@@ -53,6 +53,7 @@ pub(super) struct Tables {
     /// All entries of this VM; the index is table * 512 + index.
     object: ObjId,
     meta: Arena<TableMeta, 6>,
+    rmw: Rmw,
     /// Present leafs per level.
     leafs: [AtomicU64; 3],
     /// Linked tables.
@@ -68,7 +69,8 @@ impl Tables {
             config,
             masks: SpteMasks::new(config.kind, config.max_gfn, config.mmio_caching),
             object: cx.new_object("spte"),
-            meta: Arena::new(),
+            meta: Arena::recycled(cx),
+            rmw: Rmw::new(cx),
             leafs: Default::default(),
             linked: AtomicU64::new(0),
             allocated: AtomicU64::new(0),
@@ -105,7 +107,7 @@ impl Tables {
         let touched = &self.meta.get(table.0 as u32).touched;
         let bit = 1 << (index / GROUP);
         if touched.load(Ordering::Relaxed) & bit == 0 {
-            touched.fetch_or(bit, Ordering::Relaxed);
+            self.rmw.update64(touched, |bits| bits | bit);
         }
     }
 
@@ -143,11 +145,15 @@ impl Tables {
     /// Asserts that entries which nobody touched are as they were: [`Tables::next_present`] finds everything.
     pub(super) fn assert_untouched(&self, table: Pfn) {
         let touched = self.meta.get(table.0 as u32).touched.load(Ordering::Relaxed);
-        for (number, group) in self.entries(table).chunks(GROUP).enumerate() {
-            let differs =
-                group.iter().fold(0, |bits, entry| bits | (entry.load(Ordering::Acquire) ^ Spte::NONPRESENT.0));
-            let is_touched = touched >> number & 1 != 0;
-            assert!(differs == 0 || is_touched, "{table:?} changed unseen at index {} or after", number * GROUP);
+        let (groups, _) = self.entries(table).as_chunks::<GROUP>();
+        for (number, group) in groups.iter().enumerate() {
+            let [a, b, c, d, e, f, g, h] = group.each_ref().map(|entry| entry.load(Ordering::Relaxed));
+            // Alike, all of them are what the first is.
+            let same = (a ^ b) | (a ^ c) | (a ^ d) | (a ^ e) | (a ^ f) | (a ^ g) | (a ^ h);
+            if same | (a ^ Spte::NONPRESENT.0) != 0 {
+                let is_touched = touched >> number & 1 != 0;
+                assert!(is_touched, "{table:?} changed unseen at index {} or after", number * GROUP);
+            }
         }
     }
 
@@ -175,13 +181,13 @@ impl Tables {
         let table = self.phys.alloc_table(Spte::NONPRESENT.0)?;
         self.meta.ensure(table.0 as u32);
         let meta = self.meta.get(table.0 as u32);
-        let old = meta.level.swap(u32::from(level.number()), Ordering::Relaxed);
+        let old = self.rmw.update32(&meta.level, |_| u32::from(level.number()));
         assert_eq!(old, 0, "MMU-INV-005: {table:?} is still a table and was allocated again");
         meta.gfn.store(gfn.0, Ordering::Relaxed);
         meta.as_id.store(u32::from(as_id), Ordering::Relaxed);
         meta.parent.store(0, Ordering::Relaxed);
         meta.touched.store(0, Ordering::Relaxed);
-        self.allocated.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add64(&self.allocated, 1);
         Ok(table)
     }
 
@@ -245,9 +251,14 @@ impl Tables {
     }
 
     fn forget(&self, table: Pfn) {
-        let old = self.meta.get(table.0 as u32).level.swap(0, Ordering::Relaxed);
+        let old = self.rmw.update32(&self.meta.get(table.0 as u32).level, |_| 0);
         assert_ne!(old, 0, "MMU-INV-002: the table {table:?} is freed twice");
-        self.allocated.fetch_sub(1, Ordering::Relaxed);
+        self.rmw.add64(&self.allocated, u64::MAX);
+        // Nobody sees the entries any more. As in a new table, they spare the next one the filling.
+        for index in self.touched(table, 0, PT_ENTRIES) {
+            self.raw(table, index).store(Spte::NONPRESENT.0, Ordering::Relaxed);
+        }
+        self.phys.set_table_filled(table, Spte::NONPRESENT.0);
         self.phys.put_unscheduled(table);
     }
 
@@ -259,18 +270,18 @@ impl Tables {
 
     /// `tdp_account_mmu_page`.
     pub(super) fn account_table(&self) {
-        self.linked.fetch_add(1, Ordering::Relaxed);
+        self.rmw.add64(&self.linked, 1);
     }
 
     /// `tdp_unaccount_mmu_page`.
     pub(super) fn unaccount_table(&self) {
-        self.linked.fetch_sub(1, Ordering::Relaxed);
+        self.rmw.add64(&self.linked, u64::MAX);
     }
 
     /// `kvm_update_page_stats`.
     pub(super) fn update_page_stats(&self, level: Level, count: i64) {
         // Wraps for a moment natively, when a leaf is unlinked before whoever installed it has counted it.
-        self.leafs[usize::from(level.number()) - 1].fetch_add(count as u64, Ordering::Relaxed);
+        self.rmw.add64(&self.leafs[usize::from(level.number()) - 1], count as u64);
     }
 
     /// The entry is a new leaf: its frames are named once more (and must be live, INV-203).

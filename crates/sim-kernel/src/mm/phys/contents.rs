@@ -14,7 +14,7 @@ impl PhysMem {
     #[track_caller]
     pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
-        let content = self.frame(pfn).content.swap(ZERO, Ordering::AcqRel);
+        let content = self.rmw.update32(&self.frame(pfn).content, |_| ZERO);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -25,7 +25,7 @@ impl PhysMem {
         cx.point_range(Access::Store, self.bytes, to.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
         match self.frame(from).content.load(Ordering::Acquire) {
             content if content >= FIRST_BUFFER => {
-                let source = &self.contents.get(content - FIRST_BUFFER).0;
+                let source = &self.contents.get(content - FIRST_BUFFER).words;
                 for (i, word) in source.iter().enumerate() {
                     self.word_mut(to, i).store(word.load(Ordering::Relaxed), Ordering::Relaxed);
                 }
@@ -50,13 +50,11 @@ impl PhysMem {
         loop {
             let content = frame.content.load(Ordering::Acquire);
             if content >= FIRST_BUFFER {
-                return &self.contents.get(content - FIRST_BUFFER).0[index];
+                return &self.contents.get(content - FIRST_BUFFER).words[index];
             }
             let fill = if content == ZERO { 0 } else { Self::garbage(pfn) };
             let buffer = self.contents.alloc();
-            for word in &self.contents.get(buffer).0 {
-                word.store(fill, Ordering::Relaxed);
-            }
+            self.contents.get(buffer).init(fill);
             let made =
                 frame.content.compare_exchange(content, FIRST_BUFFER + buffer, Ordering::AcqRel, Ordering::Acquire);
             if made.is_err() {
@@ -70,7 +68,7 @@ impl PhysMem {
         match self.frame(pfn).content.load(Ordering::Acquire) {
             UNDEFINED => Self::garbage(pfn),
             ZERO => 0,
-            content => self.contents.get(content - FIRST_BUFFER).0[index].load(Ordering::Acquire),
+            content => self.contents.get(content - FIRST_BUFFER).words[index].load(Ordering::Acquire),
         }
     }
 

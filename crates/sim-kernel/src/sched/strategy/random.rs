@@ -3,7 +3,7 @@
 //! Good at narrow symmetric windows, hopeless where one task must make many steps while another stands still.
 
 use super::{Divergence, Ready, Strategy};
-use crate::sched::op::TaskId;
+use crate::sched::op::{TaskId, TaskSet};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -22,7 +22,15 @@ impl Random {
     /// Draws the next task.
     #[inline]
     pub fn choose(&mut self, ready: &Ready<'_>) -> TaskId {
-        ready.runnable.nth(draw_below(&mut self.rng, u64::from(ready.runnable.len())) as u32)
+        let first = TaskSet(ready.runnable.0 & ready.runnable.0.wrapping_neg());
+        let rest = TaskSet(ready.runnable.0 ^ first.0);
+        // Two is the usual number, and needs no counting; the draw is the same.
+        let picked = match rest.single() {
+            Some(_) if draw_below(&mut self.rng, 2) == 0 => first,
+            Some(_) => rest,
+            None => return ready.runnable.nth(draw_below(&mut self.rng, u64::from(ready.runnable.len())) as u32),
+        };
+        TaskId(picked.0.trailing_zeros() as u8)
     }
 }
 
