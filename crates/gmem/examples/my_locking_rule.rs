@@ -111,11 +111,11 @@ impl Program for Rule {
 }
 
 /// The first interleaving in which the rule fails, or how many there were of which none does.
-fn check(rule: Rule) -> Result<u64, Execution> {
+fn check(rule: Rule) -> Result<u64, Box<Execution>> {
     let mut exploration = Exploration::new(&rule, StrategyKind::Dpor, 0, Options::default());
     while let Some(execution) = exploration.step() {
         if execution.judgement.problem.is_some() {
-            return Err(execution);
+            return Err(Box::new(execution));
         }
     }
     assert!(exploration.is_exhausted());
@@ -130,7 +130,7 @@ fn main() {
                 true
             }
             Err(failed) => {
-                let problem = failed.judgement.problem.expect("it failed");
+                let problem = failed.judgement.problem.as_ref().expect("it failed");
                 println!("{rule:?}: execution {}: {}", failed.number + 1, problem.message);
                 println!("    {}", failed.schedule);
                 false
