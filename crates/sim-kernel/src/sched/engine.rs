@@ -5,6 +5,8 @@
 //! A blocked task is not runnable, so it costs nothing; acquiring a lock makes the other pending acquirers of that lock not
 //! runnable, and releasing it makes them runnable again, so "runnable" always means "can perform its pending operation now".
 
+mod names;
+
 use super::effect::{Effect, EffectKind};
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
 use super::lock_order::LockGraph;
@@ -779,27 +781,4 @@ impl Engine {
 /// Where a store is among the store buffers, as an object of effects.
 fn store_place(task: TaskId, number: u32) -> u64 {
     u64::from(task.0) << 32 | u64::from(number)
-}
-
-impl Names for Engine {
-    fn task(&self, task: TaskId) -> String {
-        if let Some(owner) = owner_of(task)
-            && self.stores.is_on.get()
-        {
-            return format!("{}'s store buffer", self.task(owner));
-        }
-        self.names.borrow().get(task.index()).map_or_else(|| format!("{task:?}"), |n| n.to_string())
-    }
-
-    fn object(&self, object: ObjId) -> String {
-        let objects = self.objects.borrow();
-        let Some(class) = objects.get(object.0 as usize) else {
-            return format!("object {}", object.0);
-        };
-        if object == ObjId::NONE {
-            return (*class).to_string();
-        }
-        let ordinal = objects[..object.0 as usize].iter().filter(|c| *c == class).count();
-        format!("{class}#{ordinal}")
-    }
 }
