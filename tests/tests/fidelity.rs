@@ -92,7 +92,8 @@ fn exists(name: &str) -> bool {
 
 /// The families of the recordings that are kept.
 fn families() -> BTreeSet<String> {
-    let entries = fs::read_dir(root().join("tests/data/traces")).unwrap();
+    let folders = ["tests/data/traces", "tests/data/traces-mmu"];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(root().join(folder)).unwrap());
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter_map(|name| name.split_once('-').map(|(family, _)| family.to_string())).collect()
 }

@@ -168,6 +168,46 @@ pub const FACTS: &[Fact] = &[
         get: |machine| FactValue::Number(machine.files_max as u64),
         set: |machine, value| number(value, 1..=1 << 20, &mut machine.files_max),
     },
+    Fact {
+        name: "fail_frame",
+        what: "number of an allocation",
+        expected: "a number from 1, or 0 for none",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.frame),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.frame),
+    },
+    Fact {
+        name: "fail_table",
+        what: "number of an allocation",
+        expected: "a number from 1, or 0 for none",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.table),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.table),
+    },
+    Fact {
+        name: "fail_node",
+        what: "number of an allocation",
+        expected: "a number from 1, or 0 for none",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.node),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.node),
+    },
+    Fact {
+        name: "signal_step",
+        what: "number of a step",
+        expected: "a number from 1, or 0 for none",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.signal_step),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.signal_step),
+    },
+    Fact {
+        name: "signal_task",
+        what: "task",
+        expected: "a number from 0 to 63",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.signal_task),
+        set: |machine, value| number(value, 0..=63, &mut machine.faults.signal_task),
+    },
 ];
 
 fn number<T: TryFrom<u64>>(value: &FactValue, range: std::ops::RangeInclusive<u64>, to: &mut T) -> bool {
@@ -186,6 +226,11 @@ impl Fact {
     /// The fact with this name.
     pub fn find(name: &str) -> Option<&'static Fact> {
         FACTS.iter().find(|fact| fact.name == name)
+    }
+
+    /// What the fact is of a machine.
+    pub fn of(&self, machine: &MachineConfig) -> FactValue {
+        (self.get)(machine)
     }
 
     /// States the fact of a machine.

@@ -72,6 +72,7 @@ pub mod runner;
 pub mod scenario;
 mod source;
 mod status;
+pub mod testing;
 pub mod trace;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};

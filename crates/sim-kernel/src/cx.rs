@@ -9,9 +9,9 @@ use crate::sched::engine::{Engine, Yielder};
 use crate::sched::event::{MAX_ARGS, TraceRecord, Tracepoint};
 use crate::sched::native::NativeShared;
 use crate::sched::observe::{HeldLock, Observation};
-use crate::sched::op::{Access, ObjId, Op, TaskId};
+use crate::sched::op::{Access, MAX_TASKS, ObjId, Op, TaskId};
 use crate::sync::Until;
-use crate::{Mutant, MutantSet};
+use crate::{Faults, Mutant, MutantSet};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -97,6 +97,21 @@ impl<'t> Cx<'t> {
             Mode::Solo(engine) => engine.mutants.set(mutants),
             Mode::Task(..) => panic!("rules are switched off before tasks run"),
             Mode::Native(_) => assert!(mutants.is_empty(), "a native run keeps every rule"),
+        }
+    }
+
+    /// Has a signal sent when the tasks of this execution come to the step that the faults name. Native runs have no steps, and no signal then.
+    ///
+    /// # Panics
+    /// If a task does it, or for a task whose number is none.
+    pub fn inject_signal(&self, faults: &Faults) {
+        match self.mode {
+            Mode::Solo(engine) if faults.signal_step != 0 => {
+                assert!(faults.signal_task < MAX_TASKS as u64, "there is no task {}", faults.signal_task);
+                engine.signal_at(faults.signal_step, TaskId(faults.signal_task as u8));
+            }
+            Mode::Task(..) => panic!("faults are set before tasks run"),
+            _ => {}
         }
     }
 

@@ -8,6 +8,7 @@ mod arena;
 mod cx;
 mod errno;
 pub mod explore;
+mod faults;
 pub mod fs;
 pub mod mm;
 mod mutant;
@@ -23,4 +24,5 @@ pub use addr::{
 pub use arena::Arena;
 pub use cx::{Cx, TaskWork};
 pub use errno::Errno;
+pub use faults::Faults;
 pub use mutant::{Mutant, MutantSet};

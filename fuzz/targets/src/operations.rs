@@ -16,7 +16,7 @@ use gmem::replay::Executor;
 use serde_json::{Map, Value, json};
 use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 
-use crate::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
+use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
 pub const NAMES: [&str; 35] = [

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gmem::ops::{Op, table};
+use gmem::testing::values;
 use gmem::trace::Reader;
 use gmem_fuzz_targets::operations::{NAMES, OPS_MAX, decode, encode};
-use gmem_fuzz_targets::{TARGETS, trace, values};
+use gmem_fuzz_targets::{TARGETS, trace};
 use proptest::prelude::*;
 
 fn fuzz() -> PathBuf {

@@ -5,7 +5,7 @@ use gmem::MachineConfig;
 use gmem::interp::Sequential;
 use gmem::ops::Op;
 use gmem::replay::Executor;
-use gmem_fuzz_targets::values::check_and_end;
+use gmem::testing::values::check_and_end;
 
 const M: u64 = 1 << 20;
 

@@ -2,6 +2,7 @@
 //! hosts that run out of memory. Whatever the program, there is an answer, the invariants hold, and nothing is left behind.
 
 mod extremes;
-mod generate;
 mod random;
+mod reference;
+mod swarms;
 mod tasks;

@@ -1,11 +1,11 @@
 //! The properties.
 
-use super::generate;
 use gmem::MachineConfig;
 use gmem::interp::{Sequential, World};
 use gmem::ops::{Answer, Op};
 use gmem::replay::{Executor, Outcome};
-use gmem_fuzz_targets::values::check_and_end;
+use gmem::testing::strategies::{self, Ground};
+use gmem::testing::values::check_and_end;
 use proptest::prelude::*;
 use proptest::test_runner::Config as ProptestConfig;
 use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
@@ -47,7 +47,7 @@ pub(crate) fn run_in_tasks(machine: &MachineConfig, set_up: &[Op], tasks: &[Vec<
     (answers, sim.log_digest().expect("the run is hashed"))
 }
 
-fn cases(committed: u32) -> ProptestConfig {
+pub(crate) fn cases(committed: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(committed);
     ProptestConfig { cases, max_shrink_iters: 4000, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -57,8 +57,8 @@ proptest! {
 
     #[test]
     fn every_program_has_its_answers_and_leaves_nothing_behind(
-        machine in generate::machine(),
-        ops in generate::program(60),
+        machine in strategies::machine(),
+        ops in strategies::program(60),
     ) {
         let first = run_sequentially(&machine, &ops);
         prop_assert_eq!(first, run_sequentially(&machine, &ops));
@@ -66,9 +66,9 @@ proptest! {
 
     #[test]
     fn every_interleaving_ends_and_leaves_nothing_behind(
-        machine in generate::machine(),
-        set_up in generate::set_up(),
-        tasks in prop::collection::vec(prop::collection::vec(generate::op(), 1..12), 2..4),
+        machine in strategies::machine(),
+        set_up in strategies::set_up().prop_map(|set_up| set_up.ops()),
+        tasks in prop::collection::vec(prop::collection::vec(Ground::WILD.op(), 1..12), 2..4),
         seed: u64,
     ) {
         let first = run_in_tasks(&machine, &set_up, &tasks, seed);

@@ -192,7 +192,7 @@ pub struct Run {
 /// The arguments of `gmem explore`.
 #[derive(Debug, Args)]
 pub struct Explore {
-    /// The scenario file
+    /// The scenario file; with --replay too, for a schedule says in which order tasks run and not what they do
     pub scenario: PathBuf,
     /// How: portfolio, dpor, sleep, dfs, preempt:BOUND, pos, pct:DEPTH, random or urw
     #[arg(long, value_name = "STRATEGY", default_value_t = Choice::Portfolio)]
@@ -221,7 +221,7 @@ pub struct Explore {
     /// Keep what was done in this file, and go on from there if it exists
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
-    /// Explain this one schedule (`gmem1:...`) instead of exploring
+    /// Explain this one schedule (`gmem1:...`) of SCENARIO instead of exploring; a report of a failure ends with the whole command
     #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["strategy", "seed", "budget", "jobs", "keep_going", "checkpoint"])]
     pub replay: Option<String>,
     /// Under the rules of this Linux release instead of the scenario's

@@ -2,9 +2,9 @@
 
 use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
-use sim_kernel::MutantSet;
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
+use sim_kernel::{Faults, MutantSet};
 use sim_mmu::{Gfn, Stage2Kind};
 
 /// Everything that is fixed before the first system call.
@@ -56,6 +56,8 @@ pub struct MachineConfig {
     pub xarray_steps: bool,
     /// Rules that are switched off, to see what they are there for.
     pub mutants: MutantSet,
+    /// What fails on purpose.
+    pub faults: Faults,
 }
 
 impl Default for MachineConfig {
@@ -79,6 +81,7 @@ impl Default for MachineConfig {
             hwpoison_abba: true,
             xarray_steps: false,
             mutants: MutantSet::EMPTY,
+            faults: Faults::default(),
         }
     }
 }

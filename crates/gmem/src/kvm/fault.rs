@@ -350,7 +350,7 @@ impl Vcpu {
             state.mmio_cache = Some((gfn.0, generation));
         }
         fault.tdp.mmio_generation = generation;
-        if gfn >= self.vm.mmu.config().max_gfn || !self.vm.mmu.config().mmio_caching {
+        if gfn >= self.vm.mmu.config().max_gfn || !self.vm.mmu.masks().mmio_caching() {
             return Ok(FaultIn::Done(RetPf::Emulate));
         }
         Ok(FaultIn::Map)

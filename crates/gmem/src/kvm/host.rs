@@ -6,7 +6,7 @@ use super::process::Process;
 use super::vm::Vm;
 use sim_kernel::mm::{Mm, PhysMem};
 use sim_kernel::xarray::{NodeCache, XaFlags};
-use sim_kernel::{Cx, Errno, Mutant};
+use sim_kernel::{Cx, Errno, Faults, Mutant};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -62,6 +62,11 @@ impl Host {
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
+        if config.faults != Faults::default() {
+            phys.inject(&config.faults);
+            nodes.inject(&config.faults);
+            cx.inject_signal(&config.faults);
+        }
         Arc::new(Host {
             config,
             phys,

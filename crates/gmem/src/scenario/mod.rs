@@ -45,7 +45,7 @@ pub use diagnostic::Diagnostic;
 pub use expectation::{Expectation, Outcome, Pattern};
 pub use file::{THREADS_MAX, parse};
 pub use line::{LineError, ParsedLine, parse_line};
-pub use print::print;
+pub use print::{print, print_file};
 
 use crate::kvm::config::MachineConfig;
 use crate::ops::Op;
@@ -91,6 +91,19 @@ pub struct Step {
     pub line: u32,
     /// The line as written, without comment and indentation.
     pub text: String,
+}
+
+impl Step {
+    /// A line that does this, without label and expectation; it stands in no file yet.
+    ///
+    /// ```
+    /// use gmem::{ops::Op, scenario::Step};
+    /// assert_eq!(Step::new(Op::Close { fd: "g0".into() }).text, "close g0");
+    /// ```
+    pub fn new(op: Op) -> Step {
+        let text = print(&op);
+        Step { label: None, op, expect: None, line: 0, text }
+    }
 }
 
 impl Scenario {

@@ -6,6 +6,10 @@
 use serde_json::Value;
 
 use super::words::{self, NONE};
+use super::{Scenario, Step};
+use crate::facts::{FACTS, FactValue};
+use crate::kvm::config::{KernelVersion, MachineConfig};
+use crate::mutants;
 use crate::ops::Op;
 use crate::ops::json::recorded_style;
 use crate::ops::table::{self, Arg, Kind, Symbol};
@@ -42,6 +46,87 @@ pub fn print(op: &Op) -> String {
         }
     }
     line
+}
+
+/// A whole scenario as the text of its file: [`parse`](super::parse) reads it back. Of the machine, what is as in the default is left out.
+///
+/// ```
+/// let text = "[thread.vmm]\nrun = \"\"\"\ncreate_vm vm0 => ok\n\"\"\"\n";
+/// let scenario = gmem::scenario::parse("one.toml", text).unwrap();
+/// let printed = gmem::scenario::print_file(&scenario);
+/// assert_eq!(printed, format!("[scenario]\nname = \"one\"\n\n{text}"));
+/// ```
+pub fn print_file(scenario: &Scenario) -> String {
+    let mut text = format!("[scenario]\nname = \"{}\"\n", escaped(&scenario.name));
+    if let Some(teaches) = &scenario.teaches {
+        text.push_str(&format!("teaches = \"{}\"\n", escaped(teaches)));
+    }
+    let machine = machine(&scenario.machine);
+    if !machine.is_empty() {
+        text.push_str(&format!("\n[machine]\n{machine}"));
+    }
+    section(&mut text, "setup", &scenario.setup);
+    for thread in &scenario.threads {
+        section(&mut text, &format!("thread.{}", thread.name), &thread.steps);
+    }
+    section(&mut text, "finish", &scenario.finish);
+    if !scenario.outcomes.is_empty() {
+        text.push_str("\n[expect]\noutcomes = [\n");
+        for outcome in &scenario.outcomes {
+            text.push_str(&format!("  \"{}\",\n", escaped(&outcome.text)));
+        }
+        text.push_str("]\n");
+    }
+    text
+}
+
+fn machine(machine: &MachineConfig) -> String {
+    let default = MachineConfig::default();
+    let mut text = String::new();
+    if machine.kernel != KernelVersion::default() {
+        text.push_str(&format!("kernel = \"{}\"\n", machine.kernel));
+    }
+    if machine.stage2_name() != default.stage2_name() {
+        text.push_str(&format!("stage2 = \"{}\"\n", machine.stage2_name()));
+    }
+    let ids = mutants::all().filter(|info| machine.mutants.contains(info.mutant));
+    let ids: Vec<String> = ids.map(|info| format!("\"{}\"", info.id())).collect();
+    if !ids.is_empty() {
+        text.push_str(&format!("mutants = [{}]\n", ids.join(", ")));
+    }
+    for fact in FACTS.iter().filter(|fact| fact.of(machine) != fact.of(&default)) {
+        let value = match fact.of(machine) {
+            FactValue::Number(number) => number.to_string(),
+            FactValue::Switch(switch) => switch.to_string(),
+            FactValue::Word(word) => format!("\"{word}\""),
+        };
+        text.push_str(&format!("{} = {value}\n", fact.name));
+    }
+    text
+}
+
+fn section(text: &mut String, name: &str, steps: &[Step]) {
+    if !steps.is_empty() {
+        let lines: String = steps.iter().map(|step| format!("{}\n", escaped_lines(&step.text))).collect();
+        text.push_str(&format!("\n[{name}]\nrun = \"\"\"\n{lines}\"\"\"\n"));
+    }
+}
+
+/// Text for a TOML string of several lines.
+fn escaped_lines(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace("\"\"\"", "\"\"\\\"");
+    escaped.chars().map(|c| if c.is_control() { format!("\\u{:04x}", c as u32) } else { c.to_string() }).collect()
+}
+
+/// Text for a TOML string.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").chars().fold(String::new(), |mut escaped, c| {
+        match c.is_control() {
+            true => escaped.push_str(&format!("\\u{:04x}", c as u32)),
+            false => escaped.push(c),
+        }
+        escaped
+    })
 }
 
 fn word(kind: Kind, value: &Value) -> String {

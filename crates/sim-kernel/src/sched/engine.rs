@@ -5,6 +5,8 @@
 //! A blocked task is not runnable, so it costs nothing; acquiring a lock makes the other pending acquirers of that lock not
 //! runnable, and releasing it makes them runnable again, so "runnable" always means "can perform its pending operation now".
 
+mod names;
+
 use super::effect::{Effect, EffectKind};
 use super::event::{Event, EventLog, LogLevel, Names, TraceRecord};
 use super::lock_order::LockGraph;
@@ -64,6 +66,9 @@ pub(crate) struct Engine {
     pub(crate) decisions: RefCell<Vec<TaskId>>,
     pub(crate) steps: Cell<u64>,
     pub(crate) steps_max: Cell<u64>,
+    /// The step after which something is due: the signal, or else the end.
+    alarm: Cell<u64>,
+    signal_to: Cell<TaskId>,
     objects: RefCell<Vec<&'static str>>,
     pub(crate) names: RefCell<Vec<Box<str>>>,
     /// Those of the last execution, to be taken again: tasks are mostly called the same.
@@ -114,6 +119,8 @@ impl Engine {
             decisions: RefCell::new(Vec::new()),
             steps: Cell::new(0),
             steps_max: Cell::new(u64::MAX),
+            alarm: Cell::new(u64::MAX),
+            signal_to: Cell::new(TaskId::BOOT),
             objects: RefCell::new(Vec::new()),
             names: RefCell::new(Vec::new()),
             last_names: RefCell::new(Vec::new()),
@@ -285,7 +292,7 @@ impl Engine {
         }
         let steps = self.steps.get() + 1;
         self.steps.set(steps);
-        if steps > self.steps_max.get() {
+        if steps > self.alarm.get() && !self.deliver(steps) {
             *self.stop.borrow_mut() = Stop::StepLimit;
             self.current.set(me);
             yielder.suspend(());
@@ -301,6 +308,29 @@ impl Engine {
         if special && self.stores.is_on.get() && !op.access.passes_stores() {
             self.saw_buffer_empty(me);
         }
+    }
+
+    /// Sets after how many steps an execution is abandoned.
+    pub(crate) fn limit_steps(&self, steps: u64) {
+        self.steps_max.set(steps);
+        self.alarm.set(steps);
+    }
+
+    /// A signal to `task` before it, or whoever is next, takes step number `step`.
+    pub(crate) fn signal_at(&self, step: u64, task: TaskId) {
+        self.alarm.set(self.steps_max.get().min(step.saturating_sub(1)));
+        self.signal_to.set(task);
+    }
+
+    /// Something is due. False if it is the end.
+    #[cold]
+    fn deliver(&self, steps: u64) -> bool {
+        if steps > self.steps_max.get() {
+            return false;
+        }
+        self.alarm.set(self.steps_max.get());
+        self.signals.set(self.signals.get().with(self.signal_to.get()));
+        true
     }
 
     /// What an announcement means to trails and store buffers.
@@ -751,27 +781,4 @@ impl Engine {
 /// Where a store is among the store buffers, as an object of effects.
 fn store_place(task: TaskId, number: u32) -> u64 {
     u64::from(task.0) << 32 | u64::from(number)
-}
-
-impl Names for Engine {
-    fn task(&self, task: TaskId) -> String {
-        if let Some(owner) = owner_of(task)
-            && self.stores.is_on.get()
-        {
-            return format!("{}'s store buffer", self.task(owner));
-        }
-        self.names.borrow().get(task.index()).map_or_else(|| format!("{task:?}"), |n| n.to_string())
-    }
-
-    fn object(&self, object: ObjId) -> String {
-        let objects = self.objects.borrow();
-        let Some(class) = objects.get(object.0 as usize) else {
-            return format!("object {}", object.0);
-        };
-        if object == ObjId::NONE {
-            return (*class).to_string();
-        }
-        let ordinal = objects[..object.0 as usize].iter().filter(|c| *c == class).count();
-        format!("{class}#{ordinal}")
-    }
 }

@@ -181,7 +181,7 @@ impl Sim {
     /// If `setup` panics.
     pub fn execute<R>(&mut self, config: &Config, setup: impl FnOnce(&Cx<'_>) -> R) -> (R, Verdict) {
         self.engine.reset(config.log, config.trail, config.memory);
-        self.engine.steps_max.set(config.steps_max);
+        self.engine.limit_steps(config.steps_max);
         self.engine.chooser.borrow_mut().begin(config.seed);
         let value = self.solo(setup);
         let verdict = self.run();

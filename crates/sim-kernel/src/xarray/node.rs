@@ -3,6 +3,7 @@
 //! Simplified: no back pointer to the array and no list heads, and nodes are numbers instead of addresses.
 
 use super::entry::{NULL, RETRY, as_node, as_sibling, is_value};
+use crate::faults::{Faults, Nth};
 use crate::sync::Rmw;
 use crate::{Arena, Cx, Errno};
 use bytemuck::Zeroable;
@@ -175,6 +176,7 @@ pub struct NodeCache {
     rmw: Rmw,
     used: AtomicU64,
     limit: AtomicU64,
+    failing: Nth,
     /// Counts the nodes that were made available again.
     released: AtomicU64,
 }
@@ -200,6 +202,7 @@ impl NodeCache {
             rmw,
             used: AtomicU64::new(0),
             limit: AtomicU64::new(NodeCache::LIMIT_DEFAULT),
+            failing: Nth::default(),
             released: AtomicU64::new(0),
         }
     }
@@ -208,6 +211,11 @@ impl NodeCache {
     pub fn set_limit(&self, nodes: u64) {
         // Node numbers are 32 bits wide, and some of them wait for a grace period.
         self.limit.store(nodes.min(1 << 31), Ordering::Relaxed);
+    }
+
+    /// From now on, requests for nodes fail as the faults say.
+    pub fn inject(&self, faults: &Faults) {
+        self.failing.arm(faults.node);
     }
 
     /// The limit.
@@ -235,6 +243,9 @@ impl NodeCache {
     pub(super) fn take(&self, nodes: u32) -> Result<(), Errno> {
         if nodes == 0 {
             return Ok(());
+        }
+        if self.failing.fires() {
+            return Err(Errno::ENOMEM);
         }
         let nodes = u64::from(nodes);
         let limit = self.limit();

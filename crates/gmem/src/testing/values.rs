@@ -1,9 +1,9 @@
 //! What generated programs are made of: numbers at which something changes, machines that are short of memory, objects to work on,
 //! and what must hold at the end.
 
-use gmem::interp::World;
-use gmem::ops::{FdRef, HvaRef, Name, Op, Prot};
-use gmem::{MachineConfig, Stage2Kind};
+use crate::interp::World;
+use crate::ops::{FdRef, HvaRef, Name, Op, Prot};
+use crate::{MachineConfig, Stage2Kind};
 use sim_kernel::Cx;
 
 const K: u64 = 1 << 10;
