@@ -57,7 +57,7 @@ impl World {
     ///
     /// Machine::new(MachineConfig::default()).run(|cx, _| {
     ///     let world = World::checked(cx, MachineConfig::default());
-    ///     for line in ["mmap m0 len=4K", "host_write m0 7", "host_read m0"] {
+    ///     for line in ["mmap m0 len=4K", "host_write m0 0 7", "host_read m0"] {
     ///         let line = parse_line(line).unwrap();
     ///         world.execute(cx, &line.op);
     ///     }

@@ -6,6 +6,7 @@ use gmem::ops::Op;
 use gmem::replay::Executor;
 use gmem::trace::{Reader, emit};
 use gmem::{KernelVersion, MachineConfig, Simulator, Stage2Kind, Status, Thp, cli, scenario};
+use sim_kernel::Faults;
 use std::fs;
 
 /// A machine with a software implementation of KVM: shadow paging, no private memory, and Linux 6.18.
@@ -87,10 +88,16 @@ fn a_scenario_says_everything_of_a_machine() {
         memory_failure = true
         hwpoison_abba = false
         xarray_steps = true
+        fail_frame = 1
+        fail_table = 2
+        fail_node = 3
+        signal_step = 4
+        signal_task = 5
         [setup]
         run = "create_vm vm0"
     "#;
-    let failure = MachineConfig { memory_failure: true, hwpoison_abba: false, xarray_steps: true, ..shadow() };
+    let faults = Faults { frame: 1, table: 2, node: 3, signal_step: 4, signal_task: 5 };
+    let failure = MachineConfig { memory_failure: true, hwpoison_abba: false, xarray_steps: true, faults, ..shadow() };
     let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..failure };
     assert_eq!(scenario::parse("t.toml", text).unwrap().machine, expected);
     // A fact that is added has to be added here.
