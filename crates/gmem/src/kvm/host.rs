@@ -8,7 +8,7 @@ use sim_kernel::mm::{Mm, PhysMem};
 use sim_kernel::xarray::{NodeCache, XaFlags};
 use sim_kernel::{Cx, Errno, Faults, Mutant};
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bytes that the kernel needs for one xarray node.
@@ -24,6 +24,8 @@ pub struct Host {
     pub(crate) nodes: Arc<NodeCache>,
     next_ino: AtomicU32,
     charged: AtomicU64,
+    /// Whether the configuration's faults count already.
+    faulty: AtomicBool,
     watched: parking_lot::Mutex<Watched>,
 }
 
@@ -62,25 +64,27 @@ impl Host {
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
-        if config.faults != Faults::default() {
-            phys.inject(&config.faults);
-            nodes.inject(&config.faults);
-            cx.inject_signal(&config.faults);
-        }
         Arc::new(Host {
             config,
             phys,
             nodes,
             next_ino: AtomicU32::new(1),
             charged: AtomicU64::new(0),
+            faulty: AtomicBool::new(false),
             watched: Default::default(),
         })
     }
 
-    /// A new process.
+    /// A new process. Faults of the configuration count from the first one on: what boots before them has what it needs.
     pub fn process(self: &Arc<Host>, cx: &Cx<'_>) -> Arc<Process> {
         let process = Process::new(cx, self);
         watch(&mut self.watched.lock().mms, Arc::downgrade(&process.mm));
+        let faults = &self.config.faults;
+        if *faults != Faults::default() && !self.faulty.swap(true, Ordering::Relaxed) {
+            self.phys.inject(faults);
+            self.nodes.inject(faults);
+            cx.inject_signal(faults);
+        }
         process
     }
 
