@@ -3,12 +3,18 @@
 
 use live_kvm::{ARENA, Failure, GuestMode, Process, Region};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const RW: i32 = 3;
 
-fn process() -> Option<Process> {
+/// Tests of one program share its address space, and where mappings lie is what they are about: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn process() -> Option<(MutexGuard<'static, ()>, Process)> {
+    // A test that failed under the lock is reported by itself.
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     match Process::open(Path::new("/dev/kvm"), GuestMode::Protected32, 1 << 20) {
-        Ok(process) => Some(process),
+        Ok(process) => Some((alone, process)),
         Err(error) => {
             println!("skipped, because there is no KVM: {error}");
             None
@@ -26,7 +32,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Failure>, why: &str) {
 
 #[test]
 fn memory_of_the_program_is_out_of_reach() {
-    let Some(mut process) = process() else { return };
+    let Some((_alone, mut process)) = process() else { return };
     let own = vec![7u8; 1 << 16];
     let address = own.as_ptr() as u64 & !0xfff;
     let why = "memory of the recorder itself";
@@ -48,7 +54,7 @@ fn memory_of_the_program_is_out_of_reach() {
 
 #[test]
 fn no_more_than_was_allowed() {
-    let Some(mut process) = process() else { return };
+    let Some((_alone, mut process)) = process() else { return };
     let file = process.memfd_create(1 << 30, 0).unwrap();
     refused(process.fallocate(file, 0, 0, 2 << 20), "takes 1048576 at most");
     assert_eq!(process.fallocate(file, 0, 0, 1 << 20), Ok(()));
@@ -75,7 +81,7 @@ fn no_more_than_was_allowed() {
 
 #[test]
 fn ranges_that_wrap_are_the_kernels_to_refuse() {
-    let Some(mut process) = process() else { return };
+    let Some((_alone, mut process)) = process() else { return };
     let map = process.mmap(None, 4096, RW, false, 0, 4096).unwrap();
     let (invalid, no_memory) = (Err(Failure::Errno(22)), Err(Failure::Errno(12)));
     for len in [u64::MAX, u64::MAX - 4095, 0u64.wrapping_sub(map)] {
@@ -88,7 +94,7 @@ fn ranges_that_wrap_are_the_kernels_to_refuse() {
 
 #[test]
 fn faults_are_answers() {
-    let Some(mut process) = process() else { return };
+    let Some((_alone, mut process)) = process() else { return };
     let map = process.mmap(None, 8192, RW, false, 0, 1 << 21).unwrap();
     assert!(ARENA.contains(&map) && map.is_multiple_of(1 << 21));
     assert_eq!(process.store(map + 4, 0x1234_5678), Ok(()));
@@ -106,7 +112,7 @@ fn faults_are_answers() {
 
 #[test]
 fn a_place_is_used_again() {
-    let Some(mut process) = process() else { return };
+    let Some((_alone, mut process)) = process() else { return };
     let first = process.mmap(None, 4096, RW, false, 0, 4096).unwrap();
     let second = process.mmap(None, 4096, RW, false, 0, 4096).unwrap();
     assert!(second < first);
