@@ -2,7 +2,7 @@
 //! state before and after.
 //!
 //! [`Report::new`] looks at the failing execution once more and finds the collision; `Display` is the text for people, `Serialize` the
-//! same for programs. The text is laid out in [`columns`](super::columns).
+//! same for programs. The text is laid out in `columns.rs`.
 
 use std::fmt;
 

@@ -3,7 +3,7 @@
 //!
 //! One walker, configured by types: the guest's mode ([`GuestMode`](crate::GuestMode)), stage 2's format ([`Stage2Format`]), where
 //! tables lie ([`WalkMemory`]), what is cached ([`WalkCaches`]) and who counts ([`WalkObserver`]). The walk of stage 2 alone is
-//! the same code ([`stage2`]). Every reference is a scheduling point, if the memory makes it one.
+//! the same code (`stage2.rs`). Every reference is a scheduling point, if the memory makes it one.
 //!
 //! A walk of `g` guest entries over `n` stage-2 entries makes `(g+1)(n+1) - 1` references: 24 for four levels over four, 35 for five
 //! over five. A hit in a paging-structure cache leaves out what the cached entry stands for.
