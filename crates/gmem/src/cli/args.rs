@@ -130,7 +130,20 @@ The first difference is made as small as possible and printed as a trace with th
 64 MiB, run in processes of their own, and never touch hardware poison.
 Exit codes: 0 no difference, 1 a difference, 2 bad input or no KVM, 3 a bug in gmem")]
     FuzzCompare(FuzzCompare),
-    /// Serve operations on the real kernel, for the two above
+    /// Measure what the model costs, with peers and the real kernel beside it
+    #[command(after_help = "\
+Examples:
+  gmem bench
+  gmem bench P1 P3 pages
+  gmem bench --output measured/
+  gmem bench --json | jq '.cases[] | select(.within == false)'
+
+Times are medians of this thread's processor time, so that other work on the machine disturbs little; where several threads
+work together they are of the time that passed. With --output, bench.json and bench.svg are written into that folder.
+The real kernel is measured where /dev/kvm has a guest_memfd that can be mapped.
+Exit codes: 0 measured, 2 bad input, 3 a bug in gmem")]
+    Bench(Bench),
+    /// Serve operations on the real kernel, for gmem itself
     #[command(hide = true)]
     LiveWorker(LiveWorker),
     /// Check the simulator against the assertions of the kernel's own selftests
@@ -255,6 +268,29 @@ pub struct Zoo {
     pub jobs: Option<NonZeroUsize>,
 }
 
+/// The arguments of `gmem bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Which goals, such as P3 [default: all]
+    #[arg(value_name = "GOAL")]
+    pub goals: Vec<String>,
+    /// Only list them
+    #[arg(long)]
+    pub list: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Write bench.json and bench.svg into this folder
+    #[arg(short, long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+    /// Small sizes and few samples: to see that everything runs, not how fast
+    #[arg(long)]
+    pub quick: bool,
+    /// The device of the real kernel
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
+    pub kvm: PathBuf,
+}
+
 /// The arguments of `gmem invariants`.
 #[derive(Debug, Args)]
 pub struct Invariants {
@@ -350,6 +386,9 @@ pub struct LiveWorker {
     /// Say what the machine is, and end
     #[arg(long)]
     pub probe: bool,
+    /// Measure what a page of a file of so many costs, and end
+    #[arg(long, value_name = "PAGES", value_parser = value_parser!(u64).range(1..=65_536))]
+    pub bench: Option<u64>,
     /// Most bytes of one call
     #[arg(long, default_value_t = 64 << 20)]
     pub memory: u64,
