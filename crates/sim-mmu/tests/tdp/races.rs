@@ -41,7 +41,7 @@ fn vcpu(cx: &Cx<'_>, vm: &Vm, backing: &Mutex<Pfn>, gfn: Gfn, write: bool) {
             continue;
         }
         let lock = vm.mmu.mmu_lock.read(cx);
-        let stale = vm.mmu.invalidate.retry_gfn(&lock, seq, gfn);
+        let stale = vm.mmu.invalidate.retry_gfn(cx, &lock, seq, gfn);
         let mut fault = vm.fault(gfn, write);
         fault.pfn = Some(pfn);
         let result =

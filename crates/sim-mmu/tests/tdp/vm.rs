@@ -71,15 +71,7 @@ pub(crate) struct Vm {
 }
 
 pub(crate) fn config(kind: Stage2Kind) -> TdpConfig {
-    TdpConfig {
-        kind,
-        levels: 4,
-        max_gfn: Gfn(1 << 34),
-        mmio_caching: true,
-        eager_page_split: true,
-        splits_on_fault: true,
-        max_level: Level::L1G,
-    }
+    TdpConfig::new(kind, 4, Gfn(1 << 34))
 }
 
 impl Vm {
