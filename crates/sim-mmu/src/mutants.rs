@@ -17,8 +17,6 @@ pub const RC_35: Mutant = Mutant::new(68, "RC-35");
 pub const BUG_61: Mutant = Mutant::new(69, "BUG-61");
 /// A zap that yields flushes first what it cleared.
 pub const BUG_62: Mutant = Mutant::new(70, "BUG-62");
-/// A failed compare-exchange on an entry of a mirror gives the value found to whoever tried.
-pub const BUG_55: Mutant = Mutant::new(100, "BUG-55");
 /// A table says that its huge page may not be executable before it is linked.
 pub const BUG_66: Mutant = Mutant::new(101, "BUG-66");
 /// Ageing changes an entry by compare-exchange.

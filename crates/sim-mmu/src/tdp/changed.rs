@@ -96,9 +96,7 @@ impl TdpMmu {
         let freezes = !cx.has_mutant(MIRROR_NO_FREEZE);
         if freezes && let Err(found) = iter.word(cx, &self.tables).cmpxchg(old.0, Spte::FROZEN.0) {
             // Whoever loops with the snapshot must not loop with the old one.
-            if !cx.has_mutant(BUG_55) {
-                iter.old_spte = Spte(found);
-            }
+            iter.old_spte = Spte(found);
             return Err(Raced);
         }
         let change = ExternalChange::new(&self.tables, iter.gfn, iter.level, old, new);

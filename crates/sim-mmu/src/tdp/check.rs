@@ -123,6 +123,27 @@ impl TdpMmu {
         }
     }
 
+    /// The entry of this level on the way to a gfn, if the tables above it are there: for checkers.
+    pub fn peek_entry(&self, root: &Root, gfn: Gfn, wanted: Level) -> Option<Spte> {
+        let (mut table, mut level) = (root.table(), root.level());
+        loop {
+            let spte = self.tables.peek(table, Gfn(gfn.0 | root.gfn_bits()).index(level));
+            if level == wanted {
+                return Some(spte);
+            }
+            if !spte.is_table(level) {
+                return None;
+            }
+            table = spte.pfn();
+            level = level.down()?;
+        }
+    }
+
+    /// Every entry of a tree that is not as in a new table, in the order of a walk: for checkers.
+    pub fn for_each_entry(&self, root: &Root, mut f: impl FnMut(Gfn, Level, Spte)) {
+        self.visit(root.tree(), Gfn(0), &mut |gfn, level, spte, _| f(gfn, level, spte));
+    }
+
     /// Every entry below a table that is not as in a new table, in the order of a walk, with its place.
     fn visit(&self, tree: Tree, base: Gfn, f: &mut impl FnMut(Gfn, Level, Spte, (Pfn, usize))) {
         let Tree { table, level, gfn_bits, .. } = tree;

@@ -16,6 +16,7 @@ use crate::addr::{Gfn, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
 use crate::spte::Spte;
+use sim_kernel::sync::Until;
 use sim_kernel::{Cx, Errno, Pfn};
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -131,6 +132,24 @@ impl TdpMmu {
         }
     }
 
+    /// What a fault's retries come to while an entry on its way is frozen: nothing changes until whoever froze it goes on, so the task is not
+    /// runnable until then. KVM lets the guest run into the fault again, or tries again in the exit handler of a TD; the outcome is the same.
+    pub fn wait_while_frozen(&self, cx: &Cx<'_>, root: &Root, gfn: Gfn) {
+        let (mut table, mut level) = (root.table(), root.level());
+        loop {
+            let index = Gfn(gfn.0 | root.gfn_bits()).index(level);
+            let spte = self.tables.peek(table, index);
+            if spte.is_frozen() {
+                self.tables.word(cx, table, index).wait_until(Until::NotEqual(Spte::FROZEN.0));
+                return;
+            }
+            match level.down().filter(|_| spte.is_table(level)) {
+                Some(below) => (table, level) = (spte.pfn(), below),
+                None => return,
+            }
+        }
+    }
+
     /// Pages of the external tables that were not given back: for checkers.
     pub fn external_pages(&self) -> u64 {
         self.external_pages.load(Ordering::Relaxed)
@@ -172,7 +191,7 @@ impl TdpMmu {
             let result = self.map(cx, &lock, mirror, &mut fault, Some(slot), flush)?;
             drop(lock);
             match result {
-                RetPf::Retry => cx.cond_resched(),
+                RetPf::Retry => self.wait_while_frozen(cx, mirror, gfn),
                 RetPf::Fixed => return Ok(()),
                 _ => return Err(Errno::EIO),
             }

@@ -1,9 +1,12 @@
 //! Tests of the stage-2 MMU through its public interface, one binary.
 
+mod ageing;
 mod events;
 mod faults;
 mod invalidate;
+mod mirror;
 mod model;
+mod nx;
 mod processor;
 mod races;
 mod spte;
