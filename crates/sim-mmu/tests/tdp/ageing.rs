@@ -80,7 +80,7 @@ fn mm_076_an_aged_page_gets_its_rights_back_from_the_fast_path() {
         let refused = vm.mmu.translate(cx, &root, PAGE.gpa(), Access::Read).unwrap_err();
         assert!(!refused.present && !refused.reserved, "the hardware takes it for absent");
         let pages = vm.mmu.pages();
-        cx.take_trace();
+        cx.capture_trace(true);
 
         assert_eq!(access(cx, &vm, &root, Access::Read), Err(RetPf::Fixed));
         let read = access(cx, &vm, &root, Access::Exec).unwrap();
