@@ -4,7 +4,7 @@
 //! Names are goal, way and pages: `P3/npt/4096`. `cargo bench -p gmem-benches --bench mmu -- P3` measures one goal.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use gmem::bench::{Case, GOALS, Meter, Size, Timer};
+use gmem::bench::{Case, GOALS, Meter, Size, Timer, Weighing};
 use std::time::{Duration, Instant};
 
 /// Criterion as the meter: it decides how often, by the time that passes.
@@ -20,11 +20,11 @@ fn now() -> Duration {
 
 impl Meter for Criteria<'_> {
     fn measure(&mut self, case: Case, body: &mut dyn FnMut(&mut Timer)) {
-        let mut group = self.0.benchmark_group(case.goal);
+        let mut group = self.0.benchmark_group(&*case.goal);
         group.throughput(Throughput::Elements(case.elements));
         group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
         let name = case.id();
-        let name = name.strip_prefix(case.goal).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name);
+        let name = name.strip_prefix(&*case.goal).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name);
         group.bench_function(name, |b| {
             b.iter_custom(|iterations| {
                 let mut timer = Timer::new(now);
@@ -37,6 +37,9 @@ impl Meter for Criteria<'_> {
             println!("{}: {}", case.id(), case.note);
         }
     }
+
+    /// Bytes are no time: `gmem bench P12` weighs.
+    fn weigh(&mut self, _: Case, _: &mut Weighing<'_>) {}
 }
 
 fn all(c: &mut Criterion) {
@@ -45,7 +48,7 @@ fn all(c: &mut Criterion) {
     for goal in GOALS {
         let is_wanted = |arg: &String| arg.split('/').next() == Some(goal.id);
         if wanted.is_empty() || wanted.iter().any(is_wanted) {
-            (goal.run)(&mut Criteria(c), Size::Full);
+            (goal.run)(&mut Criteria(c), &Size::default());
         }
     }
 }

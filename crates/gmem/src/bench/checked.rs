@@ -8,7 +8,7 @@ use crate::kvm::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 use sim_kernel::sched::{Config, LogLevel, Sim};
 
 /// P11: accesses that hit, and faults.
-pub(super) fn p11(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p11(meter: &mut dyn Meter, size: &Size) {
     const ACCESSES: u64 = 1024;
     let pages = size.of(512, 64);
     for (name, fault_name, log) in [

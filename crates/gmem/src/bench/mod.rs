@@ -1,24 +1,29 @@
 //! What the model costs: the workloads behind `gmem bench` and behind the benchmarks of `benches/`, each with the goal that it is held against.
 //!
 //! A workload builds a machine, says what it is going to do, and hands a [`Meter`] a body that does it again and again. The meter decides
-//! how often, and has the clock: nothing here reads one. Bodies time only the part that the goal is about, by [`Timer::time`].
+//! how often, and has clock and scales: nothing here reads either. Bodies time only the part that the goal is about, by [`Timer::time`].
 //!
 //! Goals are numbered as in the design of the MMU: P1 to P4 and P8 are the processor's, P6 and P7 KVM's stage 2, P5, P9 and P10 a whole VM, P11 one
-//! with everything watched, and `pages` is what a page costs, here and in a real kernel.
+//! with everything watched, P12 what a page costs in memory, P13 threads, and `pages` what a page costs in time, here and in a real kernel.
 
 mod checked;
 mod guest;
 pub mod memory;
 pub mod pages;
 mod parallel;
+mod resident;
 mod stage2;
 mod vm;
 mod walks;
 mod workloads;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use guest::{Guest, Vendor};
+pub use resident::{ResidentMemory, populate};
 pub use vm::BenchVm;
 
 /// A stopwatch over somebody else's clock.
@@ -49,19 +54,19 @@ impl Timer {
 }
 
 /// What is measured, and against what.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
     /// The goal, such as `P3`.
-    pub goal: &'static str,
+    pub goal: Cow<'static, str>,
     /// Which way of doing it, such as `npt` or `hash map`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Pages of the working set, 0 where there is none.
     pub pages: u64,
     /// What one element is, in the singular.
-    pub element: &'static str,
+    pub element: Cow<'static, str>,
     /// How many elements a call of the body does.
     pub elements: u64,
-    /// Most nanoseconds that an element should take.
+    /// Most nanoseconds, or bytes, that an element should take.
     pub limit: Option<f64>,
     /// Whether this is another way of doing the same thing, to compare with.
     pub is_peer: bool,
@@ -75,10 +80,10 @@ impl Case {
     /// A case without limit or note.
     pub fn new(goal: &'static str, name: &'static str, pages: u64, element: &'static str, elements: u64) -> Case {
         Case {
-            goal,
-            name,
+            goal: Cow::Borrowed(goal),
+            name: Cow::Borrowed(name),
             pages,
-            element,
+            element: Cow::Borrowed(element),
             elements,
             limit: None,
             is_peer: false,
@@ -87,9 +92,9 @@ impl Case {
         }
     }
 
-    /// With a limit in nanoseconds for each element.
-    pub fn at_most(mut self, nanoseconds: f64) -> Case {
-        self.limit = Some(nanoseconds);
+    /// With a limit for each element.
+    pub fn at_most(mut self, limit: f64) -> Case {
+        self.limit = Some(limit);
         self
     }
 
@@ -118,10 +123,17 @@ impl Case {
     }
 }
 
+/// Builds something, calls the first before it and the second after, and takes it down.
+pub type Weighing<'a> = dyn FnMut(&mut dyn FnMut(), &mut dyn FnMut()) + 'a;
+
 /// Who measures.
 pub trait Meter {
     /// Calls `body` as often as it takes to say what an element costs.
     fn measure(&mut self, case: Case, body: &mut dyn FnMut(&mut Timer));
+
+    /// Says how many bytes of this process's memory an element takes: what `body` has more of when it calls the second of what it is given
+    /// than when it called the first.
+    fn weigh(&mut self, case: Case, body: &mut Weighing<'_>);
 }
 
 /// A goal, and the workload that it is measured by.
@@ -132,7 +144,7 @@ pub struct Goal {
     /// What it says.
     pub text: &'static str,
     /// Measures it, with the sizes of the goal or smaller ones.
-    pub run: fn(&mut dyn Meter, Size),
+    pub run: fn(&mut dyn Meter, &Size),
 }
 
 impl std::fmt::Debug for Goal {
@@ -142,21 +154,18 @@ impl std::fmt::Debug for Goal {
 }
 
 /// How large the workloads are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// As the goals say: up to 1 GiB of guest memory.
-    Full,
-    /// Small enough for a test.
-    Small,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Small enough for a test, instead of what the goals say: up to 1 GiB of guest memory.
+    pub small: bool,
+    /// Bytes of the guest whose pages are weighed (P12), instead of several sizes.
+    pub guest: Option<u64>,
 }
 
 impl Size {
     /// One of two sizes.
-    pub fn of<T>(self, full: T, small: T) -> T {
-        match self {
-            Size::Full => full,
-            Size::Small => small,
-        }
+    pub fn of<T>(&self, full: T, small: T) -> T {
+        if self.small { small } else { full }
     }
 }
 
@@ -173,6 +182,7 @@ pub const GOALS: &[Goal] = &[
     Goal { id: "P9", text: "2 MiB converted, everything mapped", run: workloads::p9 },
     Goal { id: "P10", text: "a round of dirty logging over 1 GiB, all of it dirty", run: workloads::p10 },
     Goal { id: "P11", text: "accesses and faults with everything watched", run: checked::p11 },
+    Goal { id: "P12", text: "memory of a resident page of 4 KiB without contents", run: resident::p12 },
     Goal { id: "P13", text: "faults on one thread and on two, in a VM of each or in one VM", run: parallel::p13 },
     Goal {
         id: "pages",

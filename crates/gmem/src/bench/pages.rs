@@ -43,7 +43,7 @@ impl Deed {
 }
 
 /// On the simulator, natively.
-pub(super) fn simulated(meter: &mut dyn Meter, size: Size) {
+pub(super) fn simulated(meter: &mut dyn Meter, size: &Size) {
     let pages = size.of(PAGES, 64);
     Machine::run_native(MachineConfig::default(), |cx, process| {
         let mut vm = BenchVm::mapped(cx, process, pages);

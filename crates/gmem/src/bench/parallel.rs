@@ -8,7 +8,7 @@ use crate::{ExitInfo, Machine, MachineConfig};
 use std::sync::{Arc, Barrier, Mutex};
 
 /// P13.
-pub(super) fn p13(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p13(meter: &mut dyn Meter, size: &Size) {
     let pages = size.of(4096, 64);
     for (name, threads) in [("a VM of its own, one thread", 1), ("a VM of its own, two threads", 2)] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -66,16 +66,8 @@ fn contiguous(phys: &PhysMem, pages: u64) -> Pfn {
 }
 
 impl Stage2 {
-    fn new(cx: &Cx<'_>, size: Size) -> Stage2 {
-        let config = TdpConfig {
-            kind: Stage2Kind::Ept,
-            levels: 4,
-            max_gfn: Gfn(1 << 34),
-            mmio_caching: true,
-            eager_page_split: true,
-            splits_on_fault: true,
-            max_level: Level::L1G,
-        };
+    fn new(cx: &Cx<'_>, size: &Size) -> Stage2 {
+        let config = TdpConfig::new(Stage2Kind::Ept, 4, Gfn(1 << 34));
         let phys = Arc::new(PhysMem::new(cx, 4 << 30));
         let (pages, level) = size.of((GIBIBYTE, Level::L1G), (512, Level::L2M));
         let pfn = contiguous(&phys, pages);
@@ -129,7 +121,7 @@ impl Stage2 {
 }
 
 /// P6.
-pub(super) fn p6(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p6(meter: &mut dyn Meter, size: &Size) {
     run_native(|cx| {
         let stage2 = Stage2::new(cx, size);
         let pages = stage2.pages();
@@ -142,7 +134,7 @@ pub(super) fn p6(meter: &mut dyn Meter, size: Size) {
 }
 
 /// P7.
-pub(super) fn p7(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p7(meter: &mut dyn Meter, size: &Size) {
     run_native(|cx| {
         let stage2 = Stage2::new(cx, size);
         let pages = stage2.pages();

@@ -30,12 +30,12 @@ const STRUCTURES: TlbConfig = TlbConfig {
 const HITS: TlbConfig = TlbConfig { combined_sets: 1024, acceleration_slots: 4096, ..TlbConfig::LARGE };
 
 /// Pages of each set: 256 KiB, 16 MiB, 1 GiB.
-fn sets(size: Size) -> &'static [u64] {
+fn sets(size: &Size) -> &'static [u64] {
     size.of(&[64, 4096, 262_144], &[64])
 }
 
 /// P1: eight bytes, translated and read.
-pub(super) fn p1(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p1(meter: &mut dyn Meter, size: &Size) {
     const LIMIT: f64 = 2.5;
     for &pages in size.of(&[64, 4096][..], &[64]) {
         run_native(|cx| {
@@ -120,7 +120,7 @@ fn walks<F: Vendor, M: Memory>(
 }
 
 /// P2: with both fills.
-pub(super) fn p2(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p2(meter: &mut dyn Meter, size: &Size) {
     let case = |name| move |pages| Case::new("P2", name, pages, "access", BATCH);
     let limited = |name| move |pages| Case::new("P2", name, pages, "access", BATCH).at_most(30.0);
     let sets = sets(size);
@@ -132,7 +132,7 @@ pub(super) fn p2(meter: &mut dyn Meter, size: Size) {
 }
 
 /// P3: with the fill.
-pub(super) fn p3(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p3(meter: &mut dyn Meter, size: &Size) {
     let case = |name| move |pages| Case::new("P3", name, pages, "access", BATCH);
     let limit = |pages: u64| if pages <= 4096 { 90.0 } else { 250.0 };
     let limited = |name| move |pages| Case::new("P3", name, pages, "access", BATCH).at_most(limit(pages));
@@ -144,14 +144,14 @@ pub(super) fn p3(meter: &mut dyn Meter, size: Size) {
 }
 
 /// P4: with the fill.
-pub(super) fn p4(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p4(meter: &mut dyn Meter, size: &Size) {
     let case = |name| move |pages| Case::new("P4", name, pages, "access", BATCH);
     walks::<Npt, Flat>(meter, (5, COLD), sets(size), case("npt"));
     walks::<Ept, Flat>(meter, (5, COLD), sets(size), case("ept"));
 }
 
 /// P8, the processor's part: a flush costs the same however much is cached.
-pub(super) fn p8(meter: &mut dyn Meter, _size: Size) {
+pub(super) fn p8(meter: &mut dyn Meter, _size: &Size) {
     const FLUSHES: u64 = 1024;
     for (name, and_access, tlb) in [
         ("invept, small TLB", "invept and an access, small TLB", TlbConfig::SMALL),

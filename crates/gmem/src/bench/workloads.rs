@@ -8,7 +8,7 @@ use crate::kvm::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 use crate::{Machine, MachineConfig};
 
 /// P5: pages exist, nothing is mapped; each write of the guest leaves, is mapped, and is made.
-pub(super) fn p5(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p5(meter: &mut dyn Meter, size: &Size) {
     let pages = size.of(4096, 64);
     Machine::run_native(MachineConfig::default(), |cx, process| {
         let mut vm = BenchVm::private(cx, process, pages);
@@ -30,7 +30,7 @@ pub(super) fn p5(meter: &mut dyn Meter, size: Size) {
 }
 
 /// P9: 2 MiB, all of it mapped by 4 KiB entries.
-pub(super) fn p9(meter: &mut dyn Meter, _size: Size) {
+pub(super) fn p9(meter: &mut dyn Meter, _size: &Size) {
     const PAGES: u64 = 512;
     Machine::run_native(MachineConfig::default(), |cx, process| {
         let mut vm = BenchVm::private(cx, process, PAGES);
@@ -50,7 +50,7 @@ pub(super) fn p9(meter: &mut dyn Meter, _size: Size) {
 }
 
 /// P10: every page of the slot was written since the last round.
-pub(super) fn p10(meter: &mut dyn Meter, size: Size) {
+pub(super) fn p10(meter: &mut dyn Meter, size: &Size) {
     let pages = size.of(262_144, 512);
     Machine::run_native(MachineConfig::default(), |cx, process| {
         let mut vm = BenchVm::logged(cx, process, pages);

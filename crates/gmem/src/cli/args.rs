@@ -136,7 +136,8 @@ Examples:
   gmem bench
   gmem bench P1 P3 pages
   gmem bench --output measured/
-  gmem bench --json | jq '.cases[] | select(.within == false)'
+  gmem bench P12 --guest 1T
+  gmem bench --json | jq '.cases[] | select(.within == false) | .id'
 
 Times are medians of this thread's processor time, so that other work on the machine disturbs little; where several threads
 work together they are of the time that passed. With --output, bench.json and bench.svg are written into that folder.
@@ -286,6 +287,9 @@ pub struct Bench {
     /// Small sizes and few samples: to see that everything runs, not how fast
     #[arg(long)]
     pub quick: bool,
+    /// Bytes of the guest whose pages are weighed by P12, such as 1T, instead of several sizes
+    #[arg(long, value_name = "SIZE", value_parser = guest_size)]
+    pub guest: Option<u64>,
     /// The device of the real kernel
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     pub kvm: PathBuf,
@@ -409,6 +413,17 @@ pub struct Conformance {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
+}
+
+/// A number of bytes, whole huge pages of them, that a guest can have.
+fn guest_size(text: &str) -> Result<u64, String> {
+    const HUGE: u64 = 2 << 20;
+    let bytes = crate::scenario::words::number(text).ok_or("no number of bytes; 1G or 0x4000_0000 is one")?;
+    if bytes.is_multiple_of(HUGE) && (HUGE..=32 << 40).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err("a guest has between 2M and 32T, in steps of 2M".to_string())
+    }
 }
 
 /// Who runs next when several threads can.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use gmem::bench::{Case, GOALS, Meter, Size, Timer};
+use gmem::bench::{Case, GOALS, Meter, Size, Timer, Weighing};
 use serde_json::Value;
 
 /// Runs each body twice, with a clock that goes on by a microsecond whenever somebody looks.
@@ -22,13 +22,20 @@ impl Meter for Twice {
         body(&mut timer);
         self.cases.push(case);
     }
+
+    fn weigh(&mut self, case: Case, body: &mut Weighing<'_>) {
+        let order = std::cell::RefCell::new(String::new());
+        body(&mut || order.borrow_mut().push('a'), &mut || order.borrow_mut().push('b'));
+        assert_eq!(order.into_inner(), "ab", "{}", case.id());
+        self.cases.push(case);
+    }
 }
 
 #[test]
 fn every_workload_runs_again_and_again() {
     for goal in GOALS {
         let mut meter = Twice::default();
-        (goal.run)(&mut meter, Size::Small);
+        (goal.run)(&mut meter, &Size { small: true, guest: None });
         assert!(!meter.cases.is_empty(), "{} measures nothing", goal.id);
         for case in &meter.cases {
             assert_eq!(case.goal, goal.id);
@@ -41,7 +48,7 @@ fn every_workload_runs_again_and_again() {
 fn walks_make_the_references_that_they_are_named_for() {
     for (goal, references) in [("P2", "2.00 references"), ("P3", "24.00 references"), ("P4", "35.00 references")] {
         let mut meter = Twice::default();
-        (gmem::bench::goal(goal).unwrap().run)(&mut meter, Size::Small);
+        (gmem::bench::goal(goal).unwrap().run)(&mut meter, &Size { small: true, guest: None });
         let all_caches = |case: &&Case| !case.name.contains("all caches");
         for case in meter.cases.iter().filter(all_caches) {
             assert!(case.note.starts_with(references), "{}: {}", case.id(), case.note);
@@ -75,25 +82,40 @@ fn goals_are_listed_and_selected() {
 fn json_file_and_plot_are_whole() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("measured");
-    let output = gmem(&["--quick", "P1", "P7", "pages", "--kvm", "/nowhere/kvm", "--output", path(&target), "--json"]);
+    let output =
+        gmem(&["--quick", "P1", "P7", "P12", "pages", "--kvm", "/nowhere/kvm", "--output", path(&target), "--json"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
     let written: Value = serde_json::from_str(&std::fs::read_to_string(target.join("bench.json")).unwrap()).unwrap();
     assert_eq!(printed, written);
     let cases = printed["cases"].as_array().unwrap();
     for case in cases {
-        let of = |name: &str| case["nanoseconds"][name].as_f64().unwrap();
+        let of = |name: &str| case["measured"][name].as_f64().unwrap();
         assert!(0.0 < of("min") && of("min") <= of("median") && of("median") <= of("max"), "{case}");
-        let within = case["limit"].as_f64().map(|limit| of("median") <= limit);
+        let within = case["case"]["limit"].as_f64().map(|limit| of("median") <= limit);
         assert_eq!(case["within"].as_bool(), within, "{case}");
     }
-    let goals: std::collections::BTreeSet<_> = cases.iter().map(|case| case["goal"].as_str().unwrap()).collect();
-    assert_eq!(goals.into_iter().collect::<Vec<_>>(), ["P1", "P7", "pages"]);
+    let goals: std::collections::BTreeSet<_> =
+        cases.iter().map(|case| case["case"]["goal"].as_str().unwrap()).collect();
+    assert_eq!(goals.into_iter().collect::<Vec<_>>(), ["P1", "P12", "P7", "pages"]);
     let svg = std::fs::read_to_string(target.join("bench.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg:.100}");
     assert!(svg.contains("P7/empty entries/512"));
+    let weighed = cases.iter().find(|case| case["id"] == "P12/private/2048").expect("P12 is weighed");
+    assert_eq!(weighed["unit"], "B");
+    // A frame and an entry of stage 2 are 40 bytes; a whole page would be contents.
+    let bytes = weighed["measured"]["median"].as_f64().unwrap();
+    assert!((40.0..400.0).contains(&bytes), "{bytes}");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("the real kernel is left out"), "{text}");
+}
+
+#[test]
+fn a_guest_that_cannot_be_is_bad_usage() {
+    for size in ["3K", "0", "64T", "much"] {
+        let output = gmem(&["P12", "--guest", size]);
+        assert_eq!(output.status.code(), Some(2), "{size}: {output:?}");
+    }
 }
 
 #[test]
@@ -121,6 +143,6 @@ fn the_real_kernel_is_measured_where_there_is_one() {
     }
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
     let cases = printed["cases"].as_array().unwrap();
-    let real = cases.iter().filter(|case| case["peer"] == true).count();
+    let real = cases.iter().filter(|case| case["case"]["is_peer"] == true).count();
     assert_eq!((real, cases.len()), (4, 8), "{printed:#}");
 }

@@ -15,7 +15,7 @@ use super::args;
 use super::output::whole_file;
 use crate::Status;
 use crate::bench::{self, Case, GOALS, Goal, Size};
-use sampler::{Nanoseconds, Patience, Sampler};
+use sampler::{Measured, Patience, Sampler};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use real::worker;
@@ -24,12 +24,19 @@ pub(super) use real::worker;
 #[derive(Clone, Debug)]
 struct Row {
     case: Case,
-    nanoseconds: Nanoseconds,
+    measured: Measured,
 }
+
+/// The goal that is weighed, not timed. It needs a process that has done nothing else: memory that was freed is not given back.
+const WEIGHED: &str = "P12";
 
 impl Row {
     fn median(&self) -> f64 {
-        self.nanoseconds.median
+        self.measured.median
+    }
+
+    fn unit(&self) -> &'static str {
+        if self.case.goal == WEIGHED { "B" } else { "ns" }
     }
 
     /// Whether it keeps its limit, if it has one.
@@ -53,7 +60,9 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
     if let Some(folder) = &args.output {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let (patience, size) = if args.quick { (Patience::QUICK, Size::Small) } else { (Patience::USUAL, Size::Full) };
+    let patience = if args.quick { Patience::QUICK } else { Patience::USUAL };
+    let size = Size { small: args.quick, guest: args.guest };
+    let alone = goals.len() == 1;
     let mut rows: Vec<Row> = Vec::new();
     let mut failure = None;
     for goal in goals {
@@ -61,14 +70,18 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
             writeln!(out, "{}: {}", goal.id, goal.text)?;
             out.flush()?;
         }
-        let mut tell = |case: Case, nanoseconds: Nanoseconds| {
-            let row = Row { case, nanoseconds };
+        let mut tell = |case: Case, measured: Measured| {
+            let row = Row { case, measured };
             if !args.json && failure.is_none() {
                 failure = line(&row, out).err();
             }
             rows.push(row);
         };
-        (goal.run)(&mut Sampler { patience, report: &mut tell }, size);
+        if goal.id == WEIGHED && !alone {
+            weigh_elsewhere(args, &mut tell)?;
+        } else {
+            (goal.run)(&mut Sampler { patience, report: &mut tell }, &size);
+        }
         if goal.id == bench::pages::GOAL {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             if let Err(reason) = real::measure(args, &mut tell) {
@@ -99,7 +112,8 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
 
 /// A row of the table.
 fn line(row: &Row, out: &mut dyn Write) -> std::io::Result<()> {
-    let Row { case, nanoseconds: Nanoseconds { median, min, max, .. } } = row;
+    let Row { case, measured: Measured { median, min, max, .. } } = row;
+    let unit = row.unit();
     let limit = match (row.keeps_limit(), case.limit) {
         (Some(keeps), Some(limit)) => format!("{} {limit:.1}", if keeps { "<=" } else { "> " }),
         _ => String::new(),
@@ -110,7 +124,7 @@ fn line(row: &Row, out: &mut dyn Write) -> std::io::Result<()> {
     let note = if case.note.is_empty() { String::new() } else { format!("  {}", case.note) };
     writeln!(
         out,
-        "  {name:<42} {set:>7} {median:>10.1} ns/{:<10} {limit:<9} ({min:.1} to {max:.1}){note}",
+        "  {name:<42} {set:>7} {median:>10.1} {unit}/{:<10} {limit:<9} ({min:.1} to {max:.1}){note}",
         case.element
     )?;
     out.flush()
@@ -130,13 +144,37 @@ fn object(rows: &[Row]) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| {
-            let Case { goal, name, pages, element, limit, is_peer, note, .. } = &row.case;
             json!({
-                "id": row.case.id(), "goal": goal, "name": name, "pages": pages, "element": element,
-                "nanoseconds": row.nanoseconds, "limit": limit, "within": row.keeps_limit(), "peer": is_peer,
-                "note": note,
+                "id": row.case.id(), "case": row.case, "unit": row.unit(), "measured": row.measured,
+                "within": row.keeps_limit(),
             })
         })
         .collect();
     json!({ "cases": rows })
+}
+
+/// Has a process of its own weigh, and tells what it found.
+fn weigh_elsewhere(args: &args::Bench, tell: &mut dyn FnMut(Case, Measured)) -> anyhow::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Cases {
+        cases: Vec<Told>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Told {
+        case: Case,
+        measured: Measured,
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().context("gmem cannot find itself")?);
+    command.args(["bench", WEIGHED, "--json"]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(bytes) = args.guest {
+        command.arg(format!("--guest={bytes}"));
+    }
+    let output = command.output().context("gmem cannot start itself")?;
+    anyhow::ensure!(output.status.success(), "{WEIGHED}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let Cases { cases } = serde_json::from_slice(&output.stdout).context("what another gmem measured")?;
+    cases.into_iter().for_each(|told| tell(told.case, told.measured));
+    Ok(())
 }

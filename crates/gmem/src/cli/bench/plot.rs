@@ -35,7 +35,12 @@ fn draw(text: &mut String, title: &str, rows: &[&Row], height: u32) -> Result<()
         .margin_left(LABELS)
         .x_label_area_size(32)
         .build_cartesian_2d((low..high).log_scale(), count..0.0)?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().x_desc("nanoseconds for each element").draw()?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .x_desc("nanoseconds, or bytes, for each element")
+        .draw()?;
     for (index, row) in (0u32..).zip(rows) {
         let (top, bottom) = (f64::from(index) + 0.2, f64::from(index) + 0.8);
         let is_over = row.case.limit.is_some_and(|limit| row.median() > limit);
@@ -52,7 +57,7 @@ fn draw(text: &mut String, title: &str, rows: &[&Row], height: u32) -> Result<()
         let (_, y) = chart.backend_coord(&(low, f64::from(index) + 0.5));
         let style = TextStyle::from(("sans-serif", 12).into_font());
         area.draw_text(&row.case.id().replace('_', " "), &style, (10, y - 6))?;
-        let value = format!("{:.1} ns", row.median());
+        let value = format!("{:.1} {}", row.median(), row.unit());
         area.draw_text(&value, &style, (LABELS - 80, y - 6))?;
     }
     area.present()?;

@@ -5,24 +5,24 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::sampler::{Nanoseconds, Patience, Sampler};
+use super::sampler::{Measured, Patience, Sampler};
 use crate::bench::Case;
-use crate::bench::pages::{Deed, GOAL, PAGES};
+use crate::bench::pages::PAGES;
 use crate::cli::args;
 use crate::live::{self, Starter};
 
 /// A line of the worker's.
 #[derive(Serialize, Deserialize)]
 struct Line {
-    name: String,
-    nanoseconds: Nanoseconds,
+    case: Case,
+    measured: Measured,
 }
 
 /// Has a worker measure, and tells what it found. What could be measured is told also if something could not.
 ///
 /// # Errors
 /// Why there is nothing to measure, or not everything.
-pub(super) fn measure(args: &args::Bench, tell: &mut dyn FnMut(Case, Nanoseconds)) -> Result<(), String> {
+pub(super) fn measure(args: &args::Bench, tell: &mut dyn FnMut(Case, Measured)) -> Result<(), String> {
     let starter = Starter::new(&args.kvm).map_err(|error| error.to_string())?;
     let machine = starter.probe().map_err(|error| error.to_string())?;
     let pages = if args.quick { 64 } else { PAGES };
@@ -30,9 +30,7 @@ pub(super) fn measure(args: &args::Bench, tell: &mut dyn FnMut(Case, Nanoseconds
     let note = format!("Linux {}, {}", machine.kernel, machine.stage2);
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let line: Line = serde_json::from_str(line).map_err(|error| format!("the worker said nonsense: {error}"))?;
-        let deed = Deed::ALL.into_iter().find(|deed| deed.name(true) == line.name);
-        let deed = deed.ok_or_else(|| format!("the worker measured `{}`", line.name))?;
-        tell(Case::new(GOAL, deed.name(true), pages, "page", pages).peer().note(&note), line.nanoseconds);
+        tell(line.case.note(&note), line.measured);
     }
     if output.status.success() { Ok(()) } else { Err(live::complaint(&output.stderr)) }
 }
@@ -46,9 +44,8 @@ pub(in crate::cli) fn worker(
 ) -> anyhow::Result<()> {
     let patience = if pages < PAGES { Patience::QUICK } else { Patience::USUAL };
     let mut failure = None;
-    let mut report = |case: Case, nanoseconds| {
-        let line = Line { name: case.name.to_string(), nanoseconds };
-        let written = serde_json::to_string(&line).map_err(anyhow::Error::from);
+    let mut report = |case, measured| {
+        let written = serde_json::to_string(&Line { case, measured }).map_err(anyhow::Error::from);
         if let Err(error) = written.and_then(|text| Ok(writeln!(out, "{text}")?)) {
             failure = Some(error);
         }

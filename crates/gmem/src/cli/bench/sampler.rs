@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::{Case, Meter, Timer};
+use crate::bench::{Case, Meter, Timer, Weighing};
 
 /// How long is measured.
 #[derive(Clone, Copy, Debug)]
@@ -27,20 +27,20 @@ impl Patience {
         Patience { samples: 3, sample: Duration::from_millis(2), case: Duration::from_millis(200) };
 }
 
-/// Nanoseconds for each element, over the samples.
+/// Nanoseconds or bytes for each element, over the samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Nanoseconds {
+pub(super) struct Measured {
     pub(super) median: f64,
     pub(super) min: f64,
     pub(super) max: f64,
     pub(super) samples: usize,
 }
 
-impl Nanoseconds {
-    fn of(mut samples: Vec<f64>) -> Nanoseconds {
+impl Measured {
+    fn of(mut samples: Vec<f64>) -> Measured {
         samples.sort_by(f64::total_cmp);
         let median = samples[samples.len() / 2];
-        Nanoseconds { median, min: samples[0], max: samples[samples.len() - 1], samples: samples.len() }
+        Measured { median, min: samples[0], max: samples[samples.len() - 1], samples: samples.len() }
     }
 }
 
@@ -64,10 +64,18 @@ pub(super) fn wall_time() -> Duration {
     now.saturating_duration_since(*BEGUN.get_or_init(|| now))
 }
 
+/// Bytes of this process that are in memory; `None` on a host that does not say.
+fn resident() -> Option<u64> {
+    const PAGE: u64 = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * PAGE)
+}
+
 /// Measures what it is given, and tells `report` at once.
 pub(super) struct Sampler<'a> {
     pub(super) patience: Patience,
-    pub(super) report: &'a mut dyn FnMut(Case, Nanoseconds),
+    pub(super) report: &'a mut dyn FnMut(Case, Measured),
 }
 
 impl Meter for Sampler<'_> {
@@ -90,7 +98,17 @@ impl Meter for Sampler<'_> {
         while samples.len() < 3 || (samples.len() < patience.samples && wall_time() - begun < patience.case) {
             samples.push(spent_by(body, patience.sample));
         }
-        (self.report)(case, Nanoseconds::of(samples));
+        (self.report)(case, Measured::of(samples));
+    }
+
+    fn weigh(&mut self, case: Case, body: &mut Weighing<'_>) {
+        let (mut empty, mut full) = (None, None);
+        body(&mut || empty = resident(), &mut || full = resident());
+        // Where nobody says how much memory a process has, there is nothing to tell.
+        if let (Some(empty), Some(full)) = (empty, full) {
+            let each = full.saturating_sub(empty) as f64 / case.elements as f64;
+            (self.report)(case, Measured::of(vec![each]));
+        }
     }
 }
 
@@ -100,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_median_is_in_the_middle() {
-        let of = Nanoseconds::of(vec![5.0, 1.0, 100.0]);
+        let of = Measured::of(vec![5.0, 1.0, 100.0]);
         assert_eq!((of.median, of.min, of.max, of.samples), (5.0, 1.0, 100.0, 3));
     }
 
