@@ -293,6 +293,9 @@ pub struct Bench {
     /// The device of the real kernel
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     pub kvm: PathBuf,
+    /// Weigh this case, and nothing else, in this process
+    #[arg(long, value_name = "ID", hide = true)]
+    pub weigh: Option<String>,
 }
 
 /// The arguments of `gmem invariants`.

@@ -15,7 +15,7 @@ use super::args;
 use super::output::whole_file;
 use crate::Status;
 use crate::bench::{self, Case, GOALS, Goal, Size};
-use sampler::{Measured, Patience, Sampler};
+use sampler::{Measured, Patience, Sampler, Scales};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use real::worker;
@@ -27,7 +27,7 @@ struct Row {
     measured: Measured,
 }
 
-/// The goal that is weighed, not timed. It needs a process that has done nothing else: memory that was freed is not given back.
+/// The goal that is weighed, not timed.
 const WEIGHED: &str = "P12";
 
 impl Row {
@@ -62,7 +62,7 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
     }
     let patience = if args.quick { Patience::QUICK } else { Patience::USUAL };
     let size = Size { small: args.quick, guest: args.guest };
-    let alone = goals.len() == 1;
+    let elsewhere = |case: &Case| weigh_elsewhere(args, case);
     let mut rows: Vec<Row> = Vec::new();
     let mut failure = None;
     for goal in goals {
@@ -77,11 +77,13 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
             }
             rows.push(row);
         };
-        if goal.id == WEIGHED && !alone {
-            weigh_elsewhere(args, &mut tell)?;
-        } else {
-            (goal.run)(&mut Sampler { patience, report: &mut tell }, &size);
-        }
+        let scales = match &args.weigh {
+            Some(id) => Scales::Here(id.clone()),
+            None => Scales::Elsewhere(&elsewhere),
+        };
+        let mut sampler = Sampler::new(patience, scales, &mut tell);
+        (goal.run)(&mut sampler, &size);
+        sampler.finish()?;
         if goal.id == bench::pages::GOAL {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             if let Err(reason) = real::measure(args, &mut tell) {
@@ -153,19 +155,10 @@ fn object(rows: &[Row]) -> Value {
     json!({ "cases": rows })
 }
 
-/// Has a process of its own weigh, and tells what it found.
-fn weigh_elsewhere(args: &args::Bench, tell: &mut dyn FnMut(Case, Measured)) -> anyhow::Result<()> {
-    #[derive(serde::Deserialize)]
-    struct Cases {
-        cases: Vec<Told>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Told {
-        case: Case,
-        measured: Measured,
-    }
+/// Has a process of its own weigh a case.
+fn weigh_elsewhere(args: &args::Bench, case: &Case) -> anyhow::Result<Option<Measured>> {
     let mut command = std::process::Command::new(std::env::current_exe().context("gmem cannot find itself")?);
-    command.args(["bench", WEIGHED, "--json"]);
+    command.args(["bench", WEIGHED, "--json", "--weigh", &case.id()]);
     if args.quick {
         command.arg("--quick");
     }
@@ -173,8 +166,9 @@ fn weigh_elsewhere(args: &args::Bench, tell: &mut dyn FnMut(Case, Measured)) -> 
         command.arg(format!("--guest={bytes}"));
     }
     let output = command.output().context("gmem cannot start itself")?;
-    anyhow::ensure!(output.status.success(), "{WEIGHED}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    let Cases { cases } = serde_json::from_slice(&output.stdout).context("what another gmem measured")?;
-    cases.into_iter().for_each(|told| tell(told.case, told.measured));
-    Ok(())
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{}: {}", case.id(), complaint.trim());
+    let told: Value = serde_json::from_slice(&output.stdout).context("what another gmem measured")?;
+    let measured = told.pointer("/cases/0/measured").cloned();
+    measured.map(serde_json::from_value).transpose().context("what another gmem measured")
 }

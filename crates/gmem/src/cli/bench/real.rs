@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::sampler::{Measured, Patience, Sampler};
+use super::sampler::{Measured, Patience, Sampler, Scales};
 use crate::bench::Case;
 use crate::bench::pages::PAGES;
 use crate::cli::args;
@@ -50,6 +50,7 @@ pub(in crate::cli) fn worker(
             failure = Some(error);
         }
     };
-    let measured = live::bench::measure(&mut Sampler { patience, report: &mut report }, device, mode, pages);
+    let mut sampler = Sampler::new(patience, Scales::Here(String::new()), &mut report);
+    let measured = live::bench::measure(&mut sampler, device, mode, pages);
     failure.map_or(measured, Err)
 }

@@ -74,8 +74,34 @@ fn resident() -> Option<u64> {
 
 /// Measures what it is given, and tells `report` at once.
 pub(super) struct Sampler<'a> {
-    pub(super) patience: Patience,
-    pub(super) report: &'a mut dyn FnMut(Case, Measured),
+    patience: Patience,
+    scales: Scales<'a>,
+    report: &'a mut dyn FnMut(Case, Measured),
+    failure: Option<anyhow::Error>,
+}
+
+/// Where memory is weighed. Memory that was freed is not given back, so each case needs a process that has done nothing else.
+pub(super) enum Scales<'a> {
+    /// In this process, and nothing but the case with this id.
+    Here(String),
+    /// In another, which may have nothing to say.
+    Elsewhere(&'a dyn Fn(&Case) -> anyhow::Result<Option<Measured>>),
+}
+
+impl<'a> Sampler<'a> {
+    /// A meter that measures so long and tells `report`.
+    pub(super) fn new(
+        patience: Patience,
+        scales: Scales<'a>,
+        report: &'a mut dyn FnMut(Case, Measured),
+    ) -> Sampler<'a> {
+        Sampler { patience, scales, report, failure: None }
+    }
+
+    /// What went wrong on the way.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        self.failure.map_or(Ok(()), Err)
+    }
 }
 
 impl Meter for Sampler<'_> {
@@ -102,12 +128,22 @@ impl Meter for Sampler<'_> {
     }
 
     fn weigh(&mut self, case: Case, body: &mut Weighing<'_>) {
-        let (mut empty, mut full) = (None, None);
-        body(&mut || empty = resident(), &mut || full = resident());
-        // Where nobody says how much memory a process has, there is nothing to tell.
-        if let (Some(empty), Some(full)) = (empty, full) {
-            let each = full.saturating_sub(empty) as f64 / case.elements as f64;
-            (self.report)(case, Measured::of(vec![each]));
+        match &self.scales {
+            // Where nobody says how much memory a process has, there is nothing to tell.
+            Scales::Here(id) if *id == case.id() => {
+                let (mut empty, mut full) = (None, None);
+                body(&mut || empty = resident(), &mut || full = resident());
+                if let (Some(empty), Some(full)) = (empty, full) {
+                    let each = full.saturating_sub(empty) as f64 / case.elements as f64;
+                    (self.report)(case, Measured::of(vec![each]));
+                }
+            }
+            Scales::Here(_) => {}
+            Scales::Elsewhere(weigh) => match weigh(&case) {
+                Ok(Some(measured)) => (self.report)(case, measured),
+                Ok(None) => {}
+                Err(error) => self.failure = self.failure.take().or(Some(error)),
+            },
         }
     }
 }
@@ -127,13 +163,13 @@ mod tests {
         let patience = Patience { samples: 5, sample: Duration::ZERO, case: Duration::ZERO };
         let mut told = Vec::new();
         let mut calls = 0;
-        Sampler { patience, report: &mut |case, of| told.push((case, of)) }.measure(
-            Case::new("P1", "x", 0, "thing", 10),
-            &mut |timer| {
-                calls += 1;
-                timer.time(|| ());
-            },
-        );
+        let mut report = |case, of| told.push((case, of));
+        let mut sampler = Sampler::new(patience, Scales::Here(String::new()), &mut report);
+        sampler.measure(Case::new("P1", "x", 0, "thing", 10), &mut |timer| {
+            calls += 1;
+            timer.time(|| ());
+        });
+        sampler.finish().unwrap();
         assert_eq!(calls, 4, "once for the caches, three samples");
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].1.samples, 3);
