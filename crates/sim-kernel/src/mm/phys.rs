@@ -80,6 +80,13 @@ struct Frame {
     generation: AtomicU32,
 }
 
+impl Frame {
+    #[inline]
+    fn is_reserved(&self) -> bool {
+        self.flags_index.load(Ordering::Acquire) & FrameFlags::RESERVED.bits() != 0
+    }
+}
+
 /// The bytes of a frame.
 #[derive(Zeroable)]
 #[repr(C)]
@@ -650,19 +657,22 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free (INV-203).
     pub fn add_spte(&self, pfn: Pfn) {
-        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+        let frame = self.frame(pfn);
+        if frame.is_reserved() {
             return;
         }
-        assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.rmw.add32(&self.frame(pfn).sptes, 1);
+        let refcount = frame.refcount.load(Ordering::Acquire);
+        assert!(refcount > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
+        self.rmw.add32(&frame.sptes, 1);
     }
 
     /// One stage-2 entry less names the frame.
     pub fn sub_spte(&self, pfn: Pfn) {
-        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+        let frame = self.frame(pfn);
+        if frame.is_reserved() {
             return;
         }
-        let old = self.rmw.add32(&self.frame(pfn).sptes, u32::MAX);
+        let old = self.rmw.add32(&frame.sptes, u32::MAX);
         assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 }

@@ -117,7 +117,11 @@ impl<'a> Word<'a> {
     #[inline]
     #[track_caller]
     pub fn xchg(self, value: u64) -> u64 {
-        self.rmw(|_| value)
+        self.cx.point(Access::Rmw, self.object, self.index);
+        if self.cx.is_native() {
+            return self.word.swap(value, Ordering::SeqCst);
+        }
+        self.rmw_unscheduled(|_| value)
     }
 
     /// Stores `new` if the word is `old`.

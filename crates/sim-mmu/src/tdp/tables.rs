@@ -88,6 +88,18 @@ impl Tables {
         Word::new(cx, self.object, entry_id(table, index), self.raw(table, index))
     }
 
+    /// As [`Tables::word`], of a table whose entries are at hand.
+    #[inline]
+    pub(super) fn word_of<'a>(
+        &self,
+        cx: &'a Cx<'_>,
+        table: Pfn,
+        index: usize,
+        entries: &'a [AtomicU64; PT_ENTRIES],
+    ) -> Word<'a> {
+        Word::new(cx, self.object, entry_id(table, index), &entries[index])
+    }
+
     #[inline]
     fn raw(&self, table: Pfn, index: usize) -> &AtomicU64 {
         self.phys.table_word(table, index)
@@ -184,11 +196,13 @@ impl Tables {
         Spte(old)
     }
 
-    /// Fills an entry of a table that is not linked yet.
+    /// Fills a table that is not linked yet.
     #[inline]
-    pub(super) fn init(&self, table: Pfn, index: usize, value: Spte) {
-        self.touch(table, index);
-        self.raw(table, index).store(value.0, Ordering::Release);
+    pub(super) fn init(&self, table: Pfn, value: impl Fn(usize) -> Spte) {
+        self.meta(table).touched.store(u64::MAX, Ordering::Relaxed);
+        for (index, entry) in self.entries(table).iter().enumerate() {
+            entry.store(value(index).0, Ordering::Release);
+        }
     }
 
     /// A new table, not linked: every entry is not present.
@@ -334,7 +348,14 @@ impl Tables {
 
     /// How many frames of a leaf are counted: none of the zero pages, which are always reserved as a whole.
     fn counted(&self, leaf: Spte, level: Level) -> u64 {
-        if self.phys.flags(leaf.pfn()).contains(FrameFlags::RESERVED) { 0 } else { level.span() }
+        // Of a small page the frame itself says so.
+        if level == Level::L4K {
+            1
+        } else if self.phys.flags(leaf.pfn()).contains(FrameFlags::RESERVED) {
+            0
+        } else {
+            level.span()
+        }
     }
 
     /// The statistics; the roots are the caller's to fill in.
