@@ -5,13 +5,15 @@
 //! A remote TLB flush sets a request and waits until the vCPU is out of the guest; the vCPU serves requests before it enters. There
 //! is no TLB yet: what a flush must wait for is the access that is between its walk and its effect.
 
-pub use super::guest::{CpuMode, DescriptorTable, GuestInsn, GuestRegs};
+use super::cpu::Cpu;
+use super::exception::Exception;
+pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno};
-use sim_mmu::{Gpa, RemoteFlush, Root};
+use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +33,10 @@ pub enum Request {
     TlbFlush = 1 << 0,
     /// `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
     FreeObsoleteRoots = 1 << 1,
+    /// `KVM_REQ_TLB_FLUSH_CURRENT`.
+    TlbFlushCurrent = 1 << 2,
+    /// `KVM_REQ_TLB_FLUSH_GUEST`.
+    TlbFlushGuest = 1 << 3,
 }
 
 /// Why KVM_RUN came back (`struct kvm_run`).
@@ -105,8 +111,10 @@ impl ExitInfo {
 }
 
 /// What `vcpu->mutex` protects.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct VcpuState {
+    /// The processor that runs the vCPU. Nobody else's task touches it.
+    pub(crate) cpu: Cpu,
     pub(crate) root: Option<Arc<Root>>,
     /// `vcpu->last_used_slot`, with the generation of the set that it came from.
     pub(crate) last_used_slot: Option<(u64, Arc<Memslot>)>,
@@ -116,9 +124,13 @@ pub(crate) struct VcpuState {
     pub(crate) regs: GuestRegs,
     pub(crate) mode: CpuMode,
     /// Where instructions are fetched from; `None`: fetches are not modelled.
-    pub(crate) code: Option<Gpa>,
-    /// `idtr`.
-    pub(crate) idt: DescriptorTable,
+    pub(crate) code: Option<Gva>,
+    /// Where the guest is if it has jumped out of its program.
+    pub(crate) foreign_rip: Option<Gva>,
+    pub(crate) sregs: SpecialRegisters,
+    pub(crate) cr2: Gva,
+    /// An exception that the guest gets when it is entered.
+    pub(crate) pending_exception: Option<Exception>,
     pub(crate) exit: ExitInfo,
     /// The exit of the current instruction that user space is handling. `exit` may say something else by then: a pre-fault in
     /// between writes to the same run page.
@@ -128,6 +140,30 @@ pub(crate) struct VcpuState {
     pub(crate) immediate_exit: bool,
     /// Retries in a row that nothing explains. Not the kernel's; for INV-506.
     pub(crate) unexplained_retries: u32,
+}
+
+impl VcpuState {
+    fn new(cpu: Cpu) -> VcpuState {
+        VcpuState {
+            cpu,
+            root: None,
+            last_used_slot: None,
+            mmio_cache: None,
+            program: Vec::new(),
+            regs: GuestRegs::default(),
+            mode: CpuMode::default(),
+            code: None,
+            foreign_rip: None,
+            sregs: SpecialRegisters::default(),
+            cr2: Gva(0),
+            pending_exception: None,
+            exit: ExitInfo::default(),
+            pending_exit: None,
+            mmio: Default::default(),
+            immediate_exit: false,
+            unexplained_retries: 0,
+        }
+    }
 }
 
 /// A vCPU.
@@ -160,7 +196,7 @@ impl Vcpu {
     }
 
     /// `kvm_make_request`.
-    fn make_request(&self, cx: &Cx<'_>, request: Request) {
+    pub(super) fn make_request(&self, cx: &Cx<'_>, request: Request) {
         self.requests.rmw(cx, |r| r | request as u64);
     }
 
@@ -230,7 +266,7 @@ impl Vm {
             vm: Arc::clone(self),
             id,
             operator: Mutex::new(cx, "vmm->vcpu", ()),
-            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::default()),
+            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(Cpu::new(cx, &self.host.config))),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),

@@ -20,6 +20,7 @@ fn sample(kind: Kind) -> Value {
         Kind::Hva => json!({"map": "m0", "offset": 4096}),
         Kind::Prot => json!("rw"),
         Kind::Advice => json!("populate_read"),
+        Kind::Word(words) => json!(words[0]),
         Kind::Switch { .. } => json!(true),
         Kind::List => json!([1, u64::MAX]),
     }
