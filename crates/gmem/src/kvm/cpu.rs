@@ -111,11 +111,6 @@ impl Cpu {
             Cpu::Ept(processor) => processor.invvpid(cx, InvvpidType::Single(TAG)).expect("the VPID is not 0"),
         }
     }
-
-    /// How much is cached, for reports and checks.
-    pub(crate) fn tlb_contents(&self) -> sim_mmu::tlb::TlbContents {
-        each!(self, processor => processor.tlb().contents())
-    }
 }
 
 fn decoded<X>(fault: MmuFault<X>, decode: impl Fn(X) -> Stage2Fault) -> AccessFault {

@@ -4,7 +4,7 @@
 //! need: `rbx` receives reads and is compared and put out, `rax` is the answer of a hypercall. Memory is accessed by linear addresses, which
 //! the vCPU's processor translates; while paging is off they are guest physical addresses.
 //!
-//! Simplified: one instruction for each visit. A program's code is not in guest memory, though it is fetched from there: with paging, instruction `n` from byte
+//! Simplified: one instruction for each visit, and with it the `hlt`, output or hypercall that follows. A program's code is not in guest memory, though it is fetched from there: with paging, instruction `n` from byte
 //! `16 n` of the code page. Only what a program jumps to by [`GuestInsn::JumpLinear`] is read as code: `out imm8, al` and `hlt`, and everything
 //! else is an invalid opcode.
 
@@ -212,6 +212,13 @@ impl VcpuState {
         }
     }
 
+    /// The instruction that is next leaves the guest, whatever it finds.
+    fn leaves_next(&self) -> bool {
+        let next = self.program.get(self.regs.rip);
+        let leaves = matches!(next, None | Some(GuestInsn::Out { .. } | GuestInsn::Hypercall { .. }));
+        leaves && self.foreign_rip.is_none()
+    }
+
     /// Another privilege: the guest's registers and the processor's.
     pub(super) fn set_privilege(&mut self, cpl: u8, ac: bool) {
         (self.sregs.paging.cpl, self.sregs.paging.ac) = (cpl, ac);
@@ -227,6 +234,8 @@ impl Vcpu {
         }
         match self.fetch(cx, state) {
             Ok(Some(insn)) => match self.perform(cx, state, insn) {
+                // What leaves the guest anyway needs no visit of its own.
+                Ok(Visit::Done) if state.leaves_next() => self.guest(cx, state),
                 Ok(visit) => visit,
                 Err(fault) => self.refused(cx, state, fault, false),
             },

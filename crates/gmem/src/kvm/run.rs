@@ -3,6 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
+use super::mutants::ROOTLOAD_NO_FLUSH;
 use super::uapi::*;
 use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestContext, GuestInsn, Request, Vcpu, VcpuState};
 use crate::invariants::api_results::inv_602;
@@ -145,7 +146,9 @@ impl Vcpu {
     pub(super) fn load_mmu(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
         if state.root.is_none() {
             state.root = Some(self.vm.load_root(cx)?);
-            state.cpu.flush_all(cx);
+            if !cx.has_mutant(ROOTLOAD_NO_FLUSH) {
+                state.cpu.flush_all(cx);
+            }
         }
         Ok(())
     }
@@ -160,11 +163,10 @@ impl Vcpu {
         self.load_mmu(cx, state)?;
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
-        self.enter_guest_mode(cx);
         let visit = srcu.outside(|| {
-            // After the mode was stored: a request made before is seen here, one made later kicks.
-            let visit = (!self.has_requests(cx) && !cx.signal_pending()).then(|| self.guest(cx, state));
-            self.leave_guest_mode(cx);
+            let may_run = self.enter_guest_mode(cx);
+            let visit = may_run.then(|| self.guest(cx, state));
+            self.leave_guest_mode(cx, may_run);
             visit
         });
         match visit {

@@ -2,13 +2,15 @@
 //!
 //! What the guest does in there is in `guest.rs`.
 //!
-//! A remote TLB flush sets a request and waits until the vCPU is out of the guest; the vCPU serves requests before it enters. There
-//! is no TLB yet: what a flush must wait for is the access that is between its walk and its effect.
+//! A remote TLB flush sets a request and waits until the vCPU is out of the guest, no longer: the flush itself is the vCPU's, before it enters
+//! again. Neither can miss the other: the vCPU stores its mode and then looks for requests, the other makes the request and then looks at the mode, each with a
+//! barrier in between, which locked accesses are.
 
 use super::cpu::Cpu;
 use super::exception::Exception;
 pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
+use super::mutants::{RC_09, WAIT_ONLY_IN_GUEST};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
@@ -17,6 +19,7 @@ use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `vcpu->mode`: outside, and every request will be seen before the next entry.
 const OUTSIDE_GUEST_MODE: u64 = 0;
@@ -176,6 +179,8 @@ pub struct Vcpu {
     guest_mode: Atomic64,
     requests: Atomic64,
     outside: WaitQueue,
+    /// Beginnings and ends of visits to the guest: odd in one. Not the kernel's; for MMU-INV-033.
+    visits: AtomicU64,
 }
 
 impl fmt::Debug for Vcpu {
@@ -218,11 +223,28 @@ impl Vcpu {
         self.requests.peek()
     }
 
-    pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) {
-        self.guest_mode.store(cx, IN_GUEST_MODE);
+    /// Whether the guest may run. Afterwards it runs, as far as others can see, until [`Vcpu::leave_guest_mode`].
+    pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) -> bool {
+        // After the mode was stored: a request made before is seen here, one made later kicks.
+        let may_run = if cx.has_mutant(RC_09) {
+            let seen = self.has_requests(cx);
+            self.guest_mode.store(cx, IN_GUEST_MODE);
+            !seen
+        } else {
+            self.guest_mode.store(cx, IN_GUEST_MODE);
+            !self.has_requests(cx)
+        } && !cx.signal_pending();
+        if may_run {
+            self.visits.fetch_add(1, Ordering::Relaxed);
+        }
+        may_run
     }
 
-    pub(crate) fn leave_guest_mode(&self, cx: &Cx<'_>) {
+    /// The guest has left, if it ran.
+    pub(crate) fn leave_guest_mode(&self, cx: &Cx<'_>, ran: bool) {
+        if ran {
+            self.visits.fetch_add(1, Ordering::Relaxed);
+        }
         if self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE) == EXITING_GUEST_MODE {
             self.outside.wake_unscheduled(cx);
         }
@@ -233,10 +255,9 @@ impl Vcpu {
         self.guest_mode.peek() != OUTSIDE_GUEST_MODE
     }
 
-    /// `kvm_vcpu_kick`: if the guest runs, makes it leave. Does not wait.
-    fn kick(&self, cx: &Cx<'_>) -> bool {
-        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).is_ok()
-            || self.guest_mode.peek() == EXITING_GUEST_MODE
+    /// `kvm_vcpu_exiting_guest_mode`: if the guest runs, makes it leave. Returns the mode before. Does not wait.
+    fn kick(&self, cx: &Cx<'_>) -> u64 {
+        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).err().unwrap_or(IN_GUEST_MODE)
     }
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
@@ -270,6 +291,7 @@ impl Vm {
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
+            visits: AtomicU64::new(0),
         });
         let mut vcpus = self.vcpus.write();
         if vcpus.iter().any(|v| v.id == id) {
@@ -284,15 +306,31 @@ impl Vm {
     }
 
     /// `kvm_make_all_cpus_request` with WAIT: no vCPU is in the guest with the request unseen when this returns.
+    ///
+    /// # Panics
+    /// MMU-INV-033: if one is.
     pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) {
         let vcpus = self.all_vcpus();
+        let mut kicked = Vec::new();
         for vcpu in &vcpus {
             vcpu.make_request(cx, request);
+            let visit = vcpu.visits.load(Ordering::Relaxed);
+            match vcpu.kick(cx) {
+                OUTSIDE_GUEST_MODE => {}
+                // Somebody who does not wait has kicked it, and it is still inside.
+                EXITING_GUEST_MODE if cx.has_mutant(WAIT_ONLY_IN_GUEST) => {}
+                _ => kicked.push((vcpu, visit)),
+            }
         }
-        let kicked: Vec<_> = vcpus.iter().filter(|vcpu| vcpu.kick(cx)).collect();
-        for vcpu in kicked {
+        for (vcpu, visit) in kicked {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
             vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
+            let same_visit = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;
+            assert!(
+                !same_visit,
+                "MMU-INV-033: vCPU {} is still in the guest when a request to all has been seen",
+                vcpu.id
+            );
         }
     }
 

@@ -15,7 +15,6 @@ const fn absent(id: &'static str, reason: &'static str) -> Absent {
 
 /// Every row of the two specifications that concerns what is modelled, as far as it has no mutant.
 pub static ABSENT: &[Absent] = &[
-    absent("RC-09", "a vCPU that missed a request walks the tables anew on entry: it needs a TLB to do harm"),
     absent("RC-16", "files are not recycled here: the pointer of a slot never comes to name another file"),
     absent(
         "RC-48",
