@@ -68,6 +68,7 @@ pub mod live;
 pub mod mutants;
 pub mod ops;
 pub mod replay;
+pub mod resident;
 pub mod runner;
 pub mod scenario;
 mod source;

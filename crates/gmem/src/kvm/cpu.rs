@@ -9,16 +9,25 @@ use sim_mmu::guest_paging::{AccessMode, Gva, PagingRegisters, UnsupportedPaging}
 use sim_mmu::processor::{GuestState, InveptType, InvvpidType, TlbControl, Translated};
 use sim_mmu::tlb::TlbTag;
 use sim_mmu::walker::{
-    EptExit, EptViolation, ExitInfo1, ExitQualification, MmuFault, NestedPageFault, NoObserver, Stage2, Stage2Root,
-    WalkMemory,
+    EptExit, EptViolation, ExitInfo1, ExitQualification, MmuFault, NestedPageFault, NoObserver, Pml, Stage2,
+    Stage2Root, WalkMemory,
 };
 use sim_mmu::{Access, Ept, Level, Npt, Processor, Stage2Fault, Stage2Kind};
 
 /// The VPID or ASID of the one vCPU of a processor. 0 is the host's.
 const TAG: TlbTag = TlbTag(1);
 
-/// An access that failed, in the guest or at stage 2.
-pub(super) type AccessFault = MmuFault<Stage2Fault>;
+/// An access that failed, in the guest or by an exit.
+pub(super) type AccessFault = MmuFault<CpuExit>;
+
+/// Why the processor left the guest in the middle of an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CpuExit {
+    /// Stage 2 refuses.
+    Fault(Stage2Fault),
+    /// The page-modification log is full.
+    LogFull,
+}
 
 /// A processor with the machine's stage 2.
 #[derive(Debug)]
@@ -52,7 +61,9 @@ impl Cpu {
                 Cpu::Npt(Box::new(made.expect("paging is off")))
             }
             Stage2Kind::Ept => {
-                let made = Processor::new(cx, Ept::new(maxphyaddr, true), guest, config.tlb, state);
+                let mut ept = Ept::new(maxphyaddr, true);
+                ept.accessed_dirty = config.ept_ad_bits;
+                let made = Processor::new(cx, ept, guest, config.tlb, state);
                 Cpu::Ept(Box::new(made.expect("paging is off")))
             }
         }
@@ -104,6 +115,23 @@ impl Cpu {
         }
     }
 
+    /// `vmx_update_cpu_dirty_logging`: whether writes are logged from now on.
+    pub(super) fn set_logging(&mut self, on: bool) {
+        if let Cpu::Ept(processor) = self {
+            let mut ept = *processor.format();
+            ept.pml = on;
+            processor.set_format(ept);
+        }
+    }
+
+    /// The page-modification log, if it has one.
+    pub(super) fn log(&mut self) -> Option<&mut Pml> {
+        match self {
+            Cpu::Npt(_) => None,
+            Cpu::Ept(processor) => Some(processor.log()),
+        }
+    }
+
     /// `kvm_vcpu_flush_tlb_guest`: what the guest's own tables lead to.
     pub(super) fn flush_guest(&mut self, cx: &Cx<'_>) {
         match self {
@@ -113,7 +141,7 @@ impl Cpu {
     }
 }
 
-fn decoded<X>(fault: MmuFault<X>, decode: impl Fn(X) -> Stage2Fault) -> AccessFault {
+fn decoded<X>(fault: MmuFault<X>, decode: impl Fn(X) -> CpuExit) -> AccessFault {
     match fault {
         MmuFault::Guest(fault) => MmuFault::Guest(fault),
         MmuFault::Stage2(exit) => MmuFault::Stage2(decode(exit)),
@@ -121,7 +149,7 @@ fn decoded<X>(fault: MmuFault<X>, decode: impl Fn(X) -> Stage2Fault) -> AccessFa
 }
 
 /// EXITINFO1 as KVM's error code.
-fn nested_page_fault(exit: NestedPageFault) -> Stage2Fault {
+fn nested_page_fault(exit: NestedPageFault) -> CpuExit {
     let access = if exit.info1.contains(ExitInfo1::FETCH) {
         Access::Exec
     } else if exit.info1.contains(ExitInfo1::WRITE) {
@@ -130,11 +158,12 @@ fn nested_page_fault(exit: NestedPageFault) -> Stage2Fault {
         Access::Read
     };
     let present = exit.info1.contains(ExitInfo1::PRESENT);
-    Stage2Fault { gpa: exit.gpa, access, present, reserved: exit.info1.contains(ExitInfo1::RESERVED) }
+    let reserved = exit.info1.contains(ExitInfo1::RESERVED);
+    CpuExit::Fault(Stage2Fault { gpa: exit.gpa, access, present, reserved })
 }
 
 /// A violation's qualification as KVM's error code; a misconfiguration says of the access nothing at all.
-fn ept_exit(exit: EptExit) -> Stage2Fault {
+fn ept_exit(exit: EptExit) -> CpuExit {
     use ExitQualification as Q;
     match exit {
         EptExit::Violation(EptViolation { gpa, qualification, .. }) => {
@@ -146,11 +175,12 @@ fn ept_exit(exit: EptExit) -> Stage2Fault {
                 Access::Read
             };
             let present = qualification.intersects(Q::READABLE | Q::WRITABLE | Q::EXECUTABLE);
-            Stage2Fault { gpa, access, present, reserved: false }
+            CpuExit::Fault(Stage2Fault { gpa, access, present, reserved: false })
         }
-        EptExit::Misconfiguration { gpa } => Stage2Fault { gpa, access: Access::Read, present: false, reserved: true },
-        EptExit::PmlFull | EptExit::VirtualizationException(_) => {
-            unreachable!("KVM has switched neither the log nor #VE on")
+        EptExit::Misconfiguration { gpa } => {
+            CpuExit::Fault(Stage2Fault { gpa, access: Access::Read, present: false, reserved: true })
         }
+        EptExit::PmlFull => CpuExit::LogFull,
+        EptExit::VirtualizationException(_) => unreachable!("KVM has not switched #VE on"),
     }
 }

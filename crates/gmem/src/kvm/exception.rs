@@ -4,7 +4,7 @@
 //! Simplified: without paging there is no stack, so a handler does not return; a gate that cannot be used is no exception of its own
 //! kind: what cannot be delivered is a double fault, and after that the triple one. No interrupt stack table, no `iret`.
 
-use super::cpu::AccessFault;
+use super::cpu::{AccessFault, CpuExit};
 use super::guest::{CpuMode, Visit};
 use super::vcpu::{Vcpu, VcpuState};
 use sim_kernel::{Cx, PAGE_SIZE};
@@ -72,9 +72,12 @@ impl Vcpu {
             match self.enter_handler(cx, state, event) {
                 Ok(true) => return Visit::Done,
                 Ok(false) | Err(MmuFault::Guest(_)) => {}
-                Err(MmuFault::Stage2(fault)) => {
+                Err(MmuFault::Stage2(exit)) => {
                     state.pending_exception = Some(exception);
-                    return Visit::DeliveryFault(fault);
+                    return match exit {
+                        CpuExit::Fault(fault) => Visit::DeliveryFault(fault),
+                        CpuExit::LogFull => Visit::LogFull,
+                    };
                 }
             }
         }

@@ -8,7 +8,7 @@
 //! `16 n` of the code page. Only what a program jumps to by [`GuestInsn::JumpLinear`] is read as code: `out imm8, al` and `hlt`, and everything
 //! else is an invalid opcode.
 
-use super::cpu::AccessFault;
+use super::cpu::{AccessFault, CpuExit};
 use super::exception::{Exception, INSN_BYTES};
 use super::vcpu::{Vcpu, VcpuState};
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
@@ -196,6 +196,8 @@ pub(super) enum Visit {
     Io { port: u16, data: u32 },
     /// Not even a double fault could be delivered.
     TripleFault,
+    /// The page-modification log must be emptied first.
+    LogFull,
 }
 
 impl VcpuState {
@@ -251,7 +253,8 @@ impl Vcpu {
     fn refused(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: AccessFault, fetch: bool) -> Visit {
         match fault {
             MmuFault::Guest(fault) => self.deliver(cx, state, fault.into()),
-            MmuFault::Stage2(fault) => Visit::Fault { fault, fetch },
+            MmuFault::Stage2(CpuExit::Fault(fault)) => Visit::Fault { fault, fetch },
+            MmuFault::Stage2(CpuExit::LogFull) => Visit::LogFull,
         }
     }
 

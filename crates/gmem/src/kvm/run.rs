@@ -126,6 +126,9 @@ impl Vcpu {
             let root = state.root.take().expect("just seen");
             self.vm.mmu.put_root(cx, root);
         }
+        if self.check_request(cx, Request::UpdateCpuDirtyLogging) {
+            state.cpu.set_logging(self.vm.logs_dirty_pages());
+        }
         if self.check_request(cx, Request::TlbFlush) {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
@@ -196,8 +199,12 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
         visit: Visit,
     ) -> Result<Next, Errno> {
+        // First of all, and with the slots that the guest's writes went to.
+        if let Some(log) = state.cpu.log() {
+            self.vm.flush_pml_buffer(cx, log);
+        }
         match visit {
-            Visit::Done => Ok(Next::Enter),
+            Visit::Done | Visit::LogFull => Ok(Next::Enter),
             Visit::Halted => {
                 state.exit = ExitInfo::Hlt;
                 Ok(Next::Exit)

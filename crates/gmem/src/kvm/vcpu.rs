@@ -40,6 +40,8 @@ pub enum Request {
     TlbFlushCurrent = 1 << 2,
     /// `KVM_REQ_TLB_FLUSH_GUEST`.
     TlbFlushGuest = 1 << 3,
+    /// `KVM_REQ_UPDATE_CPU_DIRTY_LOGGING`: whether any slot is logged has changed, and with it whether the processor's log is on.
+    UpdateCpuDirtyLogging = 1 << 4,
 }
 
 /// Why KVM_RUN came back (`struct kvm_run`).
@@ -283,11 +285,15 @@ impl Vm {
         if self.vcpus.read().len() as u64 >= most || id >= most * super::uapi::KVM_VCPU_ID_RATIO {
             return Err(Errno::EINVAL);
         }
+        let mut cpu = Cpu::new(cx, &self.host.config);
+        if self.mmu.config().pml && self.logs_dirty_pages() {
+            cpu.set_logging(true);
+        }
         let vcpu = Arc::new(Vcpu {
             vm: Arc::clone(self),
             id,
             operator: Mutex::new(cx, "vmm->vcpu", ()),
-            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(Cpu::new(cx, &self.host.config))),
+            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(cpu)),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
