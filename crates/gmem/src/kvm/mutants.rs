@@ -121,3 +121,5 @@ pub const BUG_63: Mutant = Mutant::new(238, "BUG-63");
 pub const WAIT_ONLY_IN_GUEST: Mutant = Mutant::new(260, "WAIT_ONLY_IN_GUEST");
 /// A vCPU that loads a root flushes its TLB.
 pub const ROOTLOAD_NO_FLUSH: Mutant = Mutant::new(261, "ROOTLOAD_NO_FLUSH");
+/// vCPUs are asked to drop their roots before anybody else can take `mmu_lock`.
+pub const OBSOLETE_LATE: Mutant = Mutant::new(262, "OBSOLETE_LATE");

@@ -317,24 +317,27 @@ impl Vm {
     /// MMU-INV-033: if one is.
     pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) {
         let vcpus = self.all_vcpus();
-        let mut kicked = Vec::new();
+        let mut inside = Vec::new();
         for vcpu in &vcpus {
             vcpu.make_request(cx, request);
             let visit = vcpu.visits.load(Ordering::Relaxed);
-            match vcpu.kick(cx) {
-                OUTSIDE_GUEST_MODE => {}
+            let waits = match vcpu.kick(cx) {
+                OUTSIDE_GUEST_MODE => continue,
                 // Somebody who does not wait has kicked it, and it is still inside.
-                EXITING_GUEST_MODE if cx.has_mutant(WAIT_ONLY_IN_GUEST) => {}
-                _ => kicked.push((vcpu, visit)),
-            }
+                EXITING_GUEST_MODE => !cx.has_mutant(WAIT_ONLY_IN_GUEST),
+                _ => true,
+            };
+            inside.push((vcpu, visit, waits));
         }
-        for (vcpu, visit) in kicked {
+        for (vcpu, ..) in inside.iter().filter(|(_, _, waits)| *waits) {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
             vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
-            let same_visit = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;
+        }
+        for (vcpu, visit, _) in inside {
+            let goes_on = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;
             assert!(
-                !same_visit,
-                "MMU-INV-033: vCPU {} is still in the guest when a request to all has been seen",
+                !goes_on,
+                "MMU-INV-033: vCPU {} is in the guest as before all vCPUs were asked to leave it",
                 vcpu.id
             );
         }

@@ -19,7 +19,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "any zap x T, kicked",
         "waiting for a vCPU that somebody else has kicked",
         "a page is freed while the guest is about to use it",
-        &["INV-203", "MMU-INV-033", "INV-201"],
+        &["MMU-INV-033", "INV-203", "INV-201"],
         "mmu/access-punch-kick.toml",
     ),
     row(
@@ -29,5 +29,13 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "under the same ASID the translations of the old tree go on",
         &["INV-203", "INV-201"],
         "mmu/access-delete-all.toml",
+    ),
+    row(
+        OBSOLETE_LATE,
+        "D x N x T (quirk on)",
+        "asking vCPUs to drop invalid roots in the section that made them invalid",
+        "a notifier zaps in an invalid root, where no flush is owed, and a vCPU still runs on it",
+        &["INV-203", "INV-201"],
+        "mmu/access-drop-delete.toml",
     ),
 ];

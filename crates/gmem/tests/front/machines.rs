@@ -86,6 +86,9 @@ fn a_scenario_says_everything_of_a_machine() {
         smm = false
         max_vcpus = 1024
         eager_page_split = false
+        ept_ad_bits = false
+        pml = true
+        nx_huge_pages = true
         files_max = 100
         memory_failure = true
         hwpoison_abba = false
@@ -101,6 +104,9 @@ fn a_scenario_says_everything_of_a_machine() {
     let faults = Faults { frame: 1, table: 2, node: 3, signal_step: 4, signal_task: 5 };
     let failure = MachineConfig {
         tlb: TlbConfig::NONE,
+        ept_ad_bits: false,
+        pml: true,
+        nx_huge_pages: true,
         memory_failure: true,
         hwpoison_abba: false,
         xarray_steps: true,
