@@ -307,7 +307,7 @@ impl Live {
         let value = match access {
             GuestAccess::Read { .. } => Some(run.rbx & 0xffff_ffff),
             GuestAccess::Hypercall { .. } => Some(run.rax),
-            GuestAccess::Write { .. } | GuestAccess::Rmw { .. } => None,
+            GuestAccess::Write { .. } | GuestAccess::Rmw { .. } | GuestAccess::Touch { .. } => None,
         };
         self.exit(&run, Exit::Hlt { value }, args)
     }
