@@ -63,6 +63,11 @@ impl DirtyBitmap {
         self.words.is_empty()
     }
 
+    /// A word without a scheduling point: for checkers.
+    pub fn peek_word(&self, i: usize) -> u64 {
+        self.words[i].load(Ordering::Relaxed)
+    }
+
     /// Marks a page, counted from the slot's start.
     #[track_caller]
     pub fn set(&self, cx: &Cx<'_>, page: u64) {

@@ -115,3 +115,7 @@ pub const BUG_21: Mutant = Mutant::new(236, "BUG-21");
 pub const BUG_27: Mutant = Mutant::new(237, "BUG-27");
 /// Mappings of roots that are on their way out are zapped too.
 pub const BUG_63: Mutant = Mutant::new(238, "BUG-63");
+/// Reading the dirty log takes a page's bit before it protects the page.
+pub const PROTECT_THEN_TAKE: Mutant = Mutant::new(280, "PROTECT_THEN_TAKE");
+/// Roots that were declared invalid are taken apart before the call returns.
+pub const LAZY_ROOT_ZAP: Mutant = Mutant::new(281, "LAZY_ROOT_ZAP");

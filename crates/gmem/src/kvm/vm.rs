@@ -5,7 +5,7 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::RC_23;
+use super::mutants::{LAZY_ROOT_ZAP, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
@@ -257,7 +257,9 @@ impl Vm {
             self.mmu.invalidate_all_roots(cx, &mut lock);
             self.make_all_requests(cx, Request::FreeObsoleteRoots);
         }
-        self.mmu.zap_invalidated_roots(cx);
+        if !cx.has_mutant(LAZY_ROOT_ZAP) {
+            self.mmu.zap_invalidated_roots(cx);
+        }
     }
 
     /// `kvm_mmu_load`: a reference to the root of the first address space. With shadow paging the first root of a VM takes `slots_arch_lock`, to
