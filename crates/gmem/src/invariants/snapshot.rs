@@ -131,6 +131,10 @@ pub struct VmState {
     pub leafs: Vec<LeafState>,
     /// How many leafs of 4 KiB, 2 MiB and 1 GiB the MMU has counted.
     pub pages: [u64; 3],
+    /// Tables of stage 2 that can be reached, roots included.
+    pub tables: u64,
+    /// Frames that are tables of stage 2.
+    pub table_frames: u64,
     /// Writes are logged by D bits, not by write protection.
     pub logs_dirty_bits: bool,
     /// Logs begin with every page dirty.
@@ -408,6 +412,8 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
         malformed: texts(vm.attributes.check()),
         leafs: Vec::new(),
         pages: vm.mmu.pages().leafs,
+        tables: vm.mmu.pages().tables + vm.mmu.pages().roots,
+        table_frames: vm.mmu.table_frames(),
         logs_dirty_bits: vm.mmu.config().pml,
         initially_set: vm.dirty_log_initially_set(),
         nx_huge_pages: vm.mmu.config().nx_huge_pages,

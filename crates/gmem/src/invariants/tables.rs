@@ -65,11 +65,11 @@ pub(super) static ROWS: &[Invariant] = &[
     Invariant {
         id: "MMU-INV-007",
         section: Section::Tables,
-        text: "When a VM dies no root, table or leaf is left.",
-        window: "",
-        when: &[When::Step],
-        check: Check::AtStep,
-        note: "When it is destroyed.",
+        text: "Every frame that is a table can be reached. When a VM dies no root, table or leaf is left.",
+        window: "until a grace period has ended",
+        when: &[When::Step, When::Quiescence],
+        check: Check::State(mmu_inv_007),
+        note: "At the step that destroys the VM.",
     },
     Invariant {
         id: "MMU-INV-008",
@@ -267,6 +267,14 @@ pub fn mmu_inv_006(shot: &Snapshot) -> Holds {
             found[usize::from(leaf.level.number()) - 1] += 1;
         }
         holds!(found == vm.pages, "there are {found:?} leafs of the three sizes, and {:?} were counted", vm.pages);
+    }
+    Ok(())
+}
+
+/// No table is lost.
+pub fn mmu_inv_007(shot: &Snapshot) -> Holds {
+    for vm in shot.vms.iter().filter(|_| shot.quiescent) {
+        holds!(vm.table_frames == vm.tables, "{} frames are tables, {} can be reached", vm.table_frames, vm.tables);
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "that nothing is done after a yield with what was read before",
         "an entry is written that may have changed, or lie in a table that is gone",
         &["MMU-INV-053"],
-        "races/access-punch-yield.toml",
+        "mmu/punch-yield.toml",
     )
     .also(&["R10"]),
     row(
@@ -83,7 +83,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "split",
         "that the small leafs of a split map what the huge one did",
         "two translations of one page can be used at once, and one is wrong",
-        &["INV-210", "INV-106", "INV-107"],
+        &["INV-208", "INV-210"],
         "mmu/split-read.toml",
     )
     .also(&["R32"]),
@@ -116,11 +116,11 @@ pub(super) static ROWS: &[MutantInfo] = &[
     .also(&["R43"]),
     row(
         ROOT_GET_PLAIN,
-        "zap x D (quirk on)",
+        "D x F (quirk on)",
         "that whoever walks the list of roots leaves those alone that are on their way out",
         "a root that is being freed is used again",
         &["MMU-INV-008"],
-        "mmu/delete-then-drop.toml",
+        "mmu/delete-twice.toml",
     )
     .also(&["R47"]),
     row(

@@ -255,6 +255,7 @@ const BROKEN: &[(&str, Break, &str)] = &[
     ("INV-701", |s| s.inodes[0].malformed.push("count".into()), "in the tree of a page cache"),
     ("MMU-INV-006", |s| s.vms[0].pages[0] += 1, "leafs of the three sizes"),
     ("MMU-INV-006", |s| _ = s.vms[1].leafs.pop(), "leafs of the three sizes"),
+    ("MMU-INV-007", |s| s.vms[0].table_frames += 1, "frames are tables"),
     ("MMU-INV-017", |s| slot_of_huge_leaf(s).dirty = Some(vec![u64::MAX; 32]), "which is logged"),
     ("MMU-INV-018", |s| s.vms[0].nx_huge_pages = true, "as an executable L2M"),
     ("MMU-INV-019", |s| slot(s, 0).flags |= KVM_MEM_READONLY, "which is read-only"),
