@@ -68,6 +68,11 @@ impl DirtyBitmap {
         self.words[i].load(Ordering::Relaxed)
     }
 
+    /// Whether a page is marked, without a scheduling point: for checkers.
+    pub fn peek_page(&self, page: u64) -> bool {
+        self.peek_word((page / 64) as usize) >> (page % 64) & 1 != 0
+    }
+
     /// Marks a page, counted from the slot's start.
     #[track_caller]
     pub fn set(&self, cx: &Cx<'_>, page: u64) {

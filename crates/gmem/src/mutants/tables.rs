@@ -39,7 +39,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "freeing the table that lost the race to be linked",
         "the table leaks",
         &["MMU-INV-007"],
-        "races/fault-fault.toml",
+        "mmu/first-roots.toml",
     )
     .also(&["R13"]),
     row(
