@@ -53,6 +53,7 @@
 
 pub mod api;
 mod backend;
+pub mod bench;
 pub mod cli;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod compare;
@@ -68,7 +69,6 @@ pub mod live;
 pub mod mutants;
 pub mod ops;
 pub mod replay;
-pub mod resident;
 pub mod runner;
 pub mod scenario;
 mod source;

@@ -1,9 +1,10 @@
-//! What a resident page costs: a guest whose memory is all there, and nothing else.
+//! What a resident page costs (P12): a guest whose memory is all there, and nothing else.
 //!
 //! A VM over one guest_memfd, every page of which is allocated and mapped by `KVM_PRE_FAULT_MEMORY`, page by page through the fault path; no
 //! page has contents. What is stored for each is the frame, the entry of stage 2, the slot of the page cache, and, for private memory, the
 //! memory attribute. Whoever calls measures: nothing here looks at the host's memory or at a clock.
 
+use super::{Case, Meter, Size};
 use crate::api::Kvm;
 use crate::kvm::config::MachineConfig;
 use crate::kvm::host::Host;
@@ -32,7 +33,7 @@ pub enum ResidentMemory {
 /// If a call fails, or a page is missing at the end.
 ///
 /// ```
-/// use gmem::resident::{ResidentMemory, populate};
+/// use gmem::bench::{ResidentMemory, populate};
 /// let mut pages = 0;
 /// populate(ResidentMemory::Private, 8 << 20, || (), |n| pages = n);
 /// assert_eq!(pages, 2048);
@@ -73,4 +74,24 @@ pub fn populate(memory: ResidentMemory, bytes: u64, before: impl FnOnce(), after
         drop((vcpu, gmem, vm, kvm));
         process.exit(cx);
     });
+}
+
+/// P12: the memory of both kinds of VM. The checker's counts are part of it: they are never off.
+pub(super) fn p12(meter: &mut dyn Meter, size: &Size) {
+    let sizes = match size.guest {
+        Some(bytes) => vec![bytes],
+        None => size.of(vec![64 << 20, 1 << 30, 4 << 30], vec![8 << 20]),
+    };
+    for bytes in sizes {
+        for (name, memory) in [("shared", ResidentMemory::Shared), ("private", ResidentMemory::Private)] {
+            let pages = bytes / PAGE_SIZE;
+            let case = Case::new("P12", name, pages, "page", pages).at_most(48.0);
+            meter.weigh(case, &mut |before, after| {
+                populate(memory, bytes, before, |mapped| {
+                    assert_eq!(mapped, pages, "everything is there");
+                    after();
+                });
+            });
+        }
+    }
 }
