@@ -14,6 +14,7 @@ mod registry;
 mod sequence;
 mod slots;
 mod tables;
+mod tlbs;
 
 pub use absent::{ABSENT, Absent};
 pub use registry::{MutantInfo, all, find, named};
