@@ -51,12 +51,15 @@ impl TdpMmu {
                 let part = if cx.has_mutant(SPLIT_BAD_CHILD) { index ^ 1 } else { index };
                 let small = self.tables.masks.make_small_spte(huge, level, part);
                 // What only a huge page may not do, the small ones may.
-                if executable { self.tables.masks.make_executable(small) } else { small }
+                let small = if executable { self.tables.masks.make_executable(small) } else { small };
+                if cx.has_mutant(LINK_BEFORE_INIT) {
+                    self.tables.word(cx, child, index).store(small.0);
+                }
+                small
             });
         };
         if cx.has_mutant(LINK_BEFORE_INIT) {
             self.link_table(cx, iter, child, shared, Frames::Inherited)?;
-            cx.cond_resched();
             fill();
         } else {
             fill();
