@@ -184,10 +184,13 @@ impl Vcpu {
 
     pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) {
         self.guest_mode.store(cx, IN_GUEST_MODE);
+        self.outside.condition_changes(cx);
     }
 
     pub(crate) fn leave_guest_mode(&self, cx: &Cx<'_>) {
-        if self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE) == EXITING_GUEST_MODE {
+        let before = self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE);
+        self.outside.condition_changes(cx);
+        if before == EXITING_GUEST_MODE {
             self.outside.wake_unscheduled(cx);
         }
     }
@@ -199,8 +202,11 @@ impl Vcpu {
 
     /// `kvm_vcpu_kick`: if the guest runs, makes it leave. Does not wait.
     fn kick(&self, cx: &Cx<'_>) -> bool {
-        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).is_ok()
-            || self.guest_mode.peek() == EXITING_GUEST_MODE
+        let kicked = self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).is_ok();
+        if kicked {
+            self.outside.condition_changes(cx);
+        }
+        kicked || self.guest_mode.peek() == EXITING_GUEST_MODE
     }
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
@@ -256,7 +262,7 @@ impl Vm {
         let kicked: Vec<_> = vcpus.iter().filter(|vcpu| vcpu.kick(cx)).collect();
         for vcpu in kicked {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
-            vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
+            vcpu.outside.wait_event_told(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
         }
     }
 

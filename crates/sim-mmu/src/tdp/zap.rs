@@ -35,7 +35,7 @@ impl TdpMmu {
             let mut rcu = Some(rcu_read_lock(cx));
             let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
             while iter.is_valid() {
-                iter.skip_absent(&self.tables, || may_yield == MayYield::Yes && lock.needs_break());
+                iter.skip_absent(&self.tables, |iter| may_yield == MayYield::Yes && iter.need_resched(&lock));
                 let yielded = may_yield == MayYield::Yes
                     && iter.cond_resched(cx, &mut lock, &mut rcu, || {
                         if std::mem::take(&mut owed) && !cx.has_mutant(BUG_62) {
@@ -66,7 +66,7 @@ impl TdpMmu {
         let mut rcu = Some(rcu_read_lock(cx));
         let mut iter = TdpIter::new(cx, &self.tables, root, level, GfnRange::ALL, exclusive);
         while iter.is_valid() {
-            iter.skip_absent(&self.tables, || lock.needs_break());
+            iter.skip_absent(&self.tables, |iter| iter.need_resched(lock));
             // A compare-exchange that failed refreshed the entry: look at it once more.
             loop {
                 if iter.cond_resched(cx, lock, &mut rcu, || {}) || !iter.old_spte.is_present() || iter.level > level {
