@@ -116,7 +116,7 @@ fn verified() -> Vec<(String, Option<u64>)> {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let (_, link) = cells[1].split_once("](../scenarios/").expect("a link to a scenario");
         let bound = match cells[2] {
-            "no end" => None,
+            "no end" | "not measured" => None,
             number => Some(number.replace(',', "").parse().expect("a number of executions")),
         };
         (link.trim_end_matches(')').to_string(), bound)
@@ -135,7 +135,7 @@ fn scenarios_are_verified_within_the_executions_of_their_rows() {
         let search = zoo::search(&ScenarioProgram::new(&scenario(&path)), &effort);
         assert_eq!(search.caught, None, "{path}");
         let executions = search.executions;
-        assert_eq!(search.exhausted, small.is_some(), "{path}: {executions} executions, {bound:?} in the table");
+        assert!(search.exhausted || small.is_none(), "{path}: {executions} executions, {bound:?} in the table");
     }
 }
 
