@@ -123,3 +123,7 @@ pub const WAIT_ONLY_IN_GUEST: Mutant = Mutant::new(260, "WAIT_ONLY_IN_GUEST");
 pub const ROOTLOAD_NO_FLUSH: Mutant = Mutant::new(261, "ROOTLOAD_NO_FLUSH");
 /// vCPUs are asked to drop their roots before anybody else can take `mmu_lock`.
 pub const OBSOLETE_LATE: Mutant = Mutant::new(262, "OBSOLETE_LATE");
+/// Reading the dirty log takes a page's bit before it protects the page.
+pub const PROTECT_THEN_TAKE: Mutant = Mutant::new(280, "PROTECT_THEN_TAKE");
+/// Roots that were declared invalid are taken apart before the call returns.
+pub const LAZY_ROOT_ZAP: Mutant = Mutant::new(281, "LAZY_ROOT_ZAP");
