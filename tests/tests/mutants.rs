@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use gmem::explore::program::ScenarioProgram;
+use gmem::explore::zoo::{self, Effort};
 use gmem::mutants::{self, MutantInfo};
 use gmem::runner::{self, RunReport};
 use gmem::scenario::{Scenario, parse};
@@ -98,6 +100,42 @@ fn negative_controls_stay_silent() {
         for seed in 0..SILENT {
             assert_eq!(finding(&run_in_turns(&scenario, seed, steps)), None, "{}: seed {seed}", info.id());
         }
+    }
+}
+
+/// Scenarios with a larger bound are not searched to their end here, only for [`BEGUN`] executions.
+const SEARCHED: u64 = 10_000;
+const BEGUN: u64 = 1_000;
+
+/// Scenario and bound of each row of the table of verified scenarios.
+fn verified() -> Vec<(String, Option<u64>)> {
+    let page = include_str!("../../docs/mutants.md");
+    let (_, rest) = page.split_once("<!-- verified -->").expect("the table begins");
+    let (table, _) = rest.split_once("<!-- /verified -->").expect("the table ends");
+    let rows = table.lines().filter(|line| line.starts_with("| [")).map(|line| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (_, link) = cells[1].split_once("](../scenarios/").expect("a link to a scenario");
+        let bound = match cells[2] {
+            "no end" | "not measured" => None,
+            number => Some(number.replace(',', "").parse().expect("a number of executions")),
+        };
+        (link.trim_end_matches(')').to_string(), bound)
+    });
+    rows.collect()
+}
+
+#[test]
+fn scenarios_are_verified_within_the_executions_of_their_rows() {
+    let rows = verified();
+    let scenarios = zoo::scenarios_of(mutants::all()).into_iter().filter(|path| !path.starts_with("mmu/"));
+    assert!(rows.iter().map(|(path, _)| path.as_str()).eq(scenarios), "each scenario has a row, in order");
+    for (path, bound) in rows {
+        let small = bound.filter(|bound| *bound <= SEARCHED);
+        let effort = Effort { seed: 0, search: small.unwrap_or(BEGUN), steps: 5_000_000, schedules: 0, baseline: 0 };
+        let search = zoo::search(&ScenarioProgram::new(&scenario(&path)), &effort);
+        assert_eq!(search.caught, None, "{path}");
+        let executions = search.executions;
+        assert!(search.exhausted || small.is_none(), "{path}: {executions} executions, {bound:?} in the table");
     }
 }
 

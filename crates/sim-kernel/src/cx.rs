@@ -242,15 +242,28 @@ impl<'t> Cx<'t> {
         value()
     }
 
-    /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place.
-    pub(crate) fn sleep_until(&self, op: Op, condition: impl Fn() -> bool) {
+    /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place. `reads` is the index of the place's object
+    /// that stands for all that the condition reads, if something does.
+    pub(crate) fn sleep_until(&self, op: Op, reads: Option<u64>, condition: impl Fn() -> bool) {
         self.section_wanted(&op);
         match self.mode {
             Mode::Task(engine, yielder) => {
                 self.announce(op);
-                while !condition() && !engine.aborting.get() {
+                let holds = || {
+                    if let Some(index) = reads {
+                        engine.condition_is(op.object, index);
+                    }
+                    condition()
+                };
+                if holds() {
+                    return engine.did_not_sleep(&op);
+                }
+                while !engine.aborting.get() {
                     engine.block_current();
                     engine.announce(yielder, op);
+                    if holds() {
+                        return;
+                    }
                 }
             }
             Mode::Solo(engine) => {

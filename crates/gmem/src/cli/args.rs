@@ -262,7 +262,7 @@ pub struct Zoo {
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub schedules: u64,
     /// Random schedules without a mutant of a scenario that is too large to be verified
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     pub baseline: u64,
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N")]

@@ -26,6 +26,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 pub(super) fn explore(
     args: &args::Explore,
     show_progress: bool,
+    verbose: bool,
     backend: &dyn Backend,
     out: &mut dyn Write,
     complain: &mut dyn FnMut(&str),
@@ -87,7 +88,7 @@ pub(super) fn explore(
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&print::object(&header, &progress, &explained))?)?;
     } else {
-        print::result(&progress, &explained, out)?;
+        print::result(&progress, &explained, verbose, out)?;
         if interrupted {
             let kept = match &args.checkpoint {
                 Some(_) => "the same command goes on from here",

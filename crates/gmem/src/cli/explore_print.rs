@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
+use sim_kernel::explore::Reversals;
 
 use super::budget::Budget;
 use crate::explore::campaign::{Finding, Progress};
@@ -12,6 +13,9 @@ use crate::scenario::Scenario;
 
 /// Outcomes that are shown, at most.
 const OUTCOMES_MAX: usize = 12;
+
+/// Pairs of places with most reversals that are shown.
+const REVERSALS_MAX: usize = 12;
 
 /// What an exploration is of.
 pub(super) struct Header<'a> {
@@ -60,7 +64,14 @@ pub(super) fn header(header: &Header<'_>, out: &mut dyn Write) -> io::Result<()>
 }
 
 /// What came of an exploration, and each failure explained.
-pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut dyn Write) -> io::Result<()> {
+///
+/// `verbose` also says where the search spent its executions.
+pub(super) fn result(
+    progress: &Progress,
+    explained: &[Explained<'_>],
+    verbose: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     for (n, Explained { report, .. }) in explained.iter().enumerate() {
         if n > 0 {
             writeln!(out, "\n{}\n", "=".repeat(80))?;
@@ -87,6 +98,9 @@ pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut
     };
     if !totals.coverage.is_empty() {
         writeln!(out, "coverage: {} pairs of a store and a load of it in another task", totals.coverage.len())?;
+    }
+    if verbose {
+        reversals(&totals.reversals, out)?;
     }
     if progress.is_verified() {
         let cut = match totals.pruned {
@@ -115,12 +129,29 @@ pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut
     )
 }
 
+/// The races because of which partial-order reduction went on.
+fn reversals(reversals: &Reversals, out: &mut dyn Write) -> io::Result<()> {
+    let mut most = reversals.most();
+    for ((earlier, later), times) in most.by_ref().take(REVERSALS_MAX) {
+        writeln!(out, "reversed {times:>8}: {earlier} and {later}")?;
+    }
+    match most.count() {
+        0 => Ok(()),
+        more => writeln!(out, "and {more} more pairs of places"),
+    }
+}
+
 /// The same as one object.
 pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Explained<'_>]) -> Value {
     let Header { scenario, identity, .. } = header;
     let totals = progress.totals();
     let pairs: Vec<[String; 2]> =
         totals.coverage.pairs().map(|(store, load)| [store.to_string(), load.to_string()]).collect();
+    let reversed: Vec<Value> = totals
+        .reversals
+        .most()
+        .map(|((earlier, later), times)| json!([earlier.to_string(), later.to_string(), times]))
+        .collect();
     let findings: Vec<Value> = explained
         .iter()
         .map(|Explained { finding, report }| {
@@ -151,6 +182,7 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
         "violations": progress.violations,
         "outcomes": totals.outcomes,
         "coverage": pairs,
+        "reversals": reversed,
         "findings": findings,
     })
 }

@@ -231,9 +231,11 @@ impl Vcpu {
         let may_run = if cx.has_mutant(RC_09) {
             let seen = self.has_requests(cx);
             self.guest_mode.store(cx, IN_GUEST_MODE);
+            self.outside.condition_changes(cx);
             !seen
         } else {
             self.guest_mode.store(cx, IN_GUEST_MODE);
+            self.outside.condition_changes(cx);
             !self.has_requests(cx)
         } && !cx.signal_pending();
         if may_run {
@@ -247,7 +249,9 @@ impl Vcpu {
         if ran {
             self.visits.fetch_add(1, Ordering::Relaxed);
         }
-        if self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE) == EXITING_GUEST_MODE {
+        let before = self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE);
+        self.outside.condition_changes(cx);
+        if before == EXITING_GUEST_MODE {
             self.outside.wake_unscheduled(cx);
         }
     }
@@ -259,7 +263,11 @@ impl Vcpu {
 
     /// `kvm_vcpu_exiting_guest_mode`: if the guest runs, makes it leave. Returns the mode before. Does not wait.
     fn kick(&self, cx: &Cx<'_>) -> u64 {
-        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).err().unwrap_or(IN_GUEST_MODE)
+        let before = self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).err().unwrap_or(IN_GUEST_MODE);
+        if before == IN_GUEST_MODE {
+            self.outside.condition_changes(cx);
+        }
+        before
     }
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
@@ -331,7 +339,7 @@ impl Vm {
         }
         for (vcpu, ..) in inside.iter().filter(|(_, _, waits)| *waits) {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
-            vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
+            vcpu.outside.wait_event_told(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
         }
         for (vcpu, visit, _) in inside {
             let goes_on = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;

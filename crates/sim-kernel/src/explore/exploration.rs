@@ -206,7 +206,14 @@ impl<'p, P: Program> Exploration<'p, P> {
         let judgement = program.judge(&mut self.sim, state, &verdict);
         self.number += 1;
         let is_deterministic = !matches!(verdict, Verdict::Diverged(_));
-        let pruned = self.sim.with_chooser(|chooser| matches!(chooser, Chooser::Reduced(r) if r.was_pruned()));
+        let reversals = &mut self.statistics.reversals;
+        let pruned = self.sim.with_chooser(|chooser| match chooser {
+            Chooser::Reduced(search) => {
+                reversals.add(search.reversed());
+                search.was_pruned()
+            }
+            _ => false,
+        });
         if self.kind.is_exhaustive() {
             let more = self.sim.with_chooser(Chooser::advance);
             self.exhausted = is_deterministic && !more;

@@ -44,6 +44,7 @@ mod exploration;
 mod frontier;
 mod kind;
 pub mod models;
+mod reversals;
 mod split;
 mod statistics;
 
@@ -51,6 +52,7 @@ pub use coverage::{Coverage, Site};
 pub use exploration::{Execution, Exploration, Options};
 pub use frontier::{Frontier, FrontierError, Rest};
 pub use kind::{StrategyKind, StrategyKindError};
+pub use reversals::Reversals;
 pub use statistics::Statistics;
 
 use crate::Cx;

@@ -15,6 +15,7 @@
 //! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
 
 mod contents;
+mod poison;
 
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
@@ -467,6 +468,7 @@ impl PhysMem {
     #[must_use]
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
+        self.count_of_broken_frame(cx, pfn);
         self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
@@ -479,6 +481,7 @@ impl PhysMem {
     pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point(Access::Rmw, self.counts, pfn.0);
         if !cx.has_mutants() {
+            self.count_of_broken_frame(cx, pfn);
             return self.put_unscheduled(pfn);
         }
         if self.drop_reference(pfn) {

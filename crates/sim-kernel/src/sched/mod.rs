@@ -33,6 +33,7 @@ pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 pub use schedule::{Schedule, ScheduleError};
 pub use sim::{Config, Sim, Verdict, invariant_of};
 pub use store_buffer::{BUFFERS_FROM, MemoryModel};
+pub(crate) use strategy::Place;
 pub use strategy::{
     Branch, Chooser, Dfs, Divergence, Ended, Pct, Pos, Preempt, PreemptState, Random, Ready, Reduced, ReducedBranch,
     Replay, RoundRobin, RunToCompletion, Strategy, Urw,

@@ -125,9 +125,9 @@ pub struct RwLockReadGuard<'a, T> {
 }
 
 impl<T> RwLockReadGuard<'_, T> {
-    /// Whether another task waits for the lock (`rwlock_needbreak`).
+    /// Whether another task waits for the lock (`rwlock_needbreak`): a writer, because readers get it meanwhile.
     pub fn needs_break(&self) -> bool {
-        needs_break(self.cx, self.lock)
+        needs_break(self.cx, self.lock, true)
     }
 
     /// Drops the lock, lets others run and takes it again (`cond_resched_rwlock_read`). What was read before is void.
@@ -175,7 +175,7 @@ pub struct RwLockWriteGuard<'a, T> {
 impl<T> RwLockWriteGuard<'_, T> {
     /// Whether another task waits for the lock (`rwlock_needbreak`).
     pub fn needs_break(&self) -> bool {
-        needs_break(self.cx, self.lock)
+        needs_break(self.cx, self.lock, false)
     }
 
     /// Drops the lock, lets others run and takes it again (`cond_resched_rwlock_write`). What was read before is void.
@@ -187,9 +187,9 @@ impl<T> RwLockWriteGuard<'_, T> {
     }
 }
 
-fn needs_break<T>(cx: &Cx<'_>, lock: &RwLock<T>) -> bool {
+fn needs_break<T>(cx: &Cx<'_>, lock: &RwLock<T>, as_reader: bool) -> bool {
     match cx.engine() {
-        Some(engine) => !engine.aborting.get() && engine.is_contended(lock.object, 0),
+        Some(engine) => !engine.aborting.get() && engine.is_contended(lock.object, 0, as_reader),
         None => lock.waiting.load(Ordering::Relaxed) > 0,
     }
 }

@@ -183,6 +183,18 @@ fn pairs_of_communicating_places_are_counted_across_tasks() {
 }
 
 #[test]
+fn races_that_were_reversed_are_counted_by_their_places() {
+    let mut exploration = Exploration::new(&Mixed, StrategyKind::Dpor, 0, Options::default());
+    run(&mut exploration, 1000);
+    let statistics = exploration.statistics();
+    let times: Vec<u64> = statistics.reversals.most().map(|(_, times)| times).collect();
+    assert!(times.is_sorted_by(|a, b| a >= b), "{times:?}");
+    // Every execution but the first is there because of a reversal, and some reversals are found to be redundant only when they begin.
+    assert!(times.iter().sum::<u64>() >= statistics.executions - 1, "{times:?}");
+    assert!(statistics.reversals.most().all(|((a, b), _)| a.file.ends_with("api.rs") && b.file.ends_with("api.rs")));
+}
+
+#[test]
 fn frontiers_that_no_search_could_have_are_refused() {
     let mut exploration = Exploration::new(&Mixed, StrategyKind::Dpor, 0, Options::default());
     run(&mut exploration, 2);

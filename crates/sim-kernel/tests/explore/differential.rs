@@ -84,6 +84,8 @@ flavours! {
     sleepers Sleepers Sc 60;
     spinners Spinners Sc 60;
     rcu Rcu Sc 60;
+    yielders Yielders Sc 80;
+    takers Takers Sc 80;
     everything Everything Sc 100;
     words_with_store_buffers Words Tso 60;
     everything_with_store_buffers Everything Tso 60;
