@@ -87,7 +87,7 @@ pub(super) fn explore(
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&print::object(&header, &progress, &explained))?)?;
     } else {
-        print::result(&progress, &explained, out)?;
+        print::result(&header, &progress, &explained, out)?;
         if interrupted {
             let kept = match &args.checkpoint {
                 Some(_) => "the same command goes on from here",
@@ -133,7 +133,7 @@ fn replay(
     backend: &dyn Backend,
     out: &mut dyn Write,
 ) -> anyhow::Result<Status> {
-    let report = backend.explain(scenario, schedule, None, origin).map_err(|message| anyhow::anyhow!(message))?;
+    let report = backend.explain(scenario, schedule, origin).map_err(|message| anyhow::anyhow!(message))?;
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
@@ -150,10 +150,9 @@ fn explain<'f>(
     memory: Memory,
     backend: &dyn Backend,
 ) -> anyhow::Result<Explained<'f>> {
-    let schedule: Schedule = finding.schedule.parse().context("a schedule of our own")?;
     let found_by = format!("{}, execution {}", finding.strategy, finding.executions);
     let origin = Origin { memory, found_by, command: command.to_string(), mutants: mutants_of(scenario) };
-    let report = backend.explain(scenario, &schedule, Some(finding.kind()), &origin);
+    let report = backend.explain_finding(scenario, finding, &origin);
     Ok(Explained { finding, report: report.map_err(|message| anyhow::anyhow!(message))? })
 }
 
@@ -197,7 +196,7 @@ impl<'a> Watcher<'a> {
         let done = progress.executions();
         let before = *self.before.get_or_insert(done);
         let rate = (done - before) as f64 / elapsed.as_secs_f64().max(1e-3);
-        let phase = if progress.searched { "sampling" } else { "searching" };
+        let phase = if progress.search.is_over { "sampling" } else { "searching" };
         self.bar.set_message(format!("{phase}: {done} executions, {rate:.0}/s, {} failed", progress.violations));
         self.bar.tick();
         if self.kept.elapsed() >= CHECKPOINT_EVERY {

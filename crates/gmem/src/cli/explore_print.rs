@@ -3,11 +3,14 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
+use sim_kernel::Faults;
+use sim_kernel::explore::StrategyKind;
 
 use super::budget::Budget;
-use crate::explore::campaign::{Finding, Progress};
+use crate::explore::campaign::{Evidence, Finding, Progress};
 use crate::explore::checkpoint::Identity;
 use crate::explore::report::Report;
+use crate::explore::witness::STEPS_MAX;
 use crate::scenario::Scenario;
 
 /// Outcomes that are shown, at most.
@@ -60,7 +63,13 @@ pub(super) fn header(header: &Header<'_>, out: &mut dyn Write) -> io::Result<()>
 }
 
 /// What came of an exploration, and each failure explained.
-pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn result(
+    header: &Header<'_>,
+    progress: &Progress,
+    explained: &[Explained<'_>],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let (plan, faults) = (&header.identity.plan, &header.scenario.machine.faults);
     for (n, Explained { report, .. }) in explained.iter().enumerate() {
         if n > 0 {
             writeln!(out, "\n{}\n", "=".repeat(80))?;
@@ -88,7 +97,7 @@ pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut
     if !totals.coverage.is_empty() {
         writeln!(out, "coverage: {} pairs of a store and a load of it in another task", totals.coverage.len())?;
     }
-    if progress.is_verified() {
+    if progress.is_verified(plan, faults) {
         let cut = match totals.pruned {
             0 => String::new(),
             n => format!(" ({n} more were cut short as equivalent to others)"),
@@ -96,23 +105,43 @@ pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut
         return writeln!(out, "verified: {} executions, all interleavings of this scenario{cut}", totals.executions);
     }
     let executions = progress.executions();
+    if progress.violations == 0 && !progress.findings.is_empty() {
+        return writeln!(
+            out,
+            "none of {executions} executions failed, but together they show it ({}){cut}",
+            by.join(", ")
+        );
+    }
     if progress.violations > 0 {
         return writeln!(out, "{} of {executions} executions failed ({}){cut}", progress.violations, by.join(", "));
     }
-    let kind = progress.frontier.as_ref().map(|frontier| frontier.kind);
-    let seen = match kind {
-        Some(kind) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
+    let seen = match plan.exhaustive() {
+        Some((kind, _)) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
         _ => String::new(),
-    };
-    let truncated = match totals.truncated {
-        0 => String::new(),
-        n => format!("; {n} executions reached the limit of steps"),
     };
     writeln!(
         out,
-        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen{truncated}",
+        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen",
         by.join(", ")
-    )
+    )?;
+    if progress.exhausted
+        && *faults != Faults::default()
+        && plan.exhaustive().is_some_and(|(kind, _)| kind != StrategyKind::Dfs)
+    {
+        writeln!(
+            out,
+            "The scenario has faults that come at the n-th of something, whoever that is: no two steps commute, so a reduction may miss orders. \
+             Only --strategy dfs sees all of them."
+        )?;
+    }
+    match totals.truncated {
+        0 => Ok(()),
+        n => writeln!(
+            out,
+            "{n} of them reached the limit of {STEPS_MAX} steps, where a task tries again and again while the one that it waits for stands still; \
+             with a turn for every task, each went on. How often a task may try has no end, so they cannot all be seen, and nothing is verified."
+        ),
+    }
 }
 
 /// The same as one object.
@@ -131,6 +160,11 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
                 "seed": finding.seed,
                 "executions": finding.executions,
                 "schedule": finding.schedule,
+                "evidence": match finding.evidence {
+                    Evidence::Execution => "execution",
+                    Evidence::Tail => "fair tail",
+                    Evidence::Order(_) => "order of locks",
+                },
                 "report": report,
             })
         })
@@ -147,8 +181,10 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
         "steps": totals.steps,
         "by_strategy": progress.by_strategy,
         "finished": progress.finished,
-        "verified": progress.is_verified(),
+        "verified": progress.is_verified(&identity.plan, &scenario.machine.faults),
         "violations": progress.violations,
+        "truncated": totals.truncated,
+        "unfair": progress.unfair,
         "outcomes": totals.outcomes,
         "coverage": pairs,
         "findings": findings,

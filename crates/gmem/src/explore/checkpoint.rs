@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::campaign::Progress;
 use super::portfolio::Plan;
+use super::progress::Progress;
 
 /// What makes two explorations the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

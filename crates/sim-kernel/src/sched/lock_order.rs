@@ -76,6 +76,15 @@ pub struct LockOrder {
 }
 
 impl LockOrder {
+    /// The order that these edges make.
+    pub fn of(edges: impl IntoIterator<Item = LockEdge>) -> LockOrder {
+        let mut order = LockOrder::default();
+        for edge in edges {
+            order.add(edge);
+        }
+        order
+    }
+
     /// The edges.
     pub fn edges(&self) -> &[LockEdge] {
         &self.edges
