@@ -11,7 +11,7 @@ use sim_kernel::sched::Schedule;
 use super::explore_print::{self as print, Explained, Header};
 use super::input::{ScenarioFile, read_scenario, switch_off};
 use super::interrupt::{catch_interrupts, silence_explorers, was_interrupted};
-use super::output::whole_file;
+use super::output::{can_be_written, whole_file};
 use super::{Backend, args};
 use crate::explore::campaign::{Finding, Flow, Progress};
 use crate::explore::checkpoint::{Checkpoint, Identity};
@@ -62,13 +62,17 @@ pub(super) fn explore(
         plan,
     };
     let progress = resume(args.checkpoint.as_deref(), &identity)?;
+    if let Some(path) = &args.checkpoint {
+        // Before there is anything to lose.
+        can_be_written(path)?;
+    }
     let header =
         Header { scenario: &scenario, identity: &identity, budget: args.budget, resumed: progress.executions() };
     if !args.json {
         print::header(&header, out)?;
         out.flush()?;
     }
-    let jobs = args.jobs.map_or_else(default_jobs, usize::from);
+    let jobs = args.jobs.unwrap_or_else(default_jobs);
     catch_interrupts();
     let mut watcher = Watcher::new(args, &identity, show_progress && !args.json);
     let result = backend.explore(&scenario, &plan, progress, jobs, &mut |progress| watcher.watch(progress));

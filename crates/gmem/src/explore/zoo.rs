@@ -59,7 +59,7 @@ pub fn scenario(path: &str) -> Result<Scenario, String> {
 pub fn program_of(info: &MutantInfo) -> Result<ScenarioProgram, String> {
     let mut scenario = scenario(info.scenario)?;
     scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
-    Ok(ScenarioProgram::new(&scenario))
+    Ok(ScenarioProgram::new(&scenario).with_memory(info.memory.model()))
 }
 
 /// The scenarios of the mutants, each once, in the order of their names.

@@ -15,6 +15,8 @@ pub const RC_06: Mutant = Mutant::new(163, "RC-06");
 pub const RC_07: Mutant = Mutant::new(164, "RC-07");
 /// TLBs are flushed before `mmu_lock` is released.
 pub const RC_08: Mutant = Mutant::new(165, "RC-08");
+/// A vCPU's mode is visible before it looks for requests.
+pub const RC_09: Mutant = Mutant::new(166, "RC-09");
 /// A fault holds a reference to its page.
 pub const RC_11: Mutant = Mutant::new(167, "RC-11");
 /// A page is cleared under the folio lock.

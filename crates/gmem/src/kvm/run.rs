@@ -3,6 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
+use super::mutants::RC_09;
 use super::uapi::*;
 use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, Request, Vcpu, VcpuState};
 use crate::invariants::api_results::inv_602;
@@ -121,8 +122,15 @@ impl Vcpu {
         if state.root.is_none() {
             state.root = Some(self.vm.load_root(cx)?);
         }
-        self.enter_guest_mode(cx);
+        // Leaving SRCU is the barrier behind the store: whoever makes a request from then on sees the mode.
+        let is_fenced = !cx.has_mutant(RC_09);
+        if is_fenced {
+            self.enter_guest_mode(cx);
+        }
         let visit = srcu.outside(|| {
+            if !is_fenced {
+                self.enter_guest_mode(cx);
+            }
             // After the mode was stored: a request made before is seen here, one made later kicks.
             let visit = (!self.has_requests(cx) && !cx.signal_pending()).then(|| self.guest(cx, state));
             self.leave_guest_mode(cx);

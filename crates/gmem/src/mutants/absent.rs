@@ -15,7 +15,6 @@ const fn absent(id: &'static str, reason: &'static str) -> Absent {
 
 /// Every row of the two specifications that concerns what is modelled, as far as it has no mutant.
 pub static ABSENT: &[Absent] = &[
-    absent("RC-09", "a vCPU that missed a request walks the tables anew on entry: it needs a TLB to do harm"),
     absent("RC-16", "files are not recycled here: the pointer of a slot never comes to name another file"),
     absent(
         "RC-48",
@@ -29,10 +28,26 @@ pub static ABSENT: &[Absent] = &[
     absent("BUG-12", "preparing pages is of SNP"),
     absent("BUG-13", "populating is of SNP and TDX launches"),
     absent("BUG-14", "populating is of SNP and TDX launches"),
+    absent("BUG-15", "populating is of SNP and TDX launches"),
+    absent("BUG-16", "populating is of SNP and TDX launches, and pins none of the VMM's pages here"),
     absent("BUG-19", "an array that fails to reserve leaves no reserved entries here"),
     absent("BUG-23", "a VMM and a guest that convert against each other: no rule of the kernel"),
     absent("BUG-24", "the answers of a VMM to a guest's conversions are TDX's to translate"),
+    absent("BUG-26", "the retries of TDX's exit handler; those of a pre-fault are RC-23"),
+    absent("BUG-28", "launches are of SNP; a software-protected VM may pre-fault from the beginning"),
+    absent("BUG-29", "conversion in place, which asks for the references of a page, is of Linux 7.4"),
+    absent("BUG-30", "as BUG-29"),
+    absent("BUG-31", "as BUG-29"),
+    absent("BUG-32", "of Linux 7.4: until then a file is shared or private for good"),
+    absent("BUG-33", "as BUG-29; and the software-protected machine has no table of its own to be wrong"),
+    absent("BUG-34", "as BUG-29: nothing is made shared until then"),
+    absent("BUG-35", "guest_memfd has small pages only"),
+    absent("BUG-36", "as BUG-34"),
+    absent("BUG-37", "of Linux 7.4: until then the attributes of a file are not in an array"),
+    absent("BUG-38", "as BUG-08"),
+    absent("BUG-39", "guest_memfd has small pages only"),
     absent("BUG-64", "every flush is of everything: there is no range to get wrong"),
+    absent("BUG-66", "pages are not kept small because of what they execute"),
     absent(
         "BUG-67",
         "no fault meets a frozen entry: whoever takes a table out under mmu_lock held for reading works in an invalid root, maps at the same level, \

@@ -70,4 +70,13 @@ pub(super) static ROWS: &[MutantInfo] = &[
         &["INV-203", "INV-202"],
         "races/access-punch.toml",
     ),
+    row(
+        RC_09,
+        "any zap x T",
+        "the barrier between a vCPU's mode and its look for requests",
+        "with store buffers (`--memory-model tso`) both sides look before either is seen: nobody kicks the vCPU, and it ends an access to a page that was freed",
+        &["INV-203", "INV-202"],
+        "races/access-punch.toml",
+    )
+    .under_tso(),
 ];

@@ -5,6 +5,7 @@
 mod cli;
 mod expectation_errors;
 mod explore;
+mod explore_cli;
 mod explore_killed;
 mod live;
 mod machines;

@@ -254,18 +254,18 @@ impl PhysMem {
             return Err(Errno::ENOMEM);
         }
         let most = self.tables_max();
-        let old = self.rmw.update64(&self.tables, |tables| tables + u64::from(tables < most));
+        let old = self.rmw.update(&self.tables, |tables| tables + u64::from(tables < most));
         if old < most { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
     pub(super) fn charge_deposited_table(&self) {
-        self.rmw.add64(&self.tables, 1);
+        self.rmw.add(&self.tables, 1);
     }
 
     /// A table that was counted is gone.
     pub(super) fn uncharge_table(&self) {
-        let old = self.rmw.add64(&self.tables, u64::MAX);
+        let old = self.rmw.add(&self.tables, u64::MAX);
         assert!(old != 0, "more tables were given back than taken");
     }
 
@@ -432,7 +432,7 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
+        let old = self.rmw.add(&self.frame(pfn).refcount, 1);
         assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
@@ -441,7 +441,7 @@ impl PhysMem {
     #[must_use]
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
+        self.rmw.update(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
     /// One reference less; the last one gives the frame back to the allocator.
@@ -470,7 +470,7 @@ impl PhysMem {
 
     /// One reference less; true if it was the last.
     fn drop_reference(&self, pfn: Pfn) -> bool {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
+        let old = self.rmw.add(&self.frame(pfn).refcount, u32::MAX);
         assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
         old == 1
     }
@@ -485,7 +485,7 @@ impl PhysMem {
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
         }
-        let content = self.rmw.update32(&frame.content, |_| UNDEFINED);
+        let content = self.rmw.update(&frame.content, |_| UNDEFINED);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -529,7 +529,7 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        let old = self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
+        let old = self.rmw.update(&self.frame(pfn).flags_index, |word| word | flags.bits());
         if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
             self.broken.lock().push(pfn);
         }
@@ -542,7 +542,7 @@ impl PhysMem {
 
     /// Clears state bits.
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.rmw.update64(&self.frame(pfn).flags_index, |word| word & !flags.bits());
+        self.rmw.update(&self.frame(pfn).flags_index, |word| word & !flags.bits());
     }
 
     /// Whether the frame is in use.
@@ -590,10 +590,10 @@ impl PhysMem {
     pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
         let frame = self.frame(pfn);
         assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
-        let old = self.rmw.update32(&frame.mapping, |_| mapping);
+        let old = self.rmw.update(&frame.mapping, |_| mapping);
         assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
         let low = (1 << INDEX_SHIFT) - 1;
-        self.rmw.update64(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
+        self.rmw.update(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
     }
 
     /// The frame leaves the page cache.
@@ -616,7 +616,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        self.rmw.add32(&self.frame(pfn).mapcount, 1);
+        self.rmw.add(&self.frame(pfn).mapcount, 1);
     }
 
     /// One host page-table entry less names the frame.
@@ -624,7 +624,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.rmw.add32(&self.frame(pfn).mapcount, u32::MAX);
+        let old = self.rmw.add(&self.frame(pfn).mapcount, u32::MAX);
         assert!(old != 0, "mapcount of {pfn:?} below zero");
     }
 
@@ -647,7 +647,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.rmw.add32(&self.frame(pfn).sptes, 1);
+        self.rmw.add(&self.frame(pfn).sptes, 1);
     }
 
     /// One stage-2 entry less names the frame.
@@ -655,7 +655,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.rmw.add32(&self.frame(pfn).sptes, u32::MAX);
+        let old = self.rmw.add(&self.frame(pfn).sptes, u32::MAX);
         assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
     }
 }
