@@ -88,11 +88,13 @@ fn locks_in_opposite_orders_are_found_though_nobody_is_stuck() {
         let chains = finding["report"]["chains"].as_array().unwrap();
         assert_eq!(chains.len(), 2, "{chains:?}");
         for (chain, other) in [(&chains[0], &chains[1]), (&chains[1], &chains[0])] {
-            assert_eq!((&chain["wants"], &chain["task"]), (&other["holds"], &"vmm".into()));
+            assert_eq!(chain["wants"], other["holds"]);
             let place = chain["taken_at"].as_str().unwrap();
             assert!(place.starts_with("crates/gmem/src/") && place.contains(".rs:"), "{place}");
-            assert!(chain["performing"].as_str().unwrap().starts_with("line "), "{chain}");
         }
+        // The other one was seen before any thread had started: making a VM makes slots.
+        let vcpu = chains.iter().find(|chain| chain["holds"] == "kvm->srcu").unwrap();
+        assert_eq!((&vcpu["task"], &vcpu["performing"]), (&"vmm".into(), &"line 12: guest_read c0 0x200000".into()));
         // What was found is kept.
         let kept = [&arguments[..], &["--checkpoint", &checkpoint]].concat();
         assert_eq!(found, explore(&alone, &kept));
@@ -112,6 +114,17 @@ fn locks_in_opposite_orders_are_found_though_nobody_is_stuck() {
 fn long_executions_are_told_from_endless_ones() {
     let found = explore(&scenario("host-fault-against-punch.toml"), &["--strategy", "random", "--budget", "2k"]);
     assert_eq!((&found["violations"], &found["unfair"]), (&0.into(), &found["truncated"]));
+}
+
+/// RC-49 is silent because another rule does its work: `slots_lock` in the release. The row of the specification comes true with both off.
+#[test]
+fn a_rule_that_another_one_covers_is_missed_with_both_off() {
+    let scenario = scenario("races/create-close.toml");
+    for alone in ["RC-49", "RC-50"] {
+        assert_eq!(explore(&scenario, &["--mutant", alone])["verified"], true, "{alone}");
+    }
+    let both = explore(&scenario, &["--mutant", "RC-49", "--mutant", "RC-50"]);
+    assert_eq!(both["findings"][0]["invariant"], "INV-402");
 }
 
 /// Findings and totals of the exhaustive search are the same however many workers share it, to the last character.

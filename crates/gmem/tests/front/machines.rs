@@ -281,7 +281,13 @@ fn a_machine_may_be_busy_once() {
             }
         }
     }
-    expect_test::expect![[r#""#]].assert_eq(&told);
+    expect_test::expect![[r#"
+        1: line 0: {"exit": "hlt"} becomes {"errno": "EAGAIN", "exit": "memory_fault", "flags": 8, "gpa": 2097152, "size": 4096}
+        2: line 2: {"exit": "hlt"} becomes {"errno": "EAGAIN", "exit": "memory_fault", "flags": 8, "gpa": 2101248, "size": 4096}
+        3: line 3: {"ok": 0, "gpa": 2109440, "size": 0} becomes {"errno": "EAGAIN", "gpa": 2105344, "size": 4096}
+        4: line 4: {"ok": 0, "gpa": 2109440, "size": 0} becomes {"errno": "EAGAIN", "gpa": 2105344, "size": 4096}
+    "#]]
+    .assert_eq(&told);
 }
 
 #[test]
