@@ -53,6 +53,7 @@
 
 pub mod api;
 mod backend;
+pub mod bench;
 pub mod cli;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod compare;

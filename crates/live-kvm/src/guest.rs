@@ -21,6 +21,8 @@ use crate::process::last_errno;
 use crate::{Failure, Process, Region, Result};
 
 const PAGE: u64 = 4096;
+/// `mov [ecx], ebx; add ecx, 4096; sub esi, 1; jnz` back. 64-bit code does the same: writing `ecx` clears the upper half.
+const TOUCH_LOOP: &[u8] = &[0x89, 0x19, 0x81, 0xc1, 0, 0x10, 0, 0, 0x83, 0xee, 1, 0x75, 0xf3];
 /// Where the code page lies in the guest, and in which slot.
 const CODE_GPA: u64 = 0xf000_0000;
 const CODE_SLOT: u32 = 31;
@@ -63,6 +65,13 @@ pub enum GuestAccess {
         gpa: u64,
         /// What is added.
         value: u32,
+    },
+    /// `mov [gpa], ebx` for the first word of so many pages, one after the other, in a loop.
+    Touch {
+        /// Where the first page is; all must lie below 4 GiB.
+        gpa: u64,
+        /// How many.
+        pages: u32,
     },
     /// `vmcall` or `vmmcall`
     Hypercall {
@@ -295,6 +304,10 @@ impl Process {
             GuestAccess::Read { gpa } => (&[0x8b, 0x1d], gpa),
             GuestAccess::Write { gpa, .. } => (&[0x89, 0x1d], gpa),
             GuestAccess::Rmw { gpa, .. } => (&[0xf0, 0x01, 0x1d], gpa),
+            GuestAccess::Touch { gpa, pages } => {
+                reachable_touch(gpa, pages)?;
+                return Ok([TOUCH_LOOP, &[0xf4; 4]].concat());
+            }
             GuestAccess::Hypercall { .. } => return Ok([hypercall_instruction(), &[0xf4; 4]].concat()),
         };
         let Ok(gpa) = u32::try_from(gpa) else {
@@ -309,6 +322,12 @@ impl Process {
             GuestAccess::Read { gpa } => (&[0x8b, 0x19], gpa),
             GuestAccess::Write { gpa, .. } => (&[0x89, 0x19], gpa),
             GuestAccess::Rmw { gpa, .. } => (&[0xf0, 0x01, 0x19], gpa),
+            GuestAccess::Touch { gpa, pages } => {
+                reachable_touch(gpa, pages)?;
+                let tables = code.tables.as_ref().expect("a VM in long mode has tables");
+                (0..u64::from(pages)).step_by(512).try_for_each(|page| tables.map_identity(gpa + page * PAGE))?;
+                (TOUCH_LOOP, gpa + u64::from(pages.max(1) - 1) * PAGE)
+            }
             GuestAccess::Hypercall { .. } => {
                 // At privilege 3 KVM would only say that it is forbidden, and its emulator of privilege 0 does not end it.
                 let why =
@@ -377,6 +396,7 @@ impl Process {
             GuestAccess::Write { gpa, value } | GuestAccess::Rmw { gpa, value } => {
                 (regs.rcx, regs.rbx) = (gpa, value.into());
             }
+            GuestAccess::Touch { gpa, pages } => (regs.rcx, regs.rbx, regs.rsi) = (gpa, 1, pages.into()),
             GuestAccess::Hypercall { nr, args, .. } => {
                 (regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi) = (nr, args[0], args[1], args[2], args[3]);
             }
@@ -386,6 +406,15 @@ impl Process {
         }
         with_struct(vcpu, KVM_SET_REGS, &mut regs).map(drop)
     }
+}
+
+/// Refuses a loop over pages that 32-bit registers do not reach, or over none.
+fn reachable_touch(gpa: u64, pages: u32) -> Result<()> {
+    let end = gpa.checked_add(u64::from(pages) * PAGE);
+    if pages == 0 || end.is_none_or(|end| end > 1 << 32) {
+        return Err(Failure::Refused(format!("not done, because no loop goes over {pages} pages from {gpa:#x}")));
+    }
+    Ok(())
 }
 
 fn registers(vcpu: i32) -> Result<kvm_regs> {

@@ -173,6 +173,7 @@ impl<T, const FIRST: u32> Parts<T, FIRST> {
         (bucket as usize, (position - (1u64 << (bucket + FIRST))) as usize)
     }
 
+    #[inline]
     fn get_far(&self, index: u32) -> &T {
         let (bucket, offset) = Self::locate(index);
         &self.buckets[bucket].get().expect("index was allocated")[offset]

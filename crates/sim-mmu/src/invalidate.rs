@@ -7,7 +7,7 @@
 //! reads them while a writer changes them.
 
 use crate::addr::{Gfn, GfnRange};
-use crate::mutants::{RC_04, RC_05, RC_34, RC_35};
+use crate::mutants::{INPROGRESS_ONLY, RC_04, RC_05, RC_34, RC_35, SEQ_ONLY};
 use sim_kernel::Cx;
 use sim_kernel::sync::{Atomic64, RwLockReadGuard, RwLockWriteGuard, Until};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -130,15 +130,15 @@ impl MmuInvalidate {
     ///
     /// # Panics
     /// If an invalidation is open and has no range although mmu_lock was free (INV-302).
-    pub fn retry_gfn(&self, _lock: &RwLockReadGuard<'_, ()>, seq: u64, gfn: Gfn) -> bool {
-        if self.in_progress.peek() > 0 {
+    pub fn retry_gfn(&self, cx: &Cx<'_>, _lock: &RwLockReadGuard<'_, ()>, seq: u64, gfn: Gfn) -> bool {
+        if self.in_progress.peek() > 0 && !cx.has_mutant(SEQ_ONLY) {
             let range = self.range();
             assert!(range.is_some(), "INV-302: an invalidation is open without a range while mmu_lock was released");
             if range.is_some_and(|range| range.contains(gfn)) {
                 return true;
             }
         }
-        self.seq.peek() != seq
+        self.seq.peek() != seq && !cx.has_mutant(INPROGRESS_ONLY)
     }
 
     /// `mmu_invalidate_retry_gfn_unsafe`: the same without the lock. It may be wrong in both directions.

@@ -28,8 +28,8 @@ pub use processor::Processor;
 pub use spte::{Access, MEMSLOT_GEN_UPDATE_IN_PROGRESS, MMIO_SPTE_GEN_MASK, Spte, SpteState};
 pub use stage2::{SpteMasks, Stage2Kind};
 pub use tdp::{
-    KVM_TDP_MMU_SPTE_CHANGED, LeafInfo, MayYield, MmuLock, PageStats, Root, RootFilter, Stage2Fault, TdpConfig, TdpMmu,
-    Translation,
+    Age, ExternalChange, ExternalTable, ExternalTables, KVM_TDP_MMU_SPTE_CHANGED, LeafInfo, MayYield, MmuLock,
+    PageStats, Root, RootFilter, Stage2Fault, TdpConfig, TdpMmu, Translation,
 };
 pub use tlb::Tlb;
 pub use walker::{Ept, Npt, Stage2Format, WalkMemory, Walker};

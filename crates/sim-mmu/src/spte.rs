@@ -1,11 +1,11 @@
 //! Shadow page-table entries: states, construction and the permission test (`arch/x86/kvm/mmu/spte.c`, `spte.h`).
 //!
-//! An [`Spte`] is the raw word; what depends on the vendor's format is a method of [`SpteMasks`]. Simplified: no access tracking,
-//! no write tracking, no host C-bit, only write-back memory.
+//! An [`Spte`] is the raw word; what depends on the vendor's format is a method of [`SpteMasks`]. Simplified: no write tracking, no host
+//! C-bit, only write-back memory.
 
 use crate::addr::{Gfn, Level};
 use crate::stage2::{
-    FROZEN_SPTE, PT_PAGE_SIZE_MASK, PT_WRITABLE_MASK, SHADOW_NONPRESENT_VALUE, SPTE_BASE_ADDR_MASK,
+    ACC_SAVED_SHIFT, FROZEN_SPTE, PT_PAGE_SIZE_MASK, PT_WRITABLE_MASK, SHADOW_NONPRESENT_VALUE, SPTE_BASE_ADDR_MASK,
     SPTE_MMU_PRESENT_MASK, SpteMasks,
 };
 use sim_kernel::{PAGE_SHIFT, Pfn};
@@ -153,7 +153,60 @@ impl SpteMasks {
             // D at once: the first write is reported when the entry is made, not by the hardware.
             spte |= self.host_writable | self.mmu_writable | PT_WRITABLE_MASK | self.dirty;
         }
-        Spte(spte)
+        // Without A bits of the hardware, a mapping that nobody asked for waits for its first access.
+        if prefetch && self.acc_track != 0 { self.mark_spte_for_access_track(Spte(spte)) } else { Spte(spte) }
+    }
+
+    /// Whether the hardware sets A and D in this VM's entries (`kvm_ad_enabled`).
+    #[inline]
+    pub const fn ad_enabled(&self) -> bool {
+        self.ad_disabled == 0
+    }
+
+    /// `is_access_track_spte`: a present leaf that hardware takes for absent, so that KVM sees its next access.
+    #[inline]
+    pub const fn is_access_track(&self, spte: Spte) -> bool {
+        self.acc_track != 0 && spte.is_present() && spte.0 & self.acc_track == 0
+    }
+
+    /// `mark_spte_for_access_track`: the leaf has not been accessed. Where the hardware sets A, that bit says so; elsewhere the leaf gives up
+    /// its rights until the next access.
+    #[inline]
+    pub const fn mark_spte_for_access_track(&self, spte: Spte) -> Spte {
+        if self.acc_track == 0 || self.is_access_track(spte) {
+            return spte.without(self.accessed);
+        }
+        let saved = (spte.0 & self.acc_saved) << ACC_SAVED_SHIFT;
+        Spte(spte.0 & !(self.acc_track | self.accessed) | saved)
+    }
+
+    /// `restore_acc_track_spte`: gives the rights back; W is not among them.
+    #[inline]
+    pub const fn restore_acc_track_spte(&self, spte: Spte) -> Spte {
+        let saved = spte.0 >> ACC_SAVED_SHIFT & self.acc_saved;
+        Spte(spte.0 & !(self.acc_track | self.acc_saved << ACC_SAVED_SHIFT) | saved)
+    }
+
+    /// `is_accessed_spte`. Where the hardware sets no A bits, the same bit is KVM's own.
+    #[inline]
+    pub const fn is_accessed(&self, spte: Spte) -> bool {
+        spte.0 & self.accessed != 0
+    }
+
+    /// `make_spte_nonexecutable`.
+    #[inline]
+    pub const fn make_nonexecutable(&self, spte: Spte) -> Spte {
+        spte.without(self.exec | self.user_exec).with(self.nx)
+    }
+
+    /// `make_spte_executable`; an entry that waits for its next access gets the right with the others.
+    #[inline]
+    pub const fn make_executable(&self, spte: Spte) -> Spte {
+        let exec = self.exec | self.user_exec;
+        if self.is_access_track(spte) {
+            return spte.with(exec << ACC_SAVED_SHIFT);
+        }
+        spte.with(exec).without(self.nx)
     }
 
     /// `make_nonleaf_spte`.
@@ -220,7 +273,7 @@ impl SpteMasks {
     #[inline]
     pub(crate) const fn hw_allows(&self, entry: u64, access: Access) -> bool {
         match access {
-            Access::Read => true,
+            Access::Read => entry & self.read == self.read,
             Access::Write => entry & PT_WRITABLE_MASK != 0,
             Access::Exec => entry & self.exec == self.exec && entry & self.nx == 0,
         }
@@ -229,7 +282,9 @@ impl SpteMasks {
     /// `spte_has_volatile_bits`: whether others may change the entry without mmu_lock so that the change must not be lost.
     #[inline]
     pub const fn has_volatile_bits(&self, spte: Spte) -> bool {
-        (!spte.is_writable() && spte.has(self.mmu_writable)) || (spte.is_writable() && !spte.has(self.dirty))
+        (!spte.is_writable() && spte.has(self.mmu_writable))
+            || !self.ad_enabled()
+            || (spte.is_writable() && !spte.has(self.dirty))
     }
 
     /// What the entry is.
@@ -266,6 +321,12 @@ impl SpteMasks {
             let h = spte.has(self.host_writable);
             assert!(h || !spte.has(self.mmu_writable), "MMU-INV-010: M without H in {spte:?}");
             assert!(spte.pfn().0.is_multiple_of(level.span()), "MMU-INV-014: {:?} at {level:?}", spte.pfn());
+            let rights = spte.0 & (self.hw_present | self.user_exec);
+            let saved = spte.0 >> ACC_SAVED_SHIFT & self.acc_saved;
+            let tracked = self.is_access_track(spte) && saved & self.read != 0;
+            assert!(rights != 0 || tracked, "MMU-INV-020: {spte:?} has no rights and keeps none");
+            assert!(rights == 0 || saved == 0, "MMU-INV-020: {spte:?} has rights and keeps some");
+            assert!(spte.has(self.ad_disabled), "MMU-INV-020: {spte:?} is of the other A/D kind");
         }
     }
 }

@@ -129,7 +129,21 @@ The first difference is made as small as possible and printed as a trace with th
 64 MiB, run in processes of their own, and never touch hardware poison.
 Exit codes: 0 no difference, 1 a difference, 2 bad input or no KVM, 3 a bug in gmem")]
     FuzzCompare(FuzzCompare),
-    /// Serve operations on the real kernel, for the two above
+    /// Measure what the model costs, with peers and the real kernel beside it
+    #[command(after_help = "\
+Examples:
+  gmem bench
+  gmem bench P1 P3 pages
+  gmem bench --output measured/
+  gmem bench P12 --guest 1T
+  gmem bench --json | jq '.cases[] | select(.within == false) | .id'
+
+Times are medians of this thread's processor time, so that other work on the machine disturbs little; where several threads
+work together they are of the time that passed. With --output, bench.json and bench.svg are written into that folder.
+The real kernel is measured where /dev/kvm has a guest_memfd that can be mapped.
+Exit codes: 0 measured, 2 bad input, 3 a bug in gmem")]
+    Bench(Bench),
+    /// Serve operations on the real kernel, for gmem itself
     #[command(hide = true)]
     LiveWorker(LiveWorker),
     /// Check the simulator against the assertions of the kernel's own selftests
@@ -260,6 +274,35 @@ pub struct Zoo {
     pub jobs: Option<usize>,
 }
 
+/// The arguments of `gmem bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Which goals, such as P3 [default: all]
+    #[arg(value_name = "GOAL")]
+    pub goals: Vec<String>,
+    /// Only list them
+    #[arg(long)]
+    pub list: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Write bench.json and bench.svg into this folder
+    #[arg(short, long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+    /// Small sizes and few samples: to see that everything runs, not how fast
+    #[arg(long)]
+    pub quick: bool,
+    /// Bytes of the guest whose pages are weighed by P12, such as 1T, instead of several sizes
+    #[arg(long, value_name = "SIZE", value_parser = guest_size)]
+    pub guest: Option<u64>,
+    /// The device of the real kernel
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
+    pub kvm: PathBuf,
+    /// Weigh this case, and nothing else, in this process
+    #[arg(long, value_name = "ID", hide = true)]
+    pub weigh: Option<String>,
+}
+
 /// The arguments of `gmem invariants`.
 #[derive(Debug, Args)]
 pub struct Invariants {
@@ -355,6 +398,9 @@ pub struct LiveWorker {
     /// Say what the machine is, and end
     #[arg(long)]
     pub probe: bool,
+    /// Measure what a page of a file of so many costs, and end
+    #[arg(long, value_name = "PAGES", value_parser = value_parser!(u64).range(1..=65_536))]
+    pub bench: Option<u64>,
     /// Most bytes of one call
     #[arg(long, default_value_t = 64 << 20)]
     pub memory: u64,
@@ -375,6 +421,17 @@ pub struct Conformance {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
+}
+
+/// A number of bytes, whole huge pages of them, that a guest can have.
+fn guest_size(text: &str) -> Result<u64, String> {
+    const HUGE: u64 = 2 << 20;
+    let bytes = crate::scenario::words::number(text).ok_or("no number of bytes; 1G or 0x4000_0000 is one")?;
+    if bytes.is_multiple_of(HUGE) && (HUGE..=32 << 40).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err("a guest has between 2M and 32T, in steps of 2M".to_string())
+    }
 }
 
 /// Who runs next when several threads can.

@@ -31,6 +31,10 @@ pub(super) fn worker(args: &args::LiveWorker, out: &mut dyn Write) -> anyhow::Re
         return Ok(Status::Success);
     }
     let mode = if args.long_mode { live_kvm::GuestMode::Long } else { live_kvm::GuestMode::Protected32 };
+    if let Some(pages) = args.bench {
+        super::bench::worker(&args.kvm, mode, pages, out)?;
+        return Ok(Status::Success);
+    }
     worker::serve_stdio(&Options { device: &args.kvm, mode, memory_max: args.memory, cpu_seconds: args.cpu_seconds })?;
     Ok(Status::Success)
 }

@@ -5,6 +5,7 @@
 
 pub mod args;
 mod backend;
+mod bench;
 mod budget;
 mod conformance;
 mod explore;
@@ -94,6 +95,7 @@ fn dispatch(
         Some(Command::Explore(args)) => explore::explore(args, arguments.quiet == 0, backend, out, complain),
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
+        Some(Command::Bench(args)) => bench::bench(args, out, complain),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
         Some(Command::Completions { shell }) => {
             // Into memory first: the generator panics if it cannot write.

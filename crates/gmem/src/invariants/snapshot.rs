@@ -393,7 +393,7 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
         from = gfn + 1;
     }
     vm.mmu.for_each_leaf(|leaf| {
-        let sim_mmu::LeafInfo { as_id, invalid_root, gfn, level, spte } = leaf;
+        let sim_mmu::LeafInfo { as_id, invalid_root, gfn, level, spte, .. } = leaf;
         let (private, differs) = (vm.attributes.is_private(gfn), differs(vm, gfn.block(level)));
         state.leafs.push(LeafState { as_id, invalid_root, gfn, level, pfn: spte.pfn(), private, differs });
     });

@@ -5,7 +5,7 @@ pub use super::versions::{KernelVersion, KernelVersionError};
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
 use sim_kernel::{Faults, MutantSet};
-use sim_mmu::{Gfn, Stage2Kind};
+use sim_mmu::{Gfn, Stage2Kind, TdpConfig};
 
 /// Everything that is fixed before the first system call.
 ///
@@ -46,6 +46,12 @@ pub struct MachineConfig {
     pub files_max: usize,
     /// `eager_page_split`: enabling dirty logging splits huge pages at once.
     pub eager_page_split: bool,
+    /// `ept_ad_bits`: EPT has accessed and dirty bits. Without, KVM takes a page's rights away to see when it is accessed next.
+    pub ept_ad_bits: bool,
+    /// `enable_pml`: dirty logging by D bits and the processor's page-modification log; only EPT with A and D bits has it. Off by default here.
+    pub pml: bool,
+    /// `nx_huge_pages`: huge pages are not executable, against a defect of some processors. Off by default, as on those without it.
+    pub nx_huge_pages: bool,
     /// `CONFIG_MEMORY_FAILURE`: `MADV_HWPOISON` breaks pages of guest_memfds. Not on the machine of the recordings.
     pub memory_failure: bool,
     /// The failure of a page takes `invalidate_lock` inside the folio lock, as Linux does: against a hole punch, which takes them the other
@@ -77,6 +83,9 @@ impl Default for MachineConfig {
             max_vcpus: KVM_MAX_VCPUS,
             files_max: 1 << 20,
             eager_page_split: true,
+            ept_ad_bits: true,
+            pml: false,
+            nx_huge_pages: false,
             memory_failure: false,
             hwpoison_abba: true,
             xarray_steps: false,
@@ -96,6 +105,19 @@ impl MachineConfig {
     /// Whether huge pages are split when dirty logging is enabled: only the TDP MMU does.
     pub(crate) fn splits_eagerly(&self) -> bool {
         self.eager_page_split && self.tdp_enabled
+    }
+
+    /// How the stage-2 trees of a VM are built.
+    pub(crate) fn tdp_config(&self) -> TdpConfig {
+        let accessed_dirty = self.ept_ad_bits || self.stage2 == Stage2Kind::Npt;
+        TdpConfig {
+            eager_page_split: self.splits_eagerly(),
+            splits_on_fault: self.tdp_enabled,
+            accessed_dirty,
+            pml: self.pml && accessed_dirty && self.stage2 == Stage2Kind::Ept,
+            nx_huge_pages: self.nx_huge_pages,
+            ..TdpConfig::new(self.stage2, self.stage2_levels(), self.stage2_end())
+        }
     }
 
     /// How the host treats transparent huge pages.

@@ -9,9 +9,11 @@ use super::uapi::{KVM_USER_MEM_SLOTS, kvm_clear_dirty_log};
 use super::vm::Vm;
 use sim_kernel::sync::RwLockWriteGuard;
 use sim_kernel::{Cx, Errno};
-use sim_mmu::RemoteFlush;
+use sim_mmu::walker::Pml;
+use sim_mmu::{Gfn, RemoteFlush, SlotView};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Pages of one word of a bitmap.
 const WORD_PAGES: u64 = 64;
@@ -81,6 +83,30 @@ impl Vm {
             self.flush_remote_tlbs(cx);
         }
         Ok(())
+    }
+
+    /// `vmx_flush_pml_buffer`: what a vCPU's processor logged becomes dirty, in the order in which it was written, and the log is empty. KVM does
+    /// so first thing on every exit, in the section of `kvm->srcu` that keeps the slots.
+    pub fn flush_pml_buffer(&self, cx: &Cx<'_>, log: &mut Pml) {
+        if log.is_empty() {
+            return;
+        }
+        for gpa in log.drain(cx) {
+            self.mark_page_dirty(cx, 0, gpa.gfn());
+        }
+    }
+
+    /// `kvm_vcpu_mark_page_dirty`: the page is dirty if a slot has it and is logged.
+    pub(crate) fn mark_page_dirty(&self, cx: &Cx<'_>, as_id: u32, gfn: Gfn) {
+        if let Some(slot) = self.memslots.read(cx, as_id, |set| set.by_gfn(gfn).cloned()) {
+            self.slot_view(&slot).mark_page_dirty(cx, gfn);
+        }
+    }
+
+    /// `kvm->nr_memslots_dirty_logging`: whether any slot is logged. While none is, vCPUs run with their modification log off; who starts or ends
+    /// the last logging asks all of them to look ([`Request::UpdateCpuDirtyLogging`](super::vcpu::Request)).
+    pub fn logs_dirty_pages(&self) -> bool {
+        self.nr_memslots_dirty_logging.load(Ordering::SeqCst) > 0
     }
 
     /// Address space and id of a slot's number, if they can exist.

@@ -268,7 +268,7 @@ impl Vcpu {
         }
         let gfn = fault.tdp.gfn();
         let key = if cx.has_mutant(BUG_21) { Gfn(slot.hva(gfn).0 / PAGE_SIZE) } else { gfn };
-        self.vm.mmu.invalidate.retry_gfn(lock, fault.mmu_seq, key)
+        self.vm.mmu.invalidate.retry_gfn(cx, lock, fault.mmu_seq, key)
     }
 
     fn is_private_now(&self, cx: &Cx<'_>, gfn: Gfn) -> bool {

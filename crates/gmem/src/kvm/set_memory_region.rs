@@ -362,6 +362,7 @@ impl Vm {
         new: Option<Arc<Memslot>>,
         change: Change,
     ) {
+        self.account_dirty_logging(cx, old.as_deref(), new.as_deref());
         match (change, old, new) {
             (Change::Create, _, Some(new)) => slots.nr_memslot_pages += new.npages,
             (Change::Delete, Some(old), _) => {

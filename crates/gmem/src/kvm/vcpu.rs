@@ -31,6 +31,8 @@ pub enum Request {
     TlbFlush = 1 << 0,
     /// `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
     FreeObsoleteRoots = 1 << 1,
+    /// `KVM_REQ_UPDATE_CPU_DIRTY_LOGGING`: whether any slot is logged has changed, and with it whether the processor's log is on.
+    UpdateCpuDirtyLogging = 1 << 4,
 }
 
 /// Why KVM_RUN came back (`struct kvm_run`).

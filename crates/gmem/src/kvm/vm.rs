@@ -17,8 +17,7 @@ use sim_kernel::mm::{Mm, MmuNotifier};
 use sim_kernel::sync::{Atomic64, Mutex, RefCount, Srcu, WaitQueue};
 use sim_kernel::{Cx, Errno};
 use sim_mmu::{
-    Gfn, GfnRange, Invalidation, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, Root, RootFilter,
-    TdpConfig, TdpMmu,
+    Gfn, GfnRange, Invalidation, Level, MMIO_SPTE_GEN_MASK, MayYield, MmuLock, RemoteFlush, Root, RootFilter, TdpMmu,
 };
 use std::any::Any;
 use std::fmt;
@@ -81,6 +80,8 @@ pub struct Vm {
     pub(crate) hypercall_exits: AtomicU64,
     disabled_quirks: AtomicU64,
     manual_dirty_log: AtomicU64,
+    /// Slots that are logged; changed under `slots_lock`.
+    pub(crate) nr_memslots_dirty_logging: AtomicU64,
     destroyed: AtomicBool,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
 }
@@ -101,15 +102,7 @@ impl fmt::Debug for Vm {
 impl Vm {
     /// `kvm_create_vm`: a VM with one reference, following changes of `mm`.
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
-        let config = TdpConfig {
-            kind: host.config.stage2,
-            levels: host.config.stage2_levels(),
-            max_gfn: host.config.stage2_end(),
-            mmio_caching: true,
-            eager_page_split: host.config.splits_eagerly(),
-            splits_on_fault: host.config.tdp_enabled,
-            max_level: Level::L1G,
-        };
+        let config = host.config.tdp_config();
         let vm = Arc::new(Vm {
             host: Arc::clone(host),
             mm: Arc::clone(mm),
@@ -136,6 +129,7 @@ impl Vm {
             hypercall_exits: AtomicU64::new(0),
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
+            nr_memslots_dirty_logging: AtomicU64::new(0),
             destroyed: AtomicBool::new(false),
             notifier: OnceLock::new(),
         });
@@ -338,6 +332,22 @@ impl Vm {
         self.destroyed.load(Ordering::SeqCst)
     }
 
+    /// `nr_memslots_dirty_logging` and `kvm_mmu_update_cpu_dirty_logging`: with the first slot that is logged, and after the last, every vCPU
+    /// switches its processor's log.
+    pub(crate) fn account_dirty_logging(&self, cx: &Cx<'_>, old: Option<&Memslot>, new: Option<&Memslot>) {
+        let logged = |slot: Option<&Memslot>| slot.is_some_and(|slot| slot.flags & KVM_MEM_LOG_DIRTY_PAGES != 0);
+        let (was, is) = (logged(old), logged(new));
+        if was == is {
+            return;
+        }
+        let change = if is { 1 } else { u64::MAX };
+        let slots = self.nr_memslots_dirty_logging.fetch_add(change, Ordering::SeqCst).wrapping_add(change);
+        assert!(slots < u64::MAX / 2, "MMU-INV-041: more slots ended being logged than began");
+        if self.mmu.config().pml && slots == u64::from(is) {
+            self.make_all_requests(cx, Request::UpdateCpuDirtyLogging);
+        }
+    }
+
     /// Enabling or disabling dirty logging on a slot changes what is mapped (`kvm_mmu_slot_apply_flags`).
     pub(crate) fn apply_dirty_logging_change(self: &Arc<Vm>, cx: &Cx<'_>, old: &Memslot, new: &Arc<Memslot>) {
         let was = old.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
@@ -359,7 +369,14 @@ impl Vm {
             self.mmu.split_huge_pages(cx, MmuLock::Read(&mut lock), new.as_id, new.gfns(), Level::L4K);
         }
         let mut lock = self.mmu.mmu_lock.read(cx);
-        self.mmu.wrprot_slot(cx, &mut lock, new.as_id, new.gfns(), Level::L4K);
+        let smallest = if self.mmu.config().pml {
+            self.mmu.clear_dirty_slot(cx, &mut lock, new.as_id, new.gfns());
+            // The log would name one page of a huge leaf.
+            Level::L2M
+        } else {
+            Level::L4K
+        };
+        self.mmu.wrprot_slot(cx, &mut lock, new.as_id, new.gfns(), smallest);
         drop(lock);
         self.flush_remote_tlbs(cx);
     }

@@ -3,10 +3,11 @@
 //! Every program runs in a process of its own, the worker ([`worker`]): it dies with its program, cannot take more than it was
 //! given, and is called back if it does not answer. [`Session`] is the other end of its pipes. [`machine`] asks what the
 //! machine at hand is, so that the simulator can be one like it; [`tracefs`] reads what changed in stage 2; [`program`] and
-//! [`record()`] make traces of it all. The system calls themselves, and all unsafe code, are in the crate `live-kvm`.
+//! [`record()`] make traces of it all; [`bench`](mod@bench) measures. The system calls themselves, and all unsafe code, are in the crate `live-kvm`.
 //!
 //! Simplified: x86-64 Linux. Elsewhere everything here answers that there is no `/dev/kvm`.
 
+pub mod bench;
 pub mod machine;
 pub mod program;
 mod record;
@@ -17,6 +18,7 @@ pub mod worker;
 pub use machine::LiveMachine;
 pub use program::{Program, ProgramError};
 pub use record::{Recording, record};
+pub(crate) use session::complaint;
 pub use session::{Limits, LiveError, Session, Starter};
 
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -92,6 +92,18 @@ impl Starter {
             return Err(unavailable(complaint(&output.stderr)));
         }
         serde_json::from_slice(&output.stdout).map_err(|error| unavailable(format!("the probe said nonsense: {error}")))
+    }
+
+    /// Has a worker measure what a page costs, in a file of so many; it prints a line for each case.
+    ///
+    /// # Errors
+    /// [`LiveError::Unavailable`] if no worker can be started.
+    pub fn bench(&self, machine: &LiveMachine, pages: u64) -> Result<Output, LiveError> {
+        let mut arguments = vec![format!("--bench={pages}")];
+        if machine.long_mode {
+            arguments.push("--long-mode".into());
+        }
+        self.command(&arguments).output().map_err(|error| LiveError::Unavailable(format!("no worker: {error}")))
     }
 
     /// Starts a worker in which nothing has happened.
@@ -197,7 +209,7 @@ impl Drop for Session {
 }
 
 /// What a worker wrote to stderr, without the word "error" and colours.
-fn complaint(stderr: &[u8]) -> String {
+pub(crate) fn complaint(stderr: &[u8]) -> String {
     let text = anstream::adapter::strip_bytes(stderr).into_vec();
     let text = String::from_utf8_lossy(&text).trim().to_string();
     text.strip_prefix("error: ").unwrap_or(&text).to_string()

@@ -281,7 +281,7 @@ impl Live {
                 value: match access {
                     GuestAccess::Read { .. } => Some(run.rbx & 0xffff_ffff),
                     GuestAccess::Hypercall { .. } => Some(run.rax),
-                    GuestAccess::Write { .. } | GuestAccess::Rmw { .. } => None,
+                    GuestAccess::Write { .. } | GuestAccess::Rmw { .. } | GuestAccess::Touch { .. } => None,
                 },
             },
             Left::Mmio { gpa, len, write } => Exit::Mmio { gpa, len, write },

@@ -2,6 +2,7 @@
 //!
 //! One program rather than one per file, because linking each costs seconds.
 
+mod bench;
 mod cli;
 mod expectation_errors;
 mod explore;

@@ -418,6 +418,13 @@ impl PhysMem {
         bytes.is_filled.store(1, Ordering::Relaxed);
     }
 
+    /// The number of a frame's contents: small numbers, no two frames have the same. `None` while it has none of its own.
+    #[inline]
+    pub fn contents_number(&self, pfn: Pfn) -> Option<u32> {
+        let frame = self.frames.get_if_present(pfn.0 as u32)?;
+        frame.content.load(Ordering::Acquire).checked_sub(FIRST_BUFFER)
+    }
+
     /// As [`PhysMem::table`], one word.
     ///
     /// # Panics

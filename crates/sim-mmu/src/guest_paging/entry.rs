@@ -175,6 +175,13 @@ impl GpteMasks {
         value & !(self.address | self.c_bit | 0xfff) != 0
     }
 
+    /// Whether an entry points to a table, has A, and has nothing wrong with it: most of those above the lowest level.
+    #[inline]
+    pub const fn is_usual_table(&self, entry: u64, level: Level) -> bool {
+        const USUAL: u64 = gpte::PRESENT | gpte::ACCESSED;
+        entry & (USUAL | gpte::PAGE_SIZE | self.reserved[level.number() as usize][0]) == USUAL
+    }
+
     /// Whether a present entry of `level` has a reserved bit set.
     #[inline]
     pub const fn is_malformed(&self, entry: u64, level: Level) -> bool {

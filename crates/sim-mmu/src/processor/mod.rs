@@ -63,6 +63,8 @@ pub struct Processor<F: Stage2Format> {
     mode: PagingMode,
     guest: GuestContext,
     access_mode: AccessMode,
+    /// What explicit accesses may do by the entry that was asked about last: its [`Entry::rights_word`], and the answer by access.
+    judged: Option<(u16, [bool; 3])>,
     tlb: Tlb,
     log: F::Log,
 }
@@ -100,6 +102,7 @@ impl<F: Stage2Format> Processor<F> {
             mode,
             guest: guest_context(&guest_format, &state.registers, ad_before_final),
             access_mode: AccessMode::Supervisor,
+            judged: None,
             tlb: Tlb::new(cx, config),
             log: F::new_log(cx),
         };
@@ -145,6 +148,7 @@ impl<F: Stage2Format> Processor<F> {
             (_, true) => (AccessMode::Supervisor, Privilege::SupervisorAc),
         };
         self.access_mode = mode;
+        self.judged = None;
         self.tlb.set_privilege(privilege);
     }
 
@@ -270,6 +274,7 @@ impl<F: Stage2Format> Processor<F> {
         Ok((first, Some(self.translate(cx, memory, next, access)?)))
     }
 
+    #[inline(always)]
     fn walk<G: GuestMode, M: WalkMemory, O: WalkObserver>(
         &mut self,
         cx: &Cx<'_>,
@@ -351,12 +356,20 @@ impl<F: Stage2Format> Processor<F> {
         if !self.tlb.is_accelerated() {
             return;
         }
-        let allows = |access| {
-            // One private flag for all three: where a fetch differs from data, fetches are not accelerated.
-            (access != Access::Exec || self.is_private(entry, access) == entry.is_private())
-                && matches!(self.judge_quietly(entry, self.access_mode, access), Quiet::Use)
+        let word = entry.rights_word();
+        let allowed = match self.judged {
+            Some((judged, allowed)) if judged == word => allowed,
+            _ => {
+                let allows = |access| {
+                    // One private flag for all three: where a fetch differs from data, fetches are not accelerated.
+                    (access != Access::Exec || self.is_private(entry, access) == entry.is_private())
+                        && matches!(self.judge_quietly(entry, self.access_mode, access), Quiet::Use)
+                };
+                let allowed = [Access::Read, Access::Write, Access::Exec].map(allows);
+                self.judged = Some((word, allowed));
+                allowed
+            }
         };
-        let allowed = [Access::Read, Access::Write, Access::Exec].map(allows);
         self.tlb.accelerate(gva, entry, allowed);
     }
 

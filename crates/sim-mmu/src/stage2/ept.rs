@@ -23,11 +23,31 @@ pub(super) const fn masks(reserved: u64) -> SpteMasks {
         dirty: DIRTY,
         host_writable: 1 << 53,
         mmu_writable: 1 << 55,
+        read: READ,
         exec: EXEC,
+        user_exec: USER_EXEC,
         nx: 0,
+        ad_disabled: 0,
+        acc_track: 0,
+        acc_saved: 0,
         reserved,
         mmio_value: PT_WRITABLE_MASK | EXEC,
         mmio_mask: SUPPRESS_VE | READ | PT_WRITABLE_MASK | EXEC,
         mmio_access: 0,
+    }
+}
+
+/// The same on a processor without A and D bits, or with `ept_ad_bits` off: bit 8 is KVM's own, and an entry that was not accessed has its
+/// rights put away in ignored bits.
+pub(super) const fn without_accessed_dirty(masks: SpteMasks) -> SpteMasks {
+    /// `SPTE_TDP_AD_DISABLED`, in bits 61:60.
+    const AD_DISABLED: u64 = 1 << 60;
+    SpteMasks {
+        leaf: masks.leaf | AD_DISABLED,
+        nonleaf: masks.nonleaf & !ACCESSED | AD_DISABLED,
+        ad_disabled: AD_DISABLED,
+        acc_track: READ | PT_WRITABLE_MASK | EXEC | USER_EXEC,
+        acc_saved: READ | EXEC | USER_EXEC,
+        ..masks
     }
 }

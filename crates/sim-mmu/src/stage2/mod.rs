@@ -2,8 +2,7 @@
 //! `arch/x86/kvm/mmu/spte.c`).
 //!
 //! As in KVM one code serves both vendors: the masks are filled in once per VM ([`SpteMasks::new`]) and read everywhere, so
-//! nothing is dispatched in a walk. Simplified: accessed and dirty bits are always enabled, no MBEC, no GMET, no host C-bit; the
-//! L1TF displacement of MMIO addresses is off.
+//! nothing is dispatched in a walk. Simplified: no MBEC, no GMET, no host C-bit; the L1TF displacement of MMIO addresses is off.
 
 mod ept;
 mod npt;
@@ -30,6 +29,8 @@ pub(crate) const PT_PAGE_SIZE_MASK: u64 = 1 << 7;
 pub(crate) const SPTE_MMU_PRESENT_MASK: u64 = 1 << 11;
 /// `SHADOW_NONPRESENT_VALUE`: not zero, so that an EPT entry suppresses #VE.
 pub(crate) const SHADOW_NONPRESENT_VALUE: u64 = 1 << 63;
+/// `SHADOW_ACC_TRACK_SAVED_BITS_SHIFT`.
+pub(crate) const ACC_SAVED_SHIFT: u32 = 52;
 /// `FROZEN_SPTE`.
 pub(crate) const FROZEN_SPTE: u64 = SHADOW_NONPRESENT_VALUE | 0x1a0;
 
@@ -52,10 +53,20 @@ pub struct SpteMasks {
     pub host_writable: u64,
     /// `shadow_mmu_writable_mask` (M): W may be set without asking anybody.
     pub mmu_writable: u64,
+    /// Reading needs these set.
+    pub read: u64,
     /// Execution needs these set.
     pub exec: u64,
+    /// The right of user-mode addresses to execute, which mirrors `exec`.
+    pub user_exec: u64,
     /// Execution needs these clear.
     pub nx: u64,
+    /// Says that the hardware sets no A and D bits in the entry (`SPTE_TDP_AD_DISABLED`); 0 where it does.
+    pub ad_disabled: u64,
+    /// `shadow_acc_track_mask`: what an entry loses that waits for its next access; 0 where the hardware sets A bits.
+    pub acc_track: u64,
+    /// Of these, the ones that are kept 52 bits above, to be given back.
+    pub acc_saved: u64,
     /// Bits that make a present entry a reserved-bit fault (NPT) or a misconfiguration (EPT).
     pub reserved: u64,
     /// What an MMIO entry has in the bits of `mmio_mask`.
@@ -83,6 +94,16 @@ impl SpteMasks {
             masks.mmio_mask = 0;
         }
         masks
+    }
+
+    /// The same where the hardware sets no A and D bits.
+    ///
+    /// # Panics
+    /// On nested page tables, which always have them.
+    #[must_use]
+    pub fn without_accessed_dirty(self) -> SpteMasks {
+        assert_eq!(self.kind, Stage2Kind::Ept, "nested page tables have A and D bits");
+        ept::without_accessed_dirty(self)
     }
 
     /// Whether MMIO entries exist.

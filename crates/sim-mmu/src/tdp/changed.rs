@@ -4,14 +4,16 @@
 //! The order of events is that of the recordings: a table that is unlinked reports its 512 children first, a child that is a
 //! table its own children before itself, and the entry that pointed to it comes last.
 
+use super::external::ExternalChange;
 use super::iter::TdpIter;
+use super::root::Tree;
 use super::{KVM_TDP_MMU_SPTE_CHANGED, TdpMmu};
 use crate::addr::{Gfn, Level, PT_ENTRIES};
-use crate::mutants::RC_12;
+use crate::mutants::*;
 use crate::spte::Spte;
 use sim_kernel::{Cx, Pfn};
 
-/// An entry was found changed; the iterator has the new value.
+/// An entry was found changed, and the iterator has the new value; or it is in a mirror, and the external tables did not take the change.
 #[derive(Debug)]
 pub(super) struct Raced;
 
@@ -27,7 +29,7 @@ pub(super) enum Frames {
 /// Under which rules entries change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    pub(super) as_id: u16,
+    pub(super) tree: Tree,
     /// mmu_lock is held for reading only.
     pub(super) shared: bool,
     /// No task can install an entry here.
@@ -37,12 +39,13 @@ pub(super) struct Rules {
 
 impl Rules {
     pub(super) fn of(iter: &TdpIter, shared: bool) -> Rules {
-        Rules { as_id: iter.as_id, shared, unraced: iter.unraced, frames: Frames::Count }
+        Rules { tree: iter.tree, shared, unraced: iter.unraced, frames: Frames::Count }
     }
 }
 
 impl TdpMmu {
-    /// `tdp_mmu_set_spte_atomic`: compare-exchange from the iterator's snapshot, under mmu_lock for reading.
+    /// `tdp_mmu_set_spte_atomic`: compare-exchange from the iterator's snapshot, under mmu_lock for reading. An entry of a mirror is frozen
+    /// while the external tables are changed.
     pub(super) fn set_spte_atomic(
         &self,
         cx: &Cx<'_>,
@@ -62,13 +65,21 @@ impl TdpMmu {
         if !iter.old_spte.is_present() {
             self.tables.touch(iter.table(), iter.index());
         }
-        if cx.has_mutant(RC_12) {
+        let written = if iter.tree.is_mirror {
+            self.set_mirror_spte_atomic(cx, iter, new)
+        } else if cx.has_mutant(RC_12) {
             iter.word(cx, &self.tables).store(new.0);
-        } else if let Err(found) = iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0) {
+            Ok(())
+        } else {
+            iter.word(cx, &self.tables).cmpxchg(iter.old_spte.0, new.0).map_err(|found| {
+                iter.old_spte = Spte(found);
+                Raced
+            })
+        };
+        if written.is_err() {
             if early {
                 self.tables.sub_frames(new, iter.level);
             }
-            iter.old_spte = Spte(found);
             return Err(Raced);
         }
         let frames = if early { Frames::Inherited } else { frames };
@@ -77,7 +88,29 @@ impl TdpMmu {
         Ok(())
     }
 
-    /// `tdp_mmu_iter_set_spte`: under mmu_lock for writing.
+    /// `__tdp_mmu_set_spte_atomic` of a mirror: freezes the entry, changes the external tables, and writes what came of it.
+    fn set_mirror_spte_atomic(&self, cx: &Cx<'_>, iter: &mut TdpIter, new: Spte) -> Result<(), Raced> {
+        assert!(new.is_present(), "MMU-INV-060: {:?} is taken out of a mirror under mmu_lock for reading", iter.gfn);
+        let old = iter.old_spte;
+        assert!(!old.is_present(), "MMU-INV-060: {:?} of a mirror is replaced while it is present", iter.gfn);
+        let freezes = !cx.has_mutant(MIRROR_NO_FREEZE);
+        if freezes && let Err(found) = iter.word(cx, &self.tables).cmpxchg(old.0, Spte::FROZEN.0) {
+            // Whoever loops with the snapshot must not loop with the old one.
+            iter.old_spte = Spte(found);
+            return Err(Raced);
+        }
+        let change = ExternalChange::new(&self.tables, iter.gfn, iter.level, old, new);
+        if self.set_external_spte(cx, &change).is_err() {
+            if freezes && !cx.has_mutant(MIRROR_STUCK_FROZEN) {
+                iter.word(cx, &self.tables).store(old.0);
+            }
+            return Err(Raced);
+        }
+        iter.word(cx, &self.tables).store(new.0);
+        Ok(())
+    }
+
+    /// `tdp_mmu_iter_set_spte`: under mmu_lock for writing. An entry of a mirror is written first and then taken out of the external tables.
     pub(super) fn set_spte(&self, cx: &Cx<'_>, iter: &mut TdpIter, new: Spte, frames: Frames) {
         assert!(!iter.yielded, "MMU-INV-053: an entry is written from a snapshot that a yield made void");
         let frozen = iter.old_spte.is_frozen() || new.is_frozen();
@@ -85,6 +118,18 @@ impl TdpMmu {
         iter.old_spte = self.write_spte(cx, iter.table(), iter.index(), iter.level, iter.old_spte, new);
         let rules = Rules { frames, ..Rules::of(iter, false) };
         self.handle_changed_spte(cx, rules, iter.gfn, iter.level, iter.old_spte, new);
+        if iter.tree.is_mirror {
+            self.remove_external_spte(cx, iter.gfn, iter.level, iter.old_spte, new);
+        }
+    }
+
+    /// `remove_external_spte`: a leaf left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
+    fn remove_external_spte(&self, cx: &Cx<'_>, gfn: Gfn, level: Level, old: Spte, new: Spte) {
+        if old.is_leaf(level) {
+            assert!(!new.is_present(), "MMU-INV-060: a leaf of a mirror at {gfn:?} is changed in place");
+            // A failure has broken the VM: the hook sees to it, and nothing is left to be done here.
+            let _ = self.set_external_spte(cx, &ExternalChange::new(&self.tables, gfn, level, old, new));
+        }
     }
 
     /// `kvm_tdp_mmu_write_spte`: the value that was replaced. Only a leaf with volatile bits needs the exchange: all other
@@ -139,8 +184,13 @@ impl TdpMmu {
         if old.is_table(level) {
             self.handle_removed_pt(cx, rules, old.pfn(), gfn, level);
         }
+        self.trace_spte_changed(cx, rules.tree, gfn, level, old, new);
+    }
+
+    /// `trace_kvm_tdp_mmu_spte_changed`.
+    pub(super) fn trace_spte_changed(&self, cx: &Cx<'_>, tree: Tree, gfn: Gfn, level: Level, old: Spte, new: Spte) {
         if cx.is_tracing() {
-            let args = [u64::from(rules.as_id), gfn.0, u64::from(level.number()), old.0, new.0];
+            let args = [u64::from(tree.as_id), gfn.0, u64::from(level.number()), old.0, new.0];
             cx.trace(&KVM_TDP_MMU_SPTE_CHANGED, &args);
         }
     }
@@ -151,11 +201,20 @@ impl TdpMmu {
         let tables = &self.tables;
         let info = tables.info(table);
         let level = info.level;
-        let fits = info.gfn == gfn && level.up() == Some(parent) && info.as_id == rules.as_id;
+        let fits = info.gfn == gfn && level.up() == Some(parent) && info.as_id == rules.tree.as_id;
         assert!(fits, "MMU-INV-001: {table:?} with {info:?} hung below {gfn:?} at {parent:?}");
         tables.unaccount_table();
+        self.untrack_nx_huge_page(cx, table);
         let rules = Rules { frames: Frames::Count, ..rules };
-        if rules.shared {
+        if rules.shared && cx.has_mutant(NO_FREEZE_CHILDREN) {
+            let mut from = 0;
+            while let Some(index) = tables.next_present(table, from, PT_ENTRIES) {
+                let old = Spte(tables.word(cx, table, index).xchg(Spte::NONPRESENT.0));
+                self.handle_changed_spte(cx, rules, gfn + index as u64 * level.span(), level, old, Spte::NONPRESENT);
+                from = index + 1;
+            }
+        } else if rules.shared {
+            assert!(!rules.tree.is_mirror, "MMU-INV-060: a table of a mirror is taken out under mmu_lock for reading");
             for index in 0..PT_ENTRIES {
                 let old = self.freeze_shared(cx, rules, table, index);
                 let child = gfn + index as u64 * level.span();
@@ -169,8 +228,17 @@ impl TdpMmu {
                 let old = self.write_spte(cx, table, index, level, old, Spte::FROZEN);
                 let child = gfn + index as u64 * level.span();
                 self.handle_changed_spte(cx, rules, child, level, old, Spte::FROZEN);
+                if rules.tree.is_mirror {
+                    self.remove_external_spte(cx, child, level, old, Spte::FROZEN);
+                }
                 from = index + 1;
             }
+        }
+        if rules.tree.is_mirror {
+            self.free_external_spt(cx, table, &info);
+        }
+        if cx.has_mutant(FREE_NO_RCU) {
+            return tables.free(table);
         }
         tables.free_after_grace_period(cx, table);
     }

@@ -1,10 +1,10 @@
 //! What checkers and reports look at: no scheduling points, for moments when nothing runs. (No kernel file; the invariants are
 //! those that KVM's `KVM_PROVE_MMU` and WARNs defend.)
 
-use super::root::Root;
+use super::root::{Root, Tree};
 use super::{PageStats, TdpMmu};
 use crate::addr::{Gfn, GfnRange, Level, PT_ENTRIES};
-use crate::spte::{Spte, SpteState};
+use crate::spte::{Access, Spte, SpteState};
 use sim_kernel::Pfn;
 use sim_kernel::sched::ObjId;
 
@@ -15,12 +15,21 @@ pub struct LeafInfo {
     pub as_id: u16,
     /// Whether the root is invalid.
     pub invalid_root: bool,
+    /// Whether the tree is a mirror of external tables.
+    pub is_mirror: bool,
     /// First frame.
     pub gfn: Gfn,
     /// Size.
     pub level: Level,
     /// The entry.
     pub spte: Spte,
+}
+
+impl LeafInfo {
+    fn new(root: &Root, gfn: Gfn, level: Level, spte: Spte) -> LeafInfo {
+        let (invalid_root, is_mirror) = (root.is_invalid(), root.is_mirror());
+        LeafInfo { as_id: root.as_id(), invalid_root, is_mirror, gfn, level, spte }
+    }
 }
 
 impl TdpMmu {
@@ -48,9 +57,9 @@ impl TdpMmu {
     /// Every present leaf of every root, newest root first, ascending.
     pub fn for_each_leaf(&self, mut f: impl FnMut(LeafInfo)) {
         for root in self.roots.snapshot() {
-            self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, _| {
+            self.visit(root.tree(), Gfn(0), &mut |gfn, level, spte, _| {
                 if spte.is_leaf(level) {
-                    f(LeafInfo { as_id: root.as_id(), invalid_root: root.is_invalid(), gfn, level, spte });
+                    f(LeafInfo::new(&root, gfn, level, spte));
                 }
             });
         }
@@ -59,9 +68,9 @@ impl TdpMmu {
     /// Every MMIO entry of every root, newest root first, ascending.
     pub fn for_each_mmio(&self, mut f: impl FnMut(LeafInfo)) {
         for root in self.roots.snapshot() {
-            self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, _| {
+            self.visit(root.tree(), Gfn(0), &mut |gfn, level, spte, _| {
                 if !spte.is_present() && self.tables.masks.is_mmio(spte) {
-                    f(LeafInfo { as_id: root.as_id(), invalid_root: root.is_invalid(), gfn, level, spte });
+                    f(LeafInfo::new(&root, gfn, level, spte));
                 }
             });
         }
@@ -72,7 +81,12 @@ impl TdpMmu {
     pub fn first_leaf_in(&self, as_id: u16, range: GfnRange) -> Option<Gfn> {
         let roots = self.roots.snapshot();
         let mut roots = roots.iter().filter(|root| root.as_id() == as_id && !root.is_invalid());
-        roots.find_map(|root| self.first_leaf_within(root.table(), root.level(), Gfn(0), range))
+        roots.find_map(|root| {
+            // Where the entries are, and back.
+            let bits = root.gfn_bits();
+            let place = GfnRange::new(range.start + bits, range.end + bits);
+            self.first_leaf_within(root.table(), root.level(), Gfn(0), place).map(|gfn| Gfn(gfn.0 & !bits))
+        })
     }
 
     fn first_leaf_within(&self, table: Pfn, level: Level, base: Gfn, range: GfnRange) -> Option<Gfn> {
@@ -100,7 +114,7 @@ impl TdpMmu {
     pub fn peek_leaf(&self, root: &Root, gfn: Gfn) -> (Spte, Level) {
         let (mut table, mut level) = (root.table(), root.level());
         loop {
-            let spte = self.tables.peek(table, gfn.index(level));
+            let spte = self.tables.peek(table, Gfn(gfn.0 | root.gfn_bits()).index(level));
             if !spte.is_table(level) {
                 return (spte, level);
             }
@@ -109,29 +123,54 @@ impl TdpMmu {
         }
     }
 
+    /// The entry of this level on the way to a gfn, if the tables above it are there: for checkers.
+    pub fn peek_entry(&self, root: &Root, gfn: Gfn, wanted: Level) -> Option<Spte> {
+        let (mut table, mut level) = (root.table(), root.level());
+        loop {
+            let spte = self.tables.peek(table, Gfn(gfn.0 | root.gfn_bits()).index(level));
+            if level == wanted {
+                return Some(spte);
+            }
+            if !spte.is_table(level) {
+                return None;
+            }
+            table = spte.pfn();
+            level = level.down()?;
+        }
+    }
+
+    /// Every entry of a tree that is not as in a new table, in the order of a walk: for checkers.
+    pub fn for_each_entry(&self, root: &Root, mut f: impl FnMut(Gfn, Level, Spte)) {
+        self.visit(root.tree(), Gfn(0), &mut |gfn, level, spte, _| f(gfn, level, spte));
+    }
+
     /// Every entry below a table that is not as in a new table, in the order of a walk, with its place.
-    fn visit(&self, table: Pfn, level: Level, base: Gfn, f: &mut impl FnMut(Gfn, Level, Spte, (Pfn, usize))) {
+    fn visit(&self, tree: Tree, base: Gfn, f: &mut impl FnMut(Gfn, Level, Spte, (Pfn, usize))) {
+        let Tree { table, level, gfn_bits, .. } = tree;
         for (index, spte) in self.tables.changed(table) {
-            let gfn = base + index as u64 * level.span();
+            let gfn = Gfn((base + index as u64 * level.span()).0 & !gfn_bits);
             f(gfn, level, spte, (table, index));
             if spte.is_table(level) {
-                self.visit(spte.pfn(), level.down().expect("a table has a level below"), gfn, f);
+                let level = level.down().expect("a table has a level below");
+                self.visit(Tree { table: spte.pfn(), level, ..tree }, gfn, f);
             }
         }
     }
 
-    /// Asserts MMU-INV-001..003, 006, 008..010 and 013..016 by walking everything. For moments when no lock is held.
+    /// Asserts MMU-INV-001..003, 006, 008..010, 013..016, 018, 020 and 062 by walking everything. For moments when no lock is held.
     pub fn assert_consistent(&self) {
         self.assert_roots();
         let mut found = PageStats { roots: self.roots.len() as u64, ..Default::default() };
+        let (mut external, mut disallowed) = (0, 0);
         for root in self.roots.snapshot() {
             let info = self.tables.info(root.table());
             assert_eq!((info.gfn, info.level, info.parent), (Gfn(0), root.level(), None), "MMU-INV-001: root");
             self.tables.assert_untouched(root.table());
-            self.visit(root.table(), root.level(), Gfn(0), &mut |gfn, level, spte, entry| {
+            self.visit(root.tree(), Gfn(0), &mut |gfn, level, spte, entry| {
                 self.tables.masks.assert_well_formed(spte, level);
                 assert!(!spte.is_frozen(), "MMU-INV-003: {gfn:?} is frozen in a live table");
                 if spte.is_leaf(level) {
+                    self.assert_leaf(&root, gfn, level, spte);
                     found.leafs[usize::from(level.number()) - 1] += 1;
                 } else if spte.is_present() {
                     found.tables += 1;
@@ -140,9 +179,30 @@ impl TdpMmu {
                     let fits = info.gfn == gfn && info.level.up() == Some(level) && info.as_id == root.as_id();
                     assert!(fits, "MMU-INV-001: {info:?} hangs below {gfn:?} at {level:?}");
                     assert_eq!(info.parent, Some(entry), "MMU-INV-002: {:?} has two parents", spte.pfn());
+                    let agrees = info.external.is_some() == root.is_mirror();
+                    assert!(agrees, "MMU-INV-062: {info:?} in a tree that is a mirror: {}", root.is_mirror());
+                    external += u64::from(root.is_mirror());
+                    disallowed += u64::from(self.tables.is_nx_disallowed(spte.pfn()));
                 }
             });
         }
         assert_eq!(found, self.pages(), "MMU-INV-006: what is in the trees and what the statistics say");
+        assert_eq!(external, self.external_pages(), "MMU-INV-062: tables of mirrors, and pages of external tables");
+        let tracked = self.nx_huge_page_splits();
+        assert!(
+            tracked <= disallowed,
+            "MMU-INV-006: {tracked} tables wait for recovery, {disallowed} are there for it"
+        );
+    }
+
+    fn assert_leaf(&self, root: &Root, gfn: Gfn, level: Level, spte: Spte) {
+        let masks = &self.tables.masks;
+        if self.config().nx_huge_pages && level > Level::L4K {
+            let executable = masks.is_access_allowed(spte, Access::Exec);
+            assert!(!executable, "MMU-INV-018: {gfn:?} at {level:?} is huge and executable");
+        }
+        if root.is_mirror() {
+            assert_eq!(level, Level::L4K, "MMU-INV-060: {gfn:?} is huge in a mirror");
+        }
     }
 }

@@ -1,14 +1,18 @@
-//! Dirty logging by write protection, and its end (`kvm_tdp_mmu_wrprot_slot`, `kvm_tdp_mmu_clear_dirty_pt_masked`,
+//! Dirty logging, by write protection or by D bits, and its end (`kvm_tdp_mmu_wrprot_slot`, `kvm_tdp_mmu_clear_dirty_pt_masked`,
 //! `kvm_tdp_mmu_write_protect_gfn`, `kvm_tdp_mmu_recover_huge_pages` of `arch/x86/kvm/mmu/tdp_mmu.c`,
-//! `kvm_arch_mmu_enable_log_dirty_pt_masked` of `mmu.c`). Not modelled: logging by D (PML).
+//! `kvm_tdp_mmu_clear_dirty_slot`, `kvm_arch_mmu_enable_log_dirty_pt_masked` of `mmu.c`).
+//!
+//! With Intel's page-modification log ([`TdpConfig::pml`](super::TdpConfig::pml)) a page counts as clean while D is clear in its entry; the
+//! hardware records the write that sets it. Huge leafs are write-protected all the same, since the log would name one page of them.
 
 use super::changed::{Frames, Rules};
 use super::iter::TdpIter;
-use super::root::Root;
+use super::root::{Root, Tree};
 use super::{MmuLock, TdpMmu};
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::SlotView;
 use crate::flush::RemoteFlush;
+use crate::mutants::RECOVER_IGNORES_MIXED;
 use crate::spte::Spte;
 use crate::stage2::PT_WRITABLE_MASK;
 use sim_kernel::Cx;
@@ -25,9 +29,22 @@ impl TdpMmu {
         range: GfnRange,
         min_level: Level,
     ) -> bool {
+        self.clear_bits_slot(cx, lock, as_id, range, min_level, PT_WRITABLE_MASK)
+    }
+
+    /// Removes `bit` from the leafs of at least `min_level` in `range` by compare-exchange; whether any had it.
+    fn clear_bits_slot(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut RwLockReadGuard<'_, ()>,
+        as_id: u16,
+        range: GfnRange,
+        min_level: Level,
+        bit: u64,
+    ) -> bool {
         let mut lock = MmuLock::Read(lock);
         let mut any = false;
-        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        let valid = |root: &Root| root.is_valid_direct(as_id);
         self.for_each_root(cx, valid, |root| {
             let mut rcu = Some(rcu_read_lock(cx));
             let mut iter = TdpIter::new(cx, &self.tables, root, min_level, range, false);
@@ -35,11 +52,11 @@ impl TdpMmu {
                 loop {
                     if iter.cond_resched(cx, &mut lock, &mut rcu, || {})
                         || !iter.old_spte.is_leaf(iter.level)
-                        || !iter.old_spte.is_writable()
+                        || !iter.old_spte.has(bit)
                     {
                         break;
                     }
-                    let new = iter.old_spte.write_protected();
+                    let new = iter.old_spte.without(bit);
                     if self.set_spte_atomic(cx, &mut iter, new, Frames::Count).is_ok() {
                         any = true;
                         break;
@@ -49,6 +66,24 @@ impl TdpMmu {
             }
         });
         any
+    }
+
+    /// `kvm_tdp_mmu_clear_dirty_slot`: removes D from the leafs of every size in `range`, or W where the hardware sets no D; whether any had
+    /// it. The caller flushes unconditionally once mmu_lock is released.
+    pub fn clear_dirty_slot(
+        &self,
+        cx: &Cx<'_>,
+        lock: &mut RwLockReadGuard<'_, ()>,
+        as_id: u16,
+        range: GfnRange,
+    ) -> bool {
+        self.clear_bits_slot(cx, lock, as_id, range, Level::L4K, self.dirty_log_bit())
+    }
+
+    /// What is taken out of a leaf so that the next write to it is seen.
+    fn dirty_log_bit(&self) -> u64 {
+        let masks = &self.tables.masks;
+        if self.config().pml && masks.ad_enabled() { masks.dirty } else { PT_WRITABLE_MASK }
     }
 
     /// `kvm_arch_mmu_enable_log_dirty_pt_masked`: after the bits of `mask` (bit i is frame `base` + i) were taken from the bitmap.
@@ -83,7 +118,7 @@ impl TdpMmu {
         self.clear_dirty_pt_masked(cx, lock, as_id, base, mask);
     }
 
-    /// `kvm_tdp_mmu_clear_dirty_pt_masked` with write protection: removes W from the 4 KiB leafs in `mask`.
+    /// `kvm_tdp_mmu_clear_dirty_pt_masked`: removes W from the 4 KiB leafs in `mask`, or D where that is logged.
     pub fn clear_dirty_pt_masked(
         &self,
         cx: &Cx<'_>,
@@ -97,32 +132,33 @@ impl TdpMmu {
         }
         let first = base + u64::from(mask.trailing_zeros());
         let last = base + u64::from(63 - mask.leading_zeros());
-        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        let bit = self.dirty_log_bit();
+        let valid = |root: &Root| root.is_valid_direct(as_id);
         self.for_each_root(cx, valid, |root| {
             let _rcu = rcu_read_lock(cx);
             let range = GfnRange::new(first, last + 1);
             let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
             while iter.is_valid() {
                 if iter.level == Level::L4K && mask >> (iter.gfn - base) & 1 != 0 && iter.old_spte.is_present() {
-                    self.clear_writable(cx, &mut iter);
+                    self.clear_spte_bits(cx, &mut iter, bit);
                 }
                 iter.next(cx, &self.tables);
             }
         });
     }
 
-    /// `tdp_mmu_clear_spte_bits` for W.
-    fn clear_writable(&self, cx: &Cx<'_>, iter: &mut TdpIter) {
-        if !iter.old_spte.is_writable() {
+    /// `tdp_mmu_clear_spte_bits`.
+    fn clear_spte_bits(&self, cx: &Cx<'_>, iter: &mut TdpIter, bit: u64) {
+        if !iter.old_spte.has(bit) {
             return;
         }
         let word = iter.word(cx, &self.tables);
         if self.tables.masks.has_volatile_bits(iter.old_spte) {
-            iter.old_spte = Spte(word.rmw(|v| v & !PT_WRITABLE_MASK));
+            iter.old_spte = Spte(word.rmw(|v| v & !bit));
         } else {
-            word.store(iter.old_spte.write_protected().0);
+            word.store(iter.old_spte.without(bit).0);
         }
-        let new = iter.old_spte.write_protected();
+        let new = iter.old_spte.without(bit);
         self.handle_changed_spte(cx, Rules::of(iter, false), iter.gfn, iter.level, iter.old_spte, new);
     }
 
@@ -136,7 +172,7 @@ impl TdpMmu {
         gfn: Gfn,
         min_level: Level,
     ) {
-        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        let valid = |root: &Root| root.is_valid_direct(as_id);
         self.for_each_root(cx, valid, |root| {
             let _rcu = rcu_read_lock(cx);
             let mut iter = TdpIter::new(cx, &self.tables, root, min_level, GfnRange::with_len(gfn, 1), true);
@@ -163,7 +199,7 @@ impl TdpMmu {
         flush: &impl RemoteFlush,
     ) {
         let mut lock = MmuLock::Read(lock);
-        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        let valid = |root: &Root| root.is_valid_direct(as_id);
         self.for_each_root(cx, valid, |root| self.recover_huge_pages_root(cx, &mut lock, root, slot, flush));
     }
 
@@ -190,16 +226,17 @@ impl TdpMmu {
                     break;
                 }
                 // An entry that is only partly in the slot cannot become a leaf.
-                if !range.contains(iter.gfn)
-                    || self.max_mapping_level(cx, slot, iter.gfn, Level::L1G, None) < iter.level
-                {
+                if !range.contains(iter.gfn) || !self.may_recover(cx, slot, &iter) {
                     break;
                 }
                 let Some(small) = self.first_leaf_below(cx, &iter) else { break };
                 if iter.need_resched(lock) {
                     continue;
                 }
-                let huge = self.tables.masks.make_huge_spte(small, iter.level);
+                let mut huge = self.tables.masks.make_huge_spte(small, iter.level);
+                if self.config().nx_huge_pages {
+                    huge = self.tables.masks.make_nonexecutable(huge);
+                }
                 if self.set_spte_atomic(cx, &mut iter, huge, Frames::Count).is_ok() {
                     owed = true;
                     break;
@@ -213,13 +250,22 @@ impl TdpMmu {
         }
     }
 
+    /// Whether everything below an entry may be one huge leaf.
+    fn may_recover<S: SlotView>(&self, cx: &Cx<'_>, slot: &S, iter: &TdpIter) -> bool {
+        if cx.has_mutant(RECOVER_IGNORES_MIXED) {
+            return slot.range().covers(&iter.gfn.block(iter.level))
+                && slot.host_level(cx, iter.gfn, None) >= iter.level;
+        }
+        self.max_mapping_level(cx, slot, iter.gfn, Level::L1G, None) >= iter.level
+    }
+
     /// `tdp_mmu_make_huge_spte`: the first present leaf below a table.
     fn first_leaf_below(&self, cx: &Cx<'_>, parent: &TdpIter) -> Option<Spte> {
         let below = parent.level.down().expect("a table has a level below");
         let range = parent.gfn.block(parent.level);
         let tables = &self.tables;
-        let mut iter =
-            TdpIter::below(cx, tables, parent.old_spte.pfn(), below, parent.as_id, Level::L4K, range, parent.unraced);
+        let tree = Tree { table: parent.old_spte.pfn(), level: below, ..parent.tree };
+        let mut iter = TdpIter::below(cx, tables, tree, Level::L4K, range, parent.unraced);
         while iter.is_valid() {
             if iter.old_spte.is_leaf(iter.level) {
                 let congruent = (iter.gfn.0 ^ iter.old_spte.pfn().0) & (parent.level.span() - 1) == 0;

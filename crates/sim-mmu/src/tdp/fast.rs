@@ -6,6 +6,7 @@ use super::iter::TdpIter;
 use super::root::Root;
 use crate::addr::{Gfn, GfnRange, Gpa, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
+use crate::mutants::{FAST_HUGE_LOG, MARK_BEFORE_W};
 use crate::spte::Spte;
 use crate::stage2::PT_WRITABLE_MASK;
 use sim_kernel::Cx;
@@ -27,14 +28,17 @@ impl TdpMmu {
         Some(iter)
     }
 
-    /// `fast_page_fault`: makes a write-protected leaf writable if nothing but the hardware bit is missing.
+    /// `fast_page_fault`: makes a write-protected leaf writable if nothing but the hardware bit is missing, and gives one that waits for its
+    /// next access its rights back.
     /// [`RetPf::Invalid`] if declined. The caller has compared the private attribute.
     pub fn fast_page_fault<S: SlotView>(&self, cx: &Cx<'_>, root: &Root, fault: &TdpFault, slot: Option<&S>) -> RetPf {
-        // With accessed bits a non-present leaf is never just a matter of permissions.
-        if fault.rsvd || !fault.present || !fault.write {
+        let masks = &self.tables.masks;
+        // A present entry forbade a write: W may be all that is missing. An absent one is worth a look only where entries that wait for their
+        // next access seem absent. A mirror is never looked at: faults for it are no matter of rights.
+        let eligible = if fault.present { fault.write } else { !masks.ad_enabled() };
+        if fault.rsvd || !eligible || root.is_mirror() {
             return RetPf::Invalid;
         }
-        let masks = &self.tables.masks;
         let dirty_logged = slot.filter(|slot| slot.is_dirty_logged());
         let rcu = rcu_read_lock(cx);
         for _ in 0..ATTEMPTS {
@@ -46,20 +50,28 @@ impl TdpMmu {
             if masks.is_access_allowed(spte, fault.access()) {
                 return RetPf::Spurious;
             }
-            if !spte.has(masks.mmu_writable) {
+            let mut new = spte;
+            if masks.is_access_track(spte) {
+                new = masks.restore_acc_track_spte(spte).with(masks.accessed);
+            }
+            if fault.write && spte.has(masks.mmu_writable) {
+                new = new.with(PT_WRITABLE_MASK);
+                // Only one gfn would be marked dirty, 511 more would be written unseen.
+                if iter.level > Level::L4K && dirty_logged.is_some() && !cx.has_mutant(FAST_HUGE_LOG) {
+                    return RetPf::Invalid;
+                }
+            }
+            if new == spte || !masks.is_access_allowed(new, fault.access()) {
                 return RetPf::Invalid;
             }
-            // Only one gfn would be marked dirty, 511 more would be written unseen.
-            if iter.level > Level::L4K && dirty_logged.is_some() {
-                return RetPf::Invalid;
-            }
-            let new = spte.with(PT_WRITABLE_MASK);
-            if !masks.is_access_allowed(new, fault.access()) {
-                return RetPf::Invalid;
+            let dirtied = dirty_logged.filter(|_| new.is_writable() && !spte.is_writable());
+            let early = cx.has_mutant(MARK_BEFORE_W);
+            if let Some(slot) = dirtied.filter(|_| early) {
+                slot.mark_page_dirty(cx, fault.gfn());
             }
             if iter.word(cx, &self.tables).cmpxchg(spte.0, new.0).is_ok() {
                 // After the entry: marked before, the bit could be collected and the page write-protected in between.
-                if let Some(slot) = dirty_logged {
+                if let Some(slot) = dirtied.filter(|_| !early) {
                     slot.mark_page_dirty(cx, fault.gfn());
                 }
                 return RetPf::Fixed;

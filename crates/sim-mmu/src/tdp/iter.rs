@@ -5,7 +5,7 @@
 //! interleaving is lost, and an explorer does not branch 512 times per empty table.
 
 use super::MmuLock;
-use super::root::Root;
+use super::root::{Root, Tree};
 use super::tables::Tables;
 use crate::addr::{Gfn, GfnRange, Level, PT_ENTRIES};
 use crate::mutants::BUG_61;
@@ -22,8 +22,8 @@ pub(super) struct TdpIter {
     pub(super) gfn: Gfn,
     /// Level of the entry.
     pub(super) level: Level,
-    /// Address space of the tree.
-    pub(super) as_id: u16,
+    /// The tree, from the table where the walk began.
+    pub(super) tree: Tree,
     /// No task can install an entry while this walk runs.
     pub(super) unraced: bool,
     /// The walk goes on from the root: mmu_lock was released.
@@ -31,7 +31,6 @@ pub(super) struct TdpIter {
     valid: bool,
     end: Gfn,
     min_level: Level,
-    root_level: Level,
     /// Tables from the root (at its level's index) down to the current one.
     path: [Pfn; 6],
     /// The smallest gfn that the walk has not finished with.
@@ -51,26 +50,24 @@ impl TdpIter {
         exclusive: bool,
     ) -> TdpIter {
         let unraced = exclusive || root.is_invalid();
-        Self::below(cx, tables, root.table(), root.level(), root.as_id(), min_level, range, unraced)
+        Self::below(cx, tables, root.tree(), min_level, range, unraced)
     }
 
     /// A walk to one gfn without mmu_lock.
     pub(super) fn lockless(cx: &Cx<'_>, tables: &Tables, root: &Root, range: GfnRange) -> TdpIter {
-        Self::below(cx, tables, root.table(), root.level(), root.as_id(), Level::L4K, range, false)
+        Self::below(cx, tables, root.tree(), Level::L4K, range, false)
     }
 
     /// The same below any table.
-    #[expect(clippy::too_many_arguments)]
     pub(super) fn below(
         cx: &Cx<'_>,
         tables: &Tables,
-        table: Pfn,
-        level: Level,
-        as_id: u16,
+        tree: Tree,
         min_level: Level,
         range: GfnRange,
         unraced: bool,
     ) -> TdpIter {
+        let Tree { table, level, .. } = tree;
         let base = tables.info(table).gfn;
         let reach = (base + level.span() * PT_ENTRIES as u64).min(tables.config.max_gfn);
         let mut path = [Pfn(0); 6];
@@ -79,13 +76,12 @@ impl TdpIter {
             old_spte: Spte::NONPRESENT,
             gfn: range.start,
             level,
-            as_id,
+            tree,
             unraced,
             yielded: false,
             valid: range.start < range.end.min(reach),
             end: range.end.min(reach),
             min_level,
-            root_level: level,
             path,
             next_last_level_gfn: range.start,
             yielded_gfn: range.start,
@@ -111,7 +107,7 @@ impl TdpIter {
     /// The entry's index in its table.
     #[inline]
     pub(super) fn index(&self) -> usize {
-        self.gfn.index(self.level)
+        Gfn(self.gfn.0 | self.tree.gfn_bits).index(self.level)
     }
 
     /// The entry itself.
@@ -135,7 +131,7 @@ impl TdpIter {
     fn restart(&mut self, cx: &Cx<'_>, tables: &Tables) {
         self.yielded = false;
         self.yielded_gfn = self.next_last_level_gfn;
-        self.level = self.root_level;
+        self.level = self.tree.level;
         self.gfn = self.next_last_level_gfn.round_down(self.level);
         self.read(cx, tables);
     }
@@ -212,7 +208,7 @@ impl TdpIter {
     }
 
     fn try_step_up(&mut self, cx: &Cx<'_>, tables: &Tables) -> bool {
-        if self.level == self.root_level {
+        if self.level == self.tree.level {
             return false;
         }
         self.level = self.level.up().expect("below the root");

@@ -8,9 +8,20 @@ use super::root::Root;
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
+use crate::mutants::{BUG_66, LOST_LINK};
 use crate::spte::Spte;
 use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
 use sim_kernel::{Cx, Errno, Pfn};
+
+/// What [`TdpMmu::hugepage_adjust`] decides.
+struct MapLevel {
+    /// Where the leaf goes.
+    goal: Level,
+    /// Where it would go if it were not for the mitigation.
+    req: Level,
+    /// A fetch, and huge pages may not be executable.
+    huge_disallowed: bool,
+}
 
 impl TdpMmu {
     /// `kvm_mmu_max_mapping_level`: the largest leaf that the slot, its attributes and the host's mapping allow at `gfn`.
@@ -30,12 +41,22 @@ impl TdpMmu {
     }
 
     /// `kvm_mmu_hugepage_adjust`: the level to map at.
-    fn hugepage_adjust<S: SlotView>(&self, cx: &Cx<'_>, fault: &TdpFault, slot: Option<&S>) -> Level {
-        match slot {
+    fn hugepage_adjust<S: SlotView>(&self, cx: &Cx<'_>, fault: &TdpFault, slot: Option<&S>) -> MapLevel {
+        let req = match slot {
             Some(slot) if fault.max_level > Level::L4K && fault.pfn.is_some() && !slot.is_dirty_logged() => {
                 self.max_mapping_level(cx, slot, fault.gfn(), fault.max_level, Some(fault))
             }
             _ => Level::L4K,
+        };
+        let huge_disallowed = fault.exec && self.config().nx_huge_pages;
+        MapLevel { goal: if huge_disallowed { Level::L4K } else { req }, req, huge_disallowed }
+    }
+
+    /// `disallowed_hugepage_adjust`: a table that is there because its huge page may not be executed stays, and the fault goes on below it.
+    fn disallowed_hugepage_adjust(&self, iter: &TdpIter, goal: &mut Level) {
+        let splits = iter.level > Level::L4K && iter.level == *goal && iter.old_spte.is_table(iter.level);
+        if splits && self.tables.is_nx_disallowed(iter.old_spte.pfn()) {
+            *goal = goal.down().expect("above 4 KiB");
         }
     }
 
@@ -46,7 +67,8 @@ impl TdpMmu {
     /// `ENOMEM`: no frame for a table.
     ///
     /// # Panics
-    /// If `root` is invalid (INV-205), or a present leaf that permits the access maps another frame (INV-206).
+    /// If `root` is invalid (INV-205), if a present leaf that permits the access maps another frame (INV-206), or if a private fault of a VM
+    /// with external tables is not for the mirror.
     pub fn map<S: SlotView>(
         &self,
         cx: &Cx<'_>,
@@ -58,17 +80,29 @@ impl TdpMmu {
     ) -> Result<RetPf, Errno> {
         assert!(!root.is_invalid(), "INV-205: a fault is served from an invalid root");
         assert_eq!(slot.is_some(), fault.pfn.is_some(), "a fault has a frame iff it has a memslot");
-        let goal = self.hugepage_adjust(cx, fault, slot);
+        let is_for_mirror = self.has_mirrored_tdp() && fault.is_private;
+        assert_eq!(
+            root.is_mirror(),
+            is_for_mirror,
+            "MMU-INV-023: the fault at {:?} is served in the wrong tree",
+            fault.gpa
+        );
+        let MapLevel { mut goal, req, huge_disallowed } = self.hugepage_adjust(cx, fault, slot);
         fault.goal_level = goal;
+        assert!(!is_for_mirror || goal == Level::L4K, "MMU-INV-060: a leaf of {goal:?} in a mirror");
         let rcu = rcu_read_lock(cx);
         let range = GfnRange::with_len(fault.gfn(), 1);
         assert!(range.start < self.config().max_gfn, "a fault at {:?}, which the host cannot address", fault.gpa);
         let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, false);
         while iter.is_valid() {
+            if self.config().nx_huge_pages {
+                self.disallowed_hugepage_adjust(&iter, &mut goal);
+            }
             if iter.old_spte.is_frozen() {
                 return Ok(RetPf::Retry);
             }
             if iter.level == goal {
+                fault.goal_level = goal;
                 let result = self.map_target_level(cx, &mut iter, fault, slot, flush);
                 drop(rcu);
                 return Ok(result);
@@ -81,15 +115,21 @@ impl TdpMmu {
             }
             if !iter.old_spte.is_table(iter.level) {
                 let below = iter.level.down().expect("above the goal level");
-                let child = self.tables.alloc(iter.gfn, below, iter.as_id)?;
+                let child = self.alloc_sp(iter.gfn, below, iter.tree.as_id, iter.tree.is_mirror)?;
+                // Before the link: whoever sees the table must see why it is there.
+                let late = cx.has_mutant(BUG_66);
+                self.tables.set_nx_disallowed(child, huge_disallowed && !late);
                 let linked = if iter.old_spte.is_present() {
                     self.split_huge_page(cx, &mut iter, child, true)
                 } else {
                     self.link_table(cx, &mut iter, child, true, Frames::Count)
                 };
-                if linked.is_err() {
-                    self.tables.free_unlinked(child);
+                if linked.is_err() && !cx.has_mutant(LOST_LINK) {
+                    self.free_unlinked_sp(cx, child);
                     return Ok(RetPf::Retry);
+                }
+                if huge_disallowed && req >= iter.level {
+                    self.track_possible_nx_huge_page(cx, child, late);
                 }
             }
             iter.next(cx, &self.tables);
@@ -144,7 +184,10 @@ impl TdpMmu {
     fn make_leaf<S: SlotView>(&self, cx: &Cx<'_>, iter: &TdpIter, fault: &TdpFault, pfn: Pfn, slot: &S) -> Spte {
         let block = fault.gfn().block(iter.level);
         assert!(slot.range().covers(&block), "MMU-INV-014: a leaf over {block:?} reaches out of its memslot");
-        let new = self.tables.masks.make_spte(pfn, iter.level, fault.map_writable, fault.prefetch);
+        let mut new = self.tables.masks.make_spte(pfn, iter.level, fault.map_writable, fault.prefetch);
+        if iter.level > Level::L4K && self.config().nx_huge_pages {
+            new = self.tables.masks.make_nonexecutable(new);
+        }
         if new.is_writable() && slot.is_dirty_logged() {
             assert_eq!(iter.level, Level::L4K, "MMU-INV-017: a writable huge leaf in a logged memslot");
             slot.mark_page_dirty(cx, fault.gfn());

@@ -1,21 +1,25 @@
 //! The TDP MMU: stage-2 trees that many vCPUs fill at once (`arch/x86/kvm/mmu/tdp_mmu.c`).
 //!
-//! Left out: mirror tables, access tracking and ageing, the NX-huge-page mitigation, page-modification logging, write tracking,
-//! nested roots.
+//! Left out: write tracking, nested roots.
 
+mod age;
 mod changed;
 mod check;
 mod dirty;
+mod external;
 mod fast;
 mod iter;
 mod map;
+mod nx;
 mod root;
 mod split;
 mod tables;
 mod walk;
 mod zap;
 
+pub use age::Age;
 pub use check::LeafInfo;
+pub use external::{ExternalChange, ExternalTable, ExternalTables};
 pub use root::Root;
 pub use walk::{Stage2Fault, Translation};
 
@@ -23,11 +27,13 @@ use crate::addr::{Gfn, Level};
 use crate::invalidate::MmuInvalidate;
 use crate::stage2::{SpteMasks, Stage2Kind};
 use root::RootList;
-use sim_kernel::Cx;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Tracepoint;
 use sim_kernel::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use sim_kernel::{Cx, Pfn};
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tables::Tables;
 use walk::Hardware;
 
@@ -53,6 +59,43 @@ pub struct TdpConfig {
     pub splits_on_fault: bool,
     /// Largest leaf that the processor supports.
     pub max_level: Level,
+    /// The hardware sets A and D (`kvm_ad_enabled`): always with nested page tables; with EPT if the processor can and `ept_ad_bits` is on.
+    pub accessed_dirty: bool,
+    /// Writes are logged by D bits and the processor's page-modification log (`enable_pml`, `cpu_dirty_log_size`): EPT with A and D.
+    pub pml: bool,
+    /// No huge leaf is executable (`nx_huge_pages`).
+    pub nx_huge_pages: bool,
+    /// `kvm_gfn_direct_bits`: a TD's shared bit as a bit of a gfn, which the direct root has in its indexes; 0 elsewhere.
+    pub gfn_direct_bits: u64,
+}
+
+impl TdpConfig {
+    /// As KVM sets up a VM on a processor with everything, with nothing switched on that is off by default on one without defects; guest frames
+    /// up to `max_gfn`.
+    pub const fn new(kind: Stage2Kind, levels: u8, max_gfn: Gfn) -> TdpConfig {
+        TdpConfig {
+            kind,
+            levels,
+            max_gfn,
+            mmio_caching: true,
+            eager_page_split: true,
+            splits_on_fault: true,
+            max_level: Level::L1G,
+            accessed_dirty: true,
+            pml: false,
+            nx_huge_pages: false,
+            gfn_direct_bits: 0,
+        }
+    }
+
+    /// The bits of this VM's entries.
+    ///
+    /// # Panics
+    /// If `max_gfn` is no power of two up to 2^40, or nested page tables are to have no A and D bits.
+    pub fn masks(&self) -> SpteMasks {
+        let masks = SpteMasks::new(self.kind, self.max_gfn, self.mmio_caching);
+        if self.accessed_dirty { masks } else { masks.without_accessed_dirty() }
+    }
 }
 
 /// mmu_lock as an operation that runs under either mode holds it.
@@ -73,13 +116,30 @@ pub enum MayYield {
     No,
 }
 
-/// Which roots a zap goes through.
+/// Which roots a zap goes through (`enum kvm_tdp_mmu_root_types`, `kvm_gfn_range_filter_to_root_types`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RootFilter {
-    /// Valid and invalid ones: memory is taken away (notifier, guest_memfd, attributes).
+    /// Valid and invalid ones of both kinds: memory is taken away, whatever it is.
     All,
-    /// Only valid ones: the range is zapped for KVM's own reasons (slot deletion by leafs, PSMASH).
+    /// Only valid ones of both kinds: the range is zapped for KVM's own reasons (slot deletion by leafs, PSMASH).
     ValidOnly,
+    /// `KVM_FILTER_SHARED`: shared memory is taken away (a notifier, a conversion to private). As [`RootFilter::All`] where there is one tree for
+    /// both kinds.
+    Shared,
+    /// `KVM_FILTER_PRIVATE`: private memory is taken away (guest_memfd, a conversion to shared): the mirror, and what is invalid.
+    Private,
+}
+
+impl RootFilter {
+    fn selects(self, root: &Root, has_mirrored_tdp: bool) -> bool {
+        match self {
+            RootFilter::All => true,
+            RootFilter::ValidOnly => !root.is_invalid(),
+            RootFilter::Shared | RootFilter::Private if !has_mirrored_tdp || root.is_invalid() => true,
+            RootFilter::Shared => !root.is_mirror(),
+            RootFilter::Private => root.is_mirror(),
+        }
+    }
 }
 
 /// What is in the trees of a VM.
@@ -124,22 +184,51 @@ pub struct TdpMmu {
     /// RCU callbacks outlive the operation that queued them, so they hold a share.
     tables: Arc<Tables>,
     hardware: Hardware,
+    /// The hooks of a VM whose private memory is mapped by external tables.
+    external: Option<Arc<dyn ExternalTables>>,
+    /// Pages of the external tables in use.
+    external_pages: AtomicU64,
+    /// `kvm->arch.possible_nx_huge_pages`, under `tdp_mmu_pages_lock`.
+    possible_nx_huge_pages: parking_lot::Mutex<VecDeque<Pfn>>,
 }
 
 impl TdpMmu {
     /// An MMU without a root; no table is allocated until the first one is loaded.
     ///
     /// # Panics
-    /// If the configuration is not one of a real machine: 4 or 5 levels, MAXPHYADDR of at most 52 bits, leafs up to 1 GiB.
+    /// If the configuration is not one of a real machine: 4 or 5 levels, MAXPHYADDR of at most 52 bits, leafs up to 1 GiB, a modification log
+    /// only with EPT's A and D bits.
     pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>, config: TdpConfig) -> TdpMmu {
+        TdpMmu::build(cx, phys, config, None)
+    }
+
+    /// The same for a VM whose private memory is mapped by external tables, which `external` changes.
+    ///
+    /// # Panics
+    /// As [`TdpMmu::new`].
+    pub fn with_external(
+        cx: &Cx<'_>,
+        phys: Arc<PhysMem>,
+        config: TdpConfig,
+        external: Arc<dyn ExternalTables>,
+    ) -> TdpMmu {
+        TdpMmu::build(cx, phys, config, Some(external))
+    }
+
+    fn build(cx: &Cx<'_>, phys: Arc<PhysMem>, config: TdpConfig, external: Option<Arc<dyn ExternalTables>>) -> TdpMmu {
         assert!((4..=5).contains(&config.levels), "{} levels of stage-2 tables", config.levels);
         assert!(config.max_level <= Level::L1G, "leafs of {:?}", config.max_level);
+        let logs = config.kind == Stage2Kind::Ept && config.accessed_dirty;
+        assert!(!config.pml || logs, "a modification log without EPT's A and D bits");
         TdpMmu {
             mmu_lock: RwLock::new(cx, "mmu_lock", ()),
             invalidate: MmuInvalidate::new(cx),
             roots: RootList::new(cx),
             tables: Arc::new(Tables::new(cx, phys, config)),
-            hardware: Hardware::new(config.kind, config.max_gfn, config.max_level),
+            hardware: Hardware::new(&config),
+            external,
+            external_pages: AtomicU64::new(0),
+            possible_nx_huge_pages: Default::default(),
         }
     }
 

@@ -6,6 +6,8 @@ use super::iter::TdpIter;
 use super::root::Root;
 use super::{MmuLock, TdpMmu};
 use crate::addr::{GfnRange, Level, PT_ENTRIES};
+use crate::mutants::{LINK_BEFORE_INIT, SPLIT_BAD_CHILD, SVE_DROPPED};
+use crate::spte::Spte;
 use sim_kernel::sync::rcu_read_lock;
 use sim_kernel::{Cx, Errno, Pfn};
 
@@ -20,7 +22,10 @@ impl TdpMmu {
         frames: Frames,
     ) -> Result<(), Raced> {
         self.tables.set_parent(child, iter.table(), iter.index());
-        let spte = self.tables.masks.make_nonleaf_spte(child);
+        let mut spte = self.tables.masks.make_nonleaf_spte(child);
+        if cx.has_mutant(SVE_DROPPED) {
+            spte = spte.without(Spte::NONPRESENT.0);
+        }
         if shared {
             return self.set_spte_atomic(cx, iter, spte, frames);
         }
@@ -38,11 +43,27 @@ impl TdpMmu {
         shared: bool,
     ) -> Result<(), Raced> {
         // Nobody can reach the table yet: plain stores, no events.
-        for index in 0..PT_ENTRIES {
-            self.tables.init(child, index, self.tables.masks.make_small_spte(iter.old_spte, iter.level, index));
-        }
-        self.link_table(cx, iter, child, shared, Frames::Inherited)?;
         let below = iter.level.down().expect("a huge leaf has a level below");
+        let (huge, level) = (iter.old_spte, iter.level);
+        let fill = || {
+            for index in 0..PT_ENTRIES {
+                let part = if cx.has_mutant(SPLIT_BAD_CHILD) { index ^ 1 } else { index };
+                let mut small = self.tables.masks.make_small_spte(huge, level, part);
+                // What only a huge page may not do, the small ones may.
+                if below == Level::L4K && self.config().nx_huge_pages {
+                    small = self.tables.masks.make_executable(small);
+                }
+                self.tables.init(child, index, small);
+            }
+        };
+        if cx.has_mutant(LINK_BEFORE_INIT) {
+            self.link_table(cx, iter, child, shared, Frames::Inherited)?;
+            cx.cond_resched();
+            fill();
+        } else {
+            fill();
+            self.link_table(cx, iter, child, shared, Frames::Inherited)?;
+        }
         self.tables.update_page_stats(below, PT_ENTRIES as i64);
         Ok(())
     }
@@ -50,7 +71,7 @@ impl TdpMmu {
     /// `kvm_tdp_mmu_try_split_huge_pages`: splits the leafs of `range` down to `target` in all valid trees of the address space.
     /// Best effort: stops silently when memory runs out.
     pub fn split_huge_pages(&self, cx: &Cx<'_>, mut lock: MmuLock<'_, '_>, as_id: u16, range: GfnRange, target: Level) {
-        let valid = |root: &Root| root.as_id() == as_id && !root.is_invalid();
+        let valid = |root: &Root| root.is_valid_direct(as_id);
         let mut result = Ok(());
         self.for_each_root(cx, valid, |root| {
             if result.is_ok() {

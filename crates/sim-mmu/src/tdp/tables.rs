@@ -1,8 +1,8 @@
 //! Memory of the tables and their metadata (`struct kvm_mmu_page` of `arch/x86/kvm/mmu/mmu_internal.h`,
 //! `tdp_mmu_alloc_sp`, `tdp_mmu_free_sp_rcu_callback`).
 //!
-//! A table is a frame of the host; entries hold its number. Metadata lie in an array indexed by that number, so a walk touches
-//! none and finding them is O(1). Simplified: no per-vCPU caches, a table's frame is taken when it is needed.
+//! A table is a frame of the host; entries hold its number. Metadata lie in an array indexed by the number of the frame's contents, so
+//! that those of all tables are together, a walk touches none, and finding them is O(1). Simplified: no per-vCPU caches, a table's frame is taken when it is needed.
 
 use super::{PageStats, TdpConfig};
 use crate::addr::{Gfn, Level, PT_ENTRIES};
@@ -34,6 +34,10 @@ struct TableMeta {
     /// Level, 0 = the frame is no table of this VM.
     level: AtomicU32,
     as_id: AtomicU32,
+    /// `external_spt`: the frame that this table is in the external tables; 0 if it is in no mirror.
+    external: AtomicU32,
+    /// `nx_huge_page_disallowed`: the table is there because a huge page may not be executable.
+    nx_disallowed: AtomicU32,
 }
 
 /// Metadata of one table as a value.
@@ -43,6 +47,7 @@ pub(super) struct TableInfo {
     pub(super) level: Level,
     pub(super) as_id: u16,
     pub(super) parent: Option<(Pfn, usize)>,
+    pub(super) external: Option<Pfn>,
 }
 
 /// What outlives an operation and is reached from RCU callbacks.
@@ -67,7 +72,7 @@ impl Tables {
         Tables {
             phys,
             config,
-            masks: SpteMasks::new(config.kind, config.max_gfn, config.mmio_caching),
+            masks: config.masks(),
             object: cx.new_object("spte"),
             meta: Arena::recycled(cx),
             rmw: Rmw::new(cx),
@@ -88,6 +93,16 @@ impl Tables {
         self.phys.table_word(table, index)
     }
 
+    fn meta(&self, table: Pfn) -> &TableMeta {
+        self.meta_if_table(table)
+            .unwrap_or_else(|| panic!("MMU-INV-005: {table:?} is used as a table after it was freed"))
+    }
+
+    #[inline]
+    fn meta_if_table(&self, table: Pfn) -> Option<&TableMeta> {
+        self.phys.contents_number(table).and_then(|number| self.meta.get_if_present(number))
+    }
+
     /// All entries of a table, without scheduling points: for scans.
     #[inline]
     pub(super) fn entries(&self, table: Pfn) -> &[AtomicU64; PT_ENTRIES] {
@@ -104,7 +119,7 @@ impl Tables {
     /// that is not present.
     #[inline]
     pub(super) fn touch(&self, table: Pfn, index: usize) {
-        let touched = &self.meta.get(table.0 as u32).touched;
+        let touched = &self.meta(table).touched;
         let bit = 1 << (index / GROUP);
         if touched.load(Ordering::Relaxed) & bit == 0 {
             self.rmw.update(touched, |bits| bits | bit);
@@ -114,7 +129,7 @@ impl Tables {
     /// Indexes among `from..end` of the entries that were touched, and perhaps others.
     #[inline]
     fn touched(&self, table: Pfn, from: usize, end: usize) -> impl Iterator<Item = usize> {
-        let touched = self.meta.get(table.0 as u32).touched.load(Ordering::Relaxed);
+        let touched = self.meta(table).touched.load(Ordering::Relaxed);
         let mut groups = if from < end {
             touched & (u64::MAX << (from / GROUP)) & (u64::MAX >> (63 - (end - 1) / GROUP))
         } else {
@@ -144,7 +159,7 @@ impl Tables {
 
     /// Asserts that entries which nobody touched are as they were: [`Tables::next_present`] finds everything.
     pub(super) fn assert_untouched(&self, table: Pfn) {
-        let touched = self.meta.get(table.0 as u32).touched.load(Ordering::Relaxed);
+        let touched = self.meta(table).touched.load(Ordering::Relaxed);
         let (groups, _) = self.entries(table).as_chunks::<GROUP>();
         for (number, group) in groups.iter().enumerate() {
             let [a, b, c, d, e, f, g, h] = group.each_ref().map(|entry| entry.load(Ordering::Relaxed));
@@ -179,21 +194,23 @@ impl Tables {
     /// A new table, not linked: every entry is not present.
     pub(super) fn alloc(&self, gfn: Gfn, level: Level, as_id: u16) -> Result<Pfn, Errno> {
         let table = self.phys.alloc_table(Spte::NONPRESENT.0)?;
-        self.meta.ensure(table.0 as u32);
-        let meta = self.meta.get(table.0 as u32);
+        self.meta.ensure(self.phys.contents_number(table).expect("a table has contents"));
+        let meta = self.meta(table);
         let old = self.rmw.update(&meta.level, |_| u32::from(level.number()));
         assert_eq!(old, 0, "MMU-INV-005: {table:?} is still a table and was allocated again");
         meta.gfn.store(gfn.0, Ordering::Relaxed);
         meta.as_id.store(u32::from(as_id), Ordering::Relaxed);
         meta.parent.store(0, Ordering::Relaxed);
         meta.touched.store(0, Ordering::Relaxed);
+        meta.external.store(0, Ordering::Relaxed);
+        meta.nx_disallowed.store(0, Ordering::Relaxed);
         self.rmw.add(&self.allocated, 1);
         Ok(table)
     }
 
     /// Changes what a table that is not linked yet will cover.
     pub(super) fn reinit(&self, table: Pfn, gfn: Gfn, level: Level) {
-        let meta = self.meta.get(table.0 as u32);
+        let meta = self.meta(table);
         meta.gfn.store(gfn.0, Ordering::Relaxed);
         meta.level.store(u32::from(level.number()), Ordering::Relaxed);
     }
@@ -204,20 +221,35 @@ impl Tables {
             return None;
         }
         let (table, index) = (entry / PT_ENTRIES as u64, entry % PT_ENTRIES as u64);
-        let meta = self.meta.get(table as u32);
+        let meta = self.meta_if_table(Pfn(table))?;
         let level = Level::from_number(meta.level.load(Ordering::Relaxed) as u8)?;
         Some((Gfn(meta.gfn.load(Ordering::Relaxed)) + index * level.span(), level))
     }
 
     /// Where a table that is about to be linked will hang.
     pub(super) fn set_parent(&self, table: Pfn, parent: Pfn, index: usize) {
-        self.meta.get(table.0 as u32).parent.store(entry_id(parent, index), Ordering::Relaxed);
+        self.meta(table).parent.store(entry_id(parent, index), Ordering::Relaxed);
+    }
+
+    /// Gives the table, of a mirror, the frame that it will be in the external tables, or takes it away.
+    pub(super) fn set_external(&self, table: Pfn, external: Option<Pfn>) {
+        self.meta(table).external.store(external.map_or(0, |pfn| pfn.0 as u32), Ordering::Relaxed);
+    }
+
+    /// `sp->nx_huge_page_disallowed`.
+    pub(super) fn is_nx_disallowed(&self, table: Pfn) -> bool {
+        self.meta(table).nx_disallowed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Sets it; returns what it was.
+    pub(super) fn set_nx_disallowed(&self, table: Pfn, disallowed: bool) -> bool {
+        self.rmw.update(&self.meta(table).nx_disallowed, |_| disallowed.into()) != 0
     }
 
     /// Asserts that the frame is a table of this level (MMU-INV-005): whoever walks it came in time.
     #[inline]
     pub(super) fn assert_table(&self, table: Pfn, level: Level) {
-        let found = self.meta.get(table.0 as u32).level.load(Ordering::Relaxed);
+        let found = self.meta_if_table(table).map_or(0, |meta| meta.level.load(Ordering::Relaxed));
         assert_eq!(found, u32::from(level.number()), "MMU-INV-005: {table:?} is walked after it was freed");
     }
 
@@ -226,14 +258,16 @@ impl Tables {
     /// # Panics
     /// If the frame is no table (MMU-INV-005): somebody walks a table that was freed.
     pub(super) fn info(&self, table: Pfn) -> TableInfo {
-        let meta = self.meta.get(table.0 as u32);
+        let meta = self.meta(table);
         let level = Level::from_number(meta.level.load(Ordering::Relaxed) as u8);
         let parent = meta.parent.load(Ordering::Relaxed);
+        let external = Pfn(meta.external.load(Ordering::Relaxed).into());
         TableInfo {
             gfn: Gfn(meta.gfn.load(Ordering::Relaxed)),
             level: level.unwrap_or_else(|| panic!("MMU-INV-005: {table:?} is used as a table after it was freed")),
             as_id: meta.as_id.load(Ordering::Relaxed) as u16,
             parent: (parent != 0).then_some((Pfn(parent / PT_ENTRIES as u64), parent as usize % PT_ENTRIES)),
+            external: (external != Pfn(0)).then_some(external),
         }
     }
 
@@ -251,7 +285,7 @@ impl Tables {
     }
 
     fn forget(&self, table: Pfn) {
-        let old = self.rmw.update(&self.meta.get(table.0 as u32).level, |_| 0);
+        let old = self.rmw.update(&self.meta(table).level, |_| 0);
         assert_ne!(old, 0, "MMU-INV-002: the table {table:?} is freed twice");
         self.rmw.add(&self.allocated, u64::MAX);
         // Nobody sees the entries any more. As in a new table, they spare the next one the filling.

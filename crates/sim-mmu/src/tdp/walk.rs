@@ -1,9 +1,9 @@
 //! The processor in a VM's stage 2: where the walker finds the tables of the TDP MMU and of the guest, and a walk without guest paging and
 //! TLB for who has only a gpa.
 
-use super::TdpMmu;
 use super::root::Root;
-use crate::addr::{Gfn, Gpa, Level};
+use super::{TdpConfig, TdpMmu};
+use crate::addr::{Gpa, Level};
 use crate::spte::Access;
 use crate::stage2::Stage2Kind;
 use crate::walker::{
@@ -50,13 +50,17 @@ pub(super) enum Hardware {
 }
 
 impl Hardware {
-    /// The processor on a host whose first impossible frame is `max_gfn`.
-    pub(super) fn new(kind: Stage2Kind, max_gfn: Gfn, max_level: Level) -> Hardware {
-        let maxphyaddr = (max_gfn.0.trailing_zeros() + PAGE_SHIFT) as u8;
-        let has_1g_pages = max_level == Level::L1G;
-        match kind {
+    /// The processor of the machine.
+    pub(super) fn new(config: &TdpConfig) -> Hardware {
+        let maxphyaddr = (config.max_gfn.0.trailing_zeros() + PAGE_SHIFT) as u8;
+        let has_1g_pages = config.max_level == Level::L1G;
+        match config.kind {
             Stage2Kind::Npt => Hardware::Npt(Npt::new(maxphyaddr, has_1g_pages)),
-            Stage2Kind::Ept => Hardware::Ept(Ept::new(maxphyaddr, has_1g_pages)),
+            Stage2Kind::Ept => {
+                let mut ept = Ept::new(maxphyaddr, has_1g_pages);
+                ept.accessed_dirty = config.accessed_dirty;
+                Hardware::Ept(ept)
+            }
         }
     }
 }

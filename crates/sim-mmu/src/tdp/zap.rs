@@ -7,7 +7,7 @@ use super::root::Root;
 use super::{MayYield, MmuLock, RootFilter, TdpMmu};
 use crate::addr::{GfnRange, Level};
 use crate::flush::{FlushNeeded, RemoteFlush};
-use crate::mutants::BUG_62;
+use crate::mutants::{BUG_62, YIELD_STALE_ITER};
 use crate::spte::Spte;
 use sim_kernel::Cx;
 use sim_kernel::sync::{RwLockWriteGuard, rcu_read_lock, synchronize_rcu};
@@ -27,7 +27,7 @@ impl TdpMmu {
         flush: &impl RemoteFlush,
     ) -> FlushNeeded {
         let wanted = |root: &Root| {
-            as_id.is_none_or(|as_id| root.as_id() == as_id) && (roots == RootFilter::All || !root.is_invalid())
+            as_id.is_none_or(|as_id| root.as_id() == as_id) && roots.selects(root, self.has_mirrored_tdp())
         };
         let mut lock = MmuLock::Write(lock);
         let mut owed = false;
@@ -42,7 +42,8 @@ impl TdpMmu {
                             flush.flush_remote_tlbs(cx);
                         }
                     });
-                if !yielded && iter.old_spte.is_leaf(iter.level) {
+                let is_void = yielded && !cx.has_mutant(YIELD_STALE_ITER);
+                if !is_void && iter.old_spte.is_leaf(iter.level) {
                     self.set_spte(cx, &mut iter, Spte::NONPRESENT, Frames::Count);
                     // Every vCPU was forced off an invalid root, with a flush before it may run again.
                     owed |= !root.is_invalid();
@@ -91,11 +92,12 @@ impl TdpMmu {
         self.for_each_scheduled_root(cx, |root| self.zap_root(cx, &mut lock, root));
     }
 
-    /// `kvm_tdp_mmu_zap_all`: the process is gone and no vCPU will run. Takes mmu_lock for writing; roots stay.
+    /// `kvm_tdp_mmu_zap_all`: the process is gone and no vCPU will run. Takes mmu_lock for writing; roots stay, and mirrors as they are: what
+    /// they map goes with the guest_memfd, their tables when the external ones are not in use any more.
     pub fn zap_all(&self, cx: &Cx<'_>) {
         let mut guard = self.mmu_lock.write(cx);
         let mut lock = MmuLock::Write(&mut guard);
-        self.for_each_root(cx, |_| true, |root| self.zap_root(cx, &mut lock, root));
+        self.for_each_root(cx, |root| !root.is_mirror(), |root| self.zap_root(cx, &mut lock, root));
     }
 
     /// `kvm_mmu_uninit_tdp_mmu`: frees everything once all vCPUs have put their roots.
@@ -105,13 +107,14 @@ impl TdpMmu {
     pub fn uninit(&self, cx: &Cx<'_>) {
         {
             let mut guard = self.mmu_lock.write(cx);
-            self.invalidate_all_roots(cx, &mut guard);
+            self.invalidate_roots(cx, |_| true);
             let mut lock = MmuLock::Write(&mut guard);
             self.for_each_scheduled_root(cx, |root| self.zap_root(cx, &mut lock, root));
         }
         assert_eq!(self.roots.len(), 0, "MMU-INV-007: a root is left when the VM dies");
         assert_eq!(self.pages(), Default::default(), "MMU-INV-007: leafs or tables are left when the VM dies");
         assert_eq!(self.invalidate.in_progress(), 0, "INV-301: an invalidation is open when the VM dies");
+        assert!(self.nx_huge_page_splits() == 0, "MMU-INV-007: tables wait for recovery when the VM dies");
         synchronize_rcu(cx);
         // Natively a callback may still sit in another thread's bag.
         assert!(cx.is_native() || self.tables.allocated() == 0, "MMU-INV-007: the VM leaks tables");

@@ -35,14 +35,21 @@ impl SetAssociative {
     /// The entry for a page in a context; smaller pages first.
     #[inline]
     pub(super) fn lookup(&self, page: u64, stamps: [u32; 2]) -> Option<&Entry> {
+        if self.levels == 0 { None } else { self.find(page, stamps) }
+    }
+
+    fn find(&self, page: u64, stamps: [u32; 2]) -> Option<&Entry> {
         for level in [Level::L4K, Level::L2M, Level::L1G] {
             if self.levels & 1 << level.number() == 0 {
                 continue;
             }
             let first = base(page, level);
             for entry in self.sets.get(self.set(page, level))? {
-                let is_current = entry.stamp == stamps[0] || entry.stamp == stamps[1];
-                if entry.page() == first && is_current && entry.level() == level {
+                // The page first: it alone tells nearly all of them apart.
+                if entry.page() == first
+                    && (entry.stamp == stamps[0] || entry.stamp == stamps[1])
+                    && entry.level() == level
+                {
                     return Some(entry);
                 }
             }
@@ -51,7 +58,8 @@ impl SetAssociative {
     }
 
     /// Puts an entry in the place of the same one, or of an empty one, or of the oldest. Returns what was there.
-    #[inline]
+    // Into its caller, always: an entry that is passed through memory is written in parts and read as a whole, which a processor waits for.
+    #[inline(always)]
     pub(super) fn insert(&mut self, entry: Entry) -> Option<Entry> {
         if self.sets.is_empty() {
             if self.sets_max == 0 {
@@ -63,13 +71,22 @@ impl SetAssociative {
         self.levels |= 1 << entry.level().number();
         let index = self.set(entry.page(), entry.level());
         let set = &mut self.sets[index];
-        let place = set.iter().position(|old| old.is_same_place(&entry));
-        let way = place.or_else(|| set.iter().position(|old| old.stamp == 0)).unwrap_or_else(|| {
-            let way = usize::from(self.victims[index]) % WAYS;
-            self.victims[index] = (way as u8 + 1) % WAYS as u8;
+        let mut empty = None;
+        let mut way = None;
+        for (at, old) in (0u8..).zip(&*set) {
+            if old.stamp == 0 {
+                empty = empty.or(Some(at));
+            } else if old.is_same_place(&entry) {
+                way = Some(at);
+                break;
+            }
+        }
+        let way = way.or(empty).unwrap_or_else(|| {
+            let way = self.victims[index] % WAYS as u8;
+            self.victims[index] = (way + 1) % WAYS as u8;
             way
         });
-        let old = std::mem::replace(&mut set[way], entry);
+        let old = std::mem::replace(&mut set[usize::from(way)], entry);
         (old.stamp != 0).then_some(old)
     }
 

@@ -39,7 +39,7 @@ pub(super) const fn base(page: u64, level: Level) -> u64 {
 }
 
 impl Entry {
-    #[inline]
+    #[inline(always)]
     pub(super) fn combined(page: u64, leaf: &GuestLeaf, stamp: u32) -> Entry {
         let level = if leaf.level < leaf.stage2.level { leaf.level } else { leaf.stage2.level };
         let inside = page & (level.span() - 1);
@@ -56,7 +56,7 @@ impl Entry {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn guest_physical(page: u64, leaf: &Stage2Leaf, stamp: u32) -> Entry {
         let inside = page & (leaf.level.span() - 1);
         Entry {
@@ -142,6 +142,12 @@ impl Entry {
     #[inline]
     pub(crate) const fn is_dirty(&self) -> bool {
         self.stage1 & DIRTY_1 != 0 && self.stage2 & DIRTY_2 != 0
+    }
+
+    /// All that decides who may do what through the entry: two entries with the same word allow the same.
+    #[inline]
+    pub(crate) const fn rights_word(&self) -> u16 {
+        u16::from_le_bytes([self.stage1, self.stage2])
     }
 
     /// The leaf's C-bit.

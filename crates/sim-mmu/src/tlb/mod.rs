@@ -234,7 +234,7 @@ impl Tlb {
     }
 
     /// Keeps a translation. A scheduling point.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fill(&mut self, cx: &Cx<'_>, gva: Gva, leaf: &GuestLeaf) -> Entry {
         cx.point(sim_kernel::sched::Access::Store, self.object, 0);
         let global = leaf.global && self.tags.global_pages;

@@ -52,9 +52,10 @@ impl StructureCaches {
     /// The lowest table that a page is known to lead to, with its level.
     #[inline]
     pub(super) fn lookup(&self, page: u64, stamp: u32) -> Option<(u8, &Structure)> {
-        if self.filled == 0 {
-            return None;
-        }
+        if self.filled == 0 { None } else { self.find(page, stamp) }
+    }
+
+    fn find(&self, page: u64, stamp: u32) -> Option<(u8, &Structure)> {
         for (level, cache) in (1..).zip(&self.levels) {
             let prefix = prefix(page, level);
             if let Some(found) = cache.get(slot(prefix, cache.len()))
@@ -70,9 +71,14 @@ impl StructureCaches {
     /// Remembers a table of `level`.
     #[inline]
     pub(super) fn insert(&mut self, page: u64, level: u8, table: Pfn, gfn: u64, rights: u8, stamp: u32) {
-        if self.slots == 0 {
-            return;
+        if self.slots != 0 {
+            self.keep(page, level, table, gfn, rights, stamp);
         }
+    }
+
+    // Apart, so that a walk without caches has its registers for itself; with them, few walks find a new table.
+    #[inline(never)]
+    fn keep(&mut self, page: u64, level: u8, table: Pfn, gfn: u64, rights: u8, stamp: u32) {
         let cache = &mut self.levels[usize::from(level) - 1];
         if cache.is_empty() {
             *cache = vec![Structure::default(); self.slots];

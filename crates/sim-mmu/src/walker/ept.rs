@@ -197,6 +197,16 @@ impl Stage2Format for Ept {
     }
 
     #[inline]
+    fn usual_table(&self) -> u64 {
+        READ | WRITE | EXEC | self.accessed() | if self.mbec { USER_EXEC } else { 0 }
+    }
+
+    #[inline]
+    fn never_in_table(&self, level: Level) -> u64 {
+        self.reserved[level.number() as usize][0] | PT_PAGE_SIZE_MASK
+    }
+
+    #[inline]
     fn rights(&self, entry: u64) -> Stage2Rights {
         let user_exec = if self.mbec { entry >> 10 & 1 } else { entry >> 2 & 1 };
         Stage2Rights::from_bits_retain((entry & 0b111 | user_exec << 3) as u8)

@@ -142,6 +142,10 @@ pub trait Stage2Format: Copy + PartialEq + Debug + 'static {
     fn is_present(&self, entry: u64) -> bool;
     /// Whether a present entry of a table of `level` is misconfigured or has reserved bits set.
     fn is_malformed(&self, entry: u64, level: Level) -> bool;
+    /// The bits of an entry that points to a table, grants everything, and needs no update. KVM's all are such.
+    fn usual_table(&self) -> u64;
+    /// What none of those has: the bits that are reserved in a table's entry of this level, and the one of a large page.
+    fn never_in_table(&self, level: Level) -> u64;
     /// What one entry grants.
     fn rights(&self, entry: u64) -> Stage2Rights;
     /// Whether rights suffice.

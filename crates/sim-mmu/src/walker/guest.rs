@@ -77,6 +77,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
     ///
     /// # Errors
     /// What the guest or the VMM is told.
+    #[inline(always)]
     pub fn walk<G: GuestMode>(
         &mut self,
         guest: &GuestContext,
@@ -105,6 +106,9 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
         }
     }
 
+    // Into its caller, as what it calls: a result that is passed through memory is written in parts and read in larger ones, for which a
+    // processor waits.
+    #[inline(always)]
     fn walk_from(
         &mut self,
         guest: &GuestContext,
@@ -131,6 +135,12 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
             };
             self.observer.guest_reference(level);
             let entry = self.memory.guest_entry(self.cx, table, index);
+            if level != Level::L4K && guest.masks.is_usual_table(entry, level) {
+                rights = rights.and(Stage1Rights::of(entry));
+                table_gfn = guest.masks.frame_of(entry);
+                level = level.down().expect("not the lowest");
+                continue;
+            }
             if entry & gpte::PRESENT == 0 {
                 return Err(page_fault(guest, gva, mode, access, PageFaultCode::empty()));
             }
@@ -155,7 +165,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
 
     /// What follows the leaf: permissions, its bits, and the final address.
     #[expect(clippy::too_many_arguments, reason = "the state of the walk, passed once")]
-    #[inline]
+    #[inline(always)]
     fn finish(
         &mut self,
         guest: &GuestContext,
@@ -213,7 +223,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
     }
 
     #[expect(clippy::too_many_arguments, reason = "the state of the walk, passed once")]
-    #[inline]
+    #[inline(always)]
     fn final_stage2(
         &mut self,
         guest: &GuestContext,
@@ -235,7 +245,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
     }
 
     /// The frame of a guest's table. Tables are private memory.
-    #[inline]
+    #[inline(always)]
     fn table_stage2(
         &mut self,
         guest: &GuestContext,

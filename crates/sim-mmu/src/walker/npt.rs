@@ -93,6 +93,16 @@ impl Stage2Format for Npt {
     }
 
     #[inline]
+    fn usual_table(&self) -> u64 {
+        gpte::PRESENT | gpte::WRITABLE | gpte::USER | gpte::ACCESSED
+    }
+
+    #[inline]
+    fn never_in_table(&self, level: Level) -> u64 {
+        self.reserved[level.number() as usize][0] | gpte::PAGE_SIZE | gpte::NO_EXECUTE
+    }
+
+    #[inline]
     fn rights(&self, entry: u64) -> Stage2Rights {
         // P, R/W and U/S are bits 0 to 2.
         let user = entry >> 2 & 1;

@@ -31,6 +31,11 @@ impl Pml {
         Pml { object: cx.new_object("pml"), ..Pml::default() }
     }
 
+    /// Whether nothing was recorded since the log was emptied.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The PML index of the VMCS.
     pub const fn index(&self) -> u16 {
         self.index

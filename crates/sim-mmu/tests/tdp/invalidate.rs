@@ -15,7 +15,7 @@ fn overlapping_invalidations() {
         let state = MmuInvalidate::new(cx);
         let retry = |seq, gfn| {
             let unlocked = state.retry_gfn_lockless(cx, seq, Gfn(gfn));
-            assert_eq!(state.retry_gfn(&lock.read(cx), seq, Gfn(gfn)), unlocked);
+            assert_eq!(state.retry_gfn(cx, &lock.read(cx), seq, Gfn(gfn)), unlocked);
             unlocked
         };
         let seq = state.seq(cx);
@@ -59,7 +59,7 @@ fn a_range_is_added_before_the_lock_is_released() {
         let state = MmuInvalidate::new(cx);
         let seq = state.seq(cx);
         let _open = state.begin(cx, &mut lock.write(cx));
-        state.retry_gfn(&lock.read(cx), seq, Gfn(0));
+        state.retry_gfn(cx, &lock.read(cx), seq, Gfn(0));
     });
 }
 

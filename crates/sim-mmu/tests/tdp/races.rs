@@ -1,32 +1,75 @@
 //! Two or three tasks under random schedules; afterwards counts must be right and nothing may be leaked.
 
 use crate::vm::{BASE, Vm};
-use sim_kernel::sched::{Chooser, Config, Random, Sim, Verdict};
+use sim_kernel::explore::{Exploration, Judgement, Options, Program, StrategyKind};
+use sim_kernel::sched::{Sim, Verdict};
 use sim_kernel::sync::{Mutex, rcu_read_lock};
-use sim_kernel::{Cx, Pfn};
+use sim_kernel::{Cx, MutantSet, Pfn};
 use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, RetPf, Root, RootFilter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 const SEEDS: u64 = 400;
 
-/// Runs `tasks` under many schedules; `check` sees what is left, then everything is torn down.
-fn race(setup: impl Fn(&Cx<'_>) -> Arc<Vm>, check: impl Fn(&Cx<'_>, &Vm)) {
-    let mut sim = Sim::new(Chooser::Random(Random::new()));
-    for seed in 0..SEEDS {
-        let (vm, verdict) = sim.execute(&Config { seed, ..Config::default() }, &setup);
-        assert_eq!(verdict, Verdict::Completed, "seed {seed}");
-        sim.solo(|cx| {
-            vm.mmu.assert_consistent();
-            let stats = vm.mmu.pages();
-            assert_eq!(vm.mmu.table_frames(), stats.tables + stats.roots, "seed {seed}: a table is leaked");
-            check(cx, &vm);
-            vm.mmu.uninit(cx);
-        });
+/// A program of tasks over one VM; `check` sees what is left of it before it is torn down.
+pub(crate) struct Race<S, C> {
+    pub(crate) mutants: MutantSet,
+    pub(crate) setup: S,
+    pub(crate) check: C,
+}
+
+impl<S: Fn(&Cx<'_>) -> Arc<Vm>, C: Fn(&Cx<'_>, &Vm)> Race<S, C> {
+    fn tear_down(&self, cx: &Cx<'_>, vm: &Vm) {
+        vm.mmu.assert_consistent();
+        let stats = vm.mmu.pages();
+        assert_eq!(vm.mmu.table_frames(), stats.tables + stats.roots, "MMU-INV-007: a table is leaked");
+        (self.check)(cx, vm);
+        vm.mmu.uninit(cx);
     }
 }
 
-fn spawn(cx: &Cx<'_>, name: &str, vm: &Arc<Vm>, body: impl FnOnce(&Cx<'_>, &Vm) + Send + 'static) {
+impl<S: Fn(&Cx<'_>) -> Arc<Vm>, C: Fn(&Cx<'_>, &Vm)> Program for Race<S, C> {
+    type State = Arc<Vm>;
+
+    fn setup(&self, cx: &Cx<'_>) -> Arc<Vm> {
+        cx.set_mutants(self.mutants);
+        (self.setup)(cx)
+    }
+
+    fn judge(&self, sim: &mut Sim, vm: Arc<Vm>, verdict: &Verdict) -> Judgement {
+        assert_eq!(*verdict, Verdict::Completed);
+        sim.solo(|cx| self.tear_down(cx, &vm));
+        Judgement::default()
+    }
+}
+
+/// Executes a program so often under one strategy, or until the space is exhausted, which is what it returns. Panics at the first failure.
+pub(crate) fn explore(program: &impl Program, kind: StrategyKind, executions: u64) -> bool {
+    let mut exploration = Exploration::new(program, kind, 0, Options::default());
+    for _ in 0..executions {
+        if exploration.step().is_none() {
+            return true;
+        }
+    }
+    exploration.is_exhausted()
+}
+
+/// Runs tasks under many schedules; `check` sees what is left, then everything is torn down.
+pub(crate) fn race(setup: impl Fn(&Cx<'_>) -> Arc<Vm>, check: impl Fn(&Cx<'_>, &Vm)) {
+    race_with(MutantSet::EMPTY, setup, check);
+}
+
+/// The same with rules switched off; more schedules, and by several strategies.
+pub(crate) fn race_with(mutants: MutantSet, setup: impl Fn(&Cx<'_>) -> Arc<Vm>, check: impl Fn(&Cx<'_>, &Vm)) {
+    let race = Race { mutants, setup, check };
+    explore(&race, StrategyKind::Random, SEEDS);
+    if !mutants.is_empty() {
+        explore(&race, StrategyKind::Pct { depth: 3 }, 10 * SEEDS);
+        explore(&race, StrategyKind::Random, 20 * SEEDS);
+    }
+}
+
+pub(crate) fn spawn(cx: &Cx<'_>, name: &str, vm: &Arc<Vm>, body: impl FnOnce(&Cx<'_>, &Vm) + Send + 'static) {
     let vm = Arc::clone(vm);
     cx.spawn(name, move |cx| body(cx, &vm));
 }
@@ -41,7 +84,7 @@ fn vcpu(cx: &Cx<'_>, vm: &Vm, backing: &Mutex<Pfn>, gfn: Gfn, write: bool) {
             continue;
         }
         let lock = vm.mmu.mmu_lock.read(cx);
-        let stale = vm.mmu.invalidate.retry_gfn(&lock, seq, gfn);
+        let stale = vm.mmu.invalidate.retry_gfn(cx, &lock, seq, gfn);
         let mut fault = vm.fault(gfn, write);
         fault.pfn = Some(pfn);
         let result =
@@ -142,7 +185,7 @@ fn map_against_root_invalidation() {
     );
 }
 
-fn start_with(cx: &Cx<'_>, vm: &Vm, level: Level, gfns: &[u64]) -> Arc<Root> {
+pub(crate) fn start_with(cx: &Cx<'_>, vm: &Vm, level: Level, gfns: &[u64]) -> Arc<Root> {
     vm.slot.set_host(level);
     let root = vm.mmu.load_root(cx, 0).unwrap();
     for &gfn in gfns {

@@ -6,9 +6,10 @@ use sim_mmu::{
     Gfn, GfnRange, Gpa, KVM_TDP_MMU_SPTE_CHANGED, Level, RemoteFlush, RetPf, Root, SlotView, SpteState, Stage2Kind,
     TdpConfig, TdpFault, TdpMmu,
 };
+use std::any::Any;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 /// The slot's first frame: aligned to 2 MiB, not to 1 GiB.
 pub(crate) const BASE: Gfn = Gfn(512);
@@ -21,6 +22,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    pub(crate) fn new(range: GfnRange) -> Slot {
+        let host_level = AtomicU8::new(1);
+        Slot { range, logged: AtomicBool::new(false), dirty: Default::default(), host_level }
+    }
+
     pub(crate) fn set_host(&self, level: Level) {
         self.host_level.store(level.number(), SeqCst);
     }
@@ -68,18 +74,14 @@ pub(crate) struct Vm {
     pub(crate) flush: Flushes,
     /// First frame of each 2 MiB block of the slot.
     pub(crate) blocks: Vec<Pfn>,
+    /// The root that mirrors external tables, of a VM that has them.
+    pub(crate) mirror: OnceLock<Arc<Root>>,
+    /// What is behind the hooks of such a VM.
+    pub(crate) external: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 pub(crate) fn config(kind: Stage2Kind) -> TdpConfig {
-    TdpConfig {
-        kind,
-        levels: 4,
-        max_gfn: Gfn(1 << 34),
-        mmio_caching: true,
-        eager_page_split: true,
-        splits_on_fault: true,
-        max_level: Level::L1G,
-    }
+    TdpConfig::new(kind, 4, Gfn(1 << 34))
 }
 
 impl Vm {
@@ -91,13 +93,8 @@ impl Vm {
         let phys = Arc::new(PhysMem::new(cx, 64 << 20));
         let mmu = TdpMmu::new(cx, Arc::clone(&phys), config);
         let blocks: Vec<_> = (0..blocks).map(|_| phys.alloc_huge_zeroed().unwrap()).collect();
-        let slot = Slot {
-            range: GfnRange::with_len(BASE, blocks.len() as u64 * 512),
-            logged: AtomicBool::new(false),
-            dirty: Default::default(),
-            host_level: AtomicU8::new(1),
-        };
-        Vm { phys, mmu, slot, flush: Flushes::default(), blocks }
+        let slot = Slot::new(GfnRange::with_len(BASE, blocks.len() as u64 * 512));
+        Vm { phys, mmu, slot, flush: Flushes::default(), blocks, mirror: OnceLock::new(), external: OnceLock::new() }
     }
 
     pub(crate) fn pfn(&self, gfn: Gfn) -> Pfn {

@@ -1,0 +1,200 @@
+//! Mirror trees and the external tables behind them (`set_external_spte` and `free_external_spt` of `struct kvm_x86_ops`, the mirror halves of
+//! `arch/x86/kvm/mmu/tdp_mmu.c`).
+//!
+//! A TD's private memory is mapped by tables that only the TDX module writes. KVM keeps a *mirror* of them, a tree like any other that no
+//! processor walks, and carries each change of it out through two hooks. A mapping is added under mmu_lock for reading: the mirror's entry is
+//! frozen, the hook runs, and the entry gets its value, or its old one back if the hook failed. A mapping is taken away under mmu_lock for
+//! writing: the mirror's entry is cleared first, and the hook must not fail. Each table of a mirror but the root owns one page of the external
+//! tables, from its link until the VM dies.
+//!
+//! What the hooks do (S-EPT calls, retries while the module is busy, kicking vCPUs) is not here: whoever makes the VM gives them.
+
+use super::TdpMmu;
+use super::root::Root;
+use super::tables::{TableInfo, Tables};
+use crate::addr::{Gfn, Level};
+use crate::fault::{RetPf, SlotView, TdpFault};
+use crate::flush::RemoteFlush;
+use crate::spte::Spte;
+use sim_kernel::sync::Until;
+use sim_kernel::{Cx, Errno, Pfn};
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+/// A change of one entry that is to be carried out in the external tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExternalChange {
+    /// First frame of the entry.
+    pub gfn: Gfn,
+    /// Level of the entry.
+    pub level: Level,
+    /// The mirror's entry before. Present: the leaf is to be removed, and mmu_lock is held for writing.
+    pub old: Spte,
+    /// The mirror's entry afterwards: a table, a leaf, or not present.
+    pub new: Spte,
+    /// If `new` is a table: the page that it is in the external tables.
+    pub external_spt: Option<Pfn>,
+}
+
+impl ExternalChange {
+    pub(super) fn new(tables: &Tables, gfn: Gfn, level: Level, old: Spte, new: Spte) -> ExternalChange {
+        let external_spt = if new.is_table(level) { tables.info(new.pfn()).external } else { None };
+        ExternalChange { gfn, level, old, new, external_spt }
+    }
+}
+
+/// A table of a mirror that is being freed, with everything below it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExternalTable {
+    /// First frame that the table covers.
+    pub gfn: Gfn,
+    /// Level of the table's entries.
+    pub level: Level,
+    /// The page that it is in the external tables.
+    pub external_spt: Pfn,
+}
+
+/// The hooks through which a mirror's changes reach the tables that it mirrors.
+pub trait ExternalTables: Send + Sync + fmt::Debug {
+    /// `set_external_spte`: links a table, maps a leaf, or removes one, which the two values of the entry tell apart.
+    ///
+    /// # Errors
+    /// `EBUSY`: not now; the fault will be tried again. Anything else means that the VM is broken, which the hook itself has noted. A removal
+    /// only fails when the VM is broken.
+    fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno>;
+
+    /// `free_external_spt`: takes the page of a table back. Only when the VM dies: the external tables must not be in use any more.
+    ///
+    /// # Errors
+    /// The page cannot be had; it is leaked.
+    fn free_external_spt(&self, cx: &Cx<'_>, table: &ExternalTable) -> Result<(), Errno>;
+}
+
+impl TdpMmu {
+    /// `kvm_has_mirrored_tdp`: private memory is mapped by external tables.
+    #[inline]
+    pub fn has_mirrored_tdp(&self) -> bool {
+        self.external.is_some()
+    }
+
+    /// `kvm_gfn_direct_bits`: what the place of a shared gfn has in the direct root beside the gfn.
+    #[inline]
+    pub fn gfn_direct_bits(&self) -> u64 {
+        self.config().gfn_direct_bits
+    }
+
+    pub(super) fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno> {
+        let external = self.external.as_ref().expect("a mirror has external tables");
+        external.set_external_spte(cx, change)
+    }
+
+    /// A table for an entry of a walk, with a page for the external tables if it is one of a mirror.
+    pub(super) fn alloc_sp(&self, gfn: Gfn, level: Level, as_id: u16, is_mirror: bool) -> Result<Pfn, Errno> {
+        let table = self.tables.alloc(gfn, level, as_id)?;
+        if is_mirror {
+            match self.tables.phys.alloc() {
+                Ok(external) => {
+                    self.tables.set_external(table, Some(external));
+                    self.external_pages.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(errno) => {
+                    self.tables.free_unlinked(table);
+                    return Err(errno);
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    /// `tdp_mmu_free_sp` of a table that was never linked.
+    pub(super) fn free_unlinked_sp(&self, cx: &Cx<'_>, table: Pfn) {
+        if let Some(external) = self.tables.info(table).external {
+            self.put_external_page(cx, external);
+        }
+        self.tables.free_unlinked(table);
+    }
+
+    fn put_external_page(&self, cx: &Cx<'_>, page: Pfn) {
+        let old = self.external_pages.fetch_sub(1, Ordering::Relaxed);
+        assert!(old > 0, "MMU-INV-062: a page of the external tables is freed twice");
+        self.tables.phys.put(cx, page);
+    }
+
+    /// A table was taken out of the mirror. Its external page is freed at once: nobody walks it without the hardware, which is done with the
+    /// VM. If the hook fails the page is leaked.
+    pub(super) fn free_external_spt(&self, cx: &Cx<'_>, table: Pfn, info: &TableInfo) {
+        let external_spt = info.external.expect("MMU-INV-062: a table of a mirror has a page of the external tables");
+        self.tables.set_external(table, None);
+        let external = self.external.as_ref().expect("a mirror has external tables");
+        let freed = external.free_external_spt(cx, &ExternalTable { gfn: info.gfn, level: info.level, external_spt });
+        if freed.is_ok() {
+            self.put_external_page(cx, external_spt);
+        }
+    }
+
+    /// What a fault's retries come to while an entry on its way is frozen: nothing changes until whoever froze it goes on, so the task is not
+    /// runnable until then. KVM lets the guest run into the fault again, or tries again in the exit handler of a TD; the outcome is the same.
+    pub fn wait_while_frozen(&self, cx: &Cx<'_>, root: &Root, gfn: Gfn) {
+        let (mut table, mut level) = (root.table(), root.level());
+        loop {
+            let index = Gfn(gfn.0 | root.gfn_bits()).index(level);
+            let spte = self.tables.peek(table, index);
+            if spte.is_frozen() {
+                self.tables.word(cx, table, index).wait_until(Until::NotEqual(Spte::FROZEN.0));
+                return;
+            }
+            match level.down().filter(|_| spte.is_table(level)) {
+                Some(below) => (table, level) = (spte.pfn(), below),
+                None => return,
+            }
+        }
+    }
+
+    /// Pages of the external tables that were not given back: for checkers.
+    pub fn external_pages(&self) -> u64 {
+        self.external_pages.load(Ordering::Relaxed)
+    }
+
+    /// `kvm_tdp_mmu_map_private_pfn`: maps a page of a TD that is being built, without a fault. The caller holds `slots_lock` and the
+    /// guest_memfd's `invalidate_lock`, so that the page stays; there is nothing to test against. Takes mmu_lock for reading.
+    ///
+    /// # Errors
+    /// `EIO` if something is mapped there already; `EINTR` for a signal; `ENOMEM`.
+    pub fn map_private_pfn<S: SlotView>(
+        &self,
+        cx: &Cx<'_>,
+        mirror: &Root,
+        gfn: Gfn,
+        pfn: Pfn,
+        slot: &S,
+        flush: &impl RemoteFlush,
+    ) -> Result<(), Errno> {
+        loop {
+            if cx.signal_pending() {
+                return Err(Errno::EINTR);
+            }
+            let mut fault = TdpFault {
+                gpa: gfn.gpa(),
+                write: true,
+                exec: false,
+                present: false,
+                rsvd: false,
+                prefetch: true,
+                is_private: true,
+                pfn: Some(pfn),
+                map_writable: true,
+                max_level: Level::L4K,
+                goal_level: Level::L4K,
+                mmio_generation: 0,
+            };
+            let lock = self.mmu_lock.read(cx);
+            let result = self.map(cx, &lock, mirror, &mut fault, Some(slot), flush)?;
+            drop(lock);
+            match result {
+                RetPf::Retry => self.wait_while_frozen(cx, mirror, gfn),
+                RetPf::Fixed => return Ok(()),
+                _ => return Err(Errno::EIO),
+            }
+        }
+    }
+}
