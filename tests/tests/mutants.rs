@@ -9,6 +9,7 @@ use gmem::explore::zoo;
 use gmem::mutants::{self, MutantInfo};
 use gmem::runner::{self, RunReport};
 use gmem::scenario::{Scenario, parse};
+use sim_kernel::explore::{Exploration, Options};
 use sim_kernel::sched::{Chooser, LogLevel, Pct, Random, Verdict, invariant_of};
 
 /// Schedules within which a mutant is found; the strategies take turns.
@@ -73,14 +74,20 @@ fn seeds_to(info: &MutantInfo, seeds: u64) -> Result<(u64, String), String> {
 }
 
 /// The same for a mutant that takes store buffers to go wrong, which a single run has not.
-fn samples_to(info: &MutantInfo, seeds: u64) -> Result<(u64, String), String> {
+fn samples_to(info: &MutantInfo, schedules: u64) -> Result<(u64, String), String> {
     let program = zoo::program_of(info)?;
-    let kinds = STRATEGIES.map(|name| name.parse().expect("a strategy"));
-    let search = zoo::sample(&program, &kinds, 0, seeds);
-    match search.caught {
-        Some(id) if info.caught_by.contains(&id.as_str()) => Ok((search.executions, id)),
-        other => Err(format!("{other:?}")),
+    let options = Options { steps_max: 100_000, memory: program.memory(), ..Options::default() };
+    let mut explorations =
+        STRATEGIES.map(|name| Exploration::new(&program, name.parse().expect("a strategy"), 0, options));
+    let mut others = Vec::new();
+    for schedule in 0..schedules {
+        let execution = explorations[schedule as usize % STRATEGIES.len()].step().expect("samples have no end");
+        match execution.judgement.problem.map(|problem| problem.id.unwrap_or(problem.message)) {
+            Some(id) if info.caught_by.contains(&id.as_str()) => return Ok((schedule + 1, id)),
+            other => others.extend(other),
+        }
     }
+    Err(format!("{} others, such as {:?}", others.len(), others.first()))
 }
 
 #[test]

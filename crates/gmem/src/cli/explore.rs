@@ -114,9 +114,19 @@ fn mutants_of(scenario: &Scenario) -> Vec<String> {
     off.map(|info| info.id().to_string()).collect()
 }
 
+/// A word as a shell reads it as one.
+fn for_a_shell(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 /// The command with everything that a schedule depends on.
 fn command(name: &str, args: &args::Explore, mutants: &[&str]) -> String {
-    let mut command = format!("gmem explore {name}");
+    let mut command = format!("gmem explore {}", for_a_shell(name));
     if let Some(kernel) = args.kernel {
         command.push_str(&format!(" --kernel {kernel}"));
     }

@@ -70,7 +70,7 @@ pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'
 
 /// Looks for a failure by partial-order reduction.
 pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
-    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(0));
+    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(program, 0));
     let mut executions = 0;
     let mut caught = None;
     while executions < effort.search && caught.is_none() {
@@ -86,7 +86,7 @@ pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
 pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], seed: u64, schedules: u64) -> Search {
     // Each goes on where its last turn ended: what it has learnt of the program is kept.
     let mut explorations: Vec<_> =
-        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(0))).collect();
+        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(program, 0))).collect();
     let mut executions = 0;
     let mut turn = 0;
     // Short turns first: most bugs are found by the first strategies that have any chance.
@@ -115,6 +115,6 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], seed: u64, sche
     Search { strategy: strategy.to_string(), executions, caught: None, exhausted: false }
 }
 
-fn options(first: u64) -> Options {
-    Options { first, steps_max: STEPS_MAX, ..Options::default() }
+fn options(program: &ScenarioProgram, first: u64) -> Options {
+    Options { first, steps_max: STEPS_MAX, memory: program.memory(), ..Options::default() }
 }

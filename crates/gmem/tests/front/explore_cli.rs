@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use gmem::{Simulator, Status, cli};
 use serde_json::Value;
@@ -232,6 +233,37 @@ fn input_that_makes_no_sense_is_answered_with_its_place() {
         assert!(errors.contains(expected), "{arguments:?}: {errors}");
         assert!(errors.starts_with("error: ") && errors.len() < 2_000, "{arguments:?}: {errors}");
     }
+}
+
+/// A reader that goes away ends the command without a word.
+#[test]
+fn nobody_reads_the_result() {
+    for arguments in [&["explore", "--json"][..], &["explore"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gmem"));
+        command
+            .args(arguments)
+            .args(["--budget", "200", "--keep-going", "--mutant", "RC-01"])
+            .arg(scenario("races/fault-punch.toml"));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(
+            (ended.status.code(), String::from_utf8(ended.stderr).unwrap().as_str()),
+            (Some(0), ""),
+            "{arguments:?}"
+        );
+    }
+}
+
+/// The command that a report ends with can be given to a shell as it is.
+#[test]
+fn the_command_of_a_report_is_quoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(scenario("races/fault-punch.toml")).unwrap();
+    let path = file(folder.path(), "it's a race.toml", &text);
+    let found = explore(&path, &["--mutant", "RC-01"]);
+    let command = found["findings"][0]["report"]["command"].as_str().unwrap();
+    assert!(command.contains("/it'\\''s a race.toml' --mutant RC-01 --replay gmem1:"), "{command}");
 }
 
 /// Not wrong, only small.
