@@ -51,10 +51,10 @@ fn a_missing_barrier_shows_only_with_store_buffers() {
     let replay: Vec<&str> = command.split_whitespace().skip(1).collect();
     let (status, out, _) = gmem(&replay);
     assert_eq!(status, Status::Found);
-    assert!(out.contains(id) && out.contains("the store buffer of "), "{out}");
+    assert!(out.contains(id), "{out}");
     // With the barrier, store buffers change nothing.
     let fenced = explore(&scenario, &["--memory-model", "tso", "--budget", "4k"]);
-    assert_eq!(fenced["violations"], 0);
+    assert_eq!(fenced["verified"], true);
 }
 
 /// A vCPU's first run takes slots_arch_lock inside SRCU; whoever makes a slot waits for SRCU inside slots_arch_lock, if RC-60 is off. Here one does so after the

@@ -84,6 +84,9 @@ fn a_scenario_says_everything_of_a_machine() {
         smm = false
         max_vcpus = 1024
         eager_page_split = false
+        ept_ad_bits = false
+        pml = true
+        nx_huge_pages = true
         files_max = 100
         memory_failure = true
         hwpoison_abba = false
@@ -99,7 +102,8 @@ fn a_scenario_says_everything_of_a_machine() {
     "#;
     let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, signal_step: 4, signal_task: 5 };
     let failure = MachineConfig { memory_failure: true, hwpoison_abba: false, xarray_steps: true, faults, ..shadow() };
-    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..failure };
+    let mmu = MachineConfig { ept_ad_bits: false, pml: true, nx_huge_pages: true, ..failure };
+    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..mmu };
     assert_eq!(scenario::parse("t.toml", text).unwrap().machine, expected);
     // A fact that is added has to be added here.
     assert!(FACTS.iter().all(|fact| text.contains(fact.name)));
