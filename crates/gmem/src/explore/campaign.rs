@@ -154,7 +154,7 @@ enum Message {
 
 /// Something to do.
 enum Work {
-    Search(Share),
+    Search(Box<Share>),
     Cut(Vec<Frontier>),
     Sample { number: u64, sample: Sample },
 }
@@ -184,7 +184,7 @@ impl Shared<'_> {
         let next = progress.next_of_search(plan, begin);
         let mut queue = self.queue.lock();
         match next {
-            Next::Round => queue.search.extend(progress.shares().map(Work::Search)),
+            Next::Round => queue.search.extend(progress.shares().map(|share| Work::Search(Box::new(share)))),
             Next::Cut => queue.search.push_back(Work::Cut(progress.search.parts.clone())),
             Next::Nothing => queue.is_over = true,
         }
@@ -221,7 +221,7 @@ impl Shared<'_> {
                 let message = match work {
                     Work::Search(share) => {
                         let index = share.index;
-                        let done = self.worker.search(share)?;
+                        let done = self.worker.search(*share)?;
                         done.map(|(part, frontier, is_stuck)| Message::Searched {
                             index,
                             part,
