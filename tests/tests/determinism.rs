@@ -32,11 +32,11 @@ fn digests() -> String {
 #[test]
 fn same_seed_same_hash_in_every_build() {
     expect![[r#"
-        punch-hole: d08600f484b9d70b d08600f484b9d70b d08600f484b9d70b d08600f484b9d70b
-        explicit-conversion: eb1e0f87353bff3c eb1e0f87353bff3c eb1e0f87353bff3c eb1e0f87353bff3c
-        fault-against-punch: 7eef0774492a9d22 24f45f266062f9f0 166dd96848e45430 780fa85724823db2
-        fault-against-conversion: 04a29f584db414a4 4e7969ded64f5d2e 2b1b6e7dd99ddd93 70408a3926b50695
-        release-while-faulting: 88d664b604757d79 5484aa568472620d 3b854764fbf47083 5f0de0df4bbf9f48
+        punch-hole: aba6ea3ee057239a aba6ea3ee057239a aba6ea3ee057239a aba6ea3ee057239a
+        explicit-conversion: 3c503cc1ff9952f2 3c503cc1ff9952f2 3c503cc1ff9952f2 3c503cc1ff9952f2
+        fault-against-punch: 0ec425cc05dd3b65 b96064f07fb65b4a 56b2a39511371e1c fde0b4410e2df339
+        fault-against-conversion: 6681b7f28fbbaa3d d127992c1e51d9e3 3ee2f78828813664 f50d5649f47a67b9
+        release-while-faulting: 9d142f08c286b081 79458fe577525f24 f06ca1d59867e030 f35a383cdda622fb
     "#]]
     .assert_eq(&digests());
 }

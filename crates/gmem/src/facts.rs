@@ -9,6 +9,7 @@ use crate::kvm::uapi::KVM_MAX_VCPUS;
 use crate::trace::Header;
 use serde_json::{Map, Value};
 use sim_kernel::PAGE_SIZE;
+use sim_mmu::tlb::TlbConfig;
 
 /// The second stages of translation, by the names that files have for them. `shadow` is none: KVM shadows the guest's tables.
 pub const STAGE2_NAMES: [&str; 3] = ["npt", "ept", SHADOW];
@@ -63,6 +64,10 @@ pub struct Fact {
     set: fn(&mut MachineConfig, &FactValue) -> bool,
 }
 
+/// TLBs of processors, by the names that files have for them.
+const TLBS: [(&str, TlbConfig); 3] =
+    [("none", TlbConfig::NONE), ("small", TlbConfig::SMALL), ("large", TlbConfig::LARGE)];
+
 /// Every fact beside kernel and stage 2.
 pub const FACTS: &[Fact] = &[
     Fact {
@@ -81,6 +86,20 @@ pub const FACTS: &[Fact] = &[
         is_number: true,
         get: |machine| FactValue::Number(machine.maxphyaddr.into()),
         set: |machine, value| number(value, 36..=52, &mut machine.maxphyaddr),
+    },
+    Fact {
+        name: "tlb",
+        what: "TLB",
+        expected: "one of \"none\", \"small\", \"large\"",
+        is_number: false,
+        get: |machine| {
+            let known = TLBS.iter().find(|(_, tlb)| *tlb == machine.tlb);
+            FactValue::Word(known.map_or("", |(name, _)| name).to_string())
+        },
+        set: |machine, value| {
+            let found = TLBS.iter().find(|(name, _)| matches!(value, FactValue::Word(word) if word == name));
+            found.map(|(_, tlb)| machine.tlb = *tlb).is_some()
+        },
     },
     Fact {
         name: "transparent_hugepage",

@@ -11,23 +11,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     CpuId, KVM_EXIT_HLT, KVM_EXIT_HYPERCALL, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_MEMORY_FAULT,
-    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_UNKNOWN, kvm_mp_state, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
-    kvm_vcpu_events,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_UNKNOWN, kvm_mp_state, kvm_regs, kvm_run, kvm_run__bindgen_ty_1,
+    kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 
 use crate::ioctl::*;
 use crate::memory::Buffer;
 use crate::process::last_errno;
-use crate::{Failure, Process, Region, Result};
+use crate::{Failure, Process, Region, Result, paged};
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 /// `mov [ecx], ebx; add ecx, 4096; sub esi, 1; jnz` back. 64-bit code does the same: writing `ecx` clears the upper half.
 const TOUCH_LOOP: &[u8] = &[0x89, 0x19, 0x81, 0xc1, 0, 0x10, 0, 0, 0x83, 0xee, 1, 0x75, 0xf3];
 /// Where the code page lies in the guest, and in which slot.
-const CODE_GPA: u64 = 0xf000_0000;
+pub(crate) const CODE_GPA: u64 = 0xf000_0000;
 const CODE_SLOT: u32 = 31;
-/// Where the tables of the identity map lie in long mode, in which slot, and how many there can be.
-const TABLES_GPA: u64 = CODE_GPA + PAGE;
+/// Where the tables of the identity map lie in long mode, in which slot, and how many there can be. The code's slot may have eight pages.
+const TABLES_GPA: u64 = CODE_GPA + paged::PAGES * PAGE;
 const TABLES_SLOT: u32 = 30;
 const TABLES_MAX: u64 = 63;
 /// A guest physical address outside every slot, in the code page's 2 MiB: a store there leaves the guest.
@@ -195,7 +195,7 @@ impl Tables {
 impl Process {
     /// Gives a new vCPU its CPUID, and the VM of the first one its code slot. Neither can fail the creation: the recording program
     /// does not look either.
-    pub(crate) fn prepare_vcpu(&mut self, vm: i32, vcpu: i32) {
+    pub(crate) fn prepare_vcpu(&mut self, vm: i32, vcpu: i32, paging: bool) {
         if let Ok(mut cpuid) = CpuId::new(256)
             && self.supported_cpuid(&mut cpuid).is_ok()
         {
@@ -204,7 +204,7 @@ impl Process {
         }
         let code = match self.codes.get(&vm) {
             Some(code) => Rc::clone(code),
-            None => match self.code_slot(vm) {
+            None => match self.code_slot(vm, paging) {
                 Ok(code) => Rc::new(code),
                 Err(_) => return,
             },
@@ -226,10 +226,14 @@ impl Process {
         cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008).map(|entry| entry.eax & 0xff)
     }
 
-    fn code_slot(&mut self, vm: i32) -> Result<Code> {
+    fn code_slot(&mut self, vm: i32, paging: bool) -> Result<Code> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let hva = self.mmap(None, PAGE, prot, false, 0, PAGE)?;
+        let size = if paging { paged::PAGES * PAGE } else { PAGE };
+        let hva = self.mmap(None, size, prot, false, 0, PAGE)?;
         self.store(hva, 0xf4f4_f4f4)?;
+        if paging {
+            self.write_paged_slot(hva)?;
+        }
         let slot = |slot, guest_phys_addr, memory_size, userspace_addr| Region {
             slot,
             guest_phys_addr,
@@ -238,7 +242,7 @@ impl Process {
             ..Region::default()
         };
         // The slot may be taken, or its place; the vCPUs then run what is there.
-        self.set_user_memory_region(vm, &slot(CODE_SLOT, CODE_GPA, PAGE, hva)).ok();
+        self.set_user_memory_region(vm, &slot(CODE_SLOT, CODE_GPA, size, hva)).ok();
         let mut tables = None;
         if self.mode == GuestMode::Long {
             let memory = Buffer::new((TABLES_MAX * PAGE) as usize)?;
@@ -265,11 +269,8 @@ impl Process {
         let program = if long { self.long_program(&code, access)? } else { self.short_program(access)? };
         // The trace may have taken the code page away; the vCPU then finds what is there.
         self.write_code(&code, &program).ok();
-        self.set_registers(vcpu, long, access)?;
+        self.set_registers(vcpu, long, Some(access))?;
         let mut result = run.enter(vcpu);
-        // Without the alarm it was the trace itself, which may have mapped and written the vCPU's `immediate_exit`.
-        let called_back =
-            |result: &std::result::Result<(), i32>| *result == Err(libc::EINTR) && RANG.load(Ordering::Relaxed);
         if let (Ok(()), GuestAccess::Hypercall { reply, .. }, KVM_EXIT_HYPERCALL) = (&result, access, run.reason()) {
             let left = run.left();
             run.reply(reply);
@@ -349,7 +350,7 @@ impl Process {
         Ok([opcode, &[0x89, 0x02], &[0xf4; 4]].concat())
     }
 
-    fn write_code(&mut self, code: &Code, program: &[u8]) -> Result<()> {
+    pub(crate) fn write_code(&mut self, code: &Code, program: &[u8]) -> Result<()> {
         for (i, word) in (0u64..).zip(program.chunks(4)) {
             let mut bytes = [0xf4; 4];
             bytes[..word.len()].copy_from_slice(word);
@@ -358,7 +359,8 @@ impl Process {
         Ok(())
     }
 
-    fn set_registers(&mut self, vcpu: i32, long: bool, access: GuestAccess) -> Result<()> {
+    /// Registers for an access, or just paging switched off.
+    pub(crate) fn set_registers(&mut self, vcpu: i32, long: bool, access: Option<GuestAccess>) -> Result<()> {
         // What an earlier exit left behind: a triple fault, an exception on its way.
         // A KVM that has no such state has nothing to clear.
         let mut state = kvm_mp_state { mp_state: 0 };
@@ -392,12 +394,13 @@ impl Process {
         with_struct(vcpu, KVM_SET_SREGS, &mut sregs)?;
         let mut regs = kvm_regs { rip: CODE_GPA, rflags: 2, ..Default::default() };
         match access {
-            GuestAccess::Read { gpa } => regs.rcx = gpa,
-            GuestAccess::Write { gpa, value } | GuestAccess::Rmw { gpa, value } => {
+            None => {}
+            Some(GuestAccess::Read { gpa }) => regs.rcx = gpa,
+            Some(GuestAccess::Write { gpa, value } | GuestAccess::Rmw { gpa, value }) => {
                 (regs.rcx, regs.rbx) = (gpa, value.into());
             }
-            GuestAccess::Touch { gpa, pages } => (regs.rcx, regs.rbx, regs.rsi) = (gpa, 1, pages.into()),
-            GuestAccess::Hypercall { nr, args, .. } => {
+            Some(GuestAccess::Touch { gpa, pages }) => (regs.rcx, regs.rbx, regs.rsi) = (gpa, 1, pages.into()),
+            Some(GuestAccess::Hypercall { nr, args, .. }) => {
                 (regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi) = (nr, args[0], args[1], args[2], args[3]);
             }
         }
@@ -417,7 +420,13 @@ fn reachable_touch(gpa: u64, pages: u32) -> Result<()> {
     Ok(())
 }
 
-fn registers(vcpu: i32) -> Result<kvm_regs> {
+/// Whether a run ended because it took too long. Without the alarm it was the trace itself, which may have mapped and written the vCPU's
+/// `immediate_exit`.
+pub(crate) fn called_back(result: &std::result::Result<(), i32>) -> bool {
+    *result == Err(libc::EINTR) && RANG.load(Ordering::Relaxed)
+}
+
+pub(crate) fn registers(vcpu: i32) -> Result<kvm_regs> {
     let mut regs = kvm_regs::default();
     with_struct(vcpu, KVM_GET_REGS, &mut regs)?;
     Ok(regs)
@@ -431,13 +440,13 @@ fn hypercall_instruction() -> &'static [u8] {
 }
 
 /// A vCPU's `struct kvm_run`, mapped.
-struct RunPage {
+pub(crate) struct RunPage {
     run: *mut kvm_run,
     len: usize,
 }
 
 impl RunPage {
-    fn map(vcpu: i32, len: usize) -> Result<RunPage> {
+    pub(crate) fn map(vcpu: i32, len: usize) -> Result<RunPage> {
         if len < size_of::<kvm_run>() {
             return Err(Failure::Refused("struct kvm_run is shorter than it ever was".into()));
         }
@@ -448,7 +457,7 @@ impl RunPage {
     }
 
     /// `KVM_RUN`; the errno if it fails. The alarm calls a vCPU back that never leaves.
-    fn enter(&self, vcpu: i32) -> std::result::Result<(), i32> {
+    pub(crate) fn enter(&self, vcpu: i32) -> std::result::Result<(), i32> {
         on_alarm_interrupt();
         RANG.store(false, Ordering::Relaxed);
         // SAFETY: an alarm's handler does nothing but say so.
@@ -463,14 +472,19 @@ impl RunPage {
         }
     }
 
-    fn reason(&self) -> u32 {
+    pub(crate) fn reason(&self) -> u32 {
         // SAFETY: the mapping lives, and KVM writes to it only in `enter`.
         unsafe { (*self.run).exit_reason }
     }
 
-    fn left(&self) -> Left {
-        // SAFETY: as above; each exit fills the member of the union that is read for it.
-        let data = unsafe { &(*self.run).__bindgen_anon_1 };
+    /// What an exit says; each fills the member of the union that is read for it.
+    pub(crate) fn data(&self) -> &kvm_run__bindgen_ty_1 {
+        // SAFETY: as above.
+        unsafe { &(*self.run).__bindgen_anon_1 }
+    }
+
+    pub(crate) fn left(&self) -> Left {
+        let data = self.data();
         match self.reason() {
             KVM_EXIT_UNKNOWN => Left::Reason(0),
             KVM_EXIT_MMIO => {
@@ -505,7 +519,7 @@ impl RunPage {
     }
 
     /// Lets KVM finish an access that the VMM was asked for, without going back into the guest.
-    fn abandon(&self, vcpu: i32) {
+    pub(crate) fn abandon(&self, vcpu: i32) {
         // SAFETY: as in `reason`.
         unsafe { (*self.run).immediate_exit = 1 };
         for _ in 0..PARTS_MAX {

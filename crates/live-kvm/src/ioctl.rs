@@ -98,13 +98,13 @@ impl Process {
         with_number(fd, KVM_CHECK_EXTENSION, cap)
     }
 
-    /// `KVM_CREATE_VCPU`, with CPUID as the host supports, and the code page for the VM's first.
+    /// `KVM_CREATE_VCPU`, with CPUID as the host supports, and for the VM's first the code page, or with `paging` what that needs.
     ///
     /// # Errors
     /// KVM's errno.
-    pub fn create_vcpu(&mut self, vm: i32, index: u64) -> Result<i32> {
+    pub fn create_vcpu(&mut self, vm: i32, index: u64, paging: bool) -> Result<i32> {
         let vcpu = with_number(vm, KVM_CREATE_VCPU, index)? as i32;
-        self.prepare_vcpu(vm, vcpu);
+        self.prepare_vcpu(vm, vcpu, paging);
         Ok(vcpu)
     }
 

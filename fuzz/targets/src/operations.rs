@@ -226,6 +226,7 @@ impl Bytes<'_> {
                 }
                 _ => self.name(Object::Fd),
             },
+            Kind::Word(words) => json!(words[usize::from(self.byte()) % words.len()]),
             Kind::Prot => {
                 let bits = self.byte();
                 json!(
@@ -319,6 +320,10 @@ fn put(bytes: &mut Vec<u8>, kind: Kind, value: &Value) {
         Kind::FdRef => {
             bytes.push(NOT_A_NAME);
             put_number(bytes, Kind::Count, value);
+        }
+        Kind::Word(words) => {
+            let word = value.as_str().unwrap_or_default();
+            bytes.push(words.iter().position(|known| *known == word).unwrap_or(0) as u8);
         }
         Kind::Prot => {
             let letters = value.as_str().unwrap_or_default();

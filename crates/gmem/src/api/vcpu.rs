@@ -10,7 +10,7 @@ use crate::kvm::uapi::exit::KVM_EXIT_MEMORY_FAULT;
 use crate::kvm::uapi::kvm_pre_fault_memory;
 use crate::kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, GuestRegs, Vcpu};
 use sim_kernel::{Cx, Errno};
-use sim_mmu::Gpa;
+use sim_mmu::{Gpa, Gva};
 use std::sync::Arc;
 
 /// The part of `kvm_run` that the caller may write, by what the last exit was.
@@ -68,7 +68,7 @@ impl VcpuFd {
     /// Where instructions are fetched from: every entry then also needs this address to be executable memory. `None`, as at the
     /// start: fetches are not modelled. The simulator's own.
     pub fn set_code_page(&mut self, cx: &Cx<'_>, code: Option<Gpa>) {
-        self.vcpu.mutex.lock(cx).code = code;
+        self.vcpu.mutex.lock(cx).code = code.map(|code| Gva(code.0));
     }
 
     /// How wide the guest's registers are; 64 bits at the start. The simulator's own, instead of `KVM_SET_SREGS`.

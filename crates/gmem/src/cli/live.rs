@@ -134,6 +134,8 @@ pub(super) fn fuzz_compare(
         private_memory: config.has_memory_attributes(),
         shadow_paging: !config.tdp_enabled,
         hypercalls: !machine.long_mode,
+        // Without hardware virtualisation such a guest's supervisor is not run, but emulated, as far as that goes.
+        guest_paging: !machine.long_mode,
         maxphyaddr: config.maxphyaddr,
     };
     let pair = Pair { starter: &starter, machine: &machine, limits, config };

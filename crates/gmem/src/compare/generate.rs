@@ -3,6 +3,8 @@
 //! The generator remembers what a program has made (`Made`), so that later operations meet earlier ones. What it makes is fit for a
 //! real machine: at most [`MEMORY_MAX`] bytes in all, no huge slot (KVM allocates for each page of one), no hardware poison.
 
+mod paging;
+
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -33,6 +35,8 @@ pub struct Abilities {
     pub shadow_paging: bool,
     /// Guests may make hypercalls.
     pub hypercalls: bool,
+    /// Guests may have page tables of their own.
+    pub guest_paging: bool,
     /// Width of guest physical addresses in bits.
     pub maxphyaddr: u32,
 }
@@ -41,7 +45,7 @@ pub struct Abilities {
 ///
 /// ```
 /// use gmem::compare::generate::{Abilities, program};
-/// let abilities = Abilities { private_memory: false, shadow_paging: false, hypercalls: true, maxphyaddr: 40 };
+/// let abilities = Abilities { private_memory: false, shadow_paging: false, hypercalls: true, guest_paging: true, maxphyaddr: 40 };
 /// assert_eq!(program(7, 3, abilities), program(7, 3, abilities));
 /// assert_ne!(program(7, 3, abilities), program(7, 4, abilities));
 /// ```
@@ -52,6 +56,7 @@ pub fn program(seed: u64, number: u64, abilities: Abilities) -> Vec<Op> {
         rng: Pcg64Mcg::seed_from_u64((state ^ state >> 64) as u64),
         abilities,
         made: Made::default(),
+        tables: None,
         ops: Vec::new(),
     };
     generator.begin();
@@ -106,6 +111,8 @@ struct Generator {
     rng: Pcg64Mcg,
     abilities: Abilities,
     made: Made,
+    /// Where the guest's page tables are, if it has any.
+    tables: Option<paging::GuestTables>,
     ops: Vec<Op>,
 }
 
@@ -291,7 +298,11 @@ impl Generator {
         let kind = u64::from(self.abilities.private_memory && self.chance(2));
         self.ops.push(Op::CreateVm { vm: "vm0".into(), r#type: kind });
         self.made.vcpus.push("c0".into());
-        self.ops.push(Op::CreateVcpu { vm: "vm0".into(), vcpu: "c0".into(), index: 0 });
+        let paging = self.abilities.guest_paging && self.chance(4);
+        self.ops.push(Op::CreateVcpu { vm: "vm0".into(), vcpu: "c0".into(), index: 0, paging });
+        if paging {
+            self.guest_tables();
+        }
         if !self.chance(4) {
             self.create_guest_memfd();
         }
@@ -302,6 +313,9 @@ impl Generator {
     }
 
     fn step(&mut self) {
+        if self.tables.is_some() && self.chance(2) {
+            return self.paged_step();
+        }
         match self.rng.random_range(0..200) {
             0 => self.create_vm(),
             1..4 => self.create_vcpu(),
@@ -347,7 +361,7 @@ impl Generator {
         let (vm, vcpu) = (self.vm(), self.new_name("c"));
         let index = if self.chance(12) { self.edge() } else { self.rng.random_range(0..4) };
         self.made.vcpus.push(vcpu.clone());
-        self.ops.push(Op::CreateVcpu { vm, vcpu, index });
+        self.ops.push(Op::CreateVcpu { vm, vcpu, index, paging: false });
     }
 
     fn check_extension(&mut self) {
@@ -752,7 +766,13 @@ mod tests {
 
     #[test]
     fn programs_stay_small_and_safe() {
-        let abilities = Abilities { private_memory: true, shadow_paging: false, hypercalls: true, maxphyaddr: 40 };
+        let abilities = Abilities {
+            private_memory: true,
+            shadow_paging: false,
+            hypercalls: true,
+            guest_paging: true,
+            maxphyaddr: 40,
+        };
         for number in 0..2_000 {
             let mut memory = 0u64;
             for op in program(1, number, abilities) {

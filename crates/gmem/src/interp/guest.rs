@@ -1,12 +1,13 @@
 //! Operations of a vCPU: each is a short program that the vCPU runs from its code page until it halts or exits.
 //!
-//! As the recording program has it: the first vCPU of a VM adds memory slot 31 with one page of code; the vCPU runs in 32-bit
-//! protected mode with paging off.
+//! As the recording program has it: the first vCPU of a VM adds memory slot 31 with one page of code, or with what paging needs
+//! ([`paged`](super::paged)); the vCPU runs in 32-bit protected mode with paging off.
 
 use sim_kernel::mm::Prot;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
-use sim_mmu::Gpa;
+use sim_mmu::{Gpa, Gva};
 
+use super::paged;
 use super::world::{World, errno_of, failed};
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Sharing};
@@ -16,14 +17,14 @@ use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
 use crate::ops::{Answer, Exit, Name, Op};
 
 /// Where the code page lies in the guest.
-const CODE_GPA: u64 = 0xf000_0000;
+pub(super) const CODE_GPA: u64 = 0xf000_0000;
 /// The slot that holds it.
 const CODE_SLOT: u32 = 31;
 /// What the first word of a code page holds: `hlt`, four times.
 const CODE_WORD: u32 = 0xf4f4_f4f4;
 
 impl World {
-    pub(super) fn create_vcpu(&self, cx: &Cx<'_>, vm: &Name, vcpu: &Name, index: u64) -> Answer {
+    pub(super) fn create_vcpu(&self, cx: &Cx<'_>, vm: &Name, vcpu: &Name, index: u64, paging: bool) -> Answer {
         let vm_fd = self.fd(vm);
         let result = ioctl::create_vcpu(cx, &self.process, vm_fd, index);
         if result.is_ok()
@@ -31,29 +32,27 @@ impl World {
             && vm.vcpu_count() == 1
         {
             // A VM whose slots already use this place keeps them: the recording program does not look either.
-            let _ = self.add_code_slot(cx, vm_fd);
+            let _ = self.add_code_slot(cx, vm_fd, paging);
         }
         if let Some(vcpu) = result.ok().and_then(|fd| ioctl::peek_vcpu(cx, &self.process, fd)) {
-            vcpu.set_mode(cx, CpuMode::Protected32, Some(Gpa(CODE_GPA)));
+            vcpu.set_mode(cx, CpuMode::Protected32, Some(Gva(CODE_GPA)));
         }
         self.name_fd(vcpu, result)
     }
 
-    fn add_code_slot(&self, cx: &Cx<'_>, vm: i32) -> Result<(), Errno> {
-        let hva: Hva = self.process.mmap(
-            cx,
-            PAGE_SIZE,
-            Prot::READ | Prot::WRITE,
-            Sharing::Private,
-            Mapped::Anonymous,
-            PAGE_SIZE,
-        )?;
+    fn add_code_slot(&self, cx: &Cx<'_>, vm: i32, paging: bool) -> Result<(), Errno> {
+        let size = if paging { paged::PAGES * PAGE_SIZE } else { PAGE_SIZE };
+        let hva: Hva =
+            self.process.mmap(cx, size, Prot::READ | Prot::WRITE, Sharing::Private, Mapped::Anonymous, PAGE_SIZE)?;
         self.process.write_u32(cx, hva, CODE_WORD).map_err(|_| Errno::EFAULT)?;
+        if paging {
+            self.write_paged_slot(cx, hva).map_err(|_| Errno::EFAULT)?;
+        }
         let region = kvm_userspace_memory_region {
             slot: CODE_SLOT,
             flags: 0,
             guest_phys_addr: CODE_GPA,
-            memory_size: PAGE_SIZE,
+            memory_size: size,
             userspace_addr: hva.0,
         };
         ioctl::set_user_memory_region(cx, &self.process, vm, &region)
@@ -94,26 +93,30 @@ impl World {
             return Answer::Exit { errno: result.err().map(errno_of), exit };
         }
         let regs = handle.regs(cx);
-        let exit = match exit {
-            ExitInfo::Unknown => Exit::Reason(0),
-            ExitInfo::Hlt => match op {
-                Op::GuestRead { .. } => Exit::Hlt { value: Some(regs.rbx) },
-                // Not an exit of its own: KVM answered the guest itself, and that is what the guest then has.
-                Op::GuestHypercall { .. } => Exit::Hlt { value: Some(regs.rax) },
-                _ => Exit::Hlt { value: None },
-            },
-            ExitInfo::Mmio { gpa, len, is_write, .. } => {
-                Exit::Mmio { gpa: gpa.0, len: u64::from(len), write: is_write }
-            }
-            // The descriptor may have been closed and given to another vCPU meanwhile, whose program this is.
-            ExitInfo::Hypercall { nr, args, .. } => Exit::Hypercall { nr, args: args[..3].to_vec(), rax: None },
-            ExitInfo::Intr => Exit::Intr,
-            // As with a hypercall: another vCPU's program, under a descriptor that was given anew.
-            ExitInfo::Io { .. } => Exit::Reason(u64::from(KVM_EXIT_IO)),
-            ExitInfo::Shutdown => Exit::Shutdown,
-            ExitInfo::InternalError { suberror, .. } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
-            ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },
+        let halted = match op {
+            Op::GuestRead { .. } => Some(regs.rbx),
+            // Not an exit of its own: KVM answered the guest itself, and that is what the guest then has.
+            Op::GuestHypercall { .. } => Some(regs.rax),
+            _ => None,
         };
-        Answer::Exit { errno: result.err().map(errno_of), exit }
+        answer_of(result, exit, halted)
     }
+}
+
+/// What `KVM_RUN` came back with; `halted` is what the guest has read if it has come to its end.
+pub(super) fn answer_of(result: Result<(), Errno>, exit: ExitInfo, halted: Option<u64>) -> Answer {
+    let exit = match exit {
+        ExitInfo::Unknown => Exit::Reason(0),
+        ExitInfo::Hlt => Exit::Hlt { value: halted },
+        ExitInfo::Mmio { gpa, len, is_write, .. } => Exit::Mmio { gpa: gpa.0, len: u64::from(len), write: is_write },
+        // The descriptor may have been closed and given to another vCPU meanwhile, whose program this is.
+        ExitInfo::Hypercall { nr, args, .. } => Exit::Hypercall { nr, args: args[..3].to_vec(), rax: None },
+        ExitInfo::Intr => Exit::Intr,
+        // As with a hypercall: another vCPU's program, under a descriptor that was given anew.
+        ExitInfo::Io { .. } => Exit::Reason(u64::from(KVM_EXIT_IO)),
+        ExitInfo::Shutdown => Exit::Shutdown,
+        ExitInfo::InternalError { suberror, .. } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
+        ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },
+    };
+    Answer::Exit { errno: result.err().map(errno_of), exit }
 }

@@ -57,6 +57,7 @@ impl Sequential {
 impl Executor for Sequential {
     fn execute(&mut self, op: &Op) -> Outcome {
         self.whole = false;
+        self.stage2.before(op);
         let world = &self.world;
         let (answer, records) = self.sim.solo(|cx| {
             let answer = world.execute(cx, op);

@@ -103,7 +103,7 @@ impl World {
         }
     }
 
-    fn address(&self, map: &Name, offset: u64) -> Hva {
+    pub(super) fn address(&self, map: &Name, offset: u64) -> Hva {
         Hva(self.map(map).0.wrapping_add(offset))
     }
 
@@ -138,7 +138,7 @@ impl World {
         let p = &*self.process;
         match op {
             Op::CreateVm { vm, r#type } => self.name_fd(vm, ioctl::create_vm(cx, p, self.kvm, *r#type)),
-            Op::CreateVcpu { vm, vcpu, index } => self.create_vcpu(cx, vm, vcpu, *index),
+            Op::CreateVcpu { vm, vcpu, index, paging } => self.create_vcpu(cx, vm, vcpu, *index, *paging),
             Op::CheckExtension { vm, cap } => {
                 let fd = vm.as_ref().map_or(self.kvm, |vm| self.fd(vm));
                 match ioctl::check_extension_on(cx, p, fd, *cap) {
@@ -286,6 +286,7 @@ impl World {
             Op::GuestRead { .. } | Op::GuestWrite { .. } | Op::GuestRmw { .. } | Op::GuestHypercall { .. } => {
                 self.guest(cx, op)
             }
+            Op::GuestPaged { .. } => self.guest_paged(cx, op),
         }
     }
 
@@ -349,7 +350,7 @@ fn with_detail(result: Result<(), sim_kernel::Errno>, detail: Detail) -> Answer 
     }
 }
 
-fn signal_of(signal: sim_kernel::mm::Signal) -> ops::Signal {
+pub(super) fn signal_of(signal: sim_kernel::mm::Signal) -> ops::Signal {
     match signal {
         sim_kernel::mm::Signal::Sigsegv => ops::Signal::SEGV,
         sim_kernel::mm::Signal::Sigbus => ops::Signal::BUS,

@@ -23,7 +23,7 @@ pub(super) static ROWS: &[Invariant] = &[
         window: "zapped and not yet flushed, with mmu_lock held for writing",
         when: &[When::Step],
         check: Check::AtStep,
-        note: "A zap returns the flush that it owes, and dropping it undone fails. There is no TLB in the model yet whose entries could be looked at.",
+        note: "A zap returns the flush that it owes, and dropping it undone fails. A flush that is missing shows in what guests then read and write through their TLBs: INV-203, INV-201. That a request to all vCPUs was seen when it returns is MMU-INV-033.",
     },
     Invariant {
         id: "INV-203",

@@ -5,6 +5,8 @@ pub use super::versions::{KernelVersion, KernelVersionError};
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
 use sim_kernel::{Faults, MutantSet};
+use sim_mmu::guest_paging::{Encryption, GuestFormat};
+use sim_mmu::tlb::TlbConfig;
 use sim_mmu::{Gfn, Stage2Kind, TdpConfig};
 
 /// Everything that is fixed before the first system call.
@@ -31,6 +33,8 @@ pub struct MachineConfig {
     pub nodes: u32,
     /// Width of physical addresses in bits, of host and guest.
     pub maxphyaddr: u32,
+    /// What each vCPU's processor caches of its translations.
+    pub tlb: TlbConfig,
     /// `transparent_hugepage/enabled`.
     pub transparent_hugepage: Thp,
     /// `CONFIG_KVM_SW_PROTECTED_VM`: VMs whose private memory only software protects.
@@ -76,6 +80,7 @@ impl Default for MachineConfig {
             memory: 3 << 30,
             nodes: 1,
             maxphyaddr: 40,
+            tlb: TlbConfig::SMALL,
             transparent_hugepage: Thp::Always,
             sw_protected_vm: true,
             memory_attributes: true,
@@ -140,6 +145,16 @@ impl MachineConfig {
     /// The first guest frame that stage 2 cannot map.
     pub(crate) fn stage2_end(&self) -> Gfn {
         Gfn(1 << (self.maxphyaddr - 12))
+    }
+
+    /// The page tables that CPUID announces to guests.
+    pub(crate) fn guest_format(&self) -> GuestFormat {
+        GuestFormat {
+            maxphyaddr: self.maxphyaddr as u8,
+            has_1g_pages: true,
+            upper_global_reserved: self.stage2 == Stage2Kind::Npt,
+            encryption: Encryption::None,
+        }
     }
 
     /// Levels of the stage-2 tables: as many as it takes to reach every frame.

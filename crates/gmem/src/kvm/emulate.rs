@@ -3,6 +3,7 @@
 //!
 //! Accesses go through the VMM's mapping where a slot has one, whatever attributes and guest_memfd say, and to user space where not. An access that crosses
 //! pages is two: each part finds its own memory, or is a fragment that user space is asked for, one exit after the other.
+//! With paging, KVM walks the guest's tables itself (`guest_walk.rs`); what they forbid is an exception in the guest.
 //! Simplified: only the memory instructions of guest programs.
 
 use super::run::{Next, truncate};
@@ -10,7 +11,8 @@ use super::uapi::*;
 use super::vcpu::{ExitInfo, GuestInsn, Vcpu, VcpuState};
 use arrayvec::ArrayVec;
 use sim_kernel::{Cx, Hva, PAGE_SIZE};
-use sim_mmu::{Access, Gpa};
+use sim_mmu::guest_paging::GuestFault;
+use sim_mmu::{Access, Gpa, Gva};
 
 /// A part of an access, in one page.
 #[derive(Clone, Copy, Debug)]
@@ -43,43 +45,58 @@ pub(crate) struct Mmio {
     is_write: bool,
 }
 
-/// The parts of `len` bytes at `gpa`.
-fn parts(gpa: Gpa, len: u64) -> ArrayVec<Fragment, 2> {
-    let first = len.min(PAGE_SIZE - gpa.0 % PAGE_SIZE);
-    let mut parts = ArrayVec::new();
-    parts.push(Fragment { gpa, len: first, shift: 0 });
-    if first < len {
-        // An address space that ends there begins again.
-        parts.push(Fragment { gpa: Gpa(gpa.0.wrapping_add(first)), len: len - first, shift: 8 * first as u32 });
-    }
-    parts
-}
-
 /// The value with the bytes that an access of this width moves.
 fn truncated(value: u64, len: u64) -> u64 {
     value & u64::MAX >> (64 - 8 * len)
 }
 
 impl Vcpu {
-    /// Emulates the current instruction.
-    pub(super) fn emulate(&self, cx: &Cx<'_>, state: &mut VcpuState, kind: Access) -> Next {
-        if kind == Access::Exec {
+    /// Emulates the current instruction, or, if not even the fetch of it succeeded, finds out what that means.
+    pub(super) fn emulate(&self, cx: &Cx<'_>, state: &mut VcpuState, fetch: bool) -> Next {
+        if fetch {
+            if let Err(fault) = self.gva_to_gpa(cx, state, state.linear_rip(), Access::Exec) {
+                return inject(state, fault);
+            }
             // The emulator cannot fetch from where no memory is.
             state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, gpa: None };
             return Next::Exit;
         }
-        match state.program[state.regs.rip] {
-            GuestInsn::Write { gpa, value } => self.emulate_write(cx, state, gpa, 4, u64::from(value)),
-            GuestInsn::Write64 { gpa, value } => self.emulate_write(cx, state, gpa, 8, value),
-            GuestInsn::Read { gpa } | GuestInsn::Rmw { gpa, .. } => self.emulate_read(cx, state, gpa, 4),
-            GuestInsn::Read64 { gpa } => self.emulate_read(cx, state, gpa, 8),
+        let emulated = match state.program[state.regs.rip] {
+            GuestInsn::Write { gpa, value } => self.emulate_write(cx, state, Gva(gpa.0), 4, u64::from(value)),
+            GuestInsn::Write64 { gpa, value } => self.emulate_write(cx, state, Gva(gpa.0), 8, value),
+            GuestInsn::WriteLinear { gva, value } => self.emulate_write(cx, state, gva, 8, value),
+            GuestInsn::Read { gpa } | GuestInsn::Rmw { gpa, .. } => self.emulate_read(cx, state, Gva(gpa.0), 4),
+            GuestInsn::Read64 { gpa } => self.emulate_read(cx, state, Gva(gpa.0), 8),
+            GuestInsn::ReadLinear { gva } | GuestInsn::RmwLinear { gva, .. } => self.emulate_read(cx, state, gva, 8),
             other => unreachable!("{other:?} accesses no memory"),
-        }
+        };
+        emulated.unwrap_or_else(|fault| inject(state, fault))
     }
 
-    fn emulate_read(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, len: u64) -> Next {
+    /// The parts of `len` bytes at a linear address, all of which the guest's tables must allow.
+    fn parts(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        gva: Gva,
+        len: u64,
+        access: Access,
+    ) -> Result<ArrayVec<Fragment, 2>, GuestFault> {
+        let first = len.min(PAGE_SIZE - gva.offset());
+        let mut parts = ArrayVec::new();
+        let gpa = self.gva_to_gpa(cx, state, gva, access)?;
+        parts.push(Fragment { gpa, len: first, shift: 0 });
+        if first < len {
+            // An address space that ends there begins again.
+            let gpa = self.gva_to_gpa(cx, state, Gva(gva.0.wrapping_add(first)), access)?;
+            parts.push(Fragment { gpa, len: len - first, shift: 8 * first as u32 });
+        }
+        Ok(parts)
+    }
+
+    fn emulate_read(&self, cx: &Cx<'_>, state: &mut VcpuState, gva: Gva, len: u64) -> Result<Next, GuestFault> {
         let mut mmio = Mmio::default();
-        for part in parts(gpa, len) {
+        for part in self.parts(cx, state, gva, len, Access::Read)? {
             match self.read_part(cx, state, part) {
                 Some(read) => mmio.value |= read << part.shift,
                 None => mmio.fragments.push(part),
@@ -88,9 +105,16 @@ impl Vcpu {
         self.ask_or(cx, state, mmio)
     }
 
-    fn emulate_write(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, len: u64, value: u64) -> Next {
+    fn emulate_write(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        gva: Gva,
+        len: u64,
+        value: u64,
+    ) -> Result<Next, GuestFault> {
         let mut mmio = Mmio { value, is_write: true, ..Mmio::default() };
-        for part in parts(gpa, len) {
+        for part in self.parts(cx, state, gva, len, Access::Write)? {
             if !self.write_part(cx, state, part, part.of(value)) {
                 mmio.fragments.push(part);
             }
@@ -131,28 +155,31 @@ impl Vcpu {
     }
 
     /// Leaves for the next fragment, or, if none is left, finishes the access.
-    fn ask_or(&self, cx: &Cx<'_>, state: &mut VcpuState, mmio: Mmio) -> Next {
+    fn ask_or(&self, cx: &Cx<'_>, state: &mut VcpuState, mmio: Mmio) -> Result<Next, GuestFault> {
         let Some(part) = mmio.fragments.first().copied() else { return self.finish_access(cx, state, &mmio) };
         let data = if mmio.is_write { part.of(mmio.value) } else { 0 };
         state.exit = ExitInfo::Mmio { gpa: part.gpa, len: part.len as u32, data, is_write: mmio.is_write };
         state.pending_exit = Some(state.exit);
         state.mmio = mmio;
-        Next::Exit
+        Ok(Next::Exit)
     }
 
-    fn finish_access(&self, cx: &Cx<'_>, state: &mut VcpuState, mmio: &Mmio) -> Next {
+    fn finish_access(&self, cx: &Cx<'_>, state: &mut VcpuState, mmio: &Mmio) -> Result<Next, GuestFault> {
         if !mmio.is_write {
             match state.program[state.regs.rip] {
                 // The second half of the instruction.
                 GuestInsn::Rmw { gpa, value } => {
                     let sum = truncated(mmio.value.wrapping_add(u64::from(value)), 4);
-                    return self.emulate_write(cx, state, gpa, 4, sum);
+                    return self.emulate_write(cx, state, Gva(gpa.0), 4, sum);
+                }
+                GuestInsn::RmwLinear { gva, value } => {
+                    return self.emulate_write(cx, state, gva, 8, mmio.value.wrapping_add(value));
                 }
                 _ => state.regs.rbx = mmio.value,
             }
         }
         state.regs.rip += 1;
-        Next::Enter
+        Ok(Next::Enter)
     }
 
     /// `complete_userspace_io`: user space has handled the exit; the instruction goes on.
@@ -169,13 +196,25 @@ impl Vcpu {
                 if !mmio.is_write {
                     mmio.value |= (data & part.mask()) << part.shift;
                 }
-                return self.ask_or(cx, state, mmio);
+                return self.ask_or(cx, state, mmio).unwrap_or_else(|fault| inject(state, fault));
             }
-            ExitInfo::Io { .. } => {}
+            ExitInfo::Io { .. } => {
+                if let Some(rip) = &mut state.foreign_rip {
+                    // `out imm8, al` is two bytes.
+                    rip.0 = rip.0.wrapping_add(2);
+                    return Next::Enter;
+                }
+            }
             ExitInfo::Hypercall { ret, .. } => state.regs.rax = truncate(state.mode, ret),
             other => unreachable!("no exit of this kind waits for user space: {other:?}"),
         }
         state.regs.rip += 1;
         Next::Enter
     }
+}
+
+/// `inject_emulated_exception`: the guest gets it when it is entered.
+fn inject(state: &mut VcpuState, fault: GuestFault) -> Next {
+    state.pending_exception = Some(fault.into());
+    Next::Enter
 }

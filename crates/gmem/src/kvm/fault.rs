@@ -88,13 +88,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// What `KVM_RUN` answers; `state.exit` is a memory-fault exit where one was prepared.
-    pub(crate) fn page_fault(
-        &self,
-        cx: &Cx<'_>,
-        state: &mut VcpuState,
-        fault: &Stage2Fault,
-        kind: sim_mmu::Access,
-    ) -> Result<RetPf, Errno> {
+    pub(crate) fn page_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &Stage2Fault) -> Result<RetPf, Errno> {
         let vm = &self.vm;
         let Some(root) = state.root.clone() else { return Ok(RetPf::Retry) };
         let gfn = fault.gpa.gfn();
@@ -110,8 +104,8 @@ impl Vcpu {
         }
         let mut tdp = TdpFault {
             gpa: fault.gpa,
-            write: kind == sim_mmu::Access::Write,
-            exec: kind == sim_mmu::Access::Exec,
+            write: fault.access == sim_mmu::Access::Write,
+            exec: fault.access == sim_mmu::Access::Exec,
             present: fault.present,
             rsvd: fault.reserved,
             prefetch: false,

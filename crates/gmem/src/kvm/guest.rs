@@ -1,27 +1,26 @@
 //! The guest: its program, its registers, and what one visit to it does, as the processor would (not KVM).
 //!
 //! A program is a list of instructions and `rip` a place in it; past the last one is a `hlt`. Registers are what such programs
-//! need: `rbx` receives reads and is compared and put out, `rax` is the answer of a hypercall. Memory is accessed through stage 2.
+//! need: `rbx` receives reads and is compared and put out, `rax` is the answer of a hypercall. Memory is accessed by linear addresses, which
+//! the vCPU's processor translates; while paging is off they are guest physical addresses.
 //!
-//! Simplified: one instruction for each visit; no guest paging; code is not in guest memory, a gate's offset is a place in the
-//! program; no stack and no `iret`, so a handler does not return; every exception is contributory, so that one whose gate cannot
-//! be used is a double fault and after that the triple one.
+//! Simplified: one instruction for each visit, and with it the `hlt`, output or hypercall that follows. A program's code is not in guest memory, though it is fetched from there: with paging, instruction `n` from byte
+//! `16 n` of the code page. Only what a program jumps to by [`GuestInsn::JumpLinear`] is read as code: `out imm8, al` and `hlt`, and everything
+//! else is an invalid opcode.
 
+use super::cpu::{AccessFault, CpuExit};
+use super::exception::{Exception, INSN_BYTES};
 use super::vcpu::{Vcpu, VcpuState};
-use sim_coco::{AccessKind, ConfidentialMachine, GuestAccess};
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
-use sim_mmu::{Access, Gpa, Stage2Fault};
-
-/// Vector of a double fault.
-const DF_VECTOR: u8 = 8;
-/// "Present" in the first eight bytes of a gate.
-const GATE_PRESENT: u64 = 1 << 47;
+use sim_mmu::guest_paging::{AccessMode, Cr0, GuestFault, PagingRegisters};
+use sim_mmu::walker::MmuFault;
+use sim_mmu::{Access, Gpa, Gva, Stage2Fault};
 
 /// One instruction of a guest program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum GuestInsn {
-    /// `mov ebx, [gpa]`.
+    /// `mov ebx, [gpa]`. As of the others with a `gpa`, the address is linear where paging is on.
     Read {
         /// Where.
         gpa: Gpa,
@@ -51,6 +50,30 @@ pub enum GuestInsn {
         gpa: Gpa,
         /// What.
         value: u64,
+    },
+    /// `mov rbx, [gva]`.
+    ReadLinear {
+        /// Where.
+        gva: Gva,
+    },
+    /// `mov [gva], value`, eight bytes.
+    WriteLinear {
+        /// Where.
+        gva: Gva,
+        /// What.
+        value: u64,
+    },
+    /// `lock add [gva], value`, eight bytes.
+    RmwLinear {
+        /// Where.
+        gva: Gva,
+        /// What is added.
+        value: u64,
+    },
+    /// `jmp gva`: to code that lies in guest memory.
+    JumpLinear {
+        /// Where.
+        gva: Gva,
     },
     /// `vmcall` or `vmmcall`.
     Hypercall {
@@ -101,7 +124,7 @@ pub enum CpuMode {
 
 impl CpuMode {
     /// Bytes of a gate of the interrupt descriptor table.
-    fn gate_size(self) -> u64 {
+    pub(super) fn gate_size(self) -> u64 {
         match self {
             CpuMode::Protected32 => 8,
             CpuMode::Long64 => 16,
@@ -118,15 +141,43 @@ pub struct GuestRegs {
     pub rbx: u64,
     /// What the last hypercall answered.
     pub rax: u64,
+    /// The stack pointer; only deliveries of exceptions with paging use it.
+    pub rsp: u64,
 }
 
-/// Where the gates for exceptions are (`idtr`, `struct kvm_dtable`). With limit 0, as at the start, there is none.
+/// Where a descriptor table is (`idtr`, `gdtr`; `struct kvm_dtable`). With limit 0, as at the start, there is none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DescriptorTable {
     /// The first byte.
-    pub base: Gpa,
+    pub base: Gva,
     /// The offset of the last byte.
     pub limit: u16,
+}
+
+/// What `KVM_SET_SREGS` sets, as far as guests here look. As at the start: paging off, privilege 0, no tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SpecialRegisters {
+    /// Control registers, EFER, CPL and EFLAGS.AC.
+    pub paging: PagingRegisters,
+    /// `gdtr`.
+    pub gdt: DescriptorTable,
+    /// `idtr`.
+    pub idt: DescriptorTable,
+    /// Base of the task-state segment (`tr`).
+    pub tss: Gva,
+}
+
+/// How a vCPU begins a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GuestContext {
+    /// How wide its registers are.
+    pub mode: CpuMode,
+    /// The page from which instructions are fetched; `None`: fetches are not modelled.
+    pub code: Option<Gva>,
+    /// Control registers and tables.
+    pub sregs: SpecialRegisters,
+    /// The stack pointer.
+    pub rsp: u64,
 }
 
 /// What the guest did in one visit.
@@ -135,9 +186,9 @@ pub(super) enum Visit {
     Done,
     /// The program ended.
     Halted,
-    /// The machine could not translate an access of this kind.
-    Fault(Stage2Fault, Access),
-    /// The machine could not translate an access that it made itself to deliver an exception.
+    /// Stage 2 refused an access of the instruction, or the fetch of it.
+    Fault { fault: Stage2Fault, fetch: bool },
+    /// Stage 2 refused an access that the processor made itself to deliver an exception.
     DeliveryFault(Stage2Fault),
     /// The guest asked for something.
     Hypercall { nr: u64, args: [u64; 4] },
@@ -145,93 +196,164 @@ pub(super) enum Visit {
     Io { port: u16, data: u32 },
     /// Not even a double fault could be delivered.
     TripleFault,
+    /// The page-modification log must be emptied first.
+    LogFull,
+}
+
+impl VcpuState {
+    pub(super) fn has_paging(&self) -> bool {
+        self.sregs.paging.cr0.contains(Cr0::PG)
+    }
+
+    /// The address of the instruction that is next.
+    pub(super) fn linear_rip(&self) -> Gva {
+        match (self.foreign_rip, self.code) {
+            (Some(foreign), _) => foreign,
+            (None, Some(code)) if self.has_paging() => Gva(code.0.wrapping_add(self.regs.rip as u64 * INSN_BYTES)),
+            (None, code) => code.unwrap_or(Gva(self.regs.rip as u64)),
+        }
+    }
+
+    /// The instruction that is next leaves the guest, whatever it finds.
+    fn leaves_next(&self) -> bool {
+        let next = self.program.get(self.regs.rip);
+        let leaves = matches!(next, None | Some(GuestInsn::Out { .. } | GuestInsn::Hypercall { .. }));
+        leaves && self.foreign_rip.is_none()
+    }
+
+    /// Another privilege: the guest's registers and the processor's.
+    pub(super) fn set_privilege(&mut self, cpl: u8, ac: bool) {
+        (self.sregs.paging.cpl, self.sregs.paging.ac) = (cpl, ac);
+        self.cpu.set_privilege(cpl, ac);
+    }
 }
 
 impl Vcpu {
     /// The guest runs: one instruction, then out again.
     pub(super) fn guest(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
-        if let Some(code) = state.code
-            && let Err(fault) = self.translate(cx, state, code, Access::Exec)
-        {
-            return Visit::Fault(fault, Access::Exec);
+        if let Some(exception) = state.pending_exception.take() {
+            return self.deliver(cx, state, exception);
         }
-        let Some(&insn) = state.program.get(state.regs.rip) else { return Visit::Halted };
-        let accessed = match insn {
-            GuestInsn::Hypercall { nr, args } => return Visit::Hypercall { nr, args },
-            GuestInsn::Out { port } => return Visit::Io { port, data: state.regs.rbx as u32 },
-            GuestInsn::Exception { vector } => return self.deliver(cx, state, vector),
-            GuestInsn::Load { value } => {
-                state.regs.rbx = super::run::truncate(state.mode, value);
-                Ok(())
+        match self.fetch(cx, state) {
+            Ok(Some(insn)) => match self.perform(cx, state, insn) {
+                // What leaves the guest anyway needs no visit of its own.
+                Ok(Visit::Done) if state.leaves_next() => self.guest(cx, state),
+                Ok(visit) => visit,
+                Err(fault) => self.refused(cx, state, fault, false),
+            },
+            Ok(None) if state.sregs.paging.cpl == 3 => {
+                self.refused(cx, state, MmuFault::Guest(GuestFault::GeneralProtection), false)
             }
+            Ok(None) => Visit::Halted,
+            Err(fault) => self.refused(cx, state, fault, true),
+        }
+    }
+
+    /// An access failed: an exception in the guest, or an exit.
+    fn refused(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: AccessFault, fetch: bool) -> Visit {
+        match fault {
+            MmuFault::Guest(fault) => self.deliver(cx, state, fault.into()),
+            MmuFault::Stage2(CpuExit::Fault(fault)) => Visit::Fault { fault, fetch },
+            MmuFault::Stage2(CpuExit::LogFull) => Visit::LogFull,
+        }
+    }
+
+    /// The instruction that is next; `None` is `hlt`.
+    fn fetch(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<Option<GuestInsn>, AccessFault> {
+        /// `ud2`'s vector.
+        const UD_VECTOR: u8 = 6;
+        if let Some(at) = state.foreign_rip {
+            return Ok(match self.byte(cx, state, at)? {
+                0xf4 => None,
+                0xe6 => {
+                    let port = self.byte(cx, state, Gva(at.0.wrapping_add(1)))?;
+                    Some(GuestInsn::Out { port: u16::from(port) })
+                }
+                _ => Some(GuestInsn::Exception { vector: UD_VECTOR }),
+            });
+        }
+        if state.code.is_some() {
+            self.translate(cx, state, state.linear_rip(), None, Access::Exec)?;
+        }
+        Ok(state.program.get(state.regs.rip).copied())
+    }
+
+    /// A byte of code in guest memory.
+    fn byte(&self, cx: &Cx<'_>, state: &mut VcpuState, at: Gva) -> Result<u8, AccessFault> {
+        let pfn = self.translate(cx, state, at, None, Access::Exec)?;
+        Ok(self.vm.host.phys.read_u8(cx, pfn, at.offset()))
+    }
+
+    fn perform(&self, cx: &Cx<'_>, state: &mut VcpuState, insn: GuestInsn) -> Result<Visit, AccessFault> {
+        match insn {
+            GuestInsn::Hypercall { nr, args } => return Ok(Visit::Hypercall { nr, args }),
+            GuestInsn::Out { port } => return Ok(Visit::Io { port, data: state.regs.rbx as u32 }),
+            GuestInsn::Exception { vector } => return Ok(self.deliver(cx, state, Exception::of_vector(vector))),
+            GuestInsn::Load { value } => state.regs.rbx = super::run::truncate(state.mode, value),
             GuestInsn::Jump { to } => {
                 state.regs.rip = to;
-                return Visit::Done;
+                return Ok(Visit::Done);
+            }
+            GuestInsn::JumpLinear { gva } => {
+                state.foreign_rip = Some(gva);
+                return Ok(Visit::Done);
             }
             GuestInsn::JumpEqual { value, to } => {
                 if state.regs.rbx == super::run::truncate(state.mode, value) {
                     state.regs.rip = to;
-                    return Visit::Done;
+                    return Ok(Visit::Done);
                 }
-                Ok(())
             }
-            GuestInsn::Read { gpa } => self.access(cx, state, gpa, Access::Read, |_| None).map(|value| {
-                state.regs.rbx = u64::from(value);
-            }),
-            GuestInsn::Write { gpa, value } => self.access(cx, state, gpa, Access::Write, |_| Some(value)).map(|_| ()),
+            GuestInsn::Read { gpa } => {
+                state.regs.rbx = u64::from(self.access(cx, state, Gva(gpa.0), Access::Read, |_| None)?);
+            }
+            GuestInsn::Write { gpa, value } => {
+                self.access(cx, state, Gva(gpa.0), Access::Write, |_| Some(value))?;
+            }
             GuestInsn::Rmw { gpa, value } => {
-                self.access(cx, state, gpa, Access::Write, |old| Some(old.wrapping_add(value))).map(|_| ())
+                self.access(cx, state, Gva(gpa.0), Access::Write, |old| Some(old.wrapping_add(value)))?;
             }
-            GuestInsn::Read64 { gpa } => self.read_quad(cx, state, gpa).map(|value| state.regs.rbx = value),
-            GuestInsn::Write64 { gpa, value } => self.write_quad(cx, state, gpa, value),
-        };
-        match accessed {
-            Ok(()) => {
-                state.regs.rip += 1;
-                Visit::Done
-            }
-            Err((fault, kind)) => Visit::Fault(fault, kind),
+            GuestInsn::Read64 { gpa } => state.regs.rbx = self.read_quad(cx, state, Gva(gpa.0), None)?,
+            GuestInsn::Write64 { gpa, value } => self.write_quad(cx, state, Gva(gpa.0), None, value)?,
+            GuestInsn::ReadLinear { gva } => state.regs.rbx = self.read_quad(cx, state, gva, None)?,
+            GuestInsn::WriteLinear { gva, value } => self.write_quad(cx, state, gva, None, value)?,
+            GuestInsn::RmwLinear { gva, value } => self.add_quad(cx, state, gva, value)?,
         }
+        state.regs.rip += 1;
+        Ok(Visit::Done)
     }
 
-    fn translate(&self, cx: &Cx<'_>, state: &VcpuState, gpa: Gpa, kind: Access) -> Result<Pfn, Stage2Fault> {
-        let root = state.root.as_ref().expect("a root is loaded before entry");
-        let translation = self.vm.mmu.translate(cx, root, gpa, kind)?;
-        let access = GuestAccess {
-            gpa,
-            pfn: translation.pfn,
-            level: translation.level,
-            kind: match kind {
-                Access::Read => AccessKind::Read,
-                Access::Write => AccessKind::Write,
-                Access::Exec => AccessKind::Fetch,
-            },
-            private: false,
-        };
-        let checked = self.vm.machine.check_guest(cx, &access);
-        checked.expect("a machine without protection lets every access through");
-        Ok(translation.pfn)
+    /// Where a linear address is, for an access of the guest or of the processor itself (`mode`).
+    fn translate(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        gva: Gva,
+        mode: Option<AccessMode>,
+        access: Access,
+    ) -> Result<Pfn, AccessFault> {
+        state.cpu.translate(cx, &self.vm.mmu, gva, mode, access).map(|found| found.pfn)
     }
 
     /// One access of four bytes. `change` gives the new value, or `None` for a read; returns the old one.
     fn access(
         &self,
         cx: &Cx<'_>,
-        state: &VcpuState,
-        gpa: Gpa,
+        state: &mut VcpuState,
+        gva: Gva,
         kind: Access,
         change: impl Fn(u32) -> Option<u32>,
-    ) -> Result<u32, (Stage2Fault, Access)> {
+    ) -> Result<u32, AccessFault> {
         let phys = &self.vm.host.phys;
-        let offset = gpa.0 % PAGE_SIZE;
+        let offset = gva.offset();
         if offset.is_multiple_of(4) {
-            let pfn = self.translate(cx, state, gpa, kind).map_err(|fault| (fault, kind))?;
+            let pfn = self.translate(cx, state, gva, None, kind)?;
             return Ok(match kind {
                 Access::Write => phys.change_u32(cx, pfn, offset, |old| change(old).unwrap_or(old)),
                 _ => phys.read_u32(cx, pfn, offset),
             });
         }
-        let bytes = self.bytes(cx, state, gpa, kind, 4)?;
+        let bytes = self.bytes(cx, state, gva, None, kind, 4)?;
         let mut old = 0;
         for (i, &(pfn, at)) in bytes.iter().enumerate() {
             old |= u32::from(phys.read_u8(cx, pfn, at)) << (8 * i);
@@ -245,85 +367,81 @@ impl Vcpu {
     }
 
     /// Eight bytes; aligned, they are read in one step.
-    fn read_quad(&self, cx: &Cx<'_>, state: &VcpuState, gpa: Gpa) -> Result<u64, (Stage2Fault, Access)> {
+    pub(super) fn read_quad(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        gva: Gva,
+        mode: Option<AccessMode>,
+    ) -> Result<u64, AccessFault> {
         let phys = &self.vm.host.phys;
-        if gpa.0.is_multiple_of(8) {
-            let pfn = self.translate(cx, state, gpa, Access::Read).map_err(|fault| (fault, Access::Read))?;
-            return Ok(phys.read_u64(cx, pfn, gpa.0 % PAGE_SIZE));
+        if gva.0.is_multiple_of(8) {
+            let pfn = self.translate(cx, state, gva, mode, Access::Read)?;
+            return Ok(phys.read_u64(cx, pfn, gva.offset()));
         }
-        let bytes = self.bytes(cx, state, gpa, Access::Read, 8)?;
+        let bytes = self.bytes(cx, state, gva, mode, Access::Read, 8)?;
         Ok(bytes.iter().rev().fold(0, |value, &(pfn, at)| value << 8 | u64::from(phys.read_u8(cx, pfn, at))))
     }
 
     /// As [`Vcpu::read_quad`], for a write.
-    fn write_quad(&self, cx: &Cx<'_>, state: &VcpuState, gpa: Gpa, value: u64) -> Result<(), (Stage2Fault, Access)> {
+    pub(super) fn write_quad(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        gva: Gva,
+        mode: Option<AccessMode>,
+        value: u64,
+    ) -> Result<(), AccessFault> {
         let phys = &self.vm.host.phys;
-        if gpa.0.is_multiple_of(8) {
-            let pfn = self.translate(cx, state, gpa, Access::Write).map_err(|fault| (fault, Access::Write))?;
-            phys.write_u64(cx, pfn, gpa.0 % PAGE_SIZE, value);
+        if gva.0.is_multiple_of(8) {
+            let pfn = self.translate(cx, state, gva, mode, Access::Write)?;
+            phys.write_u64(cx, pfn, gva.offset(), value);
             return Ok(());
         }
-        for ((pfn, at), byte) in self.bytes(cx, state, gpa, Access::Write, 8)?.into_iter().zip(value.to_le_bytes()) {
+        let bytes = self.bytes(cx, state, gva, mode, Access::Write, 8)?;
+        for ((pfn, at), byte) in bytes.into_iter().zip(value.to_le_bytes()) {
             phys.write_u8(cx, pfn, at, byte);
         }
         Ok(())
     }
 
-    /// Where the bytes of an access that is not aligned are: in one or two pages, both translated before either is touched.
+    /// `lock add` of eight bytes: one step where they are aligned.
+    fn add_quad(&self, cx: &Cx<'_>, state: &mut VcpuState, gva: Gva, value: u64) -> Result<(), AccessFault> {
+        let phys = &self.vm.host.phys;
+        let bytes = self.bytes(cx, state, gva, None, Access::Write, 8)?;
+        if gva.0.is_multiple_of(8) {
+            let (pfn, at) = bytes[0];
+            let mut old = phys.read_u64(cx, pfn, at);
+            while let Err(found) = phys.cmpxchg_u64(cx, pfn, at, old, old.wrapping_add(value)) {
+                old = found;
+            }
+            return Ok(());
+        }
+        let old = bytes.iter().rev().fold(0, |value, &(pfn, at)| value << 8 | u64::from(phys.read_u8(cx, pfn, at)));
+        for ((pfn, at), byte) in bytes.into_iter().zip(old.wrapping_add(value).to_le_bytes()) {
+            phys.write_u8(cx, pfn, at, byte);
+        }
+        Ok(())
+    }
+
+    /// Where the bytes of an access are: in one or two pages, both translated before either is touched.
     fn bytes(
         &self,
         cx: &Cx<'_>,
-        state: &VcpuState,
-        gpa: Gpa,
-        kind: Access,
+        state: &mut VcpuState,
+        gva: Gva,
+        mode: Option<AccessMode>,
+        access: Access,
         size: u64,
-    ) -> Result<Vec<(Pfn, u64)>, (Stage2Fault, Access)> {
-        let offset = gpa.0 % PAGE_SIZE;
-        let pfn = self.translate(cx, state, gpa, kind).map_err(|fault| (fault, kind))?;
+    ) -> Result<Vec<(Pfn, u64)>, AccessFault> {
+        let offset = gva.offset();
+        let pfn = self.translate(cx, state, gva, mode, access)?;
         let second = if offset + size > PAGE_SIZE {
-            let next = Gpa((gpa.0 | (PAGE_SIZE - 1)).wrapping_add(1));
-            self.translate(cx, state, next, kind).map_err(|fault| (fault, kind))?
+            self.translate(cx, state, Gva(gva.page().0.wrapping_add(PAGE_SIZE)), mode, access)?
         } else {
             pfn
         };
         let place = |i: u64| if offset + i < PAGE_SIZE { (pfn, offset + i) } else { (second, offset + i - PAGE_SIZE) };
         Ok((0..size).map(place).collect())
-    }
-
-    /// Delivers an exception: the guest goes on at its handler, or at that of the double fault.
-    ///
-    /// What was half done before a fault is done again from the start, which looks at the same gates in the same order.
-    fn deliver(&self, cx: &Cx<'_>, state: &mut VcpuState, vector: u8) -> Visit {
-        for vector in [vector, DF_VECTOR] {
-            match self.gate(cx, state, vector) {
-                Ok(Some(handler)) => {
-                    state.regs.rip = handler;
-                    return Visit::Done;
-                }
-                Ok(None) => {}
-                Err(fault) => return Visit::DeliveryFault(fault),
-            }
-        }
-        Visit::TripleFault
-    }
-
-    /// The handler of a vector, if its gate lies within the table and is present.
-    fn gate(&self, cx: &Cx<'_>, state: &VcpuState, vector: u8) -> Result<Option<usize>, Stage2Fault> {
-        let size = state.mode.gate_size();
-        let offset = u64::from(vector) * size;
-        if offset + size - 1 > u64::from(state.idt.limit) {
-            return Ok(None);
-        }
-        let at = Gpa(state.idt.base.0.wrapping_add(offset));
-        let low = self.read_quad(cx, state, at).map_err(|(fault, _)| fault)?;
-        if low & GATE_PRESENT == 0 {
-            return Ok(None);
-        }
-        let mut handler = (low & 0xffff) | (low >> 48 << 16);
-        if state.mode == CpuMode::Long64 {
-            let high = self.read_quad(cx, state, Gpa(at.0.wrapping_add(8))).map_err(|(fault, _)| fault)?;
-            handler |= high << 32;
-        }
-        Ok(Some(handler as usize))
     }
 }

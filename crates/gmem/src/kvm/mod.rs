@@ -8,11 +8,14 @@
 pub mod attributes;
 mod check;
 pub mod config;
+mod cpu;
 mod dirty_log;
 mod emulate;
+mod exception;
 mod fault;
 pub mod guest;
 pub mod guest_memfd;
+mod guest_walk;
 pub mod host;
 mod hva;
 pub mod ioctl;

@@ -15,7 +15,7 @@ pub const RC_06: Mutant = Mutant::new(163, "RC-06");
 pub const RC_07: Mutant = Mutant::new(164, "RC-07");
 /// TLBs are flushed before `mmu_lock` is released.
 pub const RC_08: Mutant = Mutant::new(165, "RC-08");
-/// A vCPU's mode is visible before it looks for requests.
+/// A vCPU stores its mode before it looks for requests.
 pub const RC_09: Mutant = Mutant::new(166, "RC-09");
 /// A fault holds a reference to its page.
 pub const RC_11: Mutant = Mutant::new(167, "RC-11");
@@ -117,3 +117,11 @@ pub const BUG_21: Mutant = Mutant::new(236, "BUG-21");
 pub const BUG_27: Mutant = Mutant::new(237, "BUG-27");
 /// Mappings of roots that are on their way out are zapped too.
 pub const BUG_63: Mutant = Mutant::new(238, "BUG-63");
+/// Whoever asks all vCPUs to leave waits for those that somebody else has kicked, too.
+pub const WAIT_ONLY_IN_GUEST: Mutant = Mutant::new(260, "WAIT_ONLY_IN_GUEST");
+/// A vCPU that loads a root flushes its TLB.
+pub const ROOTLOAD_NO_FLUSH: Mutant = Mutant::new(261, "ROOTLOAD_NO_FLUSH");
+/// A vCPU's mode is visible before it looks for requests.
+pub const MODE_NO_FENCE: Mutant = Mutant::new(263, "MODE_NO_FENCE");
+/// vCPUs are asked to drop their roots before anybody else can take `mmu_lock`.
+pub const OBSOLETE_LATE: Mutant = Mutant::new(262, "OBSOLETE_LATE");

@@ -68,14 +68,8 @@ impl Vcpu {
             let root = state.root.take().expect("just seen");
             vm.mmu.put_root(cx, root);
         }
-        let root = match &state.root {
-            Some(root) => root.clone(),
-            None => {
-                let root = vm.load_root(cx)?;
-                state.root = Some(root.clone());
-                root
-            }
-        };
+        self.load_mmu(cx, state)?;
+        let root = state.root.clone().expect("just loaded");
         if !vm.host.config.tdp_enabled {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -126,8 +120,8 @@ impl Vcpu {
                     } else if gone {
                         state.root = None;
                         self.vm.mmu.put_root(cx, root);
-                        root = self.vm.load_root(cx)?;
-                        state.root = Some(root.clone());
+                        self.load_mmu(cx, state)?;
+                        root = state.root.clone().expect("just loaded");
                     }
                     cx.cond_resched();
                 }

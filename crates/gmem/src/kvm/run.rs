@@ -3,13 +3,13 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::RC_09;
+use super::mutants::ROOTLOAD_NO_FLUSH;
 use super::uapi::*;
-use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, Request, Vcpu, VcpuState};
+use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestContext, GuestInsn, Request, Vcpu, VcpuState};
 use crate::invariants::api_results::inv_602;
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
-use sim_mmu::{Access, Gpa, RetPf};
+use sim_mmu::{Gpa, Gva, RetPf};
 
 /// What is left to do after an exit was handled.
 pub(super) enum Next {
@@ -22,15 +22,11 @@ pub(super) enum Next {
 impl Vcpu {
     /// Gives the vCPU a program; it starts at its first instruction, and an exit that was pending is forgotten.
     pub fn set_program(&self, cx: &Cx<'_>, program: &[GuestInsn]) {
-        let mut state = self.mutex.lock(cx);
-        state.program.clear();
-        state.program.extend_from_slice(program);
-        state.regs = Default::default();
-        state.pending_exit = None;
+        load_program(&mut self.mutex.lock(cx), program);
     }
 
     /// Where the program's instructions are fetched from, and how wide the registers are.
-    pub fn set_mode(&self, cx: &Cx<'_>, mode: CpuMode, code: Option<Gpa>) {
+    pub fn set_mode(&self, cx: &Cx<'_>, mode: CpuMode, code: Option<Gva>) {
         let mut state = self.mutex.lock(cx);
         state.mode = mode;
         state.code = code;
@@ -38,7 +34,29 @@ impl Vcpu {
 
     /// `KVM_SET_SREGS`, as far as an exception looks: the table of its handlers.
     pub fn set_idt(&self, cx: &Cx<'_>, idt: DescriptorTable) {
-        self.mutex.lock(cx).idt = idt;
+        self.mutex.lock(cx).sregs.idt = idt;
+    }
+
+    /// `KVM_SET_REGS`, `KVM_SET_SREGS` and a program. Other control registers flush what the guest's tables led to.
+    ///
+    /// # Errors
+    /// `EINVAL` for paging outside long mode, which is not modelled; then nothing has changed.
+    pub fn start(&self, cx: &Cx<'_>, context: &GuestContext, program: &[GuestInsn]) -> Result<(), Errno> {
+        let mut state = self.mutex.lock(cx);
+        let (old, new) = (state.sregs.paging, context.sregs.paging);
+        new.mode().map_err(|_| Errno::EINVAL)?;
+        load_program(&mut state, program);
+        (state.mode, state.code, state.sregs, state.regs.rsp) =
+            (context.mode, context.code, context.sregs, context.rsp);
+        if (old.cr0, old.cr3, old.cr4, old.efer) != (new.cr0, new.cr3, new.cr4, new.efer) {
+            self.make_request(cx, Request::TlbFlushGuest);
+        }
+        Ok(())
+    }
+
+    /// `KVM_GET_SREGS`: CR2.
+    pub fn cr2(&self, cx: &Cx<'_>) -> Gva {
+        self.mutex.lock(cx).cr2
     }
 
     /// `KVM_RUN`. What happened is in the returned exit information, also with an error.
@@ -108,8 +126,34 @@ impl Vcpu {
             let root = state.root.take().expect("just seen");
             self.vm.mmu.put_root(cx, root);
         }
-        // The flush itself has nothing to drop while there is no TLB: leaving the guest was what mattered.
-        self.check_request(cx, Request::TlbFlush);
+        if self.check_request(cx, Request::UpdateCpuDirtyLogging) {
+            state.cpu.set_logging(self.vm.logs_dirty_pages());
+        }
+        if self.check_request(cx, Request::TlbFlush) {
+            // What a flush of everything makes superfluous.
+            self.check_request(cx, Request::TlbFlushCurrent);
+            state.cpu.flush_all(cx);
+        }
+        if self.check_request(cx, Request::TlbFlushCurrent) {
+            state.cpu.flush_all(cx);
+        }
+        if self.check_request(cx, Request::TlbFlushGuest) {
+            state.cpu.flush_guest(cx);
+        }
+    }
+
+    /// `kvm_mmu_load`: a root for who has none. What the processor cached of another tree goes: the tags need not tell trees apart.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(super) fn load_mmu(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
+        if state.root.is_none() {
+            state.root = Some(self.vm.load_root(cx)?);
+            if !cx.has_mutant(ROOTLOAD_NO_FLUSH) {
+                state.cpu.flush_all(cx);
+            }
+        }
+        Ok(())
     }
 
     fn vcpu_enter_guest(
@@ -119,21 +163,14 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
-        if state.root.is_none() {
-            state.root = Some(self.vm.load_root(cx)?);
-        }
-        // Leaving SRCU is the barrier behind the store: whoever makes a request from then on sees the mode.
-        let is_fenced = !cx.has_mutant(RC_09);
-        if is_fenced {
-            self.enter_guest_mode(cx);
-        }
+        self.load_mmu(cx, state)?;
+        let stage2 = state.root.as_ref().expect("just loaded").stage2();
+        state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
+        self.show_guest_mode(cx);
         let visit = srcu.outside(|| {
-            if !is_fenced {
-                self.enter_guest_mode(cx);
-            }
-            // After the mode was stored: a request made before is seen here, one made later kicks.
-            let visit = (!self.has_requests(cx) && !cx.signal_pending()).then(|| self.guest(cx, state));
-            self.leave_guest_mode(cx);
+            let may_run = self.enter_guest_mode(cx);
+            let visit = may_run.then(|| self.guest(cx, state));
+            self.leave_guest_mode(cx, may_run);
             visit
         });
         match visit {
@@ -163,8 +200,12 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
         visit: Visit,
     ) -> Result<Next, Errno> {
+        // First of all, and with the slots that the guest's writes went to.
+        if let Some(log) = state.cpu.log() {
+            self.vm.flush_pml_buffer(cx, log);
+        }
         match visit {
-            Visit::Done => Ok(Next::Enter),
+            Visit::Done | Visit::LogFull => Ok(Next::Enter),
             Visit::Halted => {
                 state.exit = ExitInfo::Hlt;
                 Ok(Next::Exit)
@@ -179,8 +220,8 @@ impl Vcpu {
                 state.exit = ExitInfo::Shutdown;
                 Ok(Next::Exit)
             }
-            Visit::Fault(fault, kind) => match self.page_fault(cx, state, &fault, kind)? {
-                RetPf::Emulate => Ok(self.emulate(cx, state, kind)),
+            Visit::Fault { fault, fetch } => match self.page_fault(cx, state, &fault)? {
+                RetPf::Emulate => Ok(self.emulate(cx, state, fetch)),
                 RetPf::Retry => {
                     self.wait_before_retry(cx, state, srcu, fault.gpa);
                     Ok(Next::Enter)
@@ -188,7 +229,7 @@ impl Vcpu {
                 RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
-            Visit::DeliveryFault(fault) => match self.page_fault(cx, state, &fault, Access::Read)? {
+            Visit::DeliveryFault(fault) => match self.page_fault(cx, state, &fault)? {
                 RetPf::Emulate => {
                     // `kvm_prepare_event_vectoring_exit`: what the processor itself was doing cannot be emulated.
                     let suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
@@ -246,6 +287,13 @@ impl Vcpu {
     pub fn set_exit_answer(&self, cx: &Cx<'_>, value: u64) {
         answer_pending(&mut self.mutex.lock(cx), value);
     }
+}
+
+fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
+    state.program.clear();
+    state.program.extend_from_slice(program);
+    state.regs = Default::default();
+    (state.foreign_rip, state.pending_exception, state.pending_exit) = (None, None, None);
 }
 
 /// Puts user space's answer into the exit that waits for one; without one, nobody will look at it.

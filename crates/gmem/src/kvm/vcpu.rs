@@ -2,19 +2,24 @@
 //!
 //! What the guest does in there is in `guest.rs`.
 //!
-//! A remote TLB flush sets a request and waits until the vCPU is out of the guest; the vCPU serves requests before it enters. There
-//! is no TLB yet: what a flush must wait for is the access that is between its walk and its effect.
+//! A remote TLB flush sets a request and waits until the vCPU is out of the guest, no longer: the flush itself is the vCPU's, before it enters
+//! again. Neither can miss the other: the vCPU stores its mode and then looks for requests, the other makes the request and then looks at the mode, each with a
+//! barrier in between, which locked accesses are.
 
-pub use super::guest::{CpuMode, DescriptorTable, GuestInsn, GuestRegs};
+use super::cpu::Cpu;
+use super::exception::Exception;
+pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
+use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno};
-use sim_mmu::{Gpa, RemoteFlush, Root};
+use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `vcpu->mode`: outside, and every request will be seen before the next entry.
 const OUTSIDE_GUEST_MODE: u64 = 0;
@@ -31,6 +36,10 @@ pub enum Request {
     TlbFlush = 1 << 0,
     /// `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`.
     FreeObsoleteRoots = 1 << 1,
+    /// `KVM_REQ_TLB_FLUSH_CURRENT`.
+    TlbFlushCurrent = 1 << 2,
+    /// `KVM_REQ_TLB_FLUSH_GUEST`.
+    TlbFlushGuest = 1 << 3,
     /// `KVM_REQ_UPDATE_CPU_DIRTY_LOGGING`: whether any slot is logged has changed, and with it whether the processor's log is on.
     UpdateCpuDirtyLogging = 1 << 4,
 }
@@ -107,8 +116,10 @@ impl ExitInfo {
 }
 
 /// What `vcpu->mutex` protects.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct VcpuState {
+    /// The processor that runs the vCPU. Nobody else's task touches it.
+    pub(crate) cpu: Cpu,
     pub(crate) root: Option<Arc<Root>>,
     /// `vcpu->last_used_slot`, with the generation of the set that it came from.
     pub(crate) last_used_slot: Option<(u64, Arc<Memslot>)>,
@@ -118,9 +129,13 @@ pub(crate) struct VcpuState {
     pub(crate) regs: GuestRegs,
     pub(crate) mode: CpuMode,
     /// Where instructions are fetched from; `None`: fetches are not modelled.
-    pub(crate) code: Option<Gpa>,
-    /// `idtr`.
-    pub(crate) idt: DescriptorTable,
+    pub(crate) code: Option<Gva>,
+    /// Where the guest is if it has jumped out of its program.
+    pub(crate) foreign_rip: Option<Gva>,
+    pub(crate) sregs: SpecialRegisters,
+    pub(crate) cr2: Gva,
+    /// An exception that the guest gets when it is entered.
+    pub(crate) pending_exception: Option<Exception>,
     pub(crate) exit: ExitInfo,
     /// The exit of the current instruction that user space is handling. `exit` may say something else by then: a pre-fault in
     /// between writes to the same run page.
@@ -130,6 +145,30 @@ pub(crate) struct VcpuState {
     pub(crate) immediate_exit: bool,
     /// Retries in a row that nothing explains. Not the kernel's; for INV-506.
     pub(crate) unexplained_retries: u32,
+}
+
+impl VcpuState {
+    fn new(cpu: Cpu) -> VcpuState {
+        VcpuState {
+            cpu,
+            root: None,
+            last_used_slot: None,
+            mmio_cache: None,
+            program: Vec::new(),
+            regs: GuestRegs::default(),
+            mode: CpuMode::default(),
+            code: None,
+            foreign_rip: None,
+            sregs: SpecialRegisters::default(),
+            cr2: Gva(0),
+            pending_exception: None,
+            exit: ExitInfo::default(),
+            pending_exit: None,
+            mmio: Default::default(),
+            immediate_exit: false,
+            unexplained_retries: 0,
+        }
+    }
 }
 
 /// A vCPU.
@@ -142,6 +181,8 @@ pub struct Vcpu {
     guest_mode: Atomic64,
     requests: Atomic64,
     outside: WaitQueue,
+    /// Beginnings and ends of visits to the guest: odd in one. Not the kernel's; for MMU-INV-033.
+    visits: AtomicU64,
 }
 
 impl fmt::Debug for Vcpu {
@@ -162,7 +203,7 @@ impl Vcpu {
     }
 
     /// `kvm_make_request`.
-    fn make_request(&self, cx: &Cx<'_>, request: Request) {
+    pub(super) fn make_request(&self, cx: &Cx<'_>, request: Request) {
         self.requests.rmw(cx, |r| r | request as u64);
     }
 
@@ -184,11 +225,37 @@ impl Vcpu {
         self.requests.peek()
     }
 
-    pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) {
-        self.guest_mode.store(cx, IN_GUEST_MODE);
+    /// Stores the mode before the vCPU leaves SRCU, which is the barrier behind the store: whoever makes a request from then on sees the mode.
+    pub(crate) fn show_guest_mode(&self, cx: &Cx<'_>) {
+        if !cx.has_mutant(RC_09) && !cx.has_mutant(MODE_NO_FENCE) {
+            self.guest_mode.store(cx, IN_GUEST_MODE);
+        }
     }
 
-    pub(crate) fn leave_guest_mode(&self, cx: &Cx<'_>) {
+    /// Whether the guest may run. Afterwards it runs, as far as others can see, until [`Vcpu::leave_guest_mode`].
+    pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) -> bool {
+        // After the mode was stored: a request made before is seen here, one made later kicks.
+        let may_run = if cx.has_mutant(RC_09) {
+            let seen = self.has_requests(cx);
+            self.guest_mode.store(cx, IN_GUEST_MODE);
+            !seen
+        } else {
+            if cx.has_mutant(MODE_NO_FENCE) {
+                self.guest_mode.store(cx, IN_GUEST_MODE);
+            }
+            !self.has_requests(cx)
+        } && !cx.signal_pending();
+        if may_run {
+            self.visits.fetch_add(1, Ordering::Relaxed);
+        }
+        may_run
+    }
+
+    /// The guest has left, if it ran.
+    pub(crate) fn leave_guest_mode(&self, cx: &Cx<'_>, ran: bool) {
+        if ran {
+            self.visits.fetch_add(1, Ordering::Relaxed);
+        }
         if self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE) == EXITING_GUEST_MODE {
             self.outside.wake_unscheduled(cx);
         }
@@ -199,10 +266,9 @@ impl Vcpu {
         self.guest_mode.peek() != OUTSIDE_GUEST_MODE
     }
 
-    /// `kvm_vcpu_kick`: if the guest runs, makes it leave. Does not wait.
-    fn kick(&self, cx: &Cx<'_>) -> bool {
-        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).is_ok()
-            || self.guest_mode.peek() == EXITING_GUEST_MODE
+    /// `kvm_vcpu_exiting_guest_mode`: if the guest runs, makes it leave. Returns the mode before. Does not wait.
+    fn kick(&self, cx: &Cx<'_>) -> u64 {
+        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).err().unwrap_or(IN_GUEST_MODE)
     }
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
@@ -228,14 +294,19 @@ impl Vm {
         if self.vcpus.read().len() as u64 >= most || id >= most * super::uapi::KVM_VCPU_ID_RATIO {
             return Err(Errno::EINVAL);
         }
+        let mut cpu = Cpu::new(cx, &self.host.config);
+        if self.mmu.config().pml && self.logs_dirty_pages() {
+            cpu.set_logging(true);
+        }
         let vcpu = Arc::new(Vcpu {
             vm: Arc::clone(self),
             id,
             operator: Mutex::new(cx, "vmm->vcpu", ()),
-            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::default()),
+            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(cpu)),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
+            visits: AtomicU64::new(0),
         });
         let mut vcpus = self.vcpus.write();
         if vcpus.iter().any(|v| v.id == id) {
@@ -250,15 +321,34 @@ impl Vm {
     }
 
     /// `kvm_make_all_cpus_request` with WAIT: no vCPU is in the guest with the request unseen when this returns.
+    ///
+    /// # Panics
+    /// MMU-INV-033: if one is.
     pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) {
         let vcpus = self.all_vcpus();
+        let mut inside = Vec::new();
         for vcpu in &vcpus {
             vcpu.make_request(cx, request);
+            let visit = vcpu.visits.load(Ordering::Relaxed);
+            let waits = match vcpu.kick(cx) {
+                OUTSIDE_GUEST_MODE => continue,
+                // Somebody who does not wait has kicked it, and it is still inside.
+                EXITING_GUEST_MODE => !cx.has_mutant(WAIT_ONLY_IN_GUEST),
+                _ => true,
+            };
+            inside.push((vcpu, visit, waits));
         }
-        let kicked: Vec<_> = vcpus.iter().filter(|vcpu| vcpu.kick(cx)).collect();
-        for vcpu in kicked {
+        for (vcpu, ..) in inside.iter().filter(|(_, _, waits)| *waits) {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
             vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
+        }
+        for (vcpu, visit, _) in inside {
+            let goes_on = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;
+            assert!(
+                !goes_on,
+                "MMU-INV-033: vCPU {} is in the guest as before all vCPUs were asked to leave it",
+                vcpu.id
+            );
         }
     }
 

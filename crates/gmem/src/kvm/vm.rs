@@ -5,7 +5,7 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::RC_23;
+use super::mutants::{OBSOLETE_LATE, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
@@ -255,6 +255,10 @@ impl Vm {
         {
             let mut lock = self.mmu.mmu_lock.write(cx);
             self.mmu.invalidate_all_roots(cx, &mut lock);
+            if cx.has_mutant(OBSOLETE_LATE) {
+                drop(lock);
+            }
+            // In the same section: a zap does not flush for invalid roots.
             self.make_all_requests(cx, Request::FreeObsoleteRoots);
         }
         self.mmu.zap_invalidated_roots(cx);

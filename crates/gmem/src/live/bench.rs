@@ -40,7 +40,7 @@ pub fn measure(meter: &mut dyn Meter, device: &Path, mode: GuestMode, pages: u64
         guest_memfd: gmem as u32,
     };
     process.set_user_memory_region2(vm, &region).context("KVM_SET_USER_MEMORY_REGION2")?;
-    let vcpu = process.create_vcpu(vm, 0).context("KVM_CREATE_VCPU")?;
+    let vcpu = process.create_vcpu(vm, 0, false).context("KVM_CREATE_VCPU")?;
     let (punch, keep) = (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE);
     let mut failure = None;
     for deed in Deed::ALL {

@@ -70,7 +70,7 @@ pub(super) fn probe(device: &Path) -> anyhow::Result<LiveMachine> {
     if long_mode {
         notes.push(
             "this KVM emulates 32-bit code without looking into a guest_memfd; accesses were made at privilege 3 in \
-             long mode, over tables in memory slot 30 (63 pages at 0xf0001000), and hypercalls were not made"
+             long mode, over tables in memory slot 30 (63 pages at 0xf0008000), and hypercalls were not made"
                 .to_string(),
         );
     }
@@ -116,7 +116,7 @@ fn emulates(process: &mut live_kvm::Process) -> bool {
     const GPA: u64 = 1 << 20;
     let mut attempt = || {
         let vm = process.create_vm(0)?;
-        let vcpu = process.create_vcpu(vm, 0)?;
+        let vcpu = process.create_vcpu(vm, 0, false)?;
         let file = process.create_guest_memfd(vm, 4096, MMAP_INIT_SHARED)?;
         let region = Region {
             flags: SLOT_GUEST_MEMFD,

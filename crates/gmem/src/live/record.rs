@@ -45,6 +45,9 @@ pub fn record(
     }
     let mut recording = Recording { text: String::new(), answered: 0, unanswered: 0, ended: None };
     for (number, step) in (1..).zip(&program.steps) {
+        if let Some((_, reader)) = &mut events {
+            reader.before(&step.op);
+        }
         let outcome = match recording.ended {
             None => session.execute(&step.op),
             Some(_) => Ok(LiveOutcome { answer: None, note: Some("not reached".into()) }),

@@ -8,11 +8,11 @@ use std::io::{self, BufRead, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use live_kvm::{Failure, GuestAccess, GuestMode, GuestRun, Left, Process, Region};
+use live_kvm::{Failure, GuestAccess, GuestMode, GuestRun, Left, PagedKind, Process, Region};
 
 use super::{LiveOutcome, Reply, machine};
 use crate::ops::json::recorded_style;
-use crate::ops::{Advice, Answer, Detail, Errno, Exit, FdRef, FileStat, HvaRef, Name, Op, Prot, Signal};
+use crate::ops::{Advice, Answer, Detail, Errno, Exit, FdRef, FileStat, HvaRef, Name, Op, PagedAccess, Prot, Signal};
 
 /// What a name stands for when nothing was given it.
 const NO_FD: i32 = -1;
@@ -130,8 +130,8 @@ impl Live {
                 let fd = self.process.create_vm(*r#type)?;
                 self.name_fd(vm, fd)
             }
-            Op::CreateVcpu { vm, vcpu, index } => {
-                let fd = self.process.create_vcpu(self.fd(vm), *index)?;
+            Op::CreateVcpu { vm, vcpu, index, paging } => {
+                let fd = self.process.create_vcpu(self.fd(vm), *index, *paging)?;
                 self.name_fd(vcpu, fd)
             }
             Op::CheckExtension { vm, cap } => {
@@ -261,11 +261,59 @@ impl Live {
                 let access = GuestAccess::Hypercall { nr: *nr, args: [arg(0), arg(1), arg(2), arg(3)], reply: *reply };
                 self.guest(vcpu, access, args.len())
             }
+            Op::GuestPaged { .. } => self.guest_paged(op),
         }
+    }
+
+    fn guest_paged(&mut self, op: &Op) -> Performed {
+        let &Op::GuestPaged {
+            ref vcpu,
+            ref root_map,
+            root_offset,
+            cr3,
+            cpl,
+            access,
+            gva,
+            value,
+            wp,
+            smep,
+            smap,
+            nxe,
+            ac,
+        } = op
+        else {
+            unreachable!("{} is another operation", op.name())
+        };
+        let (offset, entry) = live_kvm::ROOT_ENTRY;
+        self.process.store64(self.address(root_map, root_offset).wrapping_add(offset), entry)?;
+        let kind = match access {
+            PagedAccess::Read => PagedKind::Read,
+            PagedAccess::Write => PagedKind::Write,
+            PagedAccess::ReadModifyWrite => PagedKind::ReadModifyWrite,
+            PagedAccess::Execute => PagedKind::Execute,
+        };
+        let access = live_kvm::PagedAccess { kind, gva, value, cr3, user: cpl == 3, wp, smep, smap, nxe, ac };
+        let paged = self.process.run_paged(self.fd(vcpu), access)?;
+        if let Some(vector) = paged.vector() {
+            let (vector, error) = (u64::from(vector), paged.error.unwrap_or(0));
+            return Ok(Answer::exit(Exit::Exception { vector, error, cr2: (vector == 14).then_some(paged.cr2) }));
+        }
+        let done = Exit::Done { value: (kind == PagedKind::Read).then_some(paged.run.rbx) };
+        self.exit(&paged.run, done, 0)
     }
 
     fn guest(&mut self, vcpu: &Name, access: GuestAccess, args: usize) -> Performed {
         let run = self.process.run_guest(self.fd(vcpu), access)?;
+        let value = match access {
+            GuestAccess::Read { .. } => Some(run.rbx & 0xffff_ffff),
+            GuestAccess::Hypercall { .. } => Some(run.rax),
+            GuestAccess::Write { .. } | GuestAccess::Rmw { .. } | GuestAccess::Touch { .. } => None,
+        };
+        self.exit(&run, Exit::Hlt { value }, args)
+    }
+
+    /// The answer for what a vCPU left with; `done` if it came to its end.
+    fn exit(&mut self, run: &GuestRun, done: Exit, args: usize) -> Performed {
         let errno = match run.errno {
             None => None,
             Some(code) => Some(Errno::from_code(code).ok_or(Failure::Errno(code))?),
@@ -277,13 +325,7 @@ impl Live {
             ));
         }
         let exit = match run.left {
-            Left::Done => Exit::Hlt {
-                value: match access {
-                    GuestAccess::Read { .. } => Some(run.rbx & 0xffff_ffff),
-                    GuestAccess::Hypercall { .. } => Some(run.rax),
-                    GuestAccess::Write { .. } | GuestAccess::Rmw { .. } | GuestAccess::Touch { .. } => None,
-                },
-            },
+            Left::Done => done,
             Left::Mmio { gpa, len, write } => Exit::Mmio { gpa, len, write },
             Left::Hypercall { nr, args: all, rax } => {
                 Exit::Hypercall { nr, args: all[..args.clamp(3, 4)].to_vec(), rax: Some(rax) }

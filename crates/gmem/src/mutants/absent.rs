@@ -63,4 +63,12 @@ pub static ABSENT: &[Absent] = &[
     absent("BUG-75", "fairness, which no invariant of safety shows"),
     absent("BUG-76", "no caches of guest pages"),
     absent("BUG-77", "no asynchronous page faults"),
+    absent(
+        "CLEAR_AFTER_ACT",
+        "what a flush request that is lost would have dropped was dropped by the flush before it: nothing is cached between that and the guest",
+    ),
+    absent("FLUSH_MIDWALK", "a vCPU flushes between two visits to the guest, never in one"),
+    absent("MIGRATE_NO_FLUSH", "each vCPU has a processor of its own"),
+    absent("ASID_REUSE", "each vCPU has a processor of its own"),
+    absent("TRACK_NO_FLUSH", "no write tracking"),
 ];

@@ -13,6 +13,7 @@ mod page_cache;
 mod registry;
 mod sequence;
 mod slots;
+mod tlbs;
 
 pub use absent::{ABSENT, Absent};
 pub use registry::{MutantInfo, all, find, named};

@@ -64,6 +64,7 @@ impl MutantInfo {
 /// The parts of the registry, one for each area.
 static PARTS: &[&[MutantInfo]] = &[
     super::sequence::ROWS,
+    super::tlbs::ROWS,
     super::page_cache::ROWS,
     super::slots::ROWS,
     super::attributes::ROWS,

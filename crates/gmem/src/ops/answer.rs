@@ -90,6 +90,20 @@ pub enum Exit {
         /// The word that a read got.
         value: Option<u64>,
     },
+    /// `guest_paged`: the access completed, and the guest said so by a port.
+    Done {
+        /// The word that a read got.
+        value: Option<u64>,
+    },
+    /// `guest_paged`: the guest got an exception, and its handler said so by a port.
+    Exception {
+        /// Its vector.
+        vector: u64,
+        /// The error code that was pushed; 0 for those that have none.
+        error: u64,
+        /// CR2, of a page fault.
+        cr2: Option<u64>,
+    },
     /// `KVM_EXIT_MMIO`: the VMM is asked to do the access.
     Mmio {
         /// The guest physical address.
@@ -249,6 +263,8 @@ impl Exit {
     pub fn name(&self) -> String {
         match self {
             Exit::Hlt { .. } => "hlt".into(),
+            Exit::Done { .. } => "done".into(),
+            Exit::Exception { .. } => "exception".into(),
             Exit::Mmio { .. } => "mmio".into(),
             Exit::Hypercall { .. } => "hypercall".into(),
             Exit::MemoryFault { .. } => "memory_fault".into(),
@@ -263,7 +279,14 @@ impl Exit {
         let mut put = |name: &str, value: Value| drop(out.insert(name.into(), value));
         put("exit", self.name().into());
         match self {
-            Exit::Hlt { value: Some(value) } => put("value", (*value).into()),
+            Exit::Hlt { value: Some(value) } | Exit::Done { value: Some(value) } => put("value", (*value).into()),
+            Exit::Exception { vector, error, cr2 } => {
+                put("vector", (*vector).into());
+                put("error", (*error).into());
+                if let Some(cr2) = cr2 {
+                    put("cr2", (*cr2).into());
+                }
+            }
             Exit::Mmio { gpa, len, write } => {
                 put("gpa", (*gpa).into());
                 put("len", (*len).into());
@@ -282,7 +305,7 @@ impl Exit {
                 put("size", (*size).into());
             }
             Exit::InternalError { suberror: Some(suberror) } => put("suberror", (*suberror).into()),
-            Exit::Hlt { value: None } | Exit::InternalError { suberror: None } => {}
+            Exit::Hlt { value: None } | Exit::Done { value: None } | Exit::InternalError { suberror: None } => {}
             Exit::Shutdown | Exit::Intr | Exit::Reason(_) => {}
         }
     }
@@ -341,6 +364,12 @@ impl Fields {
     fn exit(&mut self, name: &str) -> Result<Option<Exit>, String> {
         Ok(Some(match name {
             "hlt" => Exit::Hlt { value: self.number("value")? },
+            "done" => Exit::Done { value: self.number("value")? },
+            "exception" if self.has(&["vector", "error"]) => Exit::Exception {
+                vector: self.required("vector")?,
+                error: self.required("error")?,
+                cr2: self.number("cr2")?,
+            },
             "mmio" if self.has(&["gpa", "len", "write"]) => {
                 Exit::Mmio { gpa: self.required("gpa")?, len: self.required("len")?, write: self.truth("write")? }
             }

@@ -28,6 +28,8 @@ pub enum Op {
         vm: Name,
         vcpu: Name,
         index: u64,
+        #[serde(default, skip_serializing_if = "is_false")]
+        paging: bool,
     },
     CheckExtension {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,6 +214,48 @@ pub enum Op {
         args: Vec<u64>,
         reply: u64,
     },
+    GuestPaged {
+        vcpu: Name,
+        root_map: Name,
+        root_offset: u64,
+        cr3: u64,
+        cpl: u64,
+        access: PagedAccess,
+        gva: u64,
+        value: u64,
+        wp: bool,
+        smep: bool,
+        smap: bool,
+        nxe: bool,
+        ac: bool,
+    },
+}
+
+/// What `guest_paged` does with its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PagedAccess {
+    /// `mov rbx, [gva]`.
+    #[serde(rename = "r")]
+    Read,
+    /// `mov [gva], rbx`.
+    #[serde(rename = "w")]
+    Write,
+    /// `lock add [gva], rbx`.
+    #[serde(rename = "rmw")]
+    ReadModifyWrite,
+    /// `jmp gva`.
+    #[serde(rename = "x")]
+    Execute,
+}
+
+impl PagedAccess {
+    /// The words of recordings and scenarios.
+    pub const WORDS: &'static [&'static str] = &["r", "w", "rmw", "x"];
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Op {
@@ -253,6 +297,7 @@ impl Op {
             Op::GuestWrite { .. } => "guest_write",
             Op::GuestRmw { .. } => "guest_rmw",
             Op::GuestHypercall { .. } => "guest_hypercall",
+            Op::GuestPaged { .. } => "guest_paged",
         }
     }
 }

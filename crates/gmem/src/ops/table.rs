@@ -3,8 +3,8 @@
 //! The scenario parser and printer, the trace reader and their error messages are driven by this table; a test holds it
 //! against [`Op`](super::Op). Simplified: symbols exist for the values that guest_memfd programs use, all others are numbers.
 
-use super::Advice;
 use super::suggest::did_you_mean;
+use super::{Advice, PagedAccess};
 
 /// What kind of object a name names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub enum Kind {
     Prot,
     /// One of the words of [`Advice::ALL`].
     Advice,
+    /// One of these words.
+    Word(&'static [&'static str]),
     /// True or false, with the words that mean them.
     Switch {
         /// The word for false.
@@ -69,6 +71,8 @@ pub struct Arg {
     pub kind: Kind,
     /// What it is if a scenario does not say, in the scenario's own notation.
     pub default: Option<&'static str>,
+    /// Traces may leave it out, and then it is the default: older ones do not know it.
+    pub may_be_absent: bool,
 }
 
 /// One operation.
@@ -137,6 +141,7 @@ impl Kind {
             Kind::FdRef => "the name of a file descriptor, `none`, or a number".into(),
             Kind::Prot => "a protection: letters of `rwx`, or `none`".into(),
             Kind::Advice => format!("one of {}", Advice::ALL.map(|(word, _)| word).join(", ")),
+            Kind::Word(words) => format!("one of {}", words.join(", ")),
             Kind::Switch { off, on } => format!("true, false, `{off}` or `{on}`"),
             Kind::List => "a list of numbers such as [0x200000, 1, 16]".into(),
         }
@@ -153,6 +158,7 @@ impl Kind {
             Kind::FdRef => "a string or a signed 64-bit number",
             Kind::Prot => "a string of letters of `rwx`",
             Kind::Advice => "a known advice such as \"dontneed\"",
+            Kind::Word(_) => "a known word such as \"r\"",
             Kind::Switch { .. } => "true or false",
             Kind::List => "a list of unsigned 64-bit numbers",
         }
@@ -171,11 +177,21 @@ impl Object {
 }
 
 const fn arg(name: &'static str, kind: Kind) -> Arg {
-    Arg { name, kind, default: None }
+    Arg { name, kind, default: None, may_be_absent: false }
 }
 
 const fn opt(name: &'static str, kind: Kind, default: &'static str) -> Arg {
-    Arg { name, kind, default: Some(default) }
+    Arg { name, kind, default: Some(default), may_be_absent: false }
+}
+
+/// As [`opt`], and traces may leave it out too.
+const fn later(name: &'static str, kind: Kind, default: &'static str) -> Arg {
+    Arg { may_be_absent: true, ..opt(name, kind, default) }
+}
+
+/// A flag that is off unless it is said.
+const fn flag(name: &'static str, default: &'static str) -> Arg {
+    opt(name, Kind::Switch { off: "off", on: "on" }, default)
 }
 
 const fn op(name: &'static str, args: &'static [Arg], help: &'static str) -> OpSpec {
@@ -240,12 +256,12 @@ pub const OPS: &[OpSpec] = &[
     ),
     op(
         "create_vcpu",
-        &[VM, VCPU, opt("index", Kind::Count, "0")],
-        "KVM_CREATE_VCPU; the first of a VM also adds memslot 31, its code page",
+        &[VM, VCPU, opt("index", Kind::Count, "0"), later("paging", Kind::Switch { off: "flat", on: "paged" }, "flat")],
+        "KVM_CREATE_VCPU; the first of a VM also adds memslot 31: its code page, or with paging eight pages",
     ),
     op(
         "check_extension",
-        &[CAP, opt("vm", Kind::MaybeName(Object::Vm), "none")],
+        &[CAP, later("vm", Kind::MaybeName(Object::Vm), "none")],
         "KVM_CHECK_EXTENSION on the VM, or on /dev/kvm without one",
     ),
     op("enable_cap", &[VM, CAP, arg("arg", Kind::Count)], "KVM_ENABLE_CAP with args[0]"),
@@ -345,5 +361,24 @@ pub const OPS: &[OpSpec] = &[
             opt("reply", Kind::Count, "0"),
         ],
         "vmmcall by the vCPU, then hlt; on a hypercall exit the VMM answers `reply`",
+    ),
+    op(
+        "guest_paged",
+        &[
+            VCPU,
+            arg("root_map", Kind::Name(Object::Map)),
+            opt("root_offset", Kind::Size, "0"),
+            arg("cr3", Kind::Address),
+            opt("cpl", Kind::Choice(&[("supervisor", 0), ("user", 3)]), "supervisor"),
+            arg("access", Kind::Word(PagedAccess::WORDS)),
+            arg("gva", Kind::Address),
+            opt("value", Kind::Count, "0"),
+            flag("wp", "on"),
+            flag("smep", "off"),
+            flag("smap", "off"),
+            flag("nxe", "on"),
+            flag("ac", "off"),
+        ],
+        "an access of 8 bytes, or a jump, by the vCPU in 4-level paging at CR3, with a cold TLB; first the VMM writes entry 256 of the root",
     ),
 ];

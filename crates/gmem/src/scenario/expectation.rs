@@ -6,6 +6,8 @@
 //! | `EINVAL` | failed with this error (a memory fault fails with `EFAULT`, too) |
 //! | `SIGBUS` | the host access raised this signal |
 //! | `hlt`, `hlt 7` | the guest access completed; with a number, and read this |
+//! | `done`, `done 7` | the same of `guest_paged` |
+//! | `exception`, `exception 14`, `exception 14 6` | the guest got an exception; with numbers, this vector with this error code |
 //! | `memory_fault`, `memory_fault private`, `memory_fault shared 0x200000` | a memory-fault exit for that kind of access, at that guest address |
 //! | `mmio`, `mmio read`, `mmio write` | an MMIO exit |
 //! | `hypercall`, `internal_error`, `shutdown`, `intr` | that exit |
@@ -38,6 +40,15 @@ pub enum Pattern {
     Signal(Signal),
     /// The guest access completed and, where a value is said, read it.
     Hlt(Option<u64>),
+    /// A paged access completed and, where a value is said, read it.
+    Done(Option<u64>),
+    /// The guest got an exception.
+    Exception {
+        /// Its vector; `None` if any.
+        vector: Option<u64>,
+        /// Its error code; `None` if any.
+        error: Option<u64>,
+    },
     /// A memory fault.
     MemoryFault {
         /// Whether the access was private; `None` if either will do.
@@ -128,6 +139,10 @@ impl Pattern {
             Answer::Other(_) => return None,
             Answer::Exit { exit, .. } => match exit {
                 Exit::Hlt { value } => Pattern::Hlt(*value),
+                Exit::Done { value } => Pattern::Done(*value),
+                Exit::Exception { vector, error, .. } => {
+                    Pattern::Exception { vector: Some(*vector), error: Some(*error) }
+                }
                 Exit::MemoryFault { flags, gpa, .. } => {
                     Pattern::MemoryFault { private: Some(flags & MEMORY_EXIT_FLAG_PRIVATE != 0), gpa: Some(*gpa) }
                 }
@@ -165,7 +180,12 @@ impl Pattern {
 
     fn matches_exit(&self, exit: &Exit) -> bool {
         match (self, exit) {
-            (Pattern::Hlt(expected), Exit::Hlt { value }) => expected.is_none() || expected == value,
+            (Pattern::Hlt(expected), Exit::Hlt { value }) | (Pattern::Done(expected), Exit::Done { value }) => {
+                expected.is_none() || expected == value
+            }
+            (Pattern::Exception { vector, error }, Exit::Exception { vector: got, error: code, .. }) => {
+                vector.is_none_or(|vector| vector == *got) && error.is_none_or(|error| error == *code)
+            }
             (Pattern::MemoryFault { private, gpa }, Exit::MemoryFault { flags, gpa: at, .. }) => {
                 let was_private = flags & MEMORY_EXIT_FLAG_PRIVATE != 0;
                 private.is_none_or(|private| private == was_private) && gpa.is_none_or(|gpa| gpa == *at)
@@ -198,6 +218,19 @@ impl Pattern {
                     Pattern::Hlt(Some(words::number(word).ok_or((i, "expected the value that was read".to_string()))?))
                 }
             },
+            "done" => match rest.next() {
+                None => Pattern::Done(None),
+                Some((i, word)) => {
+                    Pattern::Done(Some(words::number(word).ok_or((i, "expected the value that was read".to_string()))?))
+                }
+            },
+            "exception" => {
+                let mut number = |what: &str| match rest.next() {
+                    None => Ok(None),
+                    Some((i, word)) => words::number(word).map(Some).ok_or((i, format!("expected {what}"))),
+                };
+                Pattern::Exception { vector: number("a vector such as 14")?, error: number("an error code")? }
+            }
             "memory_fault" => {
                 let private = match rest.peek().map(|(_, word)| *word) {
                     Some("private") => Some(true),
@@ -242,7 +275,8 @@ impl Pattern {
     }
 }
 
-const HEADS: [&str; 8] = ["ok", "hlt", "memory_fault", "mmio", "hypercall", "internal_error", "shutdown", "intr"];
+const HEADS: [&str; 10] =
+    ["ok", "hlt", "done", "exception", "memory_fault", "mmio", "hypercall", "internal_error", "shutdown", "intr"];
 
 fn expected_pattern(found: &str) -> String {
     let known = HEADS.into_iter().chain(Errno::names()).chain(Signal::names());
@@ -269,6 +303,13 @@ impl fmt::Display for Pattern {
             Pattern::Signal(signal) => write!(f, "{signal}"),
             Pattern::Hlt(None) => f.write_str("hlt"),
             Pattern::Hlt(Some(value)) => write!(f, "hlt {value}"),
+            Pattern::Done(None) => f.write_str("done"),
+            Pattern::Done(Some(value)) => write!(f, "done {value}"),
+            Pattern::Exception { vector, error } => {
+                f.write_str("exception")?;
+                vector.map_or(Ok(()), |vector| write!(f, " {vector}"))?;
+                error.map_or(Ok(()), |error| write!(f, " {error}"))
+            }
             Pattern::MemoryFault { private, gpa } => {
                 f.write_str("memory_fault")?;
                 if let Some(private) = private {

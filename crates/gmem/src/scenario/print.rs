@@ -28,7 +28,9 @@ pub fn print(op: &Op) -> String {
     let mut line = op.name().to_string();
     let Some(spec) = table::find(op.name()) else { return line };
     let fields = serde_json::to_value(op).unwrap_or_default();
-    let field = |arg: &Arg| fields.get(arg.name).cloned().unwrap_or_default();
+    // What a trace may leave out is the default.
+    let default = |arg: &Arg| arg.default.and_then(|default| words::value(arg.kind, default));
+    let field = |arg: &Arg| fields.get(arg.name).cloned().or_else(|| default(arg)).unwrap_or_default();
     let is_default =
         |arg: &Arg| arg.default.is_some_and(|default| words::value(arg.kind, default).as_ref() == Some(&field(arg)));
 
@@ -154,7 +156,7 @@ fn word(kind: Kind, value: &Value) -> String {
             None | Some("") => NONE.into(),
             Some(letters) => letters.into(),
         },
-        Kind::Advice => value.as_str().unwrap_or_default().into(),
+        Kind::Advice | Kind::Word(_) => value.as_str().unwrap_or_default().into(),
         Kind::Switch { off, on } => if value == &Value::Bool(true) { on } else { off }.into(),
         Kind::List => recorded_style(value),
     }

@@ -83,6 +83,7 @@ pub(super) fn value(kind: Kind, word: &str) -> Option<Value> {
         Kind::Prot if word == NONE => json!(""),
         Kind::Prot => json!(Prot::from_letters(word).filter(|prot| !prot.is_empty())?.letters()),
         Kind::Advice => json!(Advice::ALL.iter().find(|(known, _)| *known == word)?.0),
+        Kind::Word(words) => json!(words.iter().find(|known| **known == word)?),
         Kind::Switch { off, on } => match word {
             "true" => json!(true),
             "false" => json!(false),

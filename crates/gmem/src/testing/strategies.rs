@@ -3,7 +3,7 @@
 
 use super::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp};
 use crate::MachineConfig;
-use crate::ops::{Advice, FdRef, HvaRef, Name, Op, Prot};
+use crate::ops::{Advice, FdRef, HvaRef, Name, Op, PagedAccess, Prot};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::Union;
@@ -203,7 +203,9 @@ impl Ground {
             (
                 "create_vcpu",
                 3,
-                (g.vm(), g.vcpu(), g.below(3)).prop_map(|(vm, vcpu, index)| Op::CreateVcpu { vm, vcpu, index }).boxed(),
+                (g.vm(), g.vcpu(), g.below(3), proptest::bool::weighted(0.2))
+                    .prop_map(|(vm, vcpu, index, paging)| Op::CreateVcpu { vm, vcpu, index, paging })
+                    .boxed(),
             ),
             (
                 "check_extension",
@@ -413,7 +415,7 @@ impl Ground {
             (
                 "host_write64",
                 2,
-                (g.map(), g.offset(), 0..9u64)
+                (g.map(), g.offset(), prop_oneof![1 => 0..9u64, 1 => g.gpte()])
                     .prop_map(|(map, offset, value)| Op::HostWrite64 { map, offset, value })
                     .boxed(),
             ),
@@ -453,7 +455,51 @@ impl Ground {
                     .prop_map(|(vcpu, nr, args, reply)| Op::GuestHypercall { vcpu, nr, args, reply })
                     .boxed(),
             ),
+            ("guest_paged", 3, g.guest_paged().boxed()),
         ]
+    }
+}
+
+/// Bits of an entry of a guest's table that mean something, in all combinations.
+const GPTE_BITS: u64 = 0x8000_0000_0000_01e7;
+
+impl Ground {
+    /// A paged access, mostly with its root at the start of a mapping that a slot has.
+    fn guest_paged(self) -> impl Strategy<Value = Op> {
+        let access = prop::sample::select(vec![
+            PagedAccess::Read,
+            PagedAccess::Write,
+            PagedAccess::ReadModifyWrite,
+            PagedAccess::Execute,
+        ]);
+        // Within the first entries of every table, or anywhere.
+        let gva = prop_oneof![4 => (0..4u64, 0..4u64, 0..4u64, 0..4u64, 0..4096u64).prop_map(|(a, b, c, d, offset)| {
+            a << 39 | b << 30 | c << 21 | d << 12 | offset
+        }), 1 => edge()];
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        let cpl = prop_oneof![4 => prop::sample::select(vec![0, 3]), 1 => edge()];
+        (self.vcpu(), self.map(), self.gpa(), cpl, access, gva, any::<u64>(), flags).prop_map(
+            |(vcpu, root_map, cr3, cpl, access, gva, value, (wp, smep, smap, nxe, ac))| Op::GuestPaged {
+                vcpu,
+                root_map,
+                root_offset: 0,
+                cr3,
+                cpl,
+                access,
+                gva,
+                value,
+                wp,
+                smep,
+                smap,
+                nxe,
+                ac,
+            },
+        )
+    }
+
+    /// An entry of a guest's table: any bits, and the address of a page of a slot.
+    fn gpte(self) -> impl Strategy<Value = u64> {
+        (self.gpa(), any::<u64>()).prop_map(|(gpa, bits)| gpa & !0xfff | bits & GPTE_BITS)
     }
 }
 

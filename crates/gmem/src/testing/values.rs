@@ -93,8 +93,8 @@ impl SetUp {
         };
         vec![
             Op::CreateVm { vm: n("vm0"), r#type: self.r#type },
-            Op::CreateVcpu { vm: n("vm0"), vcpu: n("c0"), index: 0 },
-            Op::CreateVcpu { vm: n("vm0"), vcpu: n("c1"), index: 1 },
+            Op::CreateVcpu { vm: n("vm0"), vcpu: n("c0"), index: 0, paging: false },
+            Op::CreateVcpu { vm: n("vm0"), vcpu: n("c1"), index: 1, paging: false },
             Op::CreateGuestMemfd {
                 vm: n("vm0"),
                 fd: n("g0"),

@@ -135,10 +135,9 @@ impl<'a> Source<'a> {
 
         let mut fields = Map::new();
         fields.insert("op".into(), spec.name.into());
-        for Arg { name, kind, .. } in spec.args {
-            // Only a name that may be absent altogether may be left out of a trace.
+        for Arg { name, kind, may_be_absent, .. } in spec.args {
             let Some(member) = members.get(name) else {
-                if matches!(kind, Kind::MaybeName(table::Object::Vm)) {
+                if *may_be_absent {
                     continue;
                 }
                 return Err(missing(name, kind.expected_json()));
@@ -174,6 +173,7 @@ fn from_json(kind: Kind, value: &Value) -> Option<Value> {
             let word = value.as_str()?;
             Advice::ALL.iter().any(|(known, _)| *known == word)
         }
+        Kind::Word(words) => words.contains(&value.as_str()?),
         Kind::Switch { .. } => value.is_boolean(),
         Kind::List => value.as_array()?.iter().all(Value::is_u64),
     };

@@ -2,7 +2,7 @@
 
 use super::*;
 use gmem::uapi::exit::KVM_EXIT_IO;
-use gmem::{CpuMode, DescriptorTable, ExitInfo, VcpuExit, VcpuFd};
+use gmem::{CpuMode, DescriptorTable, ExitInfo, Gva, VcpuExit, VcpuFd};
 
 /// Where no slot is.
 const MMIO: u64 = 0x10_0000;
@@ -90,7 +90,7 @@ fn an_exception_goes_to_its_handler() {
     running(|cx, _, memory, vcpu| {
         // Handler of vector 13: instruction 2. Its gate in 64-bit mode has 16 bytes.
         memory.write_u64(cx, PAGE + 13 * 16, PRESENT | 2).unwrap();
-        vcpu.set_idt(cx, DescriptorTable { base: Gpa(PAGE), limit: 0xfff });
+        vcpu.set_idt(cx, DescriptorTable { base: Gva(PAGE), limit: 0xfff });
         let program = [
             GuestInsn::Exception { vector: 13 },
             GuestInsn::Out { port: 1 },
@@ -106,7 +106,7 @@ fn an_exception_goes_to_its_handler() {
 fn gates_have_eight_bytes_in_protected_mode() {
     running(|cx, _, memory, vcpu| {
         memory.write_u64(cx, PAGE + 6 * 8, PRESENT | 1 << 48).unwrap();
-        vcpu.set_idt(cx, DescriptorTable { base: Gpa(PAGE), limit: 0xfff });
+        vcpu.set_idt(cx, DescriptorTable { base: Gva(PAGE), limit: 0xfff });
         vcpu.set_cpu_mode(cx, CpuMode::Protected32);
         vcpu.load_program(cx, &[GuestInsn::Exception { vector: 6 }]);
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::Hlt)));
@@ -121,7 +121,7 @@ fn a_missing_handler_is_a_double_fault_then_a_shutdown() {
         vcpu.load_program(cx, &program);
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::Shutdown)), "there is no table");
 
-        vcpu.set_idt(cx, DescriptorTable { base: Gpa(PAGE), limit: 0xfff });
+        vcpu.set_idt(cx, DescriptorTable { base: Gva(PAGE), limit: 0xfff });
         vcpu.load_program(cx, &program);
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::Shutdown)), "no gate is present");
         assert_eq!(vcpu.exit_info(), ExitInfo::Shutdown);
@@ -130,7 +130,7 @@ fn a_missing_handler_is_a_double_fault_then_a_shutdown() {
         vcpu.load_program(cx, &program);
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::IoOut(1, _))), "the double fault has a handler");
 
-        vcpu.set_idt(cx, DescriptorTable { base: Gpa(PAGE), limit: 8 * 16 + 14 });
+        vcpu.set_idt(cx, DescriptorTable { base: Gva(PAGE), limit: 8 * 16 + 14 });
         vcpu.load_program(cx, &program);
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::Shutdown)), "the table ends inside the gate");
     });
@@ -139,7 +139,7 @@ fn a_missing_handler_is_a_double_fault_then_a_shutdown() {
 #[test]
 fn a_table_in_no_memory_ends_the_run() {
     running(|cx, _, _, vcpu| {
-        vcpu.set_idt(cx, DescriptorTable { base: Gpa(MMIO), limit: 0xfff });
+        vcpu.set_idt(cx, DescriptorTable { base: Gva(MMIO), limit: 0xfff });
         vcpu.load_program(cx, &[GuestInsn::Exception { vector: 14 }]);
         for _ in 0..2 {
             assert!(matches!(vcpu.run(cx), Ok(VcpuExit::InternalError)));

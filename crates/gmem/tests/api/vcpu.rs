@@ -174,7 +174,7 @@ fn an_immediate_exit_completes_the_last_one_first() {
         vcpu.set_kvm_immediate_exit(cx, 1);
         assert_eq!(vcpu.run(cx).unwrap_err(), Errno::EINTR);
         assert_eq!(vcpu.last_errno(), Some(Errno::EINTR));
-        assert_eq!(vcpu.get_regs(cx).unwrap(), GuestRegs { rip: 1, rbx: 9, rax: 0 });
+        assert_eq!(vcpu.get_regs(cx).unwrap(), GuestRegs { rip: 1, rbx: 9, rax: 0, rsp: 0 });
         vcpu.set_kvm_immediate_exit(cx, 0);
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::MmioRead(gpa, [0, 0, 0, 0])) if gpa == MMIO + 4));
     });

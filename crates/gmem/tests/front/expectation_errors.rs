@@ -9,47 +9,47 @@ fn expectations() {
     check_line(
         "close g0 =>",
         expect![[r#"
-        error: an expected answer is missing
-         --> bad.toml:4:12
-          |
-        4 |   close g0 =>
-          |            ^^ expected ok, hlt, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+            error: an expected answer is missing
+             --> bad.toml:4:12
+              |
+            4 |   close g0 =>
+              |            ^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "close g0 => okay",
         expect![[r#"
-        error: `okay` is no answer that can be expected
-         --> bad.toml:4:15
-          |
-        4 |   close g0 => okay
-          |               ^^^^ expected ok, hlt, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+            error: `okay` is no answer that can be expected
+             --> bad.toml:4:15
+              |
+            4 |   close g0 => okay
+              |               ^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "close g0 => EINVALID",
         expect![[r#"
-        error: `EINVALID` is no answer that can be expected
-         --> bad.toml:4:15
-          |
-        4 |   close g0 => EINVALID
-          |               ^^^^^^^^ expected ok, hlt, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS; did you mean `EINVAL`?"#]],
+            error: `EINVALID` is no answer that can be expected
+             --> bad.toml:4:15
+              |
+            4 |   close g0 => EINVALID
+              |               ^^^^^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS; did you mean `EINVAL`?"#]],
     );
     check_line(
         "close g0 => ok |",
         expect![[r#"
-        error: an expected answer is missing
-         --> bad.toml:4:18
-          |
-        4 |   close g0 => ok |
-          |                  ^ expected ok, hlt, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+            error: an expected answer is missing
+             --> bad.toml:4:18
+              |
+            4 |   close g0 => ok |
+              |                  ^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "close g0 => ok | | EINVAL",
         expect![[r#"
-        error: an expected answer is missing
-         --> bad.toml:4:18
-          |
-        4 |   close g0 => ok | | EINVAL
-          |                  ^ expected ok, hlt, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+            error: an expected answer is missing
+             --> bad.toml:4:18
+              |
+            4 |   close g0 => ok | | EINVAL
+              |                  ^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "guest_read c0 0 => hlt seven",
@@ -142,11 +142,11 @@ fn outcomes() {
     check(
         &scenario("['r0 => ok', 'r0 => kaputt']"),
         expect![[r#"
-        error: `kaputt` is no answer that can be expected
-         --> bad.toml:7:32
-          |
-        7 | outcomes = ['r0 => ok', 'r0 => kaputt']
-          |                                ^^^^^^ expected ok, hlt, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+            error: `kaputt` is no answer that can be expected
+             --> bad.toml:7:32
+              |
+            7 | outcomes = ['r0 => ok', 'r0 => kaputt']
+              |                                ^^^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check(
         "[thread.t]\nrun = '''\nr0: close a\nr0: close b\n'''\n",

@@ -173,7 +173,8 @@ fn a_difference_is_found_and_made_small() {
 
 #[test]
 fn programs_are_a_function_of_seed_and_number() {
-    let abilities = Abilities { private_memory: true, shadow_paging: false, hypercalls: true, maxphyaddr: 40 };
+    let abilities =
+        Abilities { private_memory: true, shadow_paging: false, hypercalls: true, guest_paging: true, maxphyaddr: 40 };
     let print =
         |seed, number| program(seed, number, abilities).iter().map(recorded_style).collect::<Vec<_>>().join("\n");
     let mut seen = std::collections::BTreeSet::new();

@@ -7,6 +7,7 @@ use gmem::replay::Executor;
 use gmem::trace::{Reader, emit};
 use gmem::{KernelVersion, MachineConfig, Simulator, Stage2Kind, Status, Thp, cli, scenario};
 use sim_kernel::Faults;
+use sim_mmu::tlb::TlbConfig;
 use std::fs;
 
 /// A machine with a software implementation of KVM: shadow paging, no private memory, and Linux 6.18.
@@ -78,6 +79,7 @@ fn a_scenario_says_everything_of_a_machine() {
         stage2 = "shadow"
         memory = "24G"
         maxphyaddr = 46
+        tlb = "none"
         transparent_hugepage = "madvise"
         sw_protected_vm = false
         memory_attributes = false
@@ -101,9 +103,18 @@ fn a_scenario_says_everything_of_a_machine() {
         run = "create_vm vm0"
     "#;
     let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, signal_step: 4, signal_task: 5 };
-    let failure = MachineConfig { memory_failure: true, hwpoison_abba: false, xarray_steps: true, faults, ..shadow() };
-    let mmu = MachineConfig { ept_ad_bits: false, pml: true, nx_huge_pages: true, ..failure };
-    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..mmu };
+    let failure = MachineConfig {
+        tlb: TlbConfig::NONE,
+        ept_ad_bits: false,
+        pml: true,
+        nx_huge_pages: true,
+        memory_failure: true,
+        hwpoison_abba: false,
+        xarray_steps: true,
+        faults,
+        ..shadow()
+    };
+    let expected = MachineConfig { eager_page_split: false, max_vcpus: 1024, files_max: 100, ..failure };
     assert_eq!(scenario::parse("t.toml", text).unwrap().machine, expected);
     // A fact that is added has to be added here.
     assert!(FACTS.iter().all(|fact| text.contains(fact.name)));

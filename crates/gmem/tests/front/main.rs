@@ -11,6 +11,7 @@ mod explore_killed;
 mod live;
 mod machines;
 mod operations;
+mod paging;
 mod recordings;
 mod replay;
 mod scenario_errors;

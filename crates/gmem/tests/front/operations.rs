@@ -20,6 +20,7 @@ fn sample(kind: Kind) -> Value {
         Kind::Hva => json!({"map": "m0", "offset": 4096}),
         Kind::Prot => json!("rw"),
         Kind::Advice => json!("populate_read"),
+        Kind::Word(words) => json!(words[0]),
         Kind::Switch { .. } => json!(true),
         Kind::List => json!([1, u64::MAX]),
     }
@@ -51,7 +52,7 @@ fn nothing_is_left_of_a_machine() {
 
 #[test]
 fn table_and_enum_agree() {
-    assert_eq!(OPS.len(), 35);
+    assert_eq!(OPS.len(), 36);
     for spec in OPS {
         let mut fields = Map::from_iter([("op".to_string(), json!(spec.name))]);
         fields.extend(spec.args.iter().map(|arg| (arg.name.to_string(), sample(arg.kind))));

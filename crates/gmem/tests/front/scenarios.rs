@@ -63,7 +63,7 @@ fn a_scenario_with_everything() {
     // In the order of the file, not of the alphabet.
     let names: Vec<&str> = scenario.threads.iter().map(|thread| thread.name.as_str()).collect();
     assert_eq!(names, ["vcpu0", "a-vmm"]);
-    assert_eq!(scenario.setup[1].op, Op::CreateVcpu { vm: "vm0".into(), vcpu: "c0".into(), index: 0 });
+    assert_eq!(scenario.setup[1].op, Op::CreateVcpu { vm: "vm0".into(), vcpu: "c0".into(), index: 0, paging: false });
     assert_eq!(scenario.setup[1].text, "create_vcpu vm0 c0");
     assert_eq!(
         scenario.setup[3].op,
@@ -252,6 +252,7 @@ fn value(kind: Kind) -> BoxedStrategy<Value> {
         .boxed(),
         Kind::Prot => (0u8..8).prop_map(|bits| Value::from(Prot::from_bits_truncate(bits).letters())).boxed(),
         Kind::Advice => prop::sample::select(&Advice::ALL[..]).prop_map(|(word, _)| Value::from(word)).boxed(),
+        Kind::Word(words) => prop::sample::select(words).prop_map(Value::from).boxed(),
         Kind::Switch { .. } => any::<bool>().prop_map(Value::from).boxed(),
         Kind::List => prop::collection::vec(number(), 0..4).prop_map(Value::from).boxed(),
     }

@@ -119,6 +119,17 @@ impl Mm {
         }
         self.access(cx, hva, true, |phys, pfn, offset| phys.write_u64(cx, pfn, offset, value))
     }
+
+    /// The kernel replaces 64 bits of the process, if they are `old` (`__try_cmpxchg_user`); says whether they were.
+    ///
+    /// # Errors
+    /// As [`Mm::write_u32`].
+    ///
+    /// # Panics
+    /// If the address is no multiple of 8.
+    pub fn cmpxchg_u64(&self, cx: &Cx<'_>, hva: Hva, old: u64, new: u64) -> Result<bool, Signal> {
+        self.access(cx, hva, true, |phys, pfn, offset| phys.cmpxchg_u64(cx, pfn, offset, old, new).is_ok())
+    }
 }
 
 /// The aligned words that `size` bytes at an address lie in: number, address, and which bits of it.

@@ -37,12 +37,15 @@ impl Permissions {
     /// The rules of these registers.
     pub fn new(registers: &PagingRegisters) -> Permissions {
         let PagingRegisters { cr0, cr4, efer, pkru, ac, .. } = *registers;
-        let mut allowed = [[0; 3]; 3];
-        for mode in AccessMode::ALL {
-            for access in [Access::Read, Access::Write, Access::Exec] {
-                for rights in 0..8 {
-                    let ok = !cr0.contains(Cr0::PG) || permits(registers, ac, mode, access, Stage1Rights(rights));
-                    allowed[mode as usize][access as usize] |= u8::from(ok) << rights;
+        // Without paging nothing is forbidden.
+        let mut allowed = [[if cr0.contains(Cr0::PG) { 0 } else { u8::MAX }; 3]; 3];
+        if cr0.contains(Cr0::PG) {
+            for mode in AccessMode::ALL {
+                for access in [Access::Read, Access::Write, Access::Exec] {
+                    for rights in 0..8 {
+                        let ok = permits(registers, ac, mode, access, Stage1Rights(rights));
+                        allowed[mode as usize][access as usize] |= u8::from(ok) << rights;
+                    }
                 }
             }
         }

@@ -106,7 +106,7 @@ impl<F: Stage2Format> Processor<F> {
             tlb: Tlb::new(cx, config),
             log: F::new_log(cx),
         };
-        processor.load(mode);
+        processor.load_tags();
         Ok(processor)
     }
 
@@ -119,16 +119,26 @@ impl<F: Stage2Format> Processor<F> {
             return Ok(());
         }
         let mode = state.registers.mode()?;
+        let same_registers = state.registers == self.state.registers;
         self.state = state;
-        self.load(mode);
+        if same_registers {
+            self.load_tags();
+        } else {
+            self.load(mode);
+        }
         Ok(())
     }
 
     /// Everything that follows from the state.
     fn load(&mut self, mode: PagingMode) {
         self.mode = mode;
+        self.guest = guest_context(&self.guest_format, &self.state.registers, self.ad_before_final);
+        self.load_tags();
+    }
+
+    /// What of it decides which cached translations are used.
+    fn load_tags(&mut self) {
         let registers = self.state.registers;
-        self.guest = guest_context(&self.guest_format, &registers, self.ad_before_final);
         self.tlb.load(Tags {
             tag: self.state.tag,
             pcid: registers.cr3.pcid(registers.cr4),

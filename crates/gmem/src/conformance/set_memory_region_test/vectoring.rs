@@ -7,7 +7,7 @@ use super::super::guest::{Program, unexpected};
 use super::REGION;
 use crate::kvm::uapi::*;
 use crate::{DescriptorTable, ExitInfo, GuestInsn, VcpuExit};
-use sim_mmu::Gpa;
+use sim_mmu::{Gpa, Gva};
 
 /// Where an x86 processor starts.
 const RESET_VECTOR: u64 = 0xffff_fff0;
@@ -38,7 +38,7 @@ pub(super) fn mmio_during_vectoring() -> Outcome {
         program.push(GuestInsn::Exception { vector: GP_VECTOR });
         program.load(case.cx, &mut vcpu);
         vcpu.set_code_page(case.cx, Some(Gpa(CODE)));
-        vcpu.set_idt(case.cx, DescriptorTable { base: Gpa(UNMAPPED), limit: 0xfff });
+        vcpu.set_idt(case.cx, DescriptorTable { base: Gva(UNMAPPED), limit: 0xfff });
         match ok("KVM_RUN", vcpu.run(case.cx))? {
             VcpuExit::InternalError => {}
             other => return Err(unexpected("KVM_RUN: expected an internal error", &other)),
