@@ -35,7 +35,7 @@ fn same_seed_same_hash_in_every_build() {
         punch-hole: aba6ea3ee057239a aba6ea3ee057239a aba6ea3ee057239a aba6ea3ee057239a
         explicit-conversion: 3c503cc1ff9952f2 3c503cc1ff9952f2 3c503cc1ff9952f2 3c503cc1ff9952f2
         fault-against-punch: 0ec425cc05dd3b65 b96064f07fb65b4a 56b2a39511371e1c fde0b4410e2df339
-        fault-against-conversion: 6681b7f28fbbaa3d d127992c1e51d9e3 3ee2f78828813664 f50d5649f47a67b9
+        fault-against-conversion: 5460907f902599cd 2540c88559a06c22 779d7a90cf8737fe ea08ffd3710bf46e
         release-while-faulting: 9d142f08c286b081 79458fe577525f24 f06ca1d59867e030 f35a383cdda622fb
     "#]]
     .assert_eq(&digests());

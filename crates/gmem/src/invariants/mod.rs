@@ -1,7 +1,7 @@
 //! The registry of invariants: what must hold in every state of a guest_memfd system, in words, and how it is checked.
 //!
-//! The ids are those of the specification (`INV-201`); an assertion that fails begins its message with the id, wherever it stands. One file
-//! for each section of the list: [`page_cache`], [`translations`], [`counters`], [`lifetime`], [`progress`], [`api_results`], [`xarray`].
+//! The ids are those of the specifications (`INV-201`, `MMU-INV-006`); an assertion that fails begins its message with the id, wherever it stands. One file
+//! for each section of the list: [`page_cache`], [`translations`], [`counters`], [`lifetime`], [`progress`], [`api_results`], [`xarray`], [`tables`].
 //!
 //! Most are looked at in two ways. At the step that could break it, an assertion that costs next to nothing and is always on. And over everything
 //! that there is: a function `inv_NNN` over a [`Snapshot`], which is plain data. [`check`] runs all of those; [`watch`] does it after every step
@@ -18,6 +18,7 @@ pub mod lifetime;
 pub mod page_cache;
 pub mod progress;
 pub mod snapshot;
+pub mod tables;
 pub mod translations;
 pub mod xarray;
 
@@ -81,6 +82,8 @@ pub enum Section {
     ApiResults,
     /// The shape of the kernel's index trees.
     Xarray,
+    /// The tables of stage 2: their shape, what their entries say, what logging relies on.
+    Tables,
 }
 
 impl fmt::Display for Section {
@@ -93,6 +96,7 @@ impl fmt::Display for Section {
             Section::Progress => "progress and lock discipline",
             Section::ApiResults => "API results",
             Section::Xarray => "xarray structure",
+            Section::Tables => "stage-2 tables",
         })
     }
 }
@@ -152,6 +156,7 @@ static SECTIONS: &[&[Invariant]] = &[
     progress::ROWS,
     api_results::ROWS,
     xarray::ROWS,
+    tables::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

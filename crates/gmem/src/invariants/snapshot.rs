@@ -129,6 +129,18 @@ pub struct VmState {
     pub malformed: Vec<String>,
     /// Present leafs.
     pub leafs: Vec<LeafState>,
+    /// How many leafs of 4 KiB, 2 MiB and 1 GiB the MMU has counted.
+    pub pages: [u64; 3],
+    /// Tables of stage 2 that can be reached, roots included.
+    pub tables: u64,
+    /// Frames that are tables of stage 2.
+    pub table_frames: u64,
+    /// Writes are logged by D bits, not by write protection.
+    pub logs_dirty_bits: bool,
+    /// Logs begin with every page dirty.
+    pub initially_set: bool,
+    /// No huge page may be executable.
+    pub nx_huge_pages: bool,
     /// MMIO entries.
     pub mmio: Vec<MmioState>,
     /// Place of the VMM in [`Snapshot::processes`].
@@ -177,6 +189,8 @@ pub struct SlotState {
     pub pgoff: Pgoff,
     /// Blocks that lie entirely in the slot.
     pub blocks: Vec<BlockState>,
+    /// The words of its dirty bitmap, if it is logged.
+    pub dirty: Option<Vec<u64>>,
 }
 
 /// The file that a slot names.
@@ -220,6 +234,14 @@ pub struct LeafState {
     pub private: bool,
     /// The attributes of its frames differ.
     pub differs: bool,
+    /// W is set.
+    pub writable: bool,
+    /// D is set.
+    pub dirty: bool,
+    /// M is set, or H: W may be set without asking anybody, or the host may write.
+    pub may_write: bool,
+    /// Fetches are permitted.
+    pub executable: bool,
 }
 
 /// An MMIO entry of stage 2.
@@ -267,6 +289,13 @@ impl VmState {
 }
 
 impl SlotState {
+    /// Whether a frame of the slot is marked dirty; `None` if nothing is logged.
+    pub fn is_dirty(&self, gfn: Gfn) -> Option<bool> {
+        let page = gfn.0 - self.gfns.start.0;
+        let words = self.dirty.as_ref()?;
+        Some(words.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0))
+    }
+
     /// The page of the file behind a frame of the slot.
     pub fn gmem_index(&self, gfn: Gfn) -> Pgoff {
         Pgoff(gfn.0 - self.gfns.start.0 + self.pgoff.0)
@@ -382,6 +411,12 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
         attributes: BTreeMap::new(),
         malformed: texts(vm.attributes.check()),
         leafs: Vec::new(),
+        pages: vm.mmu.pages().leafs,
+        tables: vm.mmu.pages().tables + vm.mmu.pages().roots,
+        table_frames: vm.mmu.table_frames(),
+        logs_dirty_bits: vm.mmu.config().pml,
+        initially_set: vm.dirty_log_initially_set(),
+        nx_huge_pages: vm.mmu.config().nx_huge_pages,
         mmio: Vec::new(),
         process: None,
     };
@@ -395,7 +430,19 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
     vm.mmu.for_each_leaf(|leaf| {
         let sim_mmu::LeafInfo { as_id, invalid_root, gfn, level, spte, .. } = leaf;
         let (private, differs) = (vm.attributes.is_private(gfn), differs(vm, gfn.block(level)));
-        state.leafs.push(LeafState { as_id, invalid_root, gfn, level, pfn: spte.pfn(), private, differs });
+        state.leafs.push(LeafState {
+            as_id,
+            invalid_root,
+            gfn,
+            level,
+            pfn: spte.pfn(),
+            private,
+            differs,
+            writable: spte.is_writable(),
+            dirty: spte.has(masks.dirty),
+            may_write: spte.has(masks.mmu_writable) || spte.has(masks.host_writable),
+            executable: masks.is_access_allowed(spte, sim_mmu::Access::Exec),
+        });
     });
     vm.mmu.for_each_mmio(|leaf| {
         let sim_mmu::LeafInfo { as_id, invalid_root, gfn, spte, .. } = leaf;
@@ -451,6 +498,7 @@ fn slot_state(slot: &Memslot, vm: Option<&Vm>) -> SlotState {
         file,
         pgoff: slot.gmem.pgoff,
         blocks,
+        dirty: slot.dirty_bitmap.as_ref().map(|bitmap| (0..bitmap.len()).map(|i| bitmap.peek_word(i)).collect()),
     }
 }
 

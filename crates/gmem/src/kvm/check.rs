@@ -91,6 +91,13 @@ impl Vm {
     pub fn check_invariants(&self) {
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
         self.mmu.assert_consistent();
+        let pages = self.mmu.pages();
+        let reached = pages.tables + pages.roots;
+        assert_eq!(
+            self.mmu.table_frames(),
+            reached,
+            "MMU-INV-007: frames that are tables, and tables that can be reached"
+        );
         let mut by_handle = BTreeMap::new();
         for as_id in 0..self.address_spaces() {
             let active: Vec<_> = self.memslots.peek_active(as_id, |set| set.iter().cloned().collect());
@@ -114,6 +121,7 @@ impl Vm {
             let slot = slot.filter(|slot| slot.as_id == leaf.as_id && slot.contains(leaf.gfn));
             let slot = slot.unwrap_or_else(|| panic!("INV-204: {:?} is mapped outside every slot", leaf.gfn));
             self.check_leaf(slot, &leaf);
+            self.check_logged_leaf(slot, &leaf);
         });
     }
 
@@ -144,6 +152,21 @@ impl Vm {
         for index in [slot.gmem.pgoff.0, slot.gmem.pgoff.0 + slot.npages - 1] {
             let bound = view.peek_binding(sim_kernel::Pgoff(index));
             assert_eq!(bound, Some(slot.handle), "INV-303: page {index} of the file is not bound to its slot");
+        }
+    }
+
+    /// MMU-INV-017, MMU-INV-040: what can be written unnoticed is marked dirty.
+    fn check_logged_leaf(&self, slot: &Memslot, leaf: &sim_mmu::LeafInfo) {
+        let Some(bitmap) = &slot.dirty_bitmap else { return };
+        let unnoticed = leaf.spte.is_writable() && (!self.mmu.config().pml || leaf.spte.has(self.mmu.masks().dirty));
+        if !unnoticed {
+            return;
+        }
+        let huge = leaf.level != sim_mmu::Level::L4K;
+        assert!(!huge || self.dirty_log_initially_set(), "MMU-INV-017: {:?} is huge, writable and logged", leaf.gfn);
+        for gfn in (leaf.gfn.0..leaf.gfn.0 + leaf.level.span()).map(Gfn) {
+            let marked = bitmap.peek_page(gfn - slot.base_gfn);
+            assert!(marked, "MMU-INV-040: {gfn:?} can be written unnoticed and is not marked dirty");
         }
     }
 

@@ -5,6 +5,7 @@
 //! with. Clearing works without the capability too.
 
 use super::memslots::{Memslot, SlotId};
+use super::mutants::PROTECT_THEN_TAKE;
 use super::uapi::{KVM_USER_MEM_SLOTS, kvm_clear_dirty_log};
 use super::vm::Vm;
 use sim_kernel::sync::RwLockWriteGuard;
@@ -36,7 +37,13 @@ impl Vm {
         }
         let words: Vec<u64> = {
             let mut lock = self.mmu.mmu_lock.write(cx);
-            let take = |i| self.start_over(cx, &mut lock, &slot, i, bitmap.take_word(cx, i));
+            let take = |i| {
+                if cx.has_mutant(PROTECT_THEN_TAKE) {
+                    self.start_over(cx, &mut lock, &slot, i, bitmap.word(cx, i));
+                    return bitmap.take_word(cx, i);
+                }
+                self.start_over(cx, &mut lock, &slot, i, bitmap.take_word(cx, i))
+            };
             (0..bitmap.len()).map(take).collect()
         };
         if words.iter().any(|word| *word != 0) {

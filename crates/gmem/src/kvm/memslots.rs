@@ -63,6 +63,16 @@ impl DirtyBitmap {
         self.words.is_empty()
     }
 
+    /// A word without a scheduling point: for checkers.
+    pub fn peek_word(&self, i: usize) -> u64 {
+        self.words[i].load(Ordering::Relaxed)
+    }
+
+    /// Whether a page is marked, without a scheduling point: for checkers.
+    pub fn peek_page(&self, page: u64) -> bool {
+        self.peek_word((page / 64) as usize) >> (page % 64) & 1 != 0
+    }
+
     /// Marks a page, counted from the slot's start.
     #[track_caller]
     pub fn set(&self, cx: &Cx<'_>, page: u64) {

@@ -5,7 +5,7 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::{OBSOLETE_LATE, RC_23};
+use super::mutants::{LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
@@ -261,7 +261,9 @@ impl Vm {
             // In the same section: a zap does not flush for invalid roots.
             self.make_all_requests(cx, Request::FreeObsoleteRoots);
         }
-        self.mmu.zap_invalidated_roots(cx);
+        if !cx.has_mutant(LAZY_ROOT_ZAP) {
+            self.mmu.zap_invalidated_roots(cx);
+        }
     }
 
     /// `kvm_mmu_load`: a reference to the root of the first address space. With shadow paging the first root of a VM takes `slots_arch_lock`, to

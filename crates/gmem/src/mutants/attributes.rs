@@ -30,7 +30,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         &["INV-208", "INV-209"],
         "races/huge-convert.toml",
     )
-    .also(&["BUG-17"]),
+    .also(&["BUG-17", "R37", "ATTR_NO_NEIGHBOUR"]),
     row(
         RC_30,
         "F x S",
@@ -38,7 +38,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a fault maps a block as a whole that is not uniform any more",
         &["INV-209", "INV-213"],
         "races/huge-convert.toml",
-    ),
+    )
+    .also(&["R39", "MIXED_LATE"]),
     row(
         RC_31,
         "F x S",
@@ -46,7 +47,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a mapping of the old kind comes back",
         &["INV-208"],
         "races/fault-convert.toml",
-    ),
+    )
+    .also(&["R38", "ATTR_NO_SEQ"]),
     row(
         RC_52,
         "C x S",

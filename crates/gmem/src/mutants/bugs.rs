@@ -85,7 +85,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the guest ends an access to a page that was freed meanwhile",
         &["INV-203", "INV-202"],
         "races/access-punch-yield.toml",
-    ),
+    )
+    .also(&["R09", "YIELD_NO_FLUSH"]),
     row(
         BUG_63,
         "P x D (quirk on)",
@@ -93,5 +94,6 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a page is freed while such a root maps it",
         &["INV-201", "INV-203"],
         "races/punch-delete-other.toml",
-    ),
+    )
+    .also(&["R46", "NOTIFIER_SKIPS_INVALID"]),
 ];

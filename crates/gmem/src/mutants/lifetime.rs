@@ -13,7 +13,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a look-up resurrects a file that is on its way out",
         &["INV-110", "INV-402"],
         "races/fault-release.toml",
-    ),
+    )
+    .also(&["R64", "GMEM_DEAD_FILE"]),
     row(
         RC_17,
         "F x R",

@@ -1,7 +1,7 @@
 //! The registry of mutants: which rules can be switched off, and what goes wrong then.
 //!
 //! A mutant removes one mechanism at one line, like a bug that somebody could write, or did: `RC-..` are the rows of racing pairs of the
-//! specification, `BUG-..` are real defects of the past. The constants are where the lines are; here is the text, one row each, and the
+//! specification, `BUG-..` are real defects of the past, and names in capitals are rows of the MMU's table of races (`R02`). The constants are where the lines are; here is the text, one row each, and the
 //! scenario that shows the mutant. Lines that change behaviour by release instead are in [`crate::kvm::versions`].
 
 mod absent;
@@ -13,6 +13,7 @@ mod page_cache;
 mod registry;
 mod sequence;
 mod slots;
+mod tables;
 mod tlbs;
 
 pub use absent::{ABSENT, Absent};

@@ -38,5 +38,6 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "faults do not stay away from the first range any more",
         &["INV-302"],
         "races/notifier-punch.toml",
-    ),
+    )
+    .also(&["R06", "RANGE_RESET"]),
 ];

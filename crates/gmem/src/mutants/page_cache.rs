@@ -30,7 +30,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "two vCPUs install one after the other: an entry is lost, and what hung below it leaks",
         &["INV-206", "MMU-INV-006", "INV-201", "INV-203", "MMU-INV-002", "MMU-INV-007"],
         "races/fault-fault.toml",
-    ),
+    )
+    .also(&["R12", "PLAIN_STORE_READLOCK"]),
     row(
         RC_13,
         "F x F",

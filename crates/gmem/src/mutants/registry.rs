@@ -71,6 +71,7 @@ static PARTS: &[&[MutantInfo]] = &[
     super::notifiers::ROWS,
     super::lifetime::ROWS,
     super::bugs::ROWS,
+    super::tables::ROWS,
 ];
 
 /// Every mutant, area by area.

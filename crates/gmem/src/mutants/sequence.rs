@@ -13,7 +13,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a fault found its page, a hole frees it, the fault maps it nevertheless",
         &["INV-201", "INV-203"],
         "races/fault-punch.toml",
-    ),
+    )
+    .also(&["R01", "STALE_CHECK_SKIPPED"]),
     row(
         RC_02,
         "F x P",
@@ -21,7 +22,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a hole between look-up and sequence goes unnoticed",
         &["INV-201", "INV-203"],
         "races/fault-punch.toml",
-    ),
+    )
+    .also(&["R05", "SEQ_LATE"]),
     row(
         RC_03,
         "F x P",
@@ -45,7 +47,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "nothing on x86, where the test that decides holds mmu_lock, under which both change",
         &[],
         "races/fault-punch.toml",
-    ),
+    )
+    .also(&["R04", "END_ORDER_SWAPPED"]),
     row(
         RC_06,
         "F x P",
@@ -70,5 +73,5 @@ pub(super) static ROWS: &[MutantInfo] = &[
         &["INV-203", "INV-201", "INV-202"],
         "races/access-punch.toml",
     )
-    .also(&["FLUSH_MISSING"]),
+    .also(&["R08", "FLUSH_MISSING"]),
 ];

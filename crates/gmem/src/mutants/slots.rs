@@ -28,7 +28,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a vCPU maps through the old slot between zap and removal",
         &["INV-204"],
         "races/fault-delete.toml",
-    ),
+    )
+    .also(&["R41", "DELETE_ZAP_BEFORE_SYNC"]),
     row(
         RC_22,
         "F x D",
@@ -36,7 +37,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the guest gets an MMIO exit for memory that still exists",
         &["INV-604"],
         "races/fault-delete.toml",
-    ),
+    )
+    .also(&["R42", "INVALID_AS_NOSLOT"]),
     row(
         RC_23,
         "prefault x D",
@@ -54,7 +56,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         &["INV-205"],
         "races/fault-delete-other.toml",
     )
-    .also(&["BUG-65"]),
+    .also(&["BUG-65", "R45", "ROOT_NO_RECHECK"]),
     row(
         RC_25,
         "F cache x M/D",
@@ -70,7 +72,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the memory of a new slot goes on acting as MMIO",
         &["INV-207"],
         "races/mmio-create.toml",
-    ),
+    )
+    .also(&["R65", "MMIO_GEN_IGNORED"]),
     row(
         RC_42,
         "P x P, P x C, P x D",

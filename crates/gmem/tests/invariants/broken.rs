@@ -71,6 +71,11 @@ fn huge_leaf(vm: &mut VmState) -> &mut gmem::invariants::snapshot::LeafState {
     vm.leafs.iter_mut().find(|leaf| leaf.level == Level::L2M).unwrap()
 }
 
+/// The slot of the huge leaf, which also has private leafs in front of it: those are marked.
+fn slot_of_huge_leaf(shot: &mut Snapshot) -> &mut SlotState {
+    slot(shot, 0)
+}
+
 fn cached(shot: &Snapshot, inode: usize, index: u64) -> Pfn {
     shot.inodes[inode].pages[&Pgoff(index)]
 }
@@ -248,6 +253,23 @@ const BROKEN: &[(&str, Break, &str)] = &[
     ("INV-701", |s| s.vms[0].malformed.push("count".into()), "in the tree of memory attributes: count"),
     ("INV-701", |s| s.inodes[0].views[0].malformed.push("count".into()), "in the tree of bindings"),
     ("INV-701", |s| s.inodes[0].malformed.push("count".into()), "in the tree of a page cache"),
+    ("MMU-INV-006", |s| s.vms[0].pages[0] += 1, "leafs of the three sizes"),
+    ("MMU-INV-006", |s| _ = s.vms[1].leafs.pop(), "leafs of the three sizes"),
+    ("MMU-INV-007", |s| s.vms[0].table_frames += 1, "frames are tables"),
+    ("MMU-INV-017", |s| slot_of_huge_leaf(s).dirty = Some(vec![u64::MAX; 32]), "which is logged"),
+    ("MMU-INV-018", |s| s.vms[0].nx_huge_pages = true, "as an executable L2M"),
+    ("MMU-INV-019", |s| slot(s, 0).flags |= KVM_MEM_READONLY, "which is read-only"),
+    (
+        "MMU-INV-040",
+        |s| {
+            s.vms[0].initially_set = true;
+            let mut dirty = vec![u64::MAX; 32];
+            dirty[20] &= !4;
+            slot_of_huge_leaf(s).dirty = Some(dirty);
+        },
+        "Gfn(0xd02)",
+    ),
+    ("MMU-INV-041", |s| slot(s, 1).dirty = Some(vec![0x10]), "which has 4 pages"),
 ];
 
 #[test]

@@ -1,6 +1,6 @@
 //! Host physical memory: frames, their reference counts and flags, and their bytes (`struct page`, `mm/page_alloc.c`).
 //!
-//! A frame costs 32 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
+//! A frame costs 24 bytes. Its contents cost nothing until somebody writes: a frame is *undefined* (just allocated: reads give a
 //! recognisable garbage pattern, so that a forgotten zeroing is seen as data), *zero*, or has a buffer of 4 KiB. Frames come one by
 //! one or as 512 aligned ones (a transparent huge page).
 //!
@@ -71,14 +71,18 @@ struct Frame {
     refcount: AtomicU32,
     /// Number of the address space that caches the frame; 0 = none.
     mapping: AtomicU32,
-    /// Host page-table entries that name the frame.
-    mapcount: AtomicU32,
-    /// Stage-2 entries that do.
-    sptes: AtomicU32,
+    /// Two counts of 16 bits: host page-table entries that name the frame, and above them the stage-2 entries that do. One that reaches
+    /// [`COUNT_MAX`] stays there, as the kernel's reference counts do, and is not believed any more.
+    named: AtomicU32,
     content: AtomicU32,
-    /// How often the frame was allocated, wrapping: tells a page from one that has the same frame later.
-    generation: AtomicU32,
 }
+
+/// Where a count of names ends.
+const COUNT_MAX: u32 = 0xffff;
+/// Shift of the host's count.
+const MAPCOUNT: u32 = 0;
+/// Shift of the count of stage-2 entries.
+const SPTES: u32 = 16;
 
 /// The bytes of a frame.
 #[derive(Zeroable)]
@@ -129,6 +133,8 @@ struct Zone {
 /// ```
 pub struct PhysMem {
     frames: Arena<Frame, 6>,
+    /// How often each frame was allocated, wrapping: tells a page from one that has the same frame later. For checkers, so only in simulations.
+    generations: Option<Arena<AtomicU32, 6>>,
     contents: Arena<PageBytes, 3>,
     /// One for each node.
     zones: Box<[parking_lot::Mutex<Zone>]>,
@@ -162,6 +168,7 @@ impl PhysMem {
         let zone = |node: u32| Zone { next_block: node * PAGES_PER_PMD as u32, ..Zone::default() };
         PhysMem {
             frames: Arena::recycled(cx),
+            generations: (!cx.is_native()).then(|| Arena::recycled(cx)),
             contents: Arena::recycled_dirty(cx),
             zones: (0..nodes).map(|node| parking_lot::Mutex::new(zone(node))).collect(),
             limit: bytes / crate::PAGE_SIZE,
@@ -281,8 +288,13 @@ impl PhysMem {
         debug_assert_eq!(frame.refcount.load(Ordering::Relaxed), 0, "a free frame has no references");
         frame.flags_index.store(FrameFlags::ALLOCATED.bits(), Ordering::Relaxed);
         frame.mapping.store(0, Ordering::Relaxed);
+        // A count that went over is forgotten with the page.
+        frame.named.store(0, Ordering::Relaxed);
         frame.content.store(content, Ordering::Relaxed);
-        frame.generation.fetch_add(1, Ordering::Relaxed);
+        if let Some(generations) = &self.generations {
+            generations.ensure(index);
+            generations.get(index).fetch_add(1, Ordering::Relaxed);
+        }
         frame.refcount.store(1, Ordering::Release);
     }
 
@@ -486,8 +498,8 @@ impl PhysMem {
         let frame = self.frame(pfn);
         let flags = self.flags(pfn);
         assert!(!flags.contains(FrameFlags::LOCKED), "INV-105: {pfn:?} is freed while it is locked");
-        assert_eq!(self.mapcount(pfn), 0, "INV-203: {pfn:?} is freed while a host page table names it");
-        assert_eq!(self.spte_count(pfn), 0, "INV-203: {pfn:?} is freed while a stage-2 entry names it");
+        assert!(self.is_unnamed(pfn, MAPCOUNT), "INV-203: {pfn:?} is freed while a host page table names it");
+        assert!(self.is_unnamed(pfn, SPTES), "INV-203: {pfn:?} is freed while a stage-2 entry names it");
         assert_eq!(frame.mapping.load(Ordering::Relaxed), 0, "INV-105: {pfn:?} is freed while a page cache holds it");
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
@@ -608,14 +620,43 @@ impl PhysMem {
     /// # Panics
     /// If a stage-2 entry still names it (INV-201), or a process's page table (INV-212): unmapped before it is removed.
     pub fn clear_mapping(&self, pfn: Pfn) {
-        assert_eq!(self.spte_count(pfn), 0, "INV-201: {pfn:?} leaves the page cache while a stage-2 entry names it");
-        assert_eq!(self.mapcount(pfn), 0, "INV-212: {pfn:?} leaves the page cache while a host page table names it");
+        assert!(self.is_unnamed(pfn, SPTES), "INV-201: {pfn:?} leaves the page cache while a stage-2 entry names it");
+        assert!(
+            self.is_unnamed(pfn, MAPCOUNT),
+            "INV-212: {pfn:?} leaves the page cache while a host page table names it"
+        );
         self.frame(pfn).mapping.store(0, Ordering::Release);
     }
 
     /// Host page-table entries that name the frame.
     pub fn mapcount(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).mapcount.load(Ordering::Relaxed)
+        self.named(pfn, MAPCOUNT)
+    }
+
+    #[inline]
+    fn named(&self, pfn: Pfn, which: u32) -> u32 {
+        self.frame(pfn).named.load(Ordering::Relaxed) >> which & COUNT_MAX
+    }
+
+    #[inline]
+    fn add_name(&self, pfn: Pfn, which: u32) {
+        let add = |word: u32| if word >> which & COUNT_MAX == COUNT_MAX { word } else { word + (1 << which) };
+        self.rmw.update(&self.frame(pfn).named, add);
+    }
+
+    /// False if nothing named the frame.
+    #[inline]
+    fn sub_name(&self, pfn: Pfn, which: u32) -> bool {
+        let sub = |word: u32| match word >> which & COUNT_MAX {
+            0 | COUNT_MAX => word,
+            _ => word - (1 << which),
+        };
+        self.rmw.update(&self.frame(pfn).named, sub) >> which & COUNT_MAX != 0
+    }
+
+    /// Whether nothing names the frame, as far as that is known.
+    fn is_unnamed(&self, pfn: Pfn, which: u32) -> bool {
+        matches!(self.named(pfn, which), 0 | COUNT_MAX)
     }
 
     /// One more host page-table entry names the frame.
@@ -623,7 +664,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        self.rmw.add(&self.frame(pfn).mapcount, 1);
+        self.add_name(pfn, MAPCOUNT);
     }
 
     /// One host page-table entry less names the frame.
@@ -631,18 +672,17 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.rmw.add(&self.frame(pfn).mapcount, u32::MAX);
-        assert!(old != 0, "mapcount of {pfn:?} below zero");
+        assert!(self.sub_name(pfn, MAPCOUNT), "mapcount of {pfn:?} below zero");
     }
 
-    /// Which allocation of the frame this is: two looks with equal generations saw the same page. For checkers.
+    /// Which allocation of the frame this is: two looks with equal generations saw the same page. For checkers; natively always 0.
     pub fn generation(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).generation.load(Ordering::Relaxed)
+        self.generations.as_ref().map_or(0, |generations| generations.get(pfn.0 as u32).load(Ordering::Relaxed))
     }
 
     /// Stage-2 entries that name the frame.
     pub fn spte_count(&self, pfn: Pfn) -> u32 {
-        self.frame(pfn).sptes.load(Ordering::Relaxed)
+        self.named(pfn, SPTES)
     }
 
     /// One more stage-2 entry names the frame.
@@ -654,7 +694,7 @@ impl PhysMem {
             return;
         }
         assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.rmw.add(&self.frame(pfn).sptes, 1);
+        self.add_name(pfn, SPTES);
     }
 
     /// One stage-2 entry less names the frame.
@@ -662,8 +702,7 @@ impl PhysMem {
         if self.flags(pfn).contains(FrameFlags::RESERVED) {
             return;
         }
-        let old = self.rmw.add(&self.frame(pfn).sptes, u32::MAX);
-        assert!(old != 0, "stage-2 mappings of {pfn:?} below zero");
+        assert!(self.sub_name(pfn, SPTES), "stage-2 mappings of {pfn:?} below zero");
     }
 }
 

@@ -192,6 +192,8 @@ impl TdpIter {
         self.path[usize::from(self.level.number())] = child;
         self.gfn = self.next_last_level_gfn.round_down(self.level);
         self.read(cx, tables);
+        // Whoever frees a table waits for those who may be on their way into it.
+        tables.assert_table(child, self.level);
         true
     }
 

@@ -163,7 +163,7 @@ impl TdpMmu {
             tree: Tree { table, level, as_id, is_mirror, gfn_bits },
             number: list.last().map_or(0, |newest| newest.number + 1),
             // One for the vCPU and one for the MMU, until the root is invalidated.
-            count: RefCount::new(cx, "tdp_mmu_root_count", 2),
+            count: RefCount::with_rule(cx, "tdp_mmu_root_count", 2, "MMU-INV-008: "),
             invalid: Atomic64::new(cx, "root_invalid", 0),
             scheduled_to_zap: AtomicBool::new(false),
         });

@@ -53,12 +53,14 @@ impl TdpMmu {
                 if below == Level::L4K && self.config().nx_huge_pages {
                     small = self.tables.masks.make_executable(small);
                 }
+                if cx.has_mutant(LINK_BEFORE_INIT) {
+                    self.tables.word(cx, child, index).store(small.0);
+                }
                 self.tables.init(child, index, small);
             }
         };
         if cx.has_mutant(LINK_BEFORE_INIT) {
             self.link_table(cx, iter, child, shared, Frames::Inherited)?;
-            cx.cond_resched();
             fill();
         } else {
             fill();

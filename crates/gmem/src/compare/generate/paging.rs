@@ -68,7 +68,7 @@ impl Generator {
     /// Writes entry `index` of table `table`: a page of the slot, and bits.
     fn entry(&mut self, table: u64, index: u64, bits: u64, page: u64) {
         let Some(GuestTables { map, gpa }) = self.tables.clone() else { return };
-        let (offset, value) = (table * PAGE + index * 8, gpa + page * PAGE | bits);
+        let (offset, value) = (table * PAGE + index * 8, (gpa + page * PAGE) | bits);
         self.ops.push(Op::HostWrite64 { map, offset, value });
     }
 

@@ -1,0 +1,144 @@
+//! Rows of the MMU's own table of races: stage 2, its roots, dirty logging. The ids are the names of that table.
+
+use super::registry::{MutantInfo, row};
+use crate::kvm::mutants::*;
+use sim_mmu::mutants::*;
+
+/// The rows.
+pub(super) static ROWS: &[MutantInfo] = &[
+    row(
+        SEQ_ONLY,
+        "F x P",
+        "the test whether an invalidation of the page is open",
+        "a fault that began after the invalidation sees no other sequence until it ends, and maps a page that is about to go",
+        &["INV-201", "INV-203"],
+        "races/fault-punch.toml",
+    )
+    .also(&["R02"]),
+    row(
+        INPROGRESS_ONLY,
+        "F x P",
+        "the test of the sequence, but not that of open invalidations",
+        "an invalidation that began and ended while a fault was on its way goes unnoticed",
+        &["INV-201", "INV-203"],
+        "races/fault-punch.toml",
+    )
+    .also(&["R03"]),
+    row(
+        YIELD_STALE_ITER,
+        "zap x N",
+        "that nothing is done after a yield with what was read before",
+        "an entry is written that may have changed, or lie in a table that is gone",
+        &["MMU-INV-053"],
+        "mmu/punch-yield.toml",
+    )
+    .also(&["R10"]),
+    row(
+        LOST_LINK,
+        "F x F",
+        "freeing the table that lost the race to be linked",
+        "the table leaks",
+        &["MMU-INV-007"],
+        "mmu/first-roots.toml",
+    )
+    .also(&["R13"]),
+    row(
+        FREE_NO_RCU,
+        "fast F x D (quirk on)",
+        "the grace period before a table is freed",
+        "a fault that looks without a lock walks a table that is somebody else's by now",
+        &["MMU-INV-005"],
+        "mmu/fast-fault-delete.toml",
+    )
+    .also(&["R17"]),
+    row(
+        MARK_BEFORE_W,
+        "fast F x L",
+        "the order of W and mark: the page is marked first",
+        "the log takes the mark, then the page becomes writable, and its writes are lost",
+        &["MMU-INV-040"],
+        "mmu/write-collect.toml",
+    )
+    .also(&["R22"]),
+    row(
+        PROTECT_THEN_TAKE,
+        "fast F x L",
+        "the order of mark and W in collecting: the page is protected first",
+        "a write in between makes it writable and marks it, and the mark is taken",
+        &["MMU-INV-040"],
+        "mmu/write-collect.toml",
+    )
+    .also(&["R26"]),
+    row(
+        FAST_HUGE_LOG,
+        "fast F, L",
+        "that the fast path leaves huge leafs of a logged slot alone",
+        "one page is marked and 511 more can be written",
+        &["MMU-INV-017", "MMU-INV-040"],
+        "mmu/log-huge.toml",
+    )
+    .also(&["R29"]),
+    row(
+        SPLIT_BAD_CHILD,
+        "split",
+        "that the small leafs of a split map what the huge one did",
+        "two translations of one page can be used at once, and one is wrong",
+        &["INV-208", "INV-210"],
+        "mmu/split-read.toml",
+    )
+    .also(&["R32"]),
+    row(
+        LINK_BEFORE_INIT,
+        "split x F",
+        "that a table is filled before it is linked",
+        "a fault finds nothing and maps a page, which the split writes over",
+        &["MMU-INV-006"],
+        "mmu/split-read.toml",
+    )
+    .also(&["R67"]),
+    row(
+        RECOVER_IGNORES_MIXED,
+        "recovery, S",
+        "that recovery looks at the attributes",
+        "a huge leaf covers private pages",
+        &["INV-209"],
+        "mmu/recover-mixed.toml",
+    )
+    .also(&["R36"]),
+    row(
+        LAZY_ROOT_ZAP,
+        "D x N (quirk on)",
+        "taking roots apart before the call returns",
+        "the memory of a slot that is gone is freed while an invalid root maps it",
+        &["INV-203"],
+        "mmu/delete-then-drop.toml",
+    )
+    .also(&["R43"]),
+    row(
+        ROOT_GET_PLAIN,
+        "D x F (quirk on)",
+        "that whoever walks the list of roots leaves those alone that are on their way out",
+        "a root that is being freed is used again",
+        &["MMU-INV-008"],
+        "mmu/delete-twice.toml",
+    )
+    .also(&["R47"]),
+    row(
+        ROOT_NO_RESEARCH,
+        "F x F",
+        "the second look for a root under the lock",
+        "two vCPUs make one each, and only one of them is ever declared invalid",
+        &["MMU-INV-008"],
+        "mmu/first-roots.toml",
+    )
+    .also(&["R48"]),
+    row(
+        SVE_DROPPED,
+        "tables of EPT",
+        "the bit that suppresses #VE in entries that point to tables",
+        "a TD gets an exception where KVM should have got a fault",
+        &["MMU-INV-016"],
+        "mmu/ept-log.toml",
+    )
+    .also(&["R70"]),
+];
