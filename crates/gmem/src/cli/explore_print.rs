@@ -3,12 +3,14 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use sim_kernel::explore::Reversals;
+use sim_kernel::Faults;
+use sim_kernel::explore::{Reversals, StrategyKind};
 
 use super::budget::Budget;
-use crate::explore::campaign::{Finding, Progress};
+use crate::explore::campaign::{Evidence, Finding, Progress};
 use crate::explore::checkpoint::Identity;
 use crate::explore::report::Report;
+use crate::explore::witness::STEPS_MAX;
 use crate::scenario::Scenario;
 
 /// Outcomes that are shown, at most.
@@ -67,11 +69,13 @@ pub(super) fn header(header: &Header<'_>, out: &mut dyn Write) -> io::Result<()>
 ///
 /// `verbose` also says where the search spent its executions.
 pub(super) fn result(
+    header: &Header<'_>,
     progress: &Progress,
     explained: &[Explained<'_>],
     verbose: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
+    let (plan, faults) = (&header.identity.plan, &header.scenario.machine.faults);
     for (n, Explained { report, .. }) in explained.iter().enumerate() {
         if n > 0 {
             writeln!(out, "\n{}\n", "=".repeat(80))?;
@@ -102,7 +106,7 @@ pub(super) fn result(
     if verbose {
         reversals(&totals.reversals, out)?;
     }
-    if progress.is_verified() {
+    if progress.is_verified(plan, faults) {
         let cut = match totals.pruned {
             0 => String::new(),
             n => format!(" ({n} more were cut short as equivalent to others)"),
@@ -110,23 +114,43 @@ pub(super) fn result(
         return writeln!(out, "verified: {} executions, all interleavings of this scenario{cut}", totals.executions);
     }
     let executions = progress.executions();
+    if progress.violations == 0 && !progress.findings.is_empty() {
+        return writeln!(
+            out,
+            "none of {executions} executions failed, but together they show it ({}){cut}",
+            by.join(", ")
+        );
+    }
     if progress.violations > 0 {
         return writeln!(out, "{} of {executions} executions failed ({}){cut}", progress.violations, by.join(", "));
     }
-    let kind = progress.frontier.as_ref().map(|frontier| frontier.kind);
-    let seen = match kind {
-        Some(kind) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
+    let seen = match plan.exhaustive() {
+        Some((kind, _)) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
         _ => String::new(),
-    };
-    let truncated = match totals.truncated {
-        0 => String::new(),
-        n => format!("; {n} executions reached the limit of steps"),
     };
     writeln!(
         out,
-        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen{truncated}",
+        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen",
         by.join(", ")
-    )
+    )?;
+    if progress.exhausted
+        && *faults != Faults::default()
+        && plan.exhaustive().is_some_and(|(kind, _)| kind != StrategyKind::Dfs)
+    {
+        writeln!(
+            out,
+            "The scenario has faults that come at the n-th of something, whoever that is: no two steps commute, so a reduction may miss orders. \
+             Only --strategy dfs sees all of them."
+        )?;
+    }
+    match totals.truncated {
+        0 => Ok(()),
+        n => writeln!(
+            out,
+            "{n} of them reached the limit of {STEPS_MAX} steps, where a task tries again and again while the one that it waits for stands still; \
+             with a turn for every task, each went on. How often a task may try has no end, so they cannot all be seen, and nothing is verified."
+        ),
+    }
 }
 
 /// The races because of which partial-order reduction went on.
@@ -162,6 +186,11 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
                 "seed": finding.seed,
                 "executions": finding.executions,
                 "schedule": finding.schedule,
+                "evidence": match finding.evidence {
+                    Evidence::Execution => "execution",
+                    Evidence::Tail => "fair tail",
+                    Evidence::Order(_) => "order of locks",
+                },
                 "report": report,
             })
         })
@@ -178,8 +207,10 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
         "steps": totals.steps,
         "by_strategy": progress.by_strategy,
         "finished": progress.finished,
-        "verified": progress.is_verified(),
+        "verified": progress.is_verified(&identity.plan, &scenario.machine.faults),
         "violations": progress.violations,
+        "truncated": totals.truncated,
+        "unfair": progress.unfair,
         "outcomes": totals.outcomes,
         "coverage": pairs,
         "reversals": reversed,

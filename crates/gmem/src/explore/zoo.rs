@@ -63,7 +63,7 @@ pub fn scenario(path: &str) -> Result<Scenario, String> {
 pub fn program_of(info: &MutantInfo) -> Result<ScenarioProgram, String> {
     let mut scenario = scenario(info.scenario)?;
     scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
-    Ok(ScenarioProgram::new(&scenario))
+    Ok(ScenarioProgram::new(&scenario).with_memory(info.memory.model()))
 }
 
 /// The scenarios of the mutants, each once, in the order of their names.
@@ -74,7 +74,7 @@ pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'
 
 /// Looks for a failure by partial-order reduction.
 pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
-    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(0));
+    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(program, 0));
     let mut executions = 0;
     let mut caught = None;
     while executions < effort.search && exploration.statistics().steps < effort.steps && caught.is_none() {
@@ -91,7 +91,7 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort
     let &Effort { seed, steps, schedules, .. } = effort;
     // Each goes on where its last turn ended: what it has learnt of the program is kept.
     let mut explorations: Vec<_> =
-        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(0))).collect();
+        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(program, 0))).collect();
     let mut executions = 0;
     let mut turn = 0;
     // Short turns first: most bugs are found by the first strategies that have any chance.
@@ -126,7 +126,7 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort
 /// Looks for a failure among random schedules with these numbers. Whoever looks through a range in parts gets the same schedules.
 pub fn sample_part(program: &ScenarioProgram, seed: u64, numbers: Range<u64>) -> Search {
     let kind = StrategyKind::Random;
-    let mut exploration = Exploration::new(program, kind, seed, options(numbers.start));
+    let mut exploration = Exploration::new(program, kind, seed, options(program, numbers.start));
     let mut executions = 0;
     let mut caught = None;
     while executions < numbers.end - numbers.start && caught.is_none() {
@@ -147,6 +147,6 @@ pub fn merged(parts: impl IntoIterator<Item = Search>) -> Option<Search> {
     })
 }
 
-fn options(first: u64) -> Options {
-    Options { first, steps_max: STEPS_MAX, ..Options::default() }
+fn options(program: &ScenarioProgram, first: u64) -> Options {
+    Options { first, steps_max: STEPS_MAX, memory: program.memory(), ..Options::default() }
 }

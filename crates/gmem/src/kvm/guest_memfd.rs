@@ -458,12 +458,14 @@ impl Vm {
         }
     }
 
-    /// Gives the page of a private inode to the guest before it is mapped.
+    /// Gives the page of a private inode to the guest before it is mapped (`kvm_arch_gmem_make_private`). Whatever the machine answers, the page stays in
+    /// the file, cleared; the next look-up asks again. A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN and a memory-fault exit.
     fn gmem_make_private(&self, cx: &Cx<'_>, inode: &GmemInode, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
         if inode.is_init_shared() {
             return Ok(());
         }
-        self.machine.make_private(cx, gfn, pfn).map_err(|fault| match fault {
+        let answer = self.host.busy.ask().and_then(|()| self.machine.make_private(cx, gfn, pfn));
+        answer.map_err(|fault| match fault {
             MachineFault::Busy => Errno::EAGAIN,
             _ => Errno::EFAULT,
         })

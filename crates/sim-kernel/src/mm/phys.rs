@@ -269,18 +269,18 @@ impl PhysMem {
             return Err(Errno::ENOMEM);
         }
         let most = self.tables_max();
-        let old = self.rmw.update64(&self.tables, |tables| tables + u64::from(tables < most));
+        let old = self.rmw.update(&self.tables, |tables| tables + u64::from(tables < most));
         if old < most { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
     pub(super) fn charge_deposited_table(&self) {
-        self.rmw.add64(&self.tables, 1);
+        self.rmw.add(&self.tables, 1);
     }
 
     /// A table that was counted is gone.
     pub(super) fn uncharge_table(&self) {
-        let old = self.rmw.add64(&self.tables, u64::MAX);
+        let old = self.rmw.add(&self.tables, u64::MAX);
         assert!(old != 0, "more tables were given back than taken");
     }
 
@@ -459,7 +459,7 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
+        let old = self.rmw.add(&self.frame(pfn).refcount, 1);
         assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
@@ -469,7 +469,7 @@ impl PhysMem {
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
         self.count_of_broken_frame(cx, pfn);
-        self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
+        self.rmw.update(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
     /// One reference less; the last one gives the frame back to the allocator.
@@ -499,7 +499,7 @@ impl PhysMem {
 
     /// One reference less; true if it was the last.
     fn drop_reference(&self, pfn: Pfn) -> bool {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
+        let old = self.rmw.add(&self.frame(pfn).refcount, u32::MAX);
         assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
         old == 1
     }
@@ -514,7 +514,7 @@ impl PhysMem {
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
         }
-        let content = self.rmw.update32(&frame.content, |_| UNDEFINED);
+        let content = self.rmw.update(&frame.content, |_| UNDEFINED);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -558,7 +558,7 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        let old = self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
+        let old = self.rmw.update(&self.frame(pfn).flags_index, |word| word | flags.bits());
         if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
             self.broken.lock().push(pfn);
         }
@@ -571,7 +571,7 @@ impl PhysMem {
 
     /// Clears state bits.
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.rmw.update64(&self.frame(pfn).flags_index, |word| word & !flags.bits());
+        self.rmw.update(&self.frame(pfn).flags_index, |word| word & !flags.bits());
     }
 
     /// Whether the frame is in use.
@@ -619,10 +619,10 @@ impl PhysMem {
     pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
         let frame = self.frame(pfn);
         assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
-        let old = self.rmw.update32(&frame.mapping, |_| mapping);
+        let old = self.rmw.update(&frame.mapping, |_| mapping);
         assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
         let low = (1 << INDEX_SHIFT) - 1;
-        self.rmw.update64(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
+        self.rmw.update(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
     }
 
     /// The frame leaves the page cache.
@@ -651,7 +651,7 @@ impl PhysMem {
     #[inline]
     fn add_name(&self, pfn: Pfn, which: u32) {
         let add = |word: u32| if word >> which & COUNT_MAX == COUNT_MAX { word } else { word + (1 << which) };
-        self.rmw.update32(&self.frame(pfn).named, add);
+        self.rmw.update(&self.frame(pfn).named, add);
     }
 
     /// False if nothing named the frame.
@@ -661,7 +661,7 @@ impl PhysMem {
             0 | COUNT_MAX => word,
             _ => word - (1 << which),
         };
-        self.rmw.update32(&self.frame(pfn).named, sub) >> which & COUNT_MAX != 0
+        self.rmw.update(&self.frame(pfn).named, sub) >> which & COUNT_MAX != 0
     }
 
     /// Whether nothing names the frame, as far as that is known.

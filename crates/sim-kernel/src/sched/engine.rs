@@ -61,7 +61,7 @@ pub(crate) struct Engine {
     pub(crate) runnable: Cell<TaskSet>,
     pub(crate) pending: Box<[Cell<Op>; MAX_TASKS]>,
     pub(crate) stop: RefCell<Stop>,
-    /// Set while abandoned tasks unwind: nothing schedules, logs or blocks any more.
+    /// Set while failed and abandoned tasks unwind: nothing schedules, logs or blocks any more.
     pub(crate) aborting: Cell<bool>,
     pub(crate) chooser: RefCell<Chooser>,
     pub(crate) decisions: RefCell<Vec<TaskId>>,
@@ -598,6 +598,16 @@ impl Engine {
             let behind = self.stores.behind.get();
             behind.iter().filter(|task| excludes(*task)).for_each(|task| self.disable(task));
         }
+    }
+
+    /// Whether the execution is over and only destructors run. It is from the moment at which a task fails: what its destructors would do is no part of
+    /// the race, and whoever else ran meanwhile could fail over what is half taken down.
+    #[inline]
+    pub(crate) fn is_aborting(&self) -> bool {
+        if std::thread::panicking() {
+            self.aborting.set(true);
+        }
+        self.aborting.get()
     }
 
     /// The current task has a lock, or is in a read section, from now on.

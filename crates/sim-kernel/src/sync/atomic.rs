@@ -304,6 +304,18 @@ impl Atomic64 {
         self.word.word().load(Ordering::Acquire)
     }
 
+    /// As [`Atomic64::peek`], but what this task has stored counts although it may still wait in its store buffer.
+    #[inline]
+    pub fn peek_own(&self, cx: &Cx<'_>) -> u64 {
+        let own = match &self.word {
+            Storage::Here(_) => None,
+            Storage::Shared(_) => {
+                cx.engine().and_then(|engine| engine.stores.forward(engine.current.get(), self.object))
+            }
+        };
+        own.map_or_else(|| self.peek(), |(value, _)| value)
+    }
+
     /// Writes without a scheduling point: only for writers under a lock that every reader who cares also holds.
     #[inline]
     pub fn set_locked(&self, value: u64) {

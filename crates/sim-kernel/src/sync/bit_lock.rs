@@ -65,7 +65,7 @@ impl PageLocks {
         if let Some(engine) = cx.engine() {
             let old = flags.load(Ordering::Relaxed);
             flags.store(old & !bit, Ordering::Relaxed);
-            if !engine.aborting.get() {
+            if !engine.is_aborting() {
                 assert!(old & bit != 0, "unlock of page {page:#x}, which is not locked");
                 engine.released(self.object, page, |_| true);
             }

@@ -1,7 +1,7 @@
 //! What whoever drives an exploration relies on: counting, resuming, splitting by number.
 
 use sim_kernel::Cx;
-use sim_kernel::explore::{Exploration, Frontier, Judgement, Options, Program, Rest, Statistics, StrategyKind};
+use sim_kernel::explore::{Exploration, Frontier, Judgement, Options, Program, Rest, Statistics, StrategyKind, cut};
 use sim_kernel::sched::{Chooser, Config, ReducedBranch, Replay, Sim, Verdict};
 use sim_kernel::sync::{Atomic64, Mutex};
 use std::sync::Arc;
@@ -155,6 +155,37 @@ fn parts_of_a_search_add_up_to_the_whole() {
             if kind == StrategyKind::Dfs {
                 assert_eq!(sum, all);
             }
+        }
+    }
+}
+
+/// A search that is cut after it began, and again and again while its parts are worked on, runs every class once.
+#[test]
+fn a_search_that_is_under_way_can_be_cut() {
+    for kind in kinds().filter(|kind| kind.is_complete()) {
+        let mut whole = Exploration::new(&Mixed, kind, 0, Options::default());
+        run(&mut whole, 10_000);
+        for (first, parts, share) in [(1, 2, 1), (2, 5, 2), (3, 4, 1), (7, 3, 5), (2, 100, 3)] {
+            let work = || {
+                let mut begun = Exploration::new(&Mixed, kind, 0, Options::default());
+                run(&mut begun, first);
+                let mut total = begun.take_statistics();
+                let mut left = vec![begun.frontier()];
+                while !left.is_empty() {
+                    left = cut(&Mixed, left, parts).unwrap();
+                    for frontier in &mut left {
+                        let mut part = Exploration::from_frontier(&Mixed, frontier.clone()).unwrap();
+                        run(&mut part, share);
+                        total.merge(&part.take_statistics());
+                        *frontier = part.frontier();
+                    }
+                    left.retain(|frontier| !frontier.exhausted);
+                }
+                total
+            };
+            let (all, sum) = (whole.statistics(), work());
+            assert_eq!(sum, work(), "{kind} is cut the same way every time");
+            assert_eq!((sum.executions, &sum.outcomes), (all.executions, &all.outcomes), "{kind} after {first}");
         }
     }
 }
