@@ -1,7 +1,7 @@
 //! The explorer: a scenario under many interleavings, and what to say of the one that fails.
 //!
 //! [`program`] is the scenario as a program, which `gmem run` shares. [`portfolio`] says what is tried in which order, [`campaign`] does it on
-//! several cores, one [`unit`] after the other, [`progress`] is where that stands and what was found, [`checkpoint`] keeps it. [`order`] judges the
+//! several cores, one [`unit`](mod@unit) after the other, [`progress`] is where that stands and what was found, [`checkpoint`] keeps it. [`order`] judges the
 //! order of locks over all executions.
 //!
 //! Of a failure, [`minimise`] makes the interleaving small, [`witness`] looks at it closely, with [`state`] for what there is to see and
