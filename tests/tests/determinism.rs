@@ -32,11 +32,11 @@ fn digests() -> String {
 #[test]
 fn same_seed_same_hash_in_every_build() {
     expect![[r#"
-        punch-hole: aba6ea3ee057239a aba6ea3ee057239a aba6ea3ee057239a aba6ea3ee057239a
-        explicit-conversion: 3c503cc1ff9952f2 3c503cc1ff9952f2 3c503cc1ff9952f2 3c503cc1ff9952f2
-        fault-against-punch: 0ec425cc05dd3b65 b96064f07fb65b4a 56b2a39511371e1c fde0b4410e2df339
-        fault-against-conversion: 5460907f902599cd 2540c88559a06c22 779d7a90cf8737fe ea08ffd3710bf46e
-        release-while-faulting: 9d142f08c286b081 79458fe577525f24 f06ca1d59867e030 f35a383cdda622fb
+        punch-hole: 505a6eafeaea4860 505a6eafeaea4860 505a6eafeaea4860 505a6eafeaea4860
+        explicit-conversion: 7a9b4fe7752b29c0 7a9b4fe7752b29c0 7a9b4fe7752b29c0 7a9b4fe7752b29c0
+        fault-against-punch: 6d1cf41ace15db61 9c0146f7a68734e2 8495e6275074079c f3cd06b1dd2ac9b8
+        fault-against-conversion: d272aff99d597636 07bcd749d724f1f6 59e6d528cda5e606 26da7162fea6f90c
+        release-while-faulting: ae54e797493fd129 559a8fc11f817e63 6746a097288ce348 654935af924104bb
     "#]]
     .assert_eq(&digests());
 }

@@ -64,68 +64,47 @@ impl Platform for Ours {
     }
 }
 
-/// [shuttle](https://docs.rs/shuttle): randomised testing of concurrent Rust.
-pub(crate) struct Shuttle;
+/// An engine that is written as the standard library is.
+macro_rules! like_std {
+    ($(#[$doc:meta] $name:ident is $engine:ident;)*) => {$(
+        #[$doc]
+        pub(crate) struct $name;
 
-impl Platform for Shuttle {
-    type Cx<'c> = ();
-    type Lock = shuttle::sync::Mutex<()>;
-    type Word = shuttle::sync::atomic::AtomicU64;
-    type Join = shuttle::thread::JoinHandle<()>;
+        impl Platform for $name {
+            type Cx<'c> = ();
+            type Lock = $engine::sync::Mutex<()>;
+            type Word = $engine::sync::atomic::AtomicU64;
+            type Join = $engine::thread::JoinHandle<()>;
 
-    fn lock_new(_: &()) -> Self::Lock {
-        shuttle::sync::Mutex::new(())
-    }
-    fn word_new(_: &(), value: u64) -> Self::Word {
-        shuttle::sync::atomic::AtomicU64::new(value)
-    }
-    fn locked<R>(_: &(), lock: &Self::Lock, body: impl FnOnce() -> R) -> R {
-        let _guard = lock.lock().expect("nobody panics under the lock");
-        body()
-    }
-    fn load(_: &(), word: &Self::Word) -> u64 {
-        word.load(SeqCst)
-    }
-    fn store(_: &(), word: &Self::Word, value: u64) {
-        word.store(value, SeqCst);
-    }
-    fn peek(word: &Self::Word) -> u64 {
-        word.load(SeqCst)
-    }
-    fn spawn(_: &(), body: impl FnOnce(&()) + Send + 'static) -> Self::Join {
-        shuttle::thread::spawn(move || body(&()))
-    }
+            fn lock_new(_: &()) -> Self::Lock {
+                $engine::sync::Mutex::new(())
+            }
+            fn word_new(_: &(), value: u64) -> Self::Word {
+                $engine::sync::atomic::AtomicU64::new(value)
+            }
+            fn locked<R>(_: &(), lock: &Self::Lock, body: impl FnOnce() -> R) -> R {
+                let _guard = lock.lock().expect("nobody panics under the lock");
+                body()
+            }
+            fn load(_: &(), word: &Self::Word) -> u64 {
+                word.load(SeqCst)
+            }
+            fn store(_: &(), word: &Self::Word, value: u64) {
+                word.store(value, SeqCst);
+            }
+            fn peek(word: &Self::Word) -> u64 {
+                word.load(SeqCst)
+            }
+            fn spawn(_: &(), body: impl FnOnce(&()) + Send + 'static) -> Self::Join {
+                $engine::thread::spawn(move || body(&()))
+            }
+        }
+    )*};
 }
 
-/// [loom](https://docs.rs/loom): exhaustive testing of concurrent Rust, under the C11 memory model.
-pub(crate) struct Loom;
-
-impl Platform for Loom {
-    type Cx<'c> = ();
-    type Lock = loom::sync::Mutex<()>;
-    type Word = loom::sync::atomic::AtomicU64;
-    type Join = loom::thread::JoinHandle<()>;
-
-    fn lock_new(_: &()) -> Self::Lock {
-        loom::sync::Mutex::new(())
-    }
-    fn word_new(_: &(), value: u64) -> Self::Word {
-        loom::sync::atomic::AtomicU64::new(value)
-    }
-    fn locked<R>(_: &(), lock: &Self::Lock, body: impl FnOnce() -> R) -> R {
-        let _guard = lock.lock().expect("nobody panics under the lock");
-        body()
-    }
-    fn load(_: &(), word: &Self::Word) -> u64 {
-        word.load(SeqCst)
-    }
-    fn store(_: &(), word: &Self::Word, value: u64) {
-        word.store(value, SeqCst);
-    }
-    fn peek(word: &Self::Word) -> u64 {
-        word.load(SeqCst)
-    }
-    fn spawn(_: &(), body: impl FnOnce(&()) + Send + 'static) -> Self::Join {
-        loom::thread::spawn(move || body(&()))
-    }
+like_std! {
+    /// [shuttle](https://docs.rs/shuttle): randomised testing of concurrent Rust.
+    Shuttle is shuttle;
+    /// [loom](https://docs.rs/loom): exhaustive testing of concurrent Rust, under the C11 memory model.
+    Loom is loom;
 }

@@ -11,7 +11,7 @@ use crate::cli::{Backend, RunOptions};
 use crate::conformance::{self, Check, CheckResult, UnknownId};
 use crate::demo;
 use crate::explore::report::Origin;
-use crate::explore::{self, Flow, Plan, Progress, Report, ScenarioProgram};
+use crate::explore::{self, Finding, Flow, Plan, Progress, Report, ScenarioProgram};
 use crate::interp::Sequential;
 use crate::kvm::config::MachineConfig;
 use crate::replay::Executor;
@@ -70,14 +70,12 @@ impl Backend for Simulator {
         )
     }
 
-    fn explain(
-        &self,
-        scenario: &Scenario,
-        schedule: &Schedule,
-        kind: Option<&str>,
-        origin: &Origin,
-    ) -> Result<Report, String> {
-        explore::explain(scenario, schedule, kind, origin)
+    fn explain(&self, scenario: &Scenario, schedule: &Schedule, origin: &Origin) -> Result<Report, String> {
+        explore::explain(scenario, schedule, None, origin)
+    }
+
+    fn explain_finding(&self, scenario: &Scenario, finding: &Finding, origin: &Origin) -> Result<Report, String> {
+        explore::explain_finding(scenario, finding, origin)
     }
 
     fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {

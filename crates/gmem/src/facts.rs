@@ -236,6 +236,14 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.node),
     },
     Fact {
+        name: "busy_private",
+        what: "number of a request",
+        expected: "a number from 1, or 0 for none",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.busy),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.busy),
+    },
+    Fact {
         name: "signal_step",
         what: "number of a step",
         expected: "a number from 1, or 0 for none",

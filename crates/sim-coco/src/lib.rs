@@ -2,12 +2,15 @@
 //!
 //! [`ConfidentialMachine`] is the boundary between KVM and the machine beneath. Every VM has one [`Backend`]; SEV-SNP, TDX and
 //! pKVM become further backends. Default and software-protected VMs run on [`Plain`], a machine that protects nothing: it lets
-//! every access through and keeps count of what it was asked, so that the boundary is exercised by every VM.
+//! every access through and keeps count of what it was asked, so that the boundary is exercised by every VM. [`BusyOnce`] lets one of them
+//! be busy on purpose.
 
+mod busy;
 mod machine;
 mod plain;
 pub mod snp;
 
+pub use busy::BusyOnce;
 pub use machine::{AccessKind, ConfidentialMachine, GuestAccess, HostAccess, MachineFault};
 pub use plain::Plain;
 

@@ -104,7 +104,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
         {
             return index;
         }
-        let index = self.rmw.add32(&parts.next, 1);
+        let index = self.rmw.add(&parts.next, 1);
         assert!(index < u32::MAX - (1 << FIRST), "arena is full");
         self.ensure(index);
         index
@@ -114,7 +114,7 @@ impl<T: Zeroable + Send + 'static, const FIRST: u32> Arena<T, FIRST> {
     pub fn ensure(&self, index: u32) {
         let parts = self.parts();
         if index >= parts.ensured.load(Ordering::Relaxed) {
-            self.rmw.update32(&parts.ensured, |ensured| ensured.max(index + 1));
+            self.rmw.update(&parts.ensured, |ensured| ensured.max(index + 1));
         }
         if index < 1 << FIRST {
             return;

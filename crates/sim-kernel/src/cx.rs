@@ -170,8 +170,8 @@ impl<'t> Cx<'t> {
     #[inline]
     fn announce(&self, op: Op) {
         match self.mode {
-            Mode::Task(engine, yielder) if !engine.aborting.get() => engine.announce(yielder, op),
-            Mode::Solo(engine) if !engine.aborting.get() => engine.execute(self.task, &op),
+            Mode::Task(engine, yielder) if !engine.is_aborting() => engine.announce(yielder, op),
+            Mode::Solo(engine) if !engine.is_aborting() => engine.execute(self.task, &op),
             _ => {}
         }
     }
@@ -180,7 +180,7 @@ impl<'t> Cx<'t> {
     #[inline]
     pub(crate) fn acquire(&self, op: Op, free: impl Fn() -> bool) {
         match self.mode {
-            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, _) if engine.is_aborting() => {}
             Mode::Task(engine, yielder) => {
                 engine.wants(&op);
                 if !free() {
@@ -204,7 +204,7 @@ impl<'t> Cx<'t> {
     /// with [`Engine::wake_if`], and nobody makes it false again.
     pub(crate) fn await_condition(&self, op: Op, condition: impl Fn() -> bool) {
         match self.mode {
-            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, _) if engine.is_aborting() => {}
             Mode::Task(engine, yielder) => {
                 if !condition() {
                     engine.block_current();
@@ -214,7 +214,7 @@ impl<'t> Cx<'t> {
             }
             Mode::Solo(engine) => {
                 engine.execute(self.task, &op);
-                assert!(condition() || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+                assert!(condition() || engine.is_aborting(), "deadlock: the only task waits for {op:?}");
             }
             Mode::Native(_) => unreachable!("native waits block in the host"),
         }
@@ -224,14 +224,14 @@ impl<'t> Cx<'t> {
     pub(crate) fn spin_until(&self, op: Op, word: &AtomicU64, until: Until) -> u64 {
         let value = || word.load(Ordering::Acquire);
         match self.mode {
-            Mode::Task(engine, _) if engine.aborting.get() => {}
+            Mode::Task(engine, _) if engine.is_aborting() => {}
             Mode::Task(engine, yielder) => {
                 engine.spin(yielder, op, until, until.holds(value()));
                 assert!(until.holds(value()), "a task was resumed before what it waits for");
             }
             Mode::Solo(engine) => {
                 engine.execute(self.task, &op);
-                assert!(until.holds(value()) || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+                assert!(until.holds(value()) || engine.is_aborting(), "deadlock: the only task waits for {op:?}");
             }
             Mode::Native(_) => {
                 while !until.holds(value()) {
@@ -242,20 +242,33 @@ impl<'t> Cx<'t> {
         value()
     }
 
-    /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place.
-    pub(crate) fn sleep_until(&self, op: Op, condition: impl Fn() -> bool) {
+    /// Sleeps until `condition` holds; it is tested again each time somebody wakes this place. `reads` is the index of the place's object
+    /// that stands for all that the condition reads, if something does.
+    pub(crate) fn sleep_until(&self, op: Op, reads: Option<u64>, condition: impl Fn() -> bool) {
         self.section_wanted(&op);
         match self.mode {
             Mode::Task(engine, yielder) => {
                 self.announce(op);
-                while !condition() && !engine.aborting.get() {
+                let holds = || {
+                    if let Some(index) = reads {
+                        engine.condition_is(op.object, index);
+                    }
+                    condition()
+                };
+                if holds() {
+                    return engine.did_not_sleep(&op);
+                }
+                while !engine.is_aborting() {
                     engine.block_current();
                     engine.announce(yielder, op);
+                    if holds() {
+                        return;
+                    }
                 }
             }
             Mode::Solo(engine) => {
                 engine.execute(self.task, &op);
-                assert!(condition() || engine.aborting.get(), "deadlock: the only task waits for {op:?}");
+                assert!(condition() || engine.is_aborting(), "deadlock: the only task waits for {op:?}");
             }
             Mode::Native(_) => unreachable!("native waits block in the host"),
         }
@@ -264,7 +277,7 @@ impl<'t> Cx<'t> {
     /// The engine, if it keeps account of what tasks hold.
     #[inline]
     pub(crate) fn watched(&self) -> Option<&'t Engine> {
-        self.engine().filter(|engine| !engine.aborting.get())
+        self.engine().filter(|engine| !engine.is_aborting())
     }
 
     /// The task enters a read section, or another stretch of work that others wait for.
@@ -294,7 +307,7 @@ impl<'t> Cx<'t> {
     /// The locks and read sections that the task holds, in no order; natively it cannot be known, and the answer is none.
     pub fn held_locks(&self) -> Vec<HeldLock> {
         match self.engine() {
-            Some(engine) if !engine.aborting.get() && engine.lock_graph.holds_something(self.task) => {
+            Some(engine) if !engine.is_aborting() && engine.lock_graph.holds_something(self.task) => {
                 engine.held_locks(|held| held.task == self.task)
             }
             _ => Vec::new(),

@@ -1,4 +1,5 @@
-//! Faults that are put in on purpose: the n-th allocation of a kind fails, a signal arrives at the n-th step. As in the kernel's
+//! Faults that are put in on purpose: the n-th allocation of a kind fails, the n-th request to the machine finds it busy, a signal arrives at the
+//! n-th step. As in the kernel's
 //! `fail_page_alloc` and `failslab`, with numbers in the place of probabilities, so that an execution can be had again.
 //!
 //! Simplified: at a fault that depends on how many steps or allocations *all* tasks have made, no two steps commute any more; a search that
@@ -20,6 +21,8 @@ pub struct Faults {
     pub table: u64,
     /// Number of the request for xarray nodes that fails.
     pub node: u64,
+    /// Number of the request to make a page private at which the machine beneath KVM is busy.
+    pub busy: u64,
     /// The step at which the signal arrives.
     pub signal_step: u64,
     /// The task that gets it, by its number; threads of a scenario are numbered from 1.
@@ -27,18 +30,24 @@ pub struct Faults {
 }
 
 /// Counts down to the call that fails.
+///
+/// ```
+/// let nth = sim_kernel::Nth::default();
+/// nth.arm(2);
+/// assert_eq!([nth.fires(), nth.fires(), nth.fires()], [false, true, false]);
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Nth(AtomicU64);
+pub struct Nth(AtomicU64);
 
 impl Nth {
     /// The `n`-th call from now fails; 0 for none.
-    pub(crate) fn arm(&self, n: u64) {
+    pub fn arm(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);
     }
 
     /// Counts a call. True if it is the one.
     #[inline]
-    pub(crate) fn fires(&self) -> bool {
+    pub fn fires(&self) -> bool {
         self.0.load(Ordering::Relaxed) != 0 && self.0.fetch_sub(1, Ordering::Relaxed) == 1
     }
 }

@@ -24,5 +24,5 @@ pub use addr::{
 pub use arena::Arena;
 pub use cx::{Cx, TaskWork};
 pub use errno::Errno;
-pub use faults::Faults;
+pub use faults::{Faults, Nth};
 pub use mutant::{Mutant, MutantSet};

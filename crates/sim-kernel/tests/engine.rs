@@ -427,3 +427,43 @@ fn a_strategy_of_ones_own_picks_and_is_told_what_happened() {
     assert_eq!(word.peek(), 2, "one task after the other");
     assert_eq!(executed.load(Ordering::Relaxed), 4, "two loads and two stores");
 }
+
+/// Does something when it is dropped.
+struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Of a task that fails, destructors run that touch what others use. Nobody runs meanwhile, so nobody fails over what he sees there: the failure that is
+/// reported is the first, under every schedule, and a second one does not end the program.
+#[test]
+fn the_first_failure_is_the_one_that_is_reported() {
+    for seed in 0..200 {
+        let mut sim = Sim::new(Chooser::Random(Random::new()));
+        let (_, verdict) = sim.execute(&Config { seed, ..Config::default() }, |cx| {
+            let word = Arc::new(Atomic64::new(cx, "word", 0));
+            let lock = Arc::new(Mutex::new(cx, "lock", ()));
+            let (mine, other) = (Arc::clone(&word), Arc::clone(&lock));
+            cx.spawn("fails", move |cx| {
+                let _finally = Finally(|| {
+                    mine.store(cx, 1);
+                    cx.cond_resched();
+                });
+                let _held = other.lock(cx);
+                cx.cond_resched();
+                panic!("INV-1: the first failure");
+            });
+            cx.spawn("looks", move |cx| {
+                for _ in 0..6 {
+                    assert_eq!(word.load(cx), 0, "INV-2: what nobody stored");
+                    drop(lock.lock(cx));
+                }
+            });
+        });
+        let message = "INV-1: the first failure".to_string();
+        assert_eq!(verdict, Verdict::Panicked { task: "fails".into(), message }, "seed {seed}");
+    }
+}

@@ -88,12 +88,12 @@ impl MmuInvalidate {
     pub fn add_range(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
         assert!(!range.is_empty(), "INV-302: the empty range {range:?} was added to an invalidation");
         assert!(self.in_progress.peek() > 0, "INV-301: a range was added while no invalidation is open");
-        let hull = self.range().map_or(range, |old| old.hull(&range));
+        let hull = self.own_range(cx).map_or(range, |old| old.hull(&range));
         self.range_start.store(cx, hull.start.0);
         self.range_end.store(cx, hull.end.0);
         self.kept.hull_start.fetch_min(range.start.0, Ordering::Relaxed);
         self.kept.hull_end.fetch_max(range.end.0, Ordering::Relaxed);
-        assert_eq!(self.range(), self.hull(), "INV-302: the range is not the hull of all that was added");
+        assert_eq!(self.own_range(cx), self.hull(), "INV-302: the range is not the hull of all that was added");
     }
 
     /// `kvm_mmu_invalidate_end`: faults that looked their frame up before now will retry.
@@ -194,6 +194,12 @@ impl MmuInvalidate {
     pub fn range(&self) -> Option<GfnRange> {
         let start = self.range_start.peek();
         (start != UNSET).then(|| GfnRange::new(Gfn(start), Gfn(self.range_end.peek())))
+    }
+
+    /// The same as the task sees it that has just stored it, and whose stores may not be visible to others yet.
+    fn own_range(&self, cx: &Cx<'_>) -> Option<GfnRange> {
+        let start = self.range_start.peek_own(cx);
+        (start != UNSET).then(|| GfnRange::new(Gfn(start), Gfn(self.range_end.peek_own(cx))))
     }
 
     /// The sequence without a scheduling point: for checkers.

@@ -19,7 +19,7 @@ use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
-pub const NAMES: [&str; 35] = [
+pub const NAMES: [&str; 36] = [
     "create_vm",
     "create_vcpu",
     "check_extension",
@@ -55,6 +55,7 @@ pub const NAMES: [&str; 35] = [
     "host_read64",
     "host_write64",
     "host_fill64",
+    "guest_paged",
 ];
 
 /// Operations that a program has at most: what follows is ignored.

@@ -3,6 +3,7 @@
 use super::{Case, Meter, Size};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::run_native;
+use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::{Cx, Pfn};
 use sim_mmu::{
     Gfn, GfnRange, Gpa, Level, MayYield, MmuLock, RemoteFlush, RetPf, Root, RootFilter, SlotView, Stage2Kind,
@@ -82,6 +83,8 @@ impl Stage2 {
 
     /// Maps the slot by one leaf, whatever is there now.
     fn map(&self, cx: &Cx<'_>) {
+        // What was there before is given back first, or the host runs out of tables.
+        synchronize_rcu(cx);
         let mut fault = TdpFault {
             gpa: Gpa(self.slot.range.start.0 << 12),
             write: true,

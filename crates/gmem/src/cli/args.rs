@@ -1,6 +1,5 @@
 //! The command line, with help and examples.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
@@ -203,6 +202,12 @@ pub struct Run {
     pub log: Option<PathBuf>,
 }
 
+/// A number of worker threads.
+fn jobs(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|jobs| (1..=1024).contains(jobs));
+    number.ok_or_else(|| "expected a number from 1 to 1024".to_string())
+}
+
 /// The arguments of `gmem explore`.
 #[derive(Debug, Args)]
 pub struct Explore {
@@ -224,8 +229,8 @@ pub struct Explore {
     #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
     pub memory_model: Memory,
     /// Worker threads [default: one for each core]
-    #[arg(long, value_name = "N")]
-    pub jobs: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = jobs)]
+    pub jobs: Option<usize>,
     /// Do not stop at the first failure: one of each kind
     #[arg(long)]
     pub keep_going: bool,
@@ -262,11 +267,11 @@ pub struct Zoo {
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub schedules: u64,
     /// Random schedules without a mutant of a scenario that is too large to be verified
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     pub baseline: u64,
     /// Worker threads [default: one for each core]
-    #[arg(long, value_name = "N")]
-    pub jobs: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = jobs)]
+    pub jobs: Option<usize>,
 }
 
 /// The arguments of `gmem bench`.

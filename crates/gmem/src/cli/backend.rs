@@ -8,7 +8,7 @@ use super::args::Strategy;
 use crate::Status;
 use crate::conformance::{CheckResult, UnknownId};
 use crate::explore::report::Origin;
-use crate::explore::{Flow, Plan, Progress, Report};
+use crate::explore::{Finding, Flow, Plan, Progress, Report};
 use crate::kvm::config::KernelVersion;
 use crate::replay::Executor;
 use crate::scenario::Scenario;
@@ -65,17 +65,17 @@ pub trait Backend: Sync {
         watch: &mut dyn FnMut(&Progress) -> Flow,
     ) -> Result<Progress, String>;
 
-    /// Explains one execution of a scenario; a finding of the given kind is made small first.
+    /// Explains one execution of a scenario.
     ///
     /// # Errors
-    /// If the schedule does not fail in that way.
-    fn explain(
-        &self,
-        scenario: &Scenario,
-        schedule: &Schedule,
-        kind: Option<&str>,
-        origin: &Origin,
-    ) -> Result<Report, String>;
+    /// If the scenario's set-up fails.
+    fn explain(&self, scenario: &Scenario, schedule: &Schedule, origin: &Origin) -> Result<Report, String>;
+
+    /// Explains what an exploration found, after it was made small.
+    ///
+    /// # Errors
+    /// If it cannot be seen again.
+    fn explain_finding(&self, scenario: &Scenario, finding: &Finding, origin: &Origin) -> Result<Report, String>;
 
     /// Runs the conformance checks that one of the patterns names, or all, and returns what came of each in their order.
     ///

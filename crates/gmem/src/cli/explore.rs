@@ -11,7 +11,7 @@ use sim_kernel::sched::Schedule;
 use super::explore_print::{self as print, Explained, Header};
 use super::input::{ScenarioFile, read_scenario, switch_off};
 use super::interrupt::{catch_interrupts, silence_explorers, was_interrupted};
-use super::output::whole_file;
+use super::output::{can_be_written, whole_file};
 use super::{Backend, args};
 use crate::explore::campaign::{Finding, Flow, Progress};
 use crate::explore::checkpoint::{Checkpoint, Identity};
@@ -26,6 +26,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 pub(super) fn explore(
     args: &args::Explore,
     show_progress: bool,
+    verbose: bool,
     backend: &dyn Backend,
     out: &mut dyn Write,
     complain: &mut dyn FnMut(&str),
@@ -62,13 +63,17 @@ pub(super) fn explore(
         plan,
     };
     let progress = resume(args.checkpoint.as_deref(), &identity)?;
+    if let Some(path) = &args.checkpoint {
+        // Before there is anything to lose.
+        can_be_written(path)?;
+    }
     let header =
         Header { scenario: &scenario, identity: &identity, budget: args.budget, resumed: progress.executions() };
     if !args.json {
         print::header(&header, out)?;
         out.flush()?;
     }
-    let jobs = args.jobs.map_or_else(default_jobs, usize::from);
+    let jobs = args.jobs.unwrap_or_else(default_jobs);
     catch_interrupts();
     let mut watcher = Watcher::new(args, &identity, show_progress && !args.json);
     let result = backend.explore(&scenario, &plan, progress, jobs, &mut |progress| watcher.watch(progress));
@@ -87,7 +92,7 @@ pub(super) fn explore(
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&print::object(&header, &progress, &explained))?)?;
     } else {
-        print::result(&progress, &explained, out)?;
+        print::result(&header, &progress, &explained, verbose, out)?;
         if interrupted {
             let kept = match &args.checkpoint {
                 Some(_) => "the same command goes on from here",
@@ -110,9 +115,19 @@ fn mutants_of(scenario: &Scenario) -> Vec<String> {
     off.map(|info| info.id().to_string()).collect()
 }
 
+/// A word as a shell reads it as one.
+fn for_a_shell(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 /// The command with everything that a schedule depends on.
 fn command(name: &str, args: &args::Explore, mutants: &[&str]) -> String {
-    let mut command = format!("gmem explore {name}");
+    let mut command = format!("gmem explore {}", for_a_shell(name));
     if let Some(kernel) = args.kernel {
         command.push_str(&format!(" --kernel {kernel}"));
     }
@@ -133,7 +148,7 @@ fn replay(
     backend: &dyn Backend,
     out: &mut dyn Write,
 ) -> anyhow::Result<Status> {
-    let report = backend.explain(scenario, schedule, None, origin).map_err(|message| anyhow::anyhow!(message))?;
+    let report = backend.explain(scenario, schedule, origin).map_err(|message| anyhow::anyhow!(message))?;
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
@@ -150,10 +165,9 @@ fn explain<'f>(
     memory: Memory,
     backend: &dyn Backend,
 ) -> anyhow::Result<Explained<'f>> {
-    let schedule: Schedule = finding.schedule.parse().context("a schedule of our own")?;
     let found_by = format!("{}, execution {}", finding.strategy, finding.executions);
     let origin = Origin { memory, found_by, command: command.to_string(), mutants: mutants_of(scenario) };
-    let report = backend.explain(scenario, &schedule, Some(finding.kind()), &origin);
+    let report = backend.explain_finding(scenario, finding, &origin);
     Ok(Explained { finding, report: report.map_err(|message| anyhow::anyhow!(message))? })
 }
 
@@ -197,7 +211,7 @@ impl<'a> Watcher<'a> {
         let done = progress.executions();
         let before = *self.before.get_or_insert(done);
         let rate = (done - before) as f64 / elapsed.as_secs_f64().max(1e-3);
-        let phase = if progress.searched { "sampling" } else { "searching" };
+        let phase = if progress.search.is_over { "sampling" } else { "searching" };
         self.bar.set_message(format!("{phase}: {done} executions, {rate:.0}/s, {} failed", progress.violations));
         self.bar.tick();
         if self.kept.elapsed() >= CHECKPOINT_EVERY {

@@ -3,15 +3,21 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
+use sim_kernel::Faults;
+use sim_kernel::explore::{Reversals, StrategyKind};
 
 use super::budget::Budget;
-use crate::explore::campaign::{Finding, Progress};
+use crate::explore::campaign::{Evidence, Finding, Progress};
 use crate::explore::checkpoint::Identity;
 use crate::explore::report::Report;
+use crate::explore::witness::STEPS_MAX;
 use crate::scenario::Scenario;
 
 /// Outcomes that are shown, at most.
 const OUTCOMES_MAX: usize = 12;
+
+/// Pairs of places with most reversals that are shown.
+const REVERSALS_MAX: usize = 12;
 
 /// What an exploration is of.
 pub(super) struct Header<'a> {
@@ -60,7 +66,16 @@ pub(super) fn header(header: &Header<'_>, out: &mut dyn Write) -> io::Result<()>
 }
 
 /// What came of an exploration, and each failure explained.
-pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut dyn Write) -> io::Result<()> {
+///
+/// `verbose` also says where the search spent its executions.
+pub(super) fn result(
+    header: &Header<'_>,
+    progress: &Progress,
+    explained: &[Explained<'_>],
+    verbose: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let (plan, faults) = (&header.identity.plan, &header.scenario.machine.faults);
     for (n, Explained { report, .. }) in explained.iter().enumerate() {
         if n > 0 {
             writeln!(out, "\n{}\n", "=".repeat(80))?;
@@ -88,7 +103,10 @@ pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut
     if !totals.coverage.is_empty() {
         writeln!(out, "coverage: {} pairs of a store and a load of it in another task", totals.coverage.len())?;
     }
-    if progress.is_verified() {
+    if verbose {
+        reversals(&totals.reversals, out)?;
+    }
+    if progress.is_verified(plan, faults) {
         let cut = match totals.pruned {
             0 => String::new(),
             n => format!(" ({n} more were cut short as equivalent to others)"),
@@ -96,23 +114,55 @@ pub(super) fn result(progress: &Progress, explained: &[Explained<'_>], out: &mut
         return writeln!(out, "verified: {} executions, all interleavings of this scenario{cut}", totals.executions);
     }
     let executions = progress.executions();
+    if progress.violations == 0 && !progress.findings.is_empty() {
+        return writeln!(
+            out,
+            "none of {executions} executions failed, but together they show it ({}){cut}",
+            by.join(", ")
+        );
+    }
     if progress.violations > 0 {
         return writeln!(out, "{} of {executions} executions failed ({}){cut}", progress.violations, by.join(", "));
     }
-    let kind = progress.frontier.as_ref().map(|frontier| frontier.kind);
-    let seen = match kind {
-        Some(kind) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
+    let seen = match plan.exhaustive() {
+        Some((kind, _)) if progress.exhausted && !kind.is_complete() => format!("all that {kind} can see, but "),
         _ => String::new(),
-    };
-    let truncated = match totals.truncated {
-        0 => String::new(),
-        n => format!("; {n} executions reached the limit of steps"),
     };
     writeln!(
         out,
-        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen{truncated}",
+        "nothing found in {executions} executions ({}){cut}: {seen}not all interleavings were seen",
         by.join(", ")
-    )
+    )?;
+    if progress.exhausted
+        && *faults != Faults::default()
+        && plan.exhaustive().is_some_and(|(kind, _)| kind != StrategyKind::Dfs)
+    {
+        writeln!(
+            out,
+            "The scenario has faults that come at the n-th of something, whoever that is: no two steps commute, so a reduction may miss orders. \
+             Only --strategy dfs sees all of them."
+        )?;
+    }
+    match totals.truncated {
+        0 => Ok(()),
+        n => writeln!(
+            out,
+            "{n} of them reached the limit of {STEPS_MAX} steps, where a task tries again and again while the one that it waits for stands still; \
+             with a turn for every task, each went on. How often a task may try has no end, so they cannot all be seen, and nothing is verified."
+        ),
+    }
+}
+
+/// The races because of which partial-order reduction went on.
+fn reversals(reversals: &Reversals, out: &mut dyn Write) -> io::Result<()> {
+    let mut most = reversals.most();
+    for ((earlier, later), times) in most.by_ref().take(REVERSALS_MAX) {
+        writeln!(out, "reversed {times:>8}: {earlier} and {later}")?;
+    }
+    match most.count() {
+        0 => Ok(()),
+        more => writeln!(out, "and {more} more pairs of places"),
+    }
 }
 
 /// The same as one object.
@@ -121,6 +171,11 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
     let totals = progress.totals();
     let pairs: Vec<[String; 2]> =
         totals.coverage.pairs().map(|(store, load)| [store.to_string(), load.to_string()]).collect();
+    let reversed: Vec<Value> = totals
+        .reversals
+        .most()
+        .map(|((earlier, later), times)| json!([earlier.to_string(), later.to_string(), times]))
+        .collect();
     let findings: Vec<Value> = explained
         .iter()
         .map(|Explained { finding, report }| {
@@ -131,6 +186,11 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
                 "seed": finding.seed,
                 "executions": finding.executions,
                 "schedule": finding.schedule,
+                "evidence": match finding.evidence {
+                    Evidence::Execution => "execution",
+                    Evidence::Tail => "fair tail",
+                    Evidence::Order(_) => "order of locks",
+                },
                 "report": report,
             })
         })
@@ -147,10 +207,13 @@ pub(super) fn object(header: &Header<'_>, progress: &Progress, explained: &[Expl
         "steps": totals.steps,
         "by_strategy": progress.by_strategy,
         "finished": progress.finished,
-        "verified": progress.is_verified(),
+        "verified": progress.is_verified(&identity.plan, &scenario.machine.faults),
         "violations": progress.violations,
+        "truncated": totals.truncated,
+        "unfair": progress.unfair,
         "outcomes": totals.outcomes,
         "coverage": pairs,
+        "reversals": reversed,
         "findings": findings,
     })
 }

@@ -92,7 +92,9 @@ fn dispatch(
         Some(Command::Record(_) | Command::FuzzCompare(_) | Command::LiveWorker(_)) => {
             anyhow::bail!("this needs a real KVM: Linux on x86-64")
         }
-        Some(Command::Explore(args)) => explore::explore(args, arguments.quiet == 0, backend, out, complain),
+        Some(Command::Explore(args)) => {
+            explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
+        }
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),

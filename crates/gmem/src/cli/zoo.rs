@@ -1,10 +1,13 @@
 //! `gmem zoo`: what finds each seeded bug, and how fast.
 
 use std::io::Write;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rayon::prelude::*;
+use rayon::ThreadPool;
 use serde_json::{Value, json};
 use sim_kernel::explore::StrategyKind;
 
@@ -19,7 +22,13 @@ use crate::explore::zoo::{self, Effort, Search};
 use crate::mutants::{self, MutantInfo};
 
 /// Executions of an exhaustive search, at most.
-const SEARCH: u64 = 100_000;
+const SEARCH: u64 = 1_000_000;
+
+/// Steps of a search, at most: twice what the largest scenario needs that ends.
+const STEPS: u64 = 100_000_000;
+
+/// Random schedules that one worker takes at a time.
+const PART: u64 = 10_000;
 
 /// The sampling strategies, in turns.
 const SAMPLING: [StrategyKind; 4] = [
@@ -30,6 +39,7 @@ const SAMPLING: [StrategyKind; 4] = [
 ];
 
 /// A search and how long it took.
+#[derive(Clone)]
 struct Timed {
     search: Search,
     time: Duration,
@@ -44,8 +54,90 @@ struct MutantRow {
 /// What came of a scenario with all rules on.
 struct BaselineRow {
     scenario: &'static str,
-    search: Search,
+    search: Timed,
     samples: Option<Search>,
+}
+
+/// Something that one worker does.
+enum Job {
+    /// The exhaustive search of a scenario with all rules on.
+    Baseline(&'static str),
+    /// The exhaustive search for a mutant.
+    Search(&'static MutantInfo),
+    /// Sampling for a mutant.
+    Sample(&'static MutantInfo),
+    /// Random schedules of a scenario with all rules on.
+    Part(&'static str, Range<u64>),
+}
+
+impl Job {
+    fn run(&self, effort: &Effort) -> Result<Timed, String> {
+        let program = match self {
+            Job::Baseline(path) | Job::Part(path, _) => ScenarioProgram::new(&zoo::scenario(path)?),
+            Job::Search(info) | Job::Sample(info) => zoo::program_of(info)?,
+        };
+        Ok(timed(|| match self {
+            Job::Baseline(_) | Job::Search(_) => zoo::search(&program, effort),
+            Job::Sample(_) => zoo::sample(&program, &SAMPLING, effort),
+            Job::Part(_, numbers) => zoo::sample_part(&program, effort.seed, numbers.clone()),
+        }))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Job::Baseline(path) | Job::Part(path, _) => path,
+            Job::Search(info) | Job::Sample(info) => info.id(),
+        }
+    }
+}
+
+/// The workers, and what they show of their progress.
+struct Crew {
+    pool: ThreadPool,
+    bar: ProgressBar,
+    effort: Effort,
+}
+
+impl Crew {
+    /// Does all jobs, in their order as far as workers are free: the long ones should be the first.
+    fn work(&self, jobs: &[Job]) -> anyhow::Result<Vec<Timed>> {
+        self.bar.inc_length(jobs.len() as u64);
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::new());
+        self.pool.broadcast(|_| {
+            while let Some((number, job)) = next_of(jobs, &next) {
+                let result = job.run(&self.effort);
+                if let Ok(timed) = &result {
+                    self.tell(job, timed);
+                }
+                // Nothing panics while it is held.
+                results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((number, result));
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        results.sort_by_key(|(number, _)| *number);
+        results.into_iter().map(|(_, result)| result.map_err(|message| anyhow::anyhow!(message))).collect()
+    }
+
+    fn tell(&self, job: &Job, timed: &Timed) {
+        let Search { strategy, executions, caught, exhausted } = &timed.search;
+        let result = match caught {
+            Some(id) => id.as_str(),
+            None if *exhausted => "verified",
+            None => "nothing found",
+        };
+        let seconds = timed.time.as_secs_f64();
+        let line = format!("{}: {result}, {executions} executions of {strategy}, {seconds:.1} s", job.name());
+        self.bar.suspend(|| tracing::info!("{line}"));
+        self.bar.set_message(line);
+        self.bar.inc(1);
+    }
+}
+
+/// The next job that nobody has taken.
+fn next_of<'j>(jobs: &'j [Job], next: &AtomicUsize) -> Option<(usize, &'j Job)> {
+    let number = next.fetch_add(1, Ordering::Relaxed);
+    jobs.get(number).map(|job| (number, job))
 }
 
 pub(super) fn zoo(args: &args::Zoo, show_progress: bool, out: &mut dyn Write) -> anyhow::Result<Status> {
@@ -55,30 +147,31 @@ pub(super) fn zoo(args: &args::Zoo, show_progress: bool, out: &mut dyn Write) ->
         return Ok(Status::Success);
     }
     silence_explorers();
-    let effort = Effort { seed: args.seed, search: SEARCH, schedules: args.schedules, baseline: args.baseline };
-    let scenarios = zoo::scenarios_of(rows.iter().copied());
-    let bar = progress_bar(show_progress && !args.json, (rows.len() + scenarios.len()) as u64);
-    let pool = pool(args.jobs.map_or_else(default_jobs, usize::from)).map_err(|message| anyhow::anyhow!(message))?;
-    let counted = |row| {
-        bar.inc(1);
-        row
+    let crew = Crew {
+        pool: pool(args.jobs.map_or_else(default_jobs, usize::from)).map_err(|message| anyhow::anyhow!(message))?,
+        bar: progress_bar(show_progress && !args.json),
+        effort: Effort {
+            seed: args.seed,
+            search: SEARCH,
+            steps: STEPS,
+            schedules: args.schedules,
+            baseline: args.baseline,
+        },
     };
-    let (found, baseline) = pool.install(|| {
-        let found: Result<Vec<MutantRow>, String> =
-            rows.par_iter().map(|info| mutant(info, &effort)).map(counted).collect();
-        let baseline: Result<Vec<BaselineRow>, String> = scenarios
-            .par_iter()
-            .map(|path| baseline(path, &effort))
-            .map(|row| {
-                bar.inc(1);
-                row
-            })
-            .collect();
-        (found, baseline)
-    });
-    bar.finish_and_clear();
-    let found = found.map_err(|message| anyhow::anyhow!(message))?;
-    let baseline = baseline.map_err(|message| anyhow::anyhow!(message))?;
+    let scenarios = zoo::scenarios_of(rows.iter().copied());
+    let baselines = scenarios.iter().map(|path| Job::Baseline(path));
+    let searches = rows.iter().map(|info| Job::Search(info));
+    let samples = rows.iter().map(|info| Job::Sample(info));
+    let mut done = crew.work(&baselines.chain(searches).chain(samples).collect::<Vec<_>>())?.into_iter();
+    let searched: Vec<Timed> = done.by_ref().take(scenarios.len()).collect();
+    let (left, right) = done.as_slice().split_at(rows.len());
+    let found: Vec<MutantRow> = rows
+        .iter()
+        .zip(left.iter().zip(right))
+        .map(|(info, (search, sampled))| MutantRow { info, searches: [search.clone(), sampled.clone()] })
+        .collect();
+    let baseline = sample_the_large(&crew, &scenarios, searched)?;
+    crew.bar.finish_and_clear();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&object(&found, &baseline))?)?;
     } else {
@@ -88,19 +181,24 @@ pub(super) fn zoo(args: &args::Zoo, show_progress: bool, out: &mut dyn Write) ->
     Ok(if as_expected { Status::Success } else { Status::Found })
 }
 
-fn mutant(info: &'static MutantInfo, effort: &Effort) -> Result<MutantRow, String> {
-    let program = zoo::program_of(info)?;
-    let search = timed(|| zoo::search(&program, effort));
-    let sampled = timed(|| zoo::sample(&program, &SAMPLING, effort.seed, effort.schedules));
-    Ok(MutantRow { info, searches: [search, sampled] })
-}
-
-fn baseline(path: &'static str, effort: &Effort) -> Result<BaselineRow, String> {
-    let program = ScenarioProgram::new(&zoo::scenario(path)?);
-    let search = zoo::search(&program, effort);
-    let is_settled = search.exhausted || search.caught.is_some();
-    let samples = (!is_settled).then(|| zoo::sample(&program, &[StrategyKind::Random], effort.seed, effort.baseline));
-    Ok(BaselineRow { scenario: path, search, samples })
+/// Takes random schedules of the scenarios whose search neither ended nor found something.
+fn sample_the_large(crew: &Crew, scenarios: &[&'static str], searched: Vec<Timed>) -> anyhow::Result<Vec<BaselineRow>> {
+    let is_open = |timed: &Timed| !timed.search.exhausted && timed.search.caught.is_none();
+    let open = scenarios.iter().zip(&searched).filter(|(_, timed)| is_open(timed)).map(|(path, _)| *path);
+    let most = crew.effort.baseline;
+    let jobs: Vec<Job> = open
+        .flat_map(|path| {
+            let parts = (0..most.div_ceil(PART)).map(|n| n * PART..most.min((n + 1) * PART));
+            parts.map(move |numbers| Job::Part(path, numbers))
+        })
+        .collect();
+    let sampled = crew.work(&jobs)?;
+    let of = |scenario| {
+        let parts = jobs.iter().zip(&sampled).filter(|(job, _)| job.name() == scenario);
+        zoo::merged(parts.map(|(_, timed)| timed.search.clone()))
+    };
+    let rows = scenarios.iter().zip(searched);
+    Ok(rows.map(|(scenario, search)| BaselineRow { scenario, search, samples: of(*scenario) }).collect())
 }
 
 // The simulator reads no clock; how long a search takes is measured here.
@@ -130,15 +228,15 @@ impl MutantRow {
 impl BaselineRow {
     fn violations(&self) -> u64 {
         let caught = |search: &Search| u64::from(search.caught.is_some());
-        caught(&self.search) + self.samples.as_ref().map_or(0, caught)
+        caught(&self.search.search) + self.samples.as_ref().map_or(0, caught)
     }
 
     fn executions(&self) -> u64 {
-        self.search.executions + self.samples.as_ref().map_or(0, |samples| samples.executions)
+        self.search.search.executions + self.samples.as_ref().map_or(0, |samples| samples.executions)
     }
 
     fn is_verified(&self) -> bool {
-        self.search.exhausted && self.search.caught.is_none()
+        self.search.search.exhausted && self.search.search.caught.is_none()
     }
 }
 
@@ -182,6 +280,7 @@ fn object(found: &[MutantRow], baseline: &[BaselineRow]) -> Value {
                 "verified": row.is_verified(),
                 "executions": row.executions(),
                 "violations": row.violations(),
+                "milliseconds": milliseconds(row.search.time),
             })
         })
         .collect();
@@ -209,9 +308,12 @@ fn text(found: &[MutantRow], baseline: &[BaselineRow], out: &mut dyn Write) -> a
         let result = match (row.violations(), row.is_verified(), &row.samples) {
             (0, true, _) => format!("verified: {} executions, all interleavings", row.executions()),
             (0, _, Some(samples)) => {
-                format!("nothing found in {} of dpor and {} of random", row.search.executions, samples.executions)
+                format!(
+                    "nothing found in {} of dpor and {} of random",
+                    row.search.search.executions, samples.executions
+                )
             }
-            _ => format!("! {}", row.search.caught.as_deref().unwrap_or("random schedules fail")),
+            _ => format!("! {}", row.search.search.caught.as_deref().unwrap_or("random schedules fail")),
         };
         writeln!(out, "  {:<44} {result}", row.scenario)?;
     }
@@ -252,12 +354,16 @@ fn list(rows: &[&'static MutantInfo], json: bool, out: &mut dyn Write) -> anyhow
 }
 
 /// On stderr, and only if that is a terminal.
-fn progress_bar(shown: bool, length: u64) -> ProgressBar {
+fn progress_bar(shown: bool) -> ProgressBar {
     let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(length), target);
+    let bar = ProgressBar::with_draw_target(Some(0), target);
     // The template is a constant; should it ever be wrong, the default style does.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len}  {elapsed}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {elapsed}  {wide_msg}") {
         bar.set_style(style);
+    }
+    if shown {
+        // A search may take half a minute; the clock shows that it goes on.
+        bar.enable_steady_tick(Duration::from_millis(250));
     }
     bar
 }

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::campaign::Progress;
 use super::portfolio::Plan;
+use super::progress::Progress;
 
 /// What makes two explorations the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,13 +27,22 @@ pub struct Identity {
 }
 
 /// An exploration that may go on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
     /// Which exploration.
     pub identity: Identity,
     /// Where it stands.
     pub progress: Progress,
+}
+
+/// A checkpoint as it stands in a file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    identity: Identity,
+    /// Of the progress as text: a file that is damaged in one digit is still JSON.
+    digest: String,
+    progress: Progress,
 }
 
 /// Why a checkpoint is of no use.
@@ -43,6 +52,9 @@ pub enum CheckpointError {
     /// It is something else, or damaged.
     #[error("this is no checkpoint of an exploration: {0}")]
     Malformed(String),
+    /// Something in it has changed since it was written.
+    #[error("it is damaged: it does not have the digest {0} that stands in it")]
+    Damaged(String),
     /// Another version wrote it.
     #[error("it was written by gmem {theirs}, and this is gmem {ours}: what a schedule means may have changed")]
     Version {
@@ -97,7 +109,10 @@ impl Identity {
 impl Checkpoint {
     /// The checkpoint as text.
     pub fn print(&self) -> String {
-        let mut text = serde_json::to_string(self).expect("a checkpoint is plain data");
+        let progress = serde_json::to_string(&self.progress).expect("a checkpoint is plain data");
+        let digest = Identity::hash(&progress);
+        let kept = Kept { identity: self.identity.clone(), digest, progress: self.progress.clone() };
+        let mut text = serde_json::to_string(&kept).expect("a checkpoint is plain data");
         text.push('\n');
         text
     }
@@ -121,8 +136,12 @@ impl Checkpoint {
         if version != identity.version {
             return Err(CheckpointError::Version { theirs: version, ours: identity.version.clone() });
         }
-        let checkpoint: Checkpoint = serde_json::from_str(text).map_err(malformed)?;
-        identity.accept(&checkpoint.identity)?;
-        Ok(checkpoint.progress)
+        let kept: Kept = serde_json::from_str(text).map_err(malformed)?;
+        identity.accept(&kept.identity)?;
+        let progress = serde_json::to_string(&kept.progress).expect("a checkpoint is plain data");
+        if kept.digest != Identity::hash(&progress) {
+            return Err(CheckpointError::Damaged(kept.digest));
+        }
+        Ok(kept.progress)
     }
 }

@@ -10,8 +10,13 @@ static FUNCTIONS: &[(&str, &[Function])] = include!(concat!(env!("OUT_DIR"), "/f
 
 /// The function around a place: the kernel's name if it has one there, else the model's.
 pub fn around(site: &Site) -> Option<&'static str> {
-    let (_, functions) = FUNCTIONS.iter().find(|(file, _)| *file == site.file)?;
-    let after = functions.partition_point(|(line, _, _)| *line <= site.line);
+    at(site.file, site.line)
+}
+
+/// As [`around`], of a place by its file, as seen from the root of the repository, and line.
+pub fn at(file: &str, line: u32) -> Option<&'static str> {
+    let (_, functions) = FUNCTIONS.iter().find(|(known, _)| *known == file)?;
+    let after = functions.partition_point(|(from, _, _)| *from <= line);
     let (_, name, kernel) = functions.get(after.checked_sub(1)?)?;
     Some(if kernel.is_empty() { name } else { kernel })
 }

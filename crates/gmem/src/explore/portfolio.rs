@@ -1,8 +1,8 @@
 //! What is tried in which order: the units of work of an exploration.
 //!
 //! An exploration is a list of units that depends on the plan alone, never on how many workers there are or how fast they are. First come
-//! the pieces of an exhaustive search, each going on where the one before it stopped; then samples, each so many executions of one
-//! strategy, that need nothing of each other. By default, dynamic partial-order reduction has the first part of the budget: most
+//! the pieces of an exhaustive search, in rounds: one piece, then, if that was not all, a piece of each part into which the rest is cut, and again, each
+//! going on where its part stopped. Then come samples, each so many executions of one strategy, that need nothing of each other. By default, dynamic partial-order reduction has the first part of the budget: most
 //! scenarios are small enough to be done by then. What is left goes to sampling in turns: POS has no parameter to get wrong, PCT is good at long windows if
 //! its depth is right, random and URW at narrow ones.
 
@@ -16,6 +16,8 @@ use sim_kernel::sched::MemoryModel;
 
 /// Executions of one piece of an exhaustive search.
 pub const PIECE: u64 = 500;
+/// Parts into which an exhaustive search is cut that does not end in its first piece.
+pub const PARTS: usize = 16;
 /// Executions of one sample.
 pub const SAMPLE: u64 = 200;
 

@@ -9,11 +9,16 @@ use std::fmt;
 use serde::Serialize;
 use sim_kernel::sched::{Access, Replay, Schedule};
 
+use super::chains::{self, Chain};
 use super::collision::{self, Pair};
 use super::columns;
 use super::functions;
+use super::order::SeenEdge;
 use super::portfolio::Memory;
 use super::program::{Failure, Part, ScenarioProgram};
+use super::progress::Finding;
+use super::trial::Trials;
+use super::unit::{self, Tail};
 use super::witness::{Step, Witness};
 use crate::{invariants, mutants};
 
@@ -100,6 +105,8 @@ pub struct Report {
     pub collision: Option<Collision>,
     /// Other pairs of steps whose order matters.
     pub also: Vec<Collision>,
+    /// Who takes locks in opposite orders, if that is what is wrong.
+    pub chains: Vec<Chain>,
     /// The state around the collision: what changed between its beginning and the end.
     pub state: Vec<Row>,
     /// How often a task is stopped that could go on.
@@ -119,8 +126,56 @@ pub struct Report {
 const ALSO_MAX: usize = 3;
 
 impl Report {
+    /// A report that has nothing but what was seen.
+    fn plain(failure: Failure, schedule: &Schedule, origin: &Origin) -> Report {
+        let explain = |id: &String| match mutants::find(id) {
+            Some(info) => format!("{id}: {}; without it, {}", info.removes, info.consequence),
+            None => id.clone(),
+        };
+        Report {
+            failed: true,
+            text: failure.invariant.as_deref().and_then(words_of),
+            invariant: failure.invariant,
+            message: failure.message,
+            noticed_by: None,
+            found_by: origin.found_by.clone(),
+            mutants: origin.mutants.iter().map(explain).collect(),
+            collision: None,
+            also: Vec::new(),
+            chains: Vec::new(),
+            state: Vec::new(),
+            preemptions: 0,
+            steps: 0,
+            schedule: schedule.to_string(),
+            command: format!("{} --replay {schedule}", origin.command),
+            columns: Vec::new(),
+        }
+    }
+
+    /// Explains an order of locks in which tasks could be stuck.
+    pub(super) fn of_order(program: &ScenarioProgram, finding: &Finding, seen: &[SeenEdge], origin: &Origin) -> Report {
+        // Where and who is told better by the chains.
+        let message = finding.message.lines().next().unwrap_or_default().trim_end_matches(':').to_string();
+        let failure = Failure { invariant: finding.invariant.clone(), message };
+        let schedule = finding.schedule.parse().unwrap_or_default();
+        let chains = seen.iter().map(|seen| Chain::of(program, seen, origin)).collect();
+        Report { chains, ..Report::plain(failure, &schedule, origin) }
+    }
+
     /// Looks at the execution that `schedule` gives and explains its failure, if it fails.
     pub fn new(program: &ScenarioProgram, schedule: &Schedule, origin: &Origin) -> Report {
+        let tried = Trials::new(program).replay(schedule);
+        if tried.is_endless {
+            // Thousands of steps: what the tasks do in the end is all that matters.
+            let (failed, failure) = match unit::tail_of(program, &tried.schedule) {
+                Tail::Fails(failure) => (true, failure),
+                Tail::Moves => {
+                    let message = "it is long, but it moves on when every task gets its turn".to_string();
+                    (false, Failure { invariant: None, message })
+                }
+            };
+            return Report { failed, steps: tried.order.len(), ..Report::plain(failure, schedule, origin) };
+        }
         let witness = Witness::of(program, Box::new(Replay::new(schedule.clone())));
         let failed = witness.failure.is_some();
         let failure = witness.failure.clone().unwrap_or_else(|| Failure {
@@ -137,26 +192,16 @@ impl Report {
             sim_kernel::sched::Verdict::Panicked { task, .. } => Some(task.clone()),
             _ => None,
         };
-        let explain = |id: &String| match mutants::find(id) {
-            Some(info) => format!("{id}: {}; without it, {}", info.removes, info.consequence),
-            None => id.clone(),
-        };
         Report {
             failed,
-            text: failure.invariant.as_deref().and_then(words_of),
-            invariant: failure.invariant,
-            message: failure.message,
             noticed_by,
-            found_by: origin.found_by.clone(),
-            mutants: origin.mutants.iter().map(explain).collect(),
             collision: pairs.first().map(collision),
             also: pairs.iter().skip(1).take(ALSO_MAX).map(collision).collect(),
             state: state(&witness, pairs.first()),
             preemptions: witness.preemptions(),
             steps: witness.steps.len(),
-            schedule: witness.schedule.to_string(),
-            command: format!("{} --replay {}", origin.command, witness.schedule),
             columns: columns::lay_out(program, &witness, pairs.first().copied()),
+            ..Report::plain(failure, &witness.schedule, origin)
         }
     }
 }
@@ -276,6 +321,15 @@ impl Report {
     /// The parts of the text, by name, in their order; those that say something.
     pub fn sections(&self) -> Vec<(&'static str, String)> {
         let mut sections = vec![("failure", self.failure())];
+        if !self.chains.is_empty() {
+            sections.push(("order", chains::print(&self.chains)));
+            return sections;
+        }
+        // Of an endless execution nobody wants to see every step.
+        if self.columns.is_empty() {
+            sections.push(("command", format!("To see it again:\n  {}\n", self.command)));
+            return sections;
+        }
         if self.failed {
             sections.push(("collision", self.collided()));
         }

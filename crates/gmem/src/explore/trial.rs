@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use sim_kernel::sched::{Chooser, Config, Divergence, LogLevel, Op, Ready, Replay, Schedule, Sim, Strategy, TaskId};
+use sim_kernel::sched::{
+    Chooser, Config, Divergence, LogLevel, Op, Ready, Replay, Schedule, Sim, Strategy, TaskId, Verdict,
+};
 
 use super::guide::Guide;
 use super::program::{Failure, ScenarioProgram};
@@ -18,6 +20,8 @@ pub struct Tried {
     pub preemptions: usize,
     /// The decisions.
     pub schedule: Schedule,
+    /// Whether it reached the limit of steps.
+    pub is_endless: bool,
     /// What was wrong.
     pub failure: Option<Failure>,
 }
@@ -68,7 +72,8 @@ impl<'p> Trials<'p> {
         let ending = self.program.end(&mut self.sim, &running, &verdict);
         let failure = self.program.failure(&running, &verdict, &ending);
         let Seen { order, preemptions } = std::mem::take(&mut *seen.borrow_mut());
-        Tried { order, preemptions, schedule, failure }
+        let is_endless = matches!(verdict, Verdict::StepLimit { .. });
+        Tried { order, preemptions, schedule, is_endless, failure }
     }
 }
 

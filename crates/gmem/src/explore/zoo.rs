@@ -1,9 +1,11 @@
 //! The zoo: every rule switched off in turn, on the scenario that needs it, and every scenario with all rules on.
 //!
 //! What comes of a mutant says how strong the explorer is, and what comes of a scenario without one says that it does not cry wolf.
-//! A *search* is one strategy until its first finding or the end of its budget.
+//! A *search* is one strategy until its first finding or the end of its budget. Budgets are executions and steps, never time, so that the zoo says the same
+//! on every machine. Steps are what an execution costs: where tasks keep each other from getting on, one of them has twenty thousand.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use sim_kernel::explore::{Exploration, Options, StrategyKind};
 
@@ -23,6 +25,8 @@ pub struct Effort {
     pub seed: u64,
     /// Executions of an exhaustive search, at most.
     pub search: u64,
+    /// Steps of a search for a mutant or of an exhaustive one, in all its executions: when there were so many, it ends.
+    pub steps: u64,
     /// Schedules of sampling strategies for each mutant, at most.
     pub schedules: u64,
     /// Random schedules without a mutant, where the search did not end.
@@ -59,7 +63,7 @@ pub fn scenario(path: &str) -> Result<Scenario, String> {
 pub fn program_of(info: &MutantInfo) -> Result<ScenarioProgram, String> {
     let mut scenario = scenario(info.scenario)?;
     scenario.machine.mutants = scenario.machine.mutants.with(info.mutant);
-    Ok(ScenarioProgram::new(&scenario))
+    Ok(ScenarioProgram::new(&scenario).with_memory(info.memory.model()))
 }
 
 /// The scenarios of the mutants, each once, in the order of their names.
@@ -70,10 +74,10 @@ pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'
 
 /// Looks for a failure by partial-order reduction.
 pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
-    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(0));
+    let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(program, 0));
     let mut executions = 0;
     let mut caught = None;
-    while executions < effort.search && caught.is_none() {
+    while executions < effort.search && exploration.statistics().steps < effort.steps && caught.is_none() {
         let Some(execution) = exploration.step() else { break };
         executions += 1;
         caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
@@ -82,17 +86,21 @@ pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
     Search { strategy: StrategyKind::Dpor.to_string(), executions, caught, exhausted }
 }
 
-/// Looks for a failure by `schedules` samples, of these strategies in turn.
-pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], seed: u64, schedules: u64) -> Search {
+/// Looks for a failure by samples of these strategies in turn.
+pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort) -> Search {
+    let &Effort { seed, steps, schedules, .. } = effort;
     // Each goes on where its last turn ended: what it has learnt of the program is kept.
     let mut explorations: Vec<_> =
-        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(0))).collect();
+        kinds.iter().map(|kind| Exploration::new(program, *kind, seed, options(program, 0))).collect();
     let mut executions = 0;
     let mut turn = 0;
     // Short turns first: most bugs are found by the first strategies that have any chance.
     let mut length = 8;
     let mut strategy = kinds[0];
-    while executions < schedules {
+    let is_over = |explorations: &[Exploration<'_, _>], executions| {
+        executions >= schedules || explorations.iter().map(|e| e.statistics().steps).sum::<u64>() >= steps
+    };
+    while !is_over(&explorations, executions) {
         let exploration = &mut explorations[turn % kinds.len()];
         strategy = kinds[turn % kinds.len()];
         for _ in 0..length.min(schedules - executions) {
@@ -115,6 +123,30 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], seed: u64, sche
     Search { strategy: strategy.to_string(), executions, caught: None, exhausted: false }
 }
 
-fn options(first: u64) -> Options {
-    Options { first, steps_max: STEPS_MAX, ..Options::default() }
+/// Looks for a failure among random schedules with these numbers. Whoever looks through a range in parts gets the same schedules.
+pub fn sample_part(program: &ScenarioProgram, seed: u64, numbers: Range<u64>) -> Search {
+    let kind = StrategyKind::Random;
+    let mut exploration = Exploration::new(program, kind, seed, options(program, numbers.start));
+    let mut executions = 0;
+    let mut caught = None;
+    while executions < numbers.end - numbers.start && caught.is_none() {
+        let Some(execution) = exploration.step() else { break };
+        executions += 1;
+        caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
+    }
+    Search { strategy: kind.to_string(), executions, caught, exhausted: false }
+}
+
+/// The search that the parts of one are together, in their order: up to the first finding.
+pub fn merged(parts: impl IntoIterator<Item = Search>) -> Option<Search> {
+    parts.into_iter().reduce(|whole, part| {
+        if whole.caught.is_some() {
+            return whole;
+        }
+        Search { executions: whole.executions + part.executions, ..part }
+    })
+}
+
+fn options(program: &ScenarioProgram, first: u64) -> Options {
+    Options { first, steps_max: STEPS_MAX, memory: program.memory(), ..Options::default() }
 }

@@ -100,12 +100,17 @@ fn class(name: &str) -> Option<&'static LockClass> {
 /// The one exception that is the reference's own: memory failure takes `invalidate_lock` inside a folio lock
 /// (`kvm_gmem_error_folio`), a deadlock that Linux has.
 fn is_known(edge: &LockEdge) -> bool {
-    (edge.from, edge.to) == ("folio_lock", "invalidate_lock")
+    (&*edge.from, &*edge.to) == ("folio_lock", "invalidate_lock")
+}
+
+/// The shortest circle in the order of locks that Linux does not have.
+pub fn circle(order: &LockOrder) -> Option<Vec<LockEdge>> {
+    order.circle(|edge| !is_known(edge))
 }
 
 /// No circle in the order of locks, whether or not anybody met it.
 pub fn inv_501(order: &LockOrder) -> Holds {
-    let Some(circle) = order.circle(|edge| !is_known(edge)) else { return Ok(()) };
+    let Some(circle) = circle(order) else { return Ok(()) };
     let lines: Vec<String> = circle.iter().map(|edge| format!("\n  {edge}")).collect();
     Err(format!("a possible deadlock through {} classes of locks:{}", circle.len(), lines.concat()))
 }
@@ -119,7 +124,7 @@ pub fn inv_502(shot: &Snapshot) -> Holds {
 /// Every edge goes down the order.
 pub fn inv_503(order: &LockOrder) -> Holds {
     for edge in order.edges().iter().filter(|edge| !is_known(edge)) {
-        let (Some(from), Some(to)) = (class(edge.from), class(edge.to)) else { continue };
+        let (Some(from), Some(to)) = (class(&edge.from), class(&edge.to)) else { continue };
         holds!(from.rank < to.rank, "against the order of docs/locks.md: {edge}");
     }
     Ok(())
@@ -127,12 +132,12 @@ pub fn inv_503(order: &LockOrder) -> Holds {
 
 /// Nobody sleeps in a spinning lock.
 pub fn inv_504(order: &LockOrder) -> Holds {
-    for edge in order.edges().iter().filter(|edge| class(edge.from).is_some_and(|class| !class.sleeps)) {
+    for edge in order.edges().iter().filter(|edge| class(&edge.from).is_some_and(|class| !class.sleeps)) {
         // Kicking vCPUs out of the guest is waiting for other processors, not sleeping; so is what RCU readers are waited for in there.
         let sleeps = match edge.to_access {
             Access::Wait => edge.to != "vcpu_kick_wait",
             Access::Synchronize => true,
-            _ => class(edge.to).is_some_and(|class| class.sleeps),
+            _ => class(&edge.to).is_some_and(|class| class.sleeps),
         };
         holds!(!sleeps, "{edge}; it sleeps there");
     }

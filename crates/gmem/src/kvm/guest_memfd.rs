@@ -197,14 +197,11 @@ impl GmemInode {
     /// its cache, which the generic code takes for a failure.
     pub fn memory_failure(&self, cx: &Cx<'_>, index: Pgoff) -> Result<(), Errno> {
         let phys = &self.host.phys;
-        let pfn = self.mapping.peek(index).ok_or(Errno::ENOENT)?;
-        if phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+        let pfn = self.mapping.load(cx, index).ok_or(Errno::ENOENT)?;
+        if !phys.poison(cx, pfn) {
             return Err(Errno::EHWPOISON);
         }
-        phys.set_flags(pfn, FrameFlags::HWPOISON);
         self.failing.lock().push(pfn);
-        // This reference is never given back.
-        phys.get(pfn);
         let in_order = !self.host.config.hwpoison_abba && !cx.has_mutant(RC_62);
         let _lock = in_order.then(|| self.mapping.invalidate_lock.read(cx));
         phys.lock(cx, pfn);
@@ -432,7 +429,7 @@ impl Vm {
         let mine = phys.flags(pfn).contains(FrameFlags::LOCKED) && phys.mapping(pfn) == Some(inode.mapping.id());
         assert!(mine, "INV-104: {pfn:?} was looked up at {index:?} but is not locked, or not the file's any more");
         assert!(Arc::ptr_eq(&view.vm, self), "INV-111: a slot of one VM uses the file of another");
-        let result = if phys.flags(pfn).contains(FrameFlags::HWPOISON) && !cx.has_mutant(RC_36) {
+        let result = if phys.is_poisoned(cx, pfn) && !cx.has_mutant(RC_36) {
             if cx.has_mutant(RC_64) {
                 return Err(Errno::EHWPOISON);
             }
@@ -461,12 +458,14 @@ impl Vm {
         }
     }
 
-    /// Gives the page of a private inode to the guest before it is mapped.
+    /// Gives the page of a private inode to the guest before it is mapped (`kvm_arch_gmem_make_private`). Whatever the machine answers, the page stays in
+    /// the file, cleared; the next look-up asks again. A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN and a memory-fault exit.
     fn gmem_make_private(&self, cx: &Cx<'_>, inode: &GmemInode, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
         if inode.is_init_shared() {
             return Ok(());
         }
-        self.machine.make_private(cx, gfn, pfn).map_err(|fault| match fault {
+        let answer = self.host.busy.ask().and_then(|()| self.machine.make_private(cx, gfn, pfn));
+        answer.map_err(|fault| match fault {
             MachineFault::Busy => Errno::EAGAIN,
             _ => Errno::EFAULT,
         })
@@ -754,7 +753,7 @@ impl FileOperations for GmemFile {
             Errno::ENOMEM => FaultError::Oom,
             _ => FaultError::Sigbus,
         })?;
-        if inode.host.phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+        if inode.host.phys.is_poisoned(cx, pfn) {
             inode.host.phys.unlock(cx, pfn);
             inode.host.phys.put(cx, pfn);
             return Err(FaultError::HwPoison);

@@ -4,6 +4,7 @@ use super::config::MachineConfig;
 use super::guest_memfd::GmemInode;
 use super::process::Process;
 use super::vm::Vm;
+use sim_coco::BusyOnce;
 use sim_kernel::mm::{Mm, PhysMem};
 use sim_kernel::xarray::{NodeCache, XaFlags};
 use sim_kernel::{Cx, Errno, Faults, Mutant};
@@ -22,6 +23,8 @@ pub struct Host {
     pub(crate) phys: Arc<PhysMem>,
     /// Where all xarrays take their nodes from.
     pub(crate) nodes: Arc<NodeCache>,
+    /// Stands before the machines of the VMs.
+    pub(crate) busy: BusyOnce,
     next_ino: AtomicU32,
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
@@ -68,6 +71,7 @@ impl Host {
             config,
             phys,
             nodes,
+            busy: BusyOnce::default(),
             next_ino: AtomicU32::new(1),
             charged: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
@@ -83,6 +87,7 @@ impl Host {
         if *faults != Faults::default() && !self.faulty.swap(true, Ordering::Relaxed) {
             self.phys.inject(faults);
             self.nodes.inject(faults);
+            self.busy.inject(faults);
             cx.inject_signal(faults);
         }
         process

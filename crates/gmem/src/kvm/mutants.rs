@@ -121,6 +121,8 @@ pub const BUG_63: Mutant = Mutant::new(238, "BUG-63");
 pub const WAIT_ONLY_IN_GUEST: Mutant = Mutant::new(260, "WAIT_ONLY_IN_GUEST");
 /// A vCPU that loads a root flushes its TLB.
 pub const ROOTLOAD_NO_FLUSH: Mutant = Mutant::new(261, "ROOTLOAD_NO_FLUSH");
+/// A vCPU's mode is visible before it looks for requests.
+pub const MODE_NO_FENCE: Mutant = Mutant::new(263, "MODE_NO_FENCE");
 /// vCPUs are asked to drop their roots before anybody else can take `mmu_lock`.
 pub const OBSOLETE_LATE: Mutant = Mutant::new(262, "OBSOLETE_LATE");
 /// Reading the dirty log takes a page's bit before it protects the page.

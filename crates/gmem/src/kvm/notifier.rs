@@ -37,6 +37,7 @@ impl MmuNotifier for KvmMmuNotifier {
         {
             let _lock = vm.mn_invalidate_lock.lock(cx);
             vm.mn_active_invalidate_count.fetch_add(1, Ordering::SeqCst);
+            vm.mn_memslots_update_wait.condition_changes(cx);
         }
         vm.notifier_start(cx, range);
     }
@@ -47,6 +48,7 @@ impl MmuNotifier for KvmMmuNotifier {
         let last = {
             let _lock = vm.mn_invalidate_lock.lock(cx);
             let count = vm.mn_active_invalidate_count.fetch_sub(1, Ordering::SeqCst);
+            vm.mn_memslots_update_wait.condition_changes(cx);
             assert!(count > 0, "INV-301: a notifier ended that never started");
             count == 1
         };
@@ -134,7 +136,8 @@ impl Vm {
                 return;
             }
             drop(lock);
-            self.mn_memslots_update_wait.wait_event(cx, || self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0);
+            let none_active = || self.mn_active_invalidate_count.load(Ordering::SeqCst) == 0;
+            self.mn_memslots_update_wait.wait_event_told(cx, none_active);
         }
     }
 }

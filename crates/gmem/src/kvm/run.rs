@@ -166,6 +166,7 @@ impl Vcpu {
         self.load_mmu(cx, state)?;
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
+        self.show_guest_mode(cx);
         let visit = srcu.outside(|| {
             let may_run = self.enter_guest_mode(cx);
             let visit = may_run.then(|| self.guest(cx, state));

@@ -10,7 +10,7 @@ use super::cpu::Cpu;
 use super::exception::Exception;
 pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
-use super::mutants::{RC_09, WAIT_ONLY_IN_GUEST};
+use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
@@ -225,15 +225,29 @@ impl Vcpu {
         self.requests.peek()
     }
 
+    /// Stores the mode before the vCPU leaves SRCU, which is the barrier behind the store: whoever makes a request from then on sees the mode.
+    pub(crate) fn show_guest_mode(&self, cx: &Cx<'_>) {
+        if !cx.has_mutant(RC_09) && !cx.has_mutant(MODE_NO_FENCE) {
+            self.store_guest_mode(cx);
+        }
+    }
+
+    fn store_guest_mode(&self, cx: &Cx<'_>) {
+        self.guest_mode.store(cx, IN_GUEST_MODE);
+        self.outside.condition_changes(cx);
+    }
+
     /// Whether the guest may run. Afterwards it runs, as far as others can see, until [`Vcpu::leave_guest_mode`].
     pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) -> bool {
         // After the mode was stored: a request made before is seen here, one made later kicks.
         let may_run = if cx.has_mutant(RC_09) {
             let seen = self.has_requests(cx);
-            self.guest_mode.store(cx, IN_GUEST_MODE);
+            self.store_guest_mode(cx);
             !seen
         } else {
-            self.guest_mode.store(cx, IN_GUEST_MODE);
+            if cx.has_mutant(MODE_NO_FENCE) {
+                self.store_guest_mode(cx);
+            }
             !self.has_requests(cx)
         } && !cx.signal_pending();
         if may_run {
@@ -247,7 +261,9 @@ impl Vcpu {
         if ran {
             self.visits.fetch_add(1, Ordering::Relaxed);
         }
-        if self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE) == EXITING_GUEST_MODE {
+        let before = self.guest_mode.rmw(cx, |_| OUTSIDE_GUEST_MODE);
+        self.outside.condition_changes(cx);
+        if before == EXITING_GUEST_MODE {
             self.outside.wake_unscheduled(cx);
         }
     }
@@ -259,7 +275,11 @@ impl Vcpu {
 
     /// `kvm_vcpu_exiting_guest_mode`: if the guest runs, makes it leave. Returns the mode before. Does not wait.
     fn kick(&self, cx: &Cx<'_>) -> u64 {
-        self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).err().unwrap_or(IN_GUEST_MODE)
+        let before = self.guest_mode.cmpxchg(cx, IN_GUEST_MODE, EXITING_GUEST_MODE).err().unwrap_or(IN_GUEST_MODE);
+        if before == IN_GUEST_MODE {
+            self.outside.condition_changes(cx);
+        }
+        before
     }
 
     /// Drops everything that the vCPU holds, when the VM is destroyed.
@@ -331,7 +351,7 @@ impl Vm {
         }
         for (vcpu, ..) in inside.iter().filter(|(_, _, waits)| *waits) {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
-            vcpu.outside.wait_event(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
+            vcpu.outside.wait_event_told(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
         }
         for (vcpu, visit, _) in inside {
             let goes_on = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;

@@ -1,5 +1,6 @@
 //! One row for each mutant: its constant, what it takes away, what catches it, and which scenario shows it.
 
+use crate::explore::portfolio::Memory;
 use crate::ops::suggest::did_you_mean;
 use sim_kernel::Mutant;
 
@@ -18,6 +19,8 @@ pub struct MutantInfo {
     pub caught_by: &'static [&'static str],
     /// The scenario that shows it, as a path below `scenarios/`.
     pub scenario: &'static str,
+    /// Which reorderings of loads and stores it takes to go wrong.
+    pub memory: Memory,
     /// Other ids under which the specifications have the same line.
     pub also: &'static [&'static str],
 }
@@ -31,7 +34,7 @@ pub(super) const fn row(
     caught_by: &'static [&'static str],
     scenario: &'static str,
 ) -> MutantInfo {
-    MutantInfo { mutant, pair, removes, consequence, caught_by, scenario, also: &[] }
+    MutantInfo { mutant, pair, removes, consequence, caught_by, scenario, memory: Memory::Sc, also: &[] }
 }
 
 impl MutantInfo {
@@ -43,6 +46,12 @@ impl MutantInfo {
     /// Whether the rule is known to be unnecessary on this machine, so that nothing may be found without it.
     pub fn is_negative_control(&self) -> bool {
         self.caught_by.is_empty()
+    }
+
+    /// The row, where nothing goes wrong unless stores wait in store buffers.
+    pub(super) const fn under_tso(mut self) -> MutantInfo {
+        self.memory = Memory::Tso;
+        self
     }
 
     /// The row with other ids for it.

@@ -102,7 +102,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         RC_49,
         "C x R",
         "the reference to the file while a slot is made",
-        "nothing: the release takes slots_lock, which the request holds throughout",
+        "nothing alone: the release takes slots_lock, which the request holds throughout. With RC-50 off as well, the view is released while a slot is bound to it (INV-402)",
         &[],
         "races/create-close.toml",
     ),

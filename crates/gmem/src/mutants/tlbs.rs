@@ -15,6 +15,15 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["DEKKER_BROKEN"]),
     row(
+        MODE_NO_FENCE,
+        "any zap x T",
+        "the barrier between a vCPU's mode and its look for requests",
+        "with store buffers (`--memory-model tso`) both sides look before either is seen: nobody kicks the vCPU, and it uses a page that was freed",
+        &["INV-203", "INV-201", "INV-202"],
+        "races/access-punch.toml",
+    )
+    .under_tso(),
+    row(
         WAIT_ONLY_IN_GUEST,
         "any zap x T, kicked",
         "waiting for a vCPU that somebody else has kicked",

@@ -85,10 +85,13 @@ pub fn kernel() -> impl Strategy<Value = KernelVersion> {
 /// Faults: none most of the time, else some of them, early enough to happen.
 pub fn faults() -> impl Strategy<Value = Faults> {
     let nth = || prop_oneof![2 => Just(0), 1 => 1..40u64];
-    let some = (nth(), nth(), nth(), nth(), 1..4u64).prop_map(|(frame, table, node, signal_step, signal_task)| {
-        let signal_task = if signal_step == 0 { 0 } else { signal_task };
-        Faults { frame, table, node, signal_step, signal_task }
-    });
+    // Pages are made private less often than frames are allocated.
+    let busy = prop_oneof![2 => Just(0), 1 => 1..8u64];
+    let some =
+        (nth(), nth(), nth(), busy, nth(), 1..4u64).prop_map(|(frame, table, node, busy, signal_step, signal_task)| {
+            let signal_task = if signal_step == 0 { 0 } else { signal_task };
+            Faults { frame, table, node, busy, signal_step, signal_task }
+        });
     prop_oneof![2 => Just(Faults::default()), 1 => some]
 }
 

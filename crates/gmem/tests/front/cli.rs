@@ -10,7 +10,7 @@ use gmem::Status;
 use gmem::cli::{self, Backend, RunOptions};
 use gmem::conformance::{self, CheckResult, UnknownId};
 use gmem::explore::report::Origin;
-use gmem::explore::{Flow, Plan, Progress, Report};
+use gmem::explore::{Finding, Flow, Plan, Progress, Report};
 use gmem::replay::Executor;
 use gmem::scenario::Scenario;
 use gmem::trace::Header;
@@ -63,8 +63,12 @@ impl Backend for Repeater {
         Ok(progress)
     }
 
-    fn explain(&self, _: &Scenario, _: &Schedule, _: Option<&str>, origin: &Origin) -> Result<Report, String> {
+    fn explain(&self, _: &Scenario, _: &Schedule, origin: &Origin) -> Result<Report, String> {
         Err(format!("nothing to explain with {}", origin.command))
+    }
+
+    fn explain_finding(&self, _: &Scenario, _: &Finding, origin: &Origin) -> Result<Report, String> {
+        Err(format!("nothing was found with {}", origin.command))
     }
 
     fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {

@@ -96,12 +96,13 @@ fn a_scenario_says_everything_of_a_machine() {
         fail_frame = 1
         fail_table = 2
         fail_node = 3
+        busy_private = 6
         signal_step = 4
         signal_task = 5
         [setup]
         run = "create_vm vm0"
     "#;
-    let faults = Faults { frame: 1, table: 2, node: 3, signal_step: 4, signal_task: 5 };
+    let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, signal_step: 4, signal_task: 5 };
     let failure = MachineConfig {
         tlb: TlbConfig::NONE,
         ept_ad_bits: false,
@@ -260,6 +261,48 @@ fn with_shadow_paging_only_answers_are_compared() {
     // What is printed again is the header as it came.
     let (_, out, _) = gmem(&["replay", "--emit", path]);
     assert!(out.starts_with(&format!("{header}\n")), "{out}");
+}
+
+/// A machine that is busy when KVM asks it to make a page private: the call ends with EAGAIN, nothing is mapped, and whoever asks again is served.
+#[test]
+fn a_machine_may_be_busy_once() {
+    let program = "
+        create_vm vm0 sw_protected
+        create_vcpu vm0 c0
+        mmap m0 len=16K align=2M
+        create_guest_memfd vm0 g0 size=16K
+        set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=16K hva=m0 guest_memfd=g0
+        set_memory_attributes vm0 0x200000 12K private
+        guest_write c0 0x200000 1
+        guest_write c0 0x200000 2
+        guest_write c0 0x201000 3
+        pre_fault_memory c0 0x202000 4K
+        pre_fault_memory c0 0x202000 4K
+        guest_read c0 0x200000
+        host_write m0 0x3000 4
+        guest_read c0 0x203000
+    ";
+    let answers = |busy| {
+        let faults = Faults { busy, ..Faults::default() };
+        let all = answers(&MachineConfig { faults, ..MachineConfig::default() }, program);
+        all[6..].to_vec()
+    };
+    let undisturbed = answers(0);
+    let mut told = String::new();
+    for busy in 1..=6 {
+        for (line, (answer, usual)) in answers(busy).iter().zip(&undisturbed).enumerate() {
+            if answer != usual {
+                told.push_str(&format!("{busy}: line {line}: {usual} becomes {answer}\n"));
+            }
+        }
+    }
+    expect_test::expect![[r#"
+        1: line 0: {"exit": "hlt"} becomes {"errno": "EAGAIN", "exit": "memory_fault", "flags": 8, "gpa": 2097152, "size": 4096}
+        2: line 2: {"exit": "hlt"} becomes {"errno": "EAGAIN", "exit": "memory_fault", "flags": 8, "gpa": 2101248, "size": 4096}
+        3: line 3: {"ok": 0, "gpa": 2109440, "size": 0} becomes {"errno": "EAGAIN", "gpa": 2105344, "size": 4096}
+        4: line 4: {"ok": 0, "gpa": 2109440, "size": 0} becomes {"errno": "EAGAIN", "gpa": 2105344, "size": 4096}
+    "#]]
+    .assert_eq(&told);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod bench;
 mod cli;
 mod expectation_errors;
 mod explore;
+mod explore_cli;
 mod explore_killed;
 mod live;
 mod machines;

@@ -108,22 +108,24 @@ impl<'p, P: Program> Exploration<'p, P> {
     }
 
     /// Steps of an execution, in all and by task: the largest of a few random ones that depend on nothing but the exploration's seed,
-    /// so that every part of a search expects the same. They are judged, to be taken down, and not counted.
-    fn trial(&mut self) -> (u64, Vec<u32>) {
+    /// so that every part of a search expects the same. They are judged, to be taken down, and not counted; what they show of the order of
+    /// locks is left to executions that are.
+    fn trial(&self) -> (u64, Vec<u32>) {
+        let mut sim = Sim::new(Chooser::Random(Random::new()));
         let mut most = (0, Vec::new());
         for n in 0..TRIALS {
             let seed = self.seed.wrapping_add(n);
             let config = self.config(seed, LogLevel::Full);
             let program = self.program;
-            let (state, verdict) = self.sim.execute(&config, |cx| program.setup(cx));
-            most.0 = most.0.max(self.sim.steps());
-            for (task, steps) in self.sim.steps_by_task().into_iter().enumerate() {
+            let (state, verdict) = sim.execute(&config, |cx| program.setup(cx));
+            most.0 = most.0.max(sim.steps());
+            for (task, steps) in sim.steps_by_task().into_iter().enumerate() {
                 if most.1.len() <= task {
                     most.1.push(0);
                 }
                 most.1[task] = most.1[task].max(steps);
             }
-            program.judge(&mut self.sim, state, &verdict);
+            program.judge(&mut sim, state, &verdict);
         }
         most
     }
@@ -166,6 +168,10 @@ impl<'p, P: Program> Exploration<'p, P> {
         }
     }
 
+    pub(super) fn program(&self) -> &'p P {
+        self.program
+    }
+
     pub(super) fn set_chooser(&mut self, chooser: Chooser) {
         self.sim.set_chooser(chooser);
     }
@@ -206,7 +212,14 @@ impl<'p, P: Program> Exploration<'p, P> {
         let judgement = program.judge(&mut self.sim, state, &verdict);
         self.number += 1;
         let is_deterministic = !matches!(verdict, Verdict::Diverged(_));
-        let pruned = self.sim.with_chooser(|chooser| matches!(chooser, Chooser::Reduced(r) if r.was_pruned()));
+        let reversals = &mut self.statistics.reversals;
+        let pruned = self.sim.with_chooser(|chooser| match chooser {
+            Chooser::Reduced(search) => {
+                reversals.add(search.reversed());
+                search.was_pruned()
+            }
+            _ => false,
+        });
         if self.kind.is_exhaustive() {
             let more = self.sim.with_chooser(Chooser::advance);
             self.exhausted = is_deterministic && !more;
@@ -245,6 +258,16 @@ impl<'p, P: Program> Exploration<'p, P> {
     /// Whether everything was seen that the strategy can see.
     pub fn is_exhausted(&self) -> bool {
         self.exhausted
+    }
+
+    /// Whether there is nothing more to execute: everything was seen, or the program did something else with the same decisions.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// What was done since the last time, or since the beginning; counting begins anew.
+    pub fn take_statistics(&mut self) -> Statistics {
+        std::mem::take(&mut self.statistics)
     }
 
     /// The strategy.

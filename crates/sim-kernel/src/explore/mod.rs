@@ -44,13 +44,17 @@ mod exploration;
 mod frontier;
 mod kind;
 pub mod models;
+mod reversals;
 mod split;
 mod statistics;
 
-pub use coverage::{Coverage, Site};
+pub use crate::sched::Site;
+pub use coverage::Coverage;
 pub use exploration::{Execution, Exploration, Options};
 pub use frontier::{Frontier, FrontierError, Rest};
 pub use kind::{StrategyKind, StrategyKindError};
+pub use reversals::Reversals;
+pub use split::cut;
 pub use statistics::Statistics;
 
 use crate::Cx;

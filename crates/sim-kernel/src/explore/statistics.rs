@@ -1,6 +1,7 @@
 //! What an exploration has done so far, in numbers that can be added up.
 
 use super::coverage::Coverage;
+use super::reversals::Reversals;
 use std::collections::BTreeMap;
 
 /// Totals of an exploration or of a part of one. Parts are merged in the order of their numbers with [`Statistics::merge`].
@@ -24,6 +25,8 @@ pub struct Statistics {
     pub outcomes: BTreeMap<String, u64>,
     /// Pairs of places that communicated: a store and a load in another task that read from it. Empty unless asked for.
     pub coverage: Coverage,
+    /// The races because of which partial-order reduction went on.
+    pub reversals: Reversals,
 }
 
 impl Statistics {
@@ -40,5 +43,6 @@ impl Statistics {
             *self.outcomes.entry(outcome.clone()).or_default() += n;
         }
         self.coverage.merge(&other.coverage);
+        self.reversals.merge(&other.reversals);
     }
 }

@@ -49,6 +49,12 @@ impl AddressSpace {
         self.pages.peek(index.0).map(pfn_of)
     }
 
+    /// The cached page at `index`, without a reference: it may be gone at once.
+    #[track_caller]
+    pub fn load(&self, cx: &Cx<'_>, index: Pgoff) -> Option<Pfn> {
+        self.pages.load(cx, index.0).map(pfn_of)
+    }
+
     /// Number of the cache, which its frames name.
     pub fn id(&self) -> u32 {
         self.id

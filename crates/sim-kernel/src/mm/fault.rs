@@ -7,7 +7,6 @@
 
 use super::mm::{GupError, Mm, Signal};
 use super::pgtable::{Look, Pte, PteFlags};
-use super::phys::FrameFlags;
 use super::vma::{Prot, Vma, VmaTree};
 use super::zap::page_of;
 use crate::fs::{Fault, FaultError};
@@ -142,7 +141,7 @@ impl Mm {
             self.phys.put(cx, pfn);
             return Ok(false);
         }
-        if self.phys.flags(pfn).contains(FrameFlags::HWPOISON) {
+        if self.phys.is_poisoned(cx, pfn) {
             if let Some(i_mmap) = backing.file.operations().i_mmap() {
                 i_mmap.unmap_page(cx, pgoff);
             }

@@ -15,6 +15,7 @@
 //! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
 
 mod contents;
+mod poison;
 
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
@@ -75,6 +76,13 @@ struct Frame {
     /// [`COUNT_MAX`] stays there, as the kernel's reference counts do, and is not believed any more.
     named: AtomicU32,
     content: AtomicU32,
+}
+
+impl Frame {
+    #[inline]
+    fn is_reserved(&self) -> bool {
+        self.flags_index.load(Ordering::Acquire) & FrameFlags::RESERVED.bits() != 0
+    }
 }
 
 /// Where a count of names ends.
@@ -261,18 +269,18 @@ impl PhysMem {
             return Err(Errno::ENOMEM);
         }
         let most = self.tables_max();
-        let old = self.rmw.update64(&self.tables, |tables| tables + u64::from(tables < most));
+        let old = self.rmw.update(&self.tables, |tables| tables + u64::from(tables < most));
         if old < most { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// Counts a page table that was put by earlier (`pgtable_trans_huge_withdraw`), which cannot fail.
     pub(super) fn charge_deposited_table(&self) {
-        self.rmw.add64(&self.tables, 1);
+        self.rmw.add(&self.tables, 1);
     }
 
     /// A table that was counted is gone.
     pub(super) fn uncharge_table(&self) {
-        let old = self.rmw.add64(&self.tables, u64::MAX);
+        let old = self.rmw.add(&self.tables, u64::MAX);
         assert!(old != 0, "more tables were given back than taken");
     }
 
@@ -451,7 +459,7 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free.
     pub fn get(&self, pfn: Pfn) {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, 1);
+        let old = self.rmw.add(&self.frame(pfn).refcount, 1);
         assert!(old > 0, "INV-105: a reference was taken to {pfn:?}, which is free");
     }
 
@@ -460,7 +468,8 @@ impl PhysMem {
     #[must_use]
     pub fn try_get(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        self.rmw.update32(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
+        self.count_of_broken_frame(cx, pfn);
+        self.rmw.update(&self.frame(pfn).refcount, |n| if n == 0 { 0 } else { n + 1 }) != 0
     }
 
     /// One reference less; the last one gives the frame back to the allocator.
@@ -472,6 +481,7 @@ impl PhysMem {
     pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point(Access::Rmw, self.counts, pfn.0);
         if !cx.has_mutants() {
+            self.count_of_broken_frame(cx, pfn);
             return self.put_unscheduled(pfn);
         }
         if self.drop_reference(pfn) {
@@ -489,7 +499,7 @@ impl PhysMem {
 
     /// One reference less; true if it was the last.
     fn drop_reference(&self, pfn: Pfn) -> bool {
-        let old = self.rmw.add32(&self.frame(pfn).refcount, u32::MAX);
+        let old = self.rmw.add(&self.frame(pfn).refcount, u32::MAX);
         assert!(old > 0, "INV-105: a reference to {pfn:?} was put that nobody held");
         old == 1
     }
@@ -504,7 +514,7 @@ impl PhysMem {
         if flags.contains(FrameFlags::TABLE) {
             self.uncharge_table();
         }
-        let content = self.rmw.update32(&frame.content, |_| UNDEFINED);
+        let content = self.rmw.update(&frame.content, |_| UNDEFINED);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }
@@ -548,7 +558,7 @@ impl PhysMem {
 
     /// Sets state bits.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        let old = self.rmw.update64(&self.frame(pfn).flags_index, |word| word | flags.bits());
+        let old = self.rmw.update(&self.frame(pfn).flags_index, |word| word | flags.bits());
         if flags.contains(FrameFlags::HWPOISON) && old & FrameFlags::HWPOISON.bits() == 0 {
             self.broken.lock().push(pfn);
         }
@@ -561,7 +571,7 @@ impl PhysMem {
 
     /// Clears state bits.
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.rmw.update64(&self.frame(pfn).flags_index, |word| word & !flags.bits());
+        self.rmw.update(&self.frame(pfn).flags_index, |word| word & !flags.bits());
     }
 
     /// Whether the frame is in use.
@@ -609,10 +619,10 @@ impl PhysMem {
     pub fn set_mapping(&self, pfn: Pfn, mapping: u32, index: Pgoff) {
         let frame = self.frame(pfn);
         assert!(index.0 < 1 << (64 - INDEX_SHIFT), "page index {index} of a file");
-        let old = self.rmw.update32(&frame.mapping, |_| mapping);
+        let old = self.rmw.update(&frame.mapping, |_| mapping);
         assert_eq!(old, 0, "INV-101: {pfn:?} enters a second page cache");
         let low = (1 << INDEX_SHIFT) - 1;
-        self.rmw.update64(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
+        self.rmw.update(&frame.flags_index, |word| (word & low) | (index.0 << INDEX_SHIFT));
     }
 
     /// The frame leaves the page cache.
@@ -641,7 +651,7 @@ impl PhysMem {
     #[inline]
     fn add_name(&self, pfn: Pfn, which: u32) {
         let add = |word: u32| if word >> which & COUNT_MAX == COUNT_MAX { word } else { word + (1 << which) };
-        self.rmw.update32(&self.frame(pfn).named, add);
+        self.rmw.update(&self.frame(pfn).named, add);
     }
 
     /// False if nothing named the frame.
@@ -651,7 +661,7 @@ impl PhysMem {
             0 | COUNT_MAX => word,
             _ => word - (1 << which),
         };
-        self.rmw.update32(&self.frame(pfn).named, sub) >> which & COUNT_MAX != 0
+        self.rmw.update(&self.frame(pfn).named, sub) >> which & COUNT_MAX != 0
     }
 
     /// Whether nothing names the frame, as far as that is known.
@@ -690,16 +700,18 @@ impl PhysMem {
     /// # Panics
     /// If the frame is free (INV-203).
     pub fn add_spte(&self, pfn: Pfn) {
-        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+        let frame = self.frame(pfn);
+        if frame.is_reserved() {
             return;
         }
-        assert!(self.refcount(pfn) > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
+        let refcount = frame.refcount.load(Ordering::Acquire);
+        assert!(refcount > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
         self.add_name(pfn, SPTES);
     }
 
     /// One stage-2 entry less names the frame.
     pub fn sub_spte(&self, pfn: Pfn) {
-        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+        if self.frame(pfn).is_reserved() {
             return;
         }
         assert!(self.sub_name(pfn, SPTES), "stage-2 mappings of {pfn:?} below zero");

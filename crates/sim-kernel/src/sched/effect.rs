@@ -33,10 +33,14 @@ pub enum EffectKind {
     UnlockShared,
     /// Released a lock that was held exclusively.
     UnlockExclusive,
-    /// Is about to acquire: what `rwlock_needbreak` of others sees.
+    /// Is about to acquire for reading: what `rwlock_needbreak` of a writer sees.
     Queued,
+    /// Is about to acquire exclusively: what `rwlock_needbreak` of anybody sees.
+    QueuedExclusive,
     /// Asked whether somebody waits for the lock.
     Contended,
+    /// Asked whether a writer waits for the lock.
+    ContendedByWriter,
     /// Entered an SRCU read section.
     SrcuEnter,
     /// Left an SRCU read section.
@@ -67,7 +71,7 @@ pub enum EffectKind {
     Wait,
     /// Woke a wait queue.
     Wake,
-    /// Read something that it does not name: the condition of a sleeper. Depends on every change of anything.
+    /// Read something that it does not name: the condition of a sleeper of which nobody says what it is about. Depends on every change of anything.
     ReadAnything,
 }
 
@@ -105,7 +109,10 @@ impl EffectKind {
             ) => Race,
             (UnlockShared | UnlockExclusive, TryAcquired | TryFailed) => Race,
             (TryAcquired | TryFailed, UnlockShared | UnlockExclusive) => Race,
-            (Contended, Queued | LockShared | LockExclusive) | (Queued | LockShared | LockExclusive, Contended) => Race,
+            (Contended, Queued | QueuedExclusive | LockShared | LockExclusive)
+            | (Queued | QueuedExclusive | LockShared | LockExclusive, Contended) => Race,
+            (ContendedByWriter, QueuedExclusive | LockExclusive)
+            | (QueuedExclusive | LockExclusive, ContendedByWriter) => Race,
 
             (SrcuEnter, SrcuSync) | (SrcuSync, SrcuEnter) => Race,
             (SrcuExit, SrcuDone) => Enables,
@@ -140,7 +147,9 @@ impl EffectKind {
                 | ReadAnything
                 | TryFailed
                 | Queued
+                | QueuedExclusive
                 | Contended
+                | ContendedByWriter
                 | Wait
                 | Wake
                 | SrcuDone

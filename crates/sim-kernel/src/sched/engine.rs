@@ -5,6 +5,7 @@
 //! A blocked task is not runnable, so it costs nothing; acquiring a lock makes the other pending acquirers of that lock not
 //! runnable, and releasing it makes them runnable again, so "runnable" always means "can perform its pending operation now".
 
+mod effects;
 mod names;
 
 use super::effect::{Effect, EffectKind};
@@ -60,7 +61,7 @@ pub(crate) struct Engine {
     pub(crate) runnable: Cell<TaskSet>,
     pub(crate) pending: Box<[Cell<Op>; MAX_TASKS]>,
     pub(crate) stop: RefCell<Stop>,
-    /// Set while abandoned tasks unwind: nothing schedules, logs or blocks any more.
+    /// Set while failed and abandoned tasks unwind: nothing schedules, logs or blocks any more.
     pub(crate) aborting: Cell<bool>,
     pub(crate) chooser: RefCell<Chooser>,
     pub(crate) decisions: RefCell<Vec<TaskId>>,
@@ -346,7 +347,8 @@ impl Engine {
             self.observe(me, Some(*op));
         }
         if op.access.is_acquire() {
-            self.effect(EffectKind::Queued, op.object, op.index);
+            let is_reader = op.access == Access::LockShared;
+            self.effect(if is_reader { EffectKind::Queued } else { EffectKind::QueuedExclusive }, op.object, op.index);
         }
         if self.stores.is_on.get() && !op.access.passes_stores() {
             self.wait_for_stores(me);
@@ -384,33 +386,6 @@ impl Engine {
             trail.begin_step(task, op, self.runnable.get());
             if op.access == Access::Wait {
                 trail.push(Effect::new(EffectKind::ReadAnything, ObjId::ANYTHING, 0));
-            }
-        }
-    }
-
-    /// The running step did this, too.
-    #[inline]
-    pub(crate) fn effect(&self, kind: EffectKind, object: ObjId, index: u64) {
-        if self.watching.get() {
-            self.push_effect(Effect::new(kind, object, index));
-        }
-    }
-
-    #[inline(never)]
-    fn push_effect(&self, effect: Effect) {
-        if self.current.get() != TaskId::BOOT {
-            self.trail.borrow_mut().push(effect);
-        }
-    }
-
-    /// The running step announced a read-modify-write and left the word as it was.
-    #[inline]
-    pub(crate) fn only_read(&self, object: ObjId, index: u64) {
-        if self.watching.get() {
-            for effect in self.trail.borrow_mut().running() {
-                if effect.kind == EffectKind::Write && effect.object == object.0 && effect.index == index {
-                    effect.kind = EffectKind::Read;
-                }
             }
         }
     }
@@ -625,6 +600,16 @@ impl Engine {
         }
     }
 
+    /// Whether the execution is over and only destructors run. It is from the moment at which a task fails: what its destructors would do is no part of
+    /// the race, and whoever else ran meanwhile could fail over what is half taken down.
+    #[inline]
+    pub(crate) fn is_aborting(&self) -> bool {
+        if std::thread::panicking() {
+            self.aborting.set(true);
+        }
+        self.aborting.get()
+    }
+
     /// The current task has a lock, or is in a read section, from now on.
     #[inline]
     pub(crate) fn hold(&self, op: &Op) {
@@ -724,13 +709,14 @@ impl Engine {
         }
     }
 
-    /// Whether another task's pending operation is to acquire this lock.
-    pub(crate) fn is_contended(&self, object: ObjId, index: u64) -> bool {
-        self.effect(EffectKind::Contended, object, index);
+    /// Whether another task waits for this lock, which the current task holds; `as_reader`: for reading, so that only writers have to wait.
+    pub(crate) fn is_contended(&self, object: ObjId, index: u64, as_reader: bool) -> bool {
+        self.effect(if as_reader { EffectKind::ContendedByWriter } else { EffectKind::Contended }, object, index);
         let me = self.current.get();
         self.live.get().without(me).iter().any(|task| {
             let pending = self.pending[task.index()].get();
-            pending.access.is_acquire() && pending.object == object && pending.index == index
+            let waits = if as_reader { pending.access == Access::LockExclusive } else { pending.access.is_acquire() };
+            waits && pending.object == object && pending.index == index
         })
     }
 

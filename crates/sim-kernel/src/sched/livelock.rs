@@ -1,7 +1,7 @@
 //! Livelocks: whether an execution that reached its step limit goes in circles, or was only scheduled unfairly.
 //!
 //! A schedule may let one task retry for as long as it likes while the task that it waits for stands still; that says nothing about the program.
-//! [`fair_tail`] repeats the execution and goes on fairly: every task gets turns, of 1, 2, 4, … up to 4096 steps and again, so that in the
+//! [`continue_fairly`] repeats the execution and goes on fairly: every task gets turns, of 1, 2, 4, … up to 4096 steps and again, so that in the
 //! long turns each could finish what it is doing. If no operation is completed all the same, the program is stuck.
 
 use super::op::TaskId;
@@ -73,24 +73,37 @@ impl Strategy for FairTail {
     }
 }
 
-/// Repeats an execution that reached its step limit and goes on fairly for up to `tail` steps. Returns the livelock if no operation
-/// ([`Cx::operation_done`]) and no task ends in all of them; nothing if the program moves on, so that only the schedule was unfair.
+/// What became of an execution that went on fairly beyond its step limit.
+#[derive(Debug)]
+pub struct Continued<R> {
+    /// The machine as the execution left it.
+    pub sim: Sim,
+    /// What the set-up returned.
+    pub state: R,
+    /// How it ended. [`Verdict::StepLimit`] without a livelock says that it still moves, and would need longer.
+    pub verdict: Verdict,
+    /// Why it never will, if no operation and no task ended in all of the tail.
+    pub livelock: Option<Livelock>,
+}
+
+/// Repeats an execution that reached its step limit and goes on fairly for up to `tail` steps. It is a livelock if no operation
+/// ([`Cx::operation_done`]) and no task ends in all of them; else the program moves on, and only the schedule was unfair.
 ///
 /// `setup` and `config` are those of the execution, `schedule` is what was decided in it. With a tail below 32768 steps no task is sure of a
 /// turn of 4096.
-pub fn fair_tail<R>(
+pub fn continue_fairly<R>(
     config: &Config,
     schedule: &Schedule,
     tail: u64,
     setup: impl FnOnce(&Cx<'_>) -> R,
-) -> Option<Livelock> {
+) -> Continued<R> {
     let follow = FairTail { schedule: schedule.clone(), at: 0, turn: 1, left: 0 };
     let mut sim = Sim::new(Chooser::Custom(Box::new(follow)));
     let start = config.steps_max;
     let seen: Rc<RefCell<Tail>> = Rc::default();
     let watch = Rc::clone(&seen);
     let config = Config { steps_max: start.saturating_add(tail), ..*config };
-    let (_state, verdict) = sim.execute(&config, |cx| {
+    let (state, verdict) = sim.execute(&config, |cx| {
         cx.observe(move |observation| {
             let mut tail = watch.borrow_mut();
             if observation.steps() < start {
@@ -109,13 +122,25 @@ pub fn fair_tail<R>(
         });
         setup(cx)
     });
-    let tail_seen = seen.borrow();
-    if !matches!(verdict, Verdict::StepLimit { .. }) || tail_seen.moved {
-        return None;
-    }
-    let line = |(file, line, access): &(&str, u32, &str)| format!("{access} at {file}:{line}");
-    let circles = tail_seen.sites.iter().map(|(task, sites)| (sim.task_name(*task), sites.iter().map(line).collect()));
-    Some(Livelock { steps: tail, circles: circles.collect() })
+    let tail_seen = std::mem::take(&mut *seen.borrow_mut());
+    let is_livelock = matches!(verdict, Verdict::StepLimit { .. }) && !tail_seen.moved;
+    let livelock = is_livelock.then(|| {
+        let line = |(file, line, access): &Place| format!("{access} at {file}:{line}");
+        let circles = tail_seen.sites.iter();
+        let circles = circles.map(|(task, sites)| (sim.task_name(*task), sites.iter().map(line).collect()));
+        Livelock { steps: tail, circles: circles.collect() }
+    });
+    Continued { sim, state, verdict, livelock }
+}
+
+/// As [`continue_fairly`], of which only the livelock is wanted.
+pub fn fair_tail<R>(
+    config: &Config,
+    schedule: &Schedule,
+    tail: u64,
+    setup: impl FnOnce(&Cx<'_>) -> R,
+) -> Option<Livelock> {
+    continue_fairly(config, schedule, tail, setup).livelock
 }
 
 /// A place of the model and what is done there.

@@ -10,6 +10,8 @@
 //! Simplified: 63 classes; locks of any further class are not ordered.
 
 use super::op::{Access, MAX_TASKS, ObjId, TaskId};
+use super::site::Site;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::panic::Location;
@@ -21,34 +23,36 @@ const OTHER: u8 = CLASSES as u8;
 /// No class was looked up yet.
 const UNKNOWN: u8 = u8::MAX;
 
-/// A lock was wanted while another was held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A lock was wanted while another was held. Plain data, so that what one execution saw can be kept and held against what others see.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LockEdge {
+    /// The task that did so.
+    pub task: TaskId,
     /// Class of the lock that was held.
-    pub from: &'static str,
+    pub from: Cow<'static, str>,
     /// How it was held: a lock, or a read section.
     pub from_access: Access,
     /// Where it was taken.
-    pub from_site: &'static Location<'static>,
+    pub from_site: Site,
     /// Class of the lock that was wanted.
-    pub to: &'static str,
+    pub to: Cow<'static, str>,
     /// How it was wanted: a lock, a grace period, a wait.
     pub to_access: Access,
     /// Where it was wanted.
-    pub to_site: &'static Location<'static>,
+    pub to_site: Site,
 }
 
 impl fmt::Display for LockEdge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = |site: &Location<'_>| format!("{}:{}", site.file(), site.line());
-        let (from, to) = (place(self.from_site), place(self.to_site));
         write!(
             f,
-            "{} ({} at {from}) is held while {} is wanted ({} at {to})",
+            "{} ({} at {}) is held while {} is wanted ({} at {})",
             self.from,
             self.from_access.name(),
+            self.from_site,
             self.to,
-            self.to_access.name()
+            self.to_access.name(),
+            self.to_site
         )
     }
 }
@@ -64,14 +68,23 @@ impl fmt::Display for LockEdge {
 ///     drop((b.lock(cx), a.lock(cx)));
 /// });
 /// let circle = sim.lock_order().circle(|_| true).unwrap();
-/// assert_eq!(circle.iter().map(|edge| (edge.from, edge.to)).collect::<Vec<_>>(), [("a", "b"), ("b", "a")]);
+/// assert_eq!(circle.iter().map(|edge| (&*edge.from, &*edge.to)).collect::<Vec<_>>(), [("a", "b"), ("b", "a")]);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LockOrder {
     edges: Vec<LockEdge>,
 }
 
 impl LockOrder {
+    /// The order that these edges make.
+    pub fn of(edges: impl IntoIterator<Item = LockEdge>) -> LockOrder {
+        let mut order = LockOrder::default();
+        for edge in edges {
+            order.add(edge);
+        }
+        order
+    }
+
     /// The edges.
     pub fn edges(&self) -> &[LockEdge] {
         &self.edges
@@ -79,7 +92,7 @@ impl LockOrder {
 
     /// Adds an edge unless the pair of classes is known; whether it was not.
     pub fn add(&mut self, edge: LockEdge) -> bool {
-        let known = self.edges.iter().any(|old| (old.from, old.to) == (edge.from, edge.to));
+        let known = self.edges.iter().any(|old| (&old.from, &old.to) == (&edge.from, &edge.to));
         if !known {
             self.edges.push(edge);
         }
@@ -88,8 +101,8 @@ impl LockOrder {
 
     /// Adds what other executions saw.
     pub fn merge(&mut self, other: &LockOrder) {
-        for &edge in &other.edges {
-            self.add(edge);
+        for edge in &other.edges {
+            self.add(edge.clone());
         }
     }
 
@@ -101,18 +114,18 @@ impl LockOrder {
 
     /// The shortest way from the end of an edge to its beginning, the edge itself included.
     fn back_to(edges: &[&LockEdge], first: &LockEdge) -> Option<Vec<LockEdge>> {
-        let mut ways: Vec<Vec<LockEdge>> = vec![vec![*first]];
+        let mut ways: Vec<Vec<&LockEdge>> = vec![vec![first]];
         let mut at = 0;
         while at < ways.len() {
             let way = ways[at].clone();
-            let end = way.last().expect("a way has edges").to;
-            if end == first.from {
-                return Some(way);
+            let end = &way.last().expect("a way has edges").to;
+            if *end == first.from {
+                return Some(way.into_iter().cloned().collect());
             }
-            for edge in edges.iter().filter(|edge| edge.from == end) {
+            for edge in edges.iter().filter(|edge| edge.from == *end) {
                 let reached = ways.iter().any(|way| way.last().is_some_and(|last| last.to == edge.to));
                 if !reached {
-                    ways.push(way.iter().copied().chain([**edge]).collect());
+                    ways.push(way.iter().copied().chain([*edge]).collect());
                 }
             }
             at += 1;
@@ -237,12 +250,13 @@ impl LockGraph {
             }
             before.set(before.get() | 1 << held.class);
             self.order.borrow_mut().add(LockEdge {
-                from: names[held.class as usize],
+                task: held.task,
+                from: names[held.class as usize].into(),
                 from_access: held.access,
-                from_site: held.site,
-                to: names[class as usize],
+                from_site: held.site.into(),
+                to: names[class as usize].into(),
                 to_access: access,
-                to_site: site,
+                to_site: site.into(),
             });
         }
     }

@@ -18,6 +18,7 @@ pub(crate) mod observe;
 pub(crate) mod op;
 mod schedule;
 mod sim;
+mod site;
 pub(crate) mod store_buffer;
 mod strategy;
 mod trail;
@@ -25,14 +26,16 @@ mod trail;
 pub use deadlock::{Deadlock, Waiter};
 pub use effect::{Effect, EffectKind, Relation};
 pub use event::{Event, EventLog, LogLevel, MAX_ARGS, Names, TraceRecord, Tracepoint, render_json};
-pub use livelock::{Livelock, fair_tail};
+pub use livelock::{Continued, Livelock, continue_fairly, fair_tail};
 pub use lock_order::{LockEdge, LockOrder};
 pub use native::run_native;
 pub use observe::{HeldLock, Observation, Observer};
 pub use op::{Access, MAX_TASKS, ObjId, Op, TaskId, TaskSet};
 pub use schedule::{Schedule, ScheduleError};
 pub use sim::{Config, Sim, Verdict, invariant_of};
+pub use site::Site;
 pub use store_buffer::{BUFFERS_FROM, MemoryModel};
+pub(crate) use strategy::Place;
 pub use strategy::{
     Branch, Chooser, Dfs, Divergence, Ended, Pct, Pos, Preempt, PreemptState, Random, Ready, Reduced, ReducedBranch,
     Replay, RoundRobin, RunToCompletion, Strategy, Urw,

@@ -8,7 +8,7 @@ use super::effect::{Effect, EffectKind, Relation};
 use std::panic::Location;
 
 /// Number of a task within one simulation, dense from 0.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct TaskId(pub u8);
 
 impl TaskId {
@@ -130,7 +130,7 @@ impl ObjId {
 }
 
 /// How an operation touches its object.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Access {
     /// The first step of a task.

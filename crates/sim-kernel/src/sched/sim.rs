@@ -203,6 +203,8 @@ impl Sim {
     fn run(&mut self) -> Verdict {
         let engine = Rc::clone(&self.engine);
         if engine.live.get().is_empty() {
+            // No tasks, one interleaving.
+            engine.ended(None);
             return Verdict::Completed;
         }
         let caught = catch_unwind(AssertUnwindSafe(|| self.run_tasks(&engine)));

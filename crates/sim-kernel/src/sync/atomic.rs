@@ -117,7 +117,11 @@ impl<'a> Word<'a> {
     #[inline]
     #[track_caller]
     pub fn xchg(self, value: u64) -> u64 {
-        self.rmw(|_| value)
+        self.cx.point(Access::Rmw, self.object, self.index);
+        if self.cx.is_native() {
+            return self.word.swap(value, Ordering::SeqCst);
+        }
+        self.rmw_unscheduled(|_| value)
     }
 
     /// Stores `new` if the word is `old`.
@@ -298,6 +302,18 @@ impl Atomic64 {
     #[inline]
     pub fn peek(&self) -> u64 {
         self.word.word().load(Ordering::Acquire)
+    }
+
+    /// As [`Atomic64::peek`], but what this task has stored counts although it may still wait in its store buffer.
+    #[inline]
+    pub fn peek_own(&self, cx: &Cx<'_>) -> u64 {
+        let own = match &self.word {
+            Storage::Here(_) => None,
+            Storage::Shared(_) => {
+                cx.engine().and_then(|engine| engine.stores.forward(engine.current.get(), self.object))
+            }
+        };
+        own.map_or_else(|| self.peek(), |(value, _)| value)
     }
 
     /// Writes without a scheduling point: only for writers under a lock that every reader who cares also holds.

@@ -21,6 +21,11 @@ impl PageLocks {
         PageLocks { object: cx.new_object(class), queues: Default::default() }
     }
 
+    /// The object of all of them; its indexes are the pages' numbers.
+    pub(crate) fn object(&self) -> ObjId {
+        self.object
+    }
+
     /// Locks the page with this number, whose flag word is `flags`; sleeps until `bit` is clear.
     #[track_caller]
     pub fn lock(&self, cx: &Cx<'_>, page: u64, flags: &AtomicU64, bit: u64) {
@@ -60,7 +65,7 @@ impl PageLocks {
         if let Some(engine) = cx.engine() {
             let old = flags.load(Ordering::Relaxed);
             flags.store(old & !bit, Ordering::Relaxed);
-            if !engine.aborting.get() {
+            if !engine.is_aborting() {
                 assert!(old & bit != 0, "unlock of page {page:#x}, which is not locked");
                 engine.released(self.object, page, |_| true);
             }

@@ -23,7 +23,7 @@ pub use lock_map::LockMap;
 pub use mutex::{Mutex, MutexGuard};
 pub use rcu::{RcuReadGuard, call_rcu, rcu_read_lock, synchronize_rcu};
 pub use refcount::RefCount;
-pub use rmw::Rmw;
+pub use rmw::{Rmw, RmwWord};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use srcu::{Srcu, SrcuIdx, SrcuReadGuard};
 pub use wait::WaitQueue;

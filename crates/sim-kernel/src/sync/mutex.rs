@@ -56,7 +56,7 @@ impl<T> Mutex<T> {
 
     /// Whether the current task holds the lock. Always true natively, where it cannot be known.
     pub fn is_held(&self, cx: &Cx<'_>) -> bool {
-        cx.engine().is_none_or(|e| e.aborting.get() || e.holds(self.object, 0, Access::LockExclusive))
+        cx.engine().is_none_or(|e| e.is_aborting() || e.holds(self.object, 0, Access::LockExclusive))
     }
 
     /// The value, without locking: for checkers that run while nothing else does.
@@ -110,7 +110,7 @@ impl<T> Drop for MutexGuard<'_, T> {
     fn drop(&mut self) {
         drop(self.data.take());
         if let Some(engine) = self.cx.engine()
-            && !engine.aborting.get()
+            && !engine.is_aborting()
         {
             engine.released(self.object, 0, |_| true);
         }

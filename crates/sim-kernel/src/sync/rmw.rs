@@ -9,18 +9,75 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 ///
 /// ```
 /// use sim_kernel::{sched::Sim, sync::Rmw};
-/// use std::sync::atomic::AtomicU64;
+/// use std::sync::atomic::{AtomicU32, AtomicU64};
 /// Sim::sequential().solo(|cx| {
-///     let (rmw, count) = (Rmw::new(cx), AtomicU64::new(3));
-///     assert_eq!(rmw.add64(&count, 2), 3);
-///     assert_eq!(rmw.update64(&count, |n| n * 2), 5);
-///     assert_eq!(count.into_inner(), 10);
+///     let (rmw, count, small) = (Rmw::new(cx), AtomicU64::new(3), AtomicU32::new(1));
+///     assert_eq!(rmw.add(&count, 2), 3);
+///     assert_eq!(rmw.update(&count, |n| n * 2), 5);
+///     assert_eq!((count.into_inner(), rmw.add(&small, u32::MAX)), (10, 1));
 /// });
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Rmw {
     native: bool,
 }
+
+/// A word that [`Rmw`] changes.
+pub trait RmwWord {
+    /// What it holds.
+    type Value: Copy;
+
+    /// The value.
+    fn get(&self) -> Self::Value;
+
+    /// Replaces the value; another thread's change may be lost.
+    fn set(&self, value: Self::Value);
+
+    /// The sum, wrapping.
+    fn sum(a: Self::Value, b: Self::Value) -> Self::Value;
+
+    /// Replaces the value by a function of it, as one step for all threads, and returns the old one. The function may run more than once.
+    fn update_locked(&self, change: impl Fn(Self::Value) -> Self::Value) -> Self::Value;
+
+    /// Adds, as one step for all threads, and returns the old value.
+    fn add_locked(&self, n: Self::Value) -> Self::Value;
+}
+
+macro_rules! words {
+    ($($atomic:ident $value:ident),*) => {$(
+        impl RmwWord for $atomic {
+            type Value = $value;
+
+            #[inline]
+            fn get(&self) -> $value {
+                self.load(Ordering::Relaxed)
+            }
+
+            #[inline]
+            fn set(&self, value: $value) {
+                self.store(value, Ordering::Relaxed);
+            }
+
+            #[inline]
+            fn sum(a: $value, b: $value) -> $value {
+                a.wrapping_add(b)
+            }
+
+            #[inline]
+            fn update_locked(&self, change: impl Fn($value) -> $value) -> $value {
+                let result = self.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(change(old)));
+                result.unwrap_or_else(|old| old)
+            }
+
+            #[inline]
+            fn add_locked(&self, n: $value) -> $value {
+                self.fetch_add(n, Ordering::SeqCst)
+            }
+        }
+    )*};
+}
+
+words!(AtomicU32 u32, AtomicU64 u64);
 
 impl Rmw {
     /// For objects that are only used where `cx` runs.
@@ -33,47 +90,23 @@ impl Rmw {
 
     /// Adds, wrapping, and returns the old value.
     #[inline]
-    pub fn add32(self, word: &AtomicU32, n: u32) -> u32 {
+    pub fn add<W: RmwWord>(self, word: &W, n: W::Value) -> W::Value {
         if self.native {
-            return word.fetch_add(n, Ordering::SeqCst);
+            return word.add_locked(n);
         }
-        let old = word.load(Ordering::Relaxed);
-        word.store(old.wrapping_add(n), Ordering::Relaxed);
-        old
-    }
-
-    /// Adds, wrapping, and returns the old value.
-    #[inline]
-    pub fn add64(self, word: &AtomicU64, n: u64) -> u64 {
-        if self.native {
-            return word.fetch_add(n, Ordering::SeqCst);
-        }
-        let old = word.load(Ordering::Relaxed);
-        word.store(old.wrapping_add(n), Ordering::Relaxed);
+        let old = word.get();
+        word.set(W::sum(old, n));
         old
     }
 
     /// Replaces the word by a function of it and returns the old value. Natively the function may run more than once.
     #[inline]
-    pub fn update32(self, word: &AtomicU32, change: impl Fn(u32) -> u32) -> u32 {
+    pub fn update<W: RmwWord>(self, word: &W, change: impl Fn(W::Value) -> W::Value) -> W::Value {
         if self.native {
-            let result = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(change(old)));
-            return result.unwrap_or_else(|old| old);
+            return word.update_locked(change);
         }
-        let old = word.load(Ordering::Relaxed);
-        word.store(change(old), Ordering::Relaxed);
-        old
-    }
-
-    /// Replaces the word by a function of it and returns the old value. Natively the function may run more than once.
-    #[inline]
-    pub fn update64(self, word: &AtomicU64, change: impl Fn(u64) -> u64) -> u64 {
-        if self.native {
-            let result = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(change(old)));
-            return result.unwrap_or_else(|old| old);
-        }
-        let old = word.load(Ordering::Relaxed);
-        word.store(change(old), Ordering::Relaxed);
+        let old = word.get();
+        word.set(change(old));
         old
     }
 }

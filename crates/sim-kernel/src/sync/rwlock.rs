@@ -70,12 +70,12 @@ impl<T> RwLock<T> {
 
     /// Whether the current task holds the lock, in either mode. Always true natively, where it cannot be known.
     pub fn is_held(&self, cx: &Cx<'_>) -> bool {
-        cx.engine().is_none_or(|e| e.aborting.get() || e.holds(self.object, 0, Access::LockShared))
+        cx.engine().is_none_or(|e| e.is_aborting() || e.holds(self.object, 0, Access::LockShared))
     }
 
     /// Whether the current task holds the lock for writing. Always true natively, where it cannot be known.
     pub fn is_held_for_write(&self, cx: &Cx<'_>) -> bool {
-        cx.engine().is_none_or(|e| e.aborting.get() || e.holds(self.object, 0, Access::LockExclusive))
+        cx.engine().is_none_or(|e| e.is_aborting() || e.holds(self.object, 0, Access::LockExclusive))
     }
 
     /// Whether any task holds the lock for writing now.
@@ -103,7 +103,7 @@ impl<T> RwLock<T> {
 
     fn released(&self, cx: &Cx<'_>) {
         if let Some(engine) = cx.engine()
-            && !engine.aborting.get()
+            && !engine.is_aborting()
         {
             let held_by_readers = self.data.is_locked();
             engine.released(self.object, 0, |access| access == Access::LockShared || !held_by_readers);
@@ -125,9 +125,9 @@ pub struct RwLockReadGuard<'a, T> {
 }
 
 impl<T> RwLockReadGuard<'_, T> {
-    /// Whether another task waits for the lock (`rwlock_needbreak`).
+    /// Whether another task waits for the lock (`rwlock_needbreak`): a writer, because readers get it meanwhile.
     pub fn needs_break(&self) -> bool {
-        needs_break(self.cx, self.lock)
+        needs_break(self.cx, self.lock, true)
     }
 
     /// Drops the lock, lets others run and takes it again (`cond_resched_rwlock_read`). What was read before is void.
@@ -175,7 +175,7 @@ pub struct RwLockWriteGuard<'a, T> {
 impl<T> RwLockWriteGuard<'_, T> {
     /// Whether another task waits for the lock (`rwlock_needbreak`).
     pub fn needs_break(&self) -> bool {
-        needs_break(self.cx, self.lock)
+        needs_break(self.cx, self.lock, false)
     }
 
     /// Drops the lock, lets others run and takes it again (`cond_resched_rwlock_write`). What was read before is void.
@@ -187,9 +187,9 @@ impl<T> RwLockWriteGuard<'_, T> {
     }
 }
 
-fn needs_break<T>(cx: &Cx<'_>, lock: &RwLock<T>) -> bool {
+fn needs_break<T>(cx: &Cx<'_>, lock: &RwLock<T>, as_reader: bool) -> bool {
     match cx.engine() {
-        Some(engine) => !engine.aborting.get() && engine.is_contended(lock.object, 0),
+        Some(engine) => !engine.is_aborting() && engine.is_contended(lock.object, 0, as_reader),
         None => lock.waiting.load(Ordering::Relaxed) > 0,
     }
 }

@@ -60,12 +60,12 @@ impl Srcu {
         cx.section_entered(&Op::new(Access::SrcuEnter, self.object, 0));
         loop {
             let index = self.index.load(Ordering::SeqCst);
-            rmw.add64(&self.nesting[index], 1);
+            rmw.add(&self.nesting[index], 1);
             // Natively the index may have flipped in between; then count under the new one.
             if self.index.load(Ordering::SeqCst) == index {
                 return SrcuIdx(index);
             }
-            rmw.add64(&self.nesting[index], u64::MAX);
+            rmw.add(&self.nesting[index], u64::MAX);
             self.drained.wake_awaiting(cx);
         }
     }
@@ -78,7 +78,7 @@ impl Srcu {
         if let Some(engine) = cx.engine() {
             engine.effect(EffectKind::SrcuExit, self.object, counter_place(index.0));
         }
-        let old = Rmw::new(cx).add64(&self.nesting[index.0], u64::MAX);
+        let old = Rmw::new(cx).add(&self.nesting[index.0], u64::MAX);
         assert!(old > 0, "an SRCU read section was left twice");
         if old == 1 && self.index.load(Ordering::SeqCst) != index.0 {
             self.drained.wake_awaiting(cx);

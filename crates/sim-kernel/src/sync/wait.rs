@@ -6,6 +6,9 @@ use crate::Cx;
 use crate::sched::{Access, EffectKind, ObjId, Op};
 use std::fmt;
 
+/// The index of a queue that stands for what the condition of its sleepers reads; 0 is the queue itself.
+const CONDITION: u64 = 1;
+
 /// A queue of tasks that sleep until a condition holds.
 pub struct WaitQueue {
     object: ObjId,
@@ -33,7 +36,25 @@ impl WaitQueue {
             }
             return;
         }
-        cx.sleep_until(Op::new(Access::Wait, self.object, 0), condition);
+        cx.sleep_until(Op::new(Access::Wait, self.object, 0), None, condition);
+    }
+
+    /// As [`WaitQueue::wait_event`] for a condition of which [`WaitQueue::condition_changes`] is told in every step that changes what it reads. For an
+    /// explorer, the sleeper then has to do with those steps only, and not with every change of anything.
+    #[track_caller]
+    pub fn wait_event_told(&self, cx: &Cx<'_>, condition: impl Fn() -> bool) {
+        if cx.is_native() {
+            return self.wait_event(cx, condition);
+        }
+        cx.sleep_until(Op::new(Access::Wait, self.object, 0), Some(CONDITION), condition);
+    }
+
+    /// The running step has changed, or is about to change, something that the condition of [`WaitQueue::wait_event_told`] reads. Wakes nobody.
+    #[inline]
+    pub fn condition_changes(&self, cx: &Cx<'_>) {
+        if let Some(engine) = cx.engine() {
+            engine.effect(EffectKind::Write, self.object, CONDITION);
+        }
     }
 
     /// As [`WaitQueue::wait_event`] for a condition that, once true, stays true for the waiter, and of which [`WaitQueue::wake_awaiting`] is told

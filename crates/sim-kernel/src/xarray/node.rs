@@ -250,13 +250,13 @@ impl NodeCache {
         let nodes = u64::from(nodes);
         let limit = self.limit();
         let fits = |used: u64| used.checked_add(nodes).filter(|&sum| sum <= limit);
-        let used = self.rmw.update64(&self.used, |used| fits(used).unwrap_or(used));
+        let used = self.rmw.update(&self.used, |used| fits(used).unwrap_or(used));
         fits(used).map(|_| ()).ok_or(Errno::ENOMEM)
     }
 
     /// Gives the right to allocate back.
     pub(super) fn untake(&self, nodes: u64) {
-        self.rmw.add64(&self.used, nodes.wrapping_neg());
+        self.rmw.add(&self.used, nodes.wrapping_neg());
     }
 
     /// Changes before a node that was in use can read as anything else: who sees a word of a node's next life, and then
@@ -280,7 +280,7 @@ impl NodeCache {
 
     /// Makes a node available again: the grace period is over, nobody reads it any more.
     pub(super) fn release(&self, id: u32) {
-        self.rmw.add64(&self.released, 1);
+        self.rmw.add(&self.released, 1);
         let node = self.get(id);
         // Readers that come here in spite of it notice by the shift. Zeroed now, the next user finds an empty node.
         node.shift.store(FREED, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! What whoever drives an exploration relies on: counting, resuming, splitting by number.
 
 use sim_kernel::Cx;
-use sim_kernel::explore::{Exploration, Frontier, Judgement, Options, Program, Rest, Statistics, StrategyKind};
+use sim_kernel::explore::{Exploration, Frontier, Judgement, Options, Program, Rest, Statistics, StrategyKind, cut};
 use sim_kernel::sched::{Chooser, Config, ReducedBranch, Replay, Sim, Verdict};
 use sim_kernel::sync::{Atomic64, Mutex};
 use std::sync::Arc;
@@ -159,6 +159,37 @@ fn parts_of_a_search_add_up_to_the_whole() {
     }
 }
 
+/// A search that is cut after it began, and again and again while its parts are worked on, runs every class once.
+#[test]
+fn a_search_that_is_under_way_can_be_cut() {
+    for kind in kinds().filter(|kind| kind.is_complete()) {
+        let mut whole = Exploration::new(&Mixed, kind, 0, Options::default());
+        run(&mut whole, 10_000);
+        for (first, parts, share) in [(1, 2, 1), (2, 5, 2), (3, 4, 1), (7, 3, 5), (2, 100, 3)] {
+            let work = || {
+                let mut begun = Exploration::new(&Mixed, kind, 0, Options::default());
+                run(&mut begun, first);
+                let mut total = begun.take_statistics();
+                let mut left = vec![begun.frontier()];
+                while !left.is_empty() {
+                    left = cut(&Mixed, left, parts).unwrap();
+                    for frontier in &mut left {
+                        let mut part = Exploration::from_frontier(&Mixed, frontier.clone()).unwrap();
+                        run(&mut part, share);
+                        total.merge(&part.take_statistics());
+                        *frontier = part.frontier();
+                    }
+                    left.retain(|frontier| !frontier.exhausted);
+                }
+                total
+            };
+            let (all, sum) = (whole.statistics(), work());
+            assert_eq!(sum, work(), "{kind} is cut the same way every time");
+            assert_eq!((sum.executions, &sum.outcomes), (all.executions, &all.outcomes), "{kind} after {first}");
+        }
+    }
+}
+
 #[test]
 fn pairs_of_communicating_places_are_counted_across_tasks() {
     let options = Options { coverage: true, ..Options::default() };
@@ -180,6 +211,18 @@ fn pairs_of_communicating_places_are_counted_across_tasks() {
     let (store, load, add) =
         ("mine.0.store(cx, old + 1);", "let old = mine.0.load(cx);", "assert!(mine.0.fetch_add(cx, 1) < 2);");
     assert_eq!(pairs, [format!("{store} -> {add}"), format!("{add} -> {load}")]);
+}
+
+#[test]
+fn races_that_were_reversed_are_counted_by_their_places() {
+    let mut exploration = Exploration::new(&Mixed, StrategyKind::Dpor, 0, Options::default());
+    run(&mut exploration, 1000);
+    let statistics = exploration.statistics();
+    let times: Vec<u64> = statistics.reversals.most().map(|(_, times)| times).collect();
+    assert!(times.is_sorted_by(|a, b| a >= b), "{times:?}");
+    // Every execution but the first is there because of a reversal, and some reversals are found to be redundant only when they begin.
+    assert!(times.iter().sum::<u64>() >= statistics.executions - 1, "{times:?}");
+    assert!(statistics.reversals.most().all(|((a, b), _)| a.file.ends_with("api.rs") && b.file.ends_with("api.rs")));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! nothing at all, only as outcomes that are never seen.
 
 use crate::programs::{Flavour, Generated};
-use sim_kernel::explore::{Exploration, Options, Program, Statistics, StrategyKind};
+use sim_kernel::explore::{Exploration, Options, Program, Statistics, StrategyKind, cut};
 use sim_kernel::sched::MemoryModel;
 
 /// Programs whose plain search takes more executions than this are left out.
@@ -17,6 +17,26 @@ fn explore(program: &impl Program, kind: StrategyKind, memory: MemoryModel, most
         }
     }
     None
+}
+
+/// As [`explore`], but the search is cut after its first execution, and its parts again after every few.
+fn explore_in_parts(program: &impl Program, kind: StrategyKind, memory: MemoryModel) -> Statistics {
+    let mut begun = Exploration::new(program, kind, 0, Options { memory, ..Options::default() });
+    begun.step();
+    let mut total = begun.take_statistics();
+    let mut left = vec![begun.frontier()];
+    left.retain(|frontier| !frontier.exhausted);
+    while !left.is_empty() {
+        left = cut(program, left, 6).unwrap();
+        for frontier in &mut left {
+            let mut part = Exploration::from_frontier(program, frontier.clone()).unwrap();
+            (0..20).for_each(|_| drop(part.step()));
+            total.merge(&part.take_statistics());
+            *frontier = part.frontier();
+        }
+        left.retain(|frontier| !frontier.exhausted);
+    }
+    total
 }
 
 fn difference(a: &Statistics, b: &Statistics) -> String {
@@ -48,6 +68,17 @@ fn compare(flavour: Flavour, memory: MemoryModel, seeds: std::ops::Range<u64>) {
             {
                 let classes = *classes.get_or_insert(found.executions);
                 assert_eq!(found.executions, classes, "{kind}, {flavour:?} {seed}: classes\n{program:#?}");
+            }
+            if kind != (StrategyKind::Preempt { bound: 64 }) {
+                let parts = explore_in_parts(&program, kind, memory);
+                assert!(
+                    parts.outcomes.keys().eq(dfs.outcomes.keys()),
+                    "{kind} in parts, {flavour:?} {seed}: {}\n{program:#?}",
+                    difference(&dfs, &parts)
+                );
+                if !dfs.outcomes.keys().any(|o| o.contains(": assertion")) {
+                    assert_eq!(parts.outcomes, found.outcomes, "{kind} in parts, {flavour:?} {seed}\n{program:#?}");
+                }
             }
             if kind == StrategyKind::Dpor {
                 reduced += found.executions;
@@ -84,6 +115,8 @@ flavours! {
     sleepers Sleepers Sc 60;
     spinners Spinners Sc 60;
     rcu Rcu Sc 60;
+    yielders Yielders Sc 80;
+    takers Takers Sc 80;
     everything Everything Sc 100;
     words_with_store_buffers Words Tso 60;
     everything_with_store_buffers Everything Tso 60;

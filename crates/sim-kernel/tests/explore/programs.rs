@@ -25,6 +25,8 @@ pub(crate) enum Stmt {
     Write(Vec<Stmt>),
     /// Takes the lock for writing and lets go of it if somebody waits.
     WriteRelaxed(Vec<Stmt>),
+    /// The same for reading, if a writer waits.
+    ReadRelaxed(Vec<Stmt>),
     Srcu(Vec<Stmt>),
     SrcuSync,
     Rcu(Vec<Stmt>),
@@ -32,6 +34,10 @@ pub(crate) enum Stmt {
     RcuCall,
     /// Sleeps until a word is at least so much.
     Wait(usize, u64),
+    /// Sleeps until somebody has given something away, and takes it.
+    WaitTold,
+    /// Gives something away; the flag says whether whoever waits for it is woken, too.
+    Give(bool),
     Wake,
     Signal(u8),
     Pending,
@@ -53,11 +59,13 @@ pub(crate) enum Flavour {
     Sleepers,
     Spinners,
     Rcu,
+    Yielders,
+    Takers,
     Everything,
 }
 
 impl Flavour {
-    pub(crate) const ALL: [Flavour; 8] = [
+    pub(crate) const ALL: [Flavour; 10] = [
         Flavour::Words,
         Flavour::Locks,
         Flavour::TryLocks,
@@ -65,6 +73,8 @@ impl Flavour {
         Flavour::Sleepers,
         Flavour::Spinners,
         Flavour::Rcu,
+        Flavour::Yielders,
+        Flavour::Takers,
         Flavour::Everything,
     ];
 }
@@ -104,7 +114,7 @@ impl Generator {
             return Some(plain);
         }
         let flavour = match self.flavour {
-            Flavour::Everything => Flavour::ALL[self.rng.random_range(0..7)],
+            Flavour::Everything => Flavour::ALL[self.rng.random_range(0..9)],
             other => other,
         };
         Some(match flavour {
@@ -116,6 +126,18 @@ impl Generator {
                 0..3 => Stmt::Read(self.block(depth - 1, 2)),
                 3..5 => Stmt::Write(self.block(depth - 1, 2)),
                 _ => Stmt::WriteRelaxed(self.block(depth - 1, 1)),
+            },
+            Flavour::Yielders => match self.rng.random_range(0..6) {
+                0..2 => Stmt::ReadRelaxed(self.block(depth - 1, 2)),
+                2..4 => Stmt::Write(self.block(depth - 1, 2)),
+                4 => Stmt::Read(self.block(depth - 1, 1)),
+                _ => Stmt::WriteRelaxed(self.block(depth - 1, 1)),
+            },
+            Flavour::Takers => match self.rng.random_range(0..6) {
+                0..2 => Stmt::WaitTold,
+                2..4 => Stmt::Give(true),
+                4 => Stmt::Give(false),
+                _ => Stmt::Wake,
             },
             Flavour::Sleepers => match self.rng.random_range(0..8) {
                 0..2 => Stmt::Wait(word, 1),
@@ -161,6 +183,9 @@ pub(crate) struct Shared {
     rwlock: RwLock<()>,
     srcu: Srcu,
     queue: WaitQueue,
+    /// What was given away and not taken yet; no step is about it alone.
+    given: AtomicU64,
+    takers: WaitQueue,
     called: Arc<AtomicU64>,
     seen: std::sync::Mutex<Vec<String>>,
 }
@@ -213,6 +238,29 @@ fn run(cx: &Cx<'_>, shared: &Arc<Shared>, me: usize, block: &[Stmt]) {
                     guard.relax();
                 }
             }
+            Stmt::ReadRelaxed(body) => {
+                let mut guard = shared.rwlock.read(cx);
+                run(cx, shared, me, body);
+                let needs_break = guard.needs_break();
+                shared.saw(me, format_args!("{needs_break}"));
+                if needs_break {
+                    guard.relax();
+                }
+            }
+            Stmt::WaitTold => {
+                shared.takers.wait_event_told(cx, || shared.given.load(Ordering::Relaxed) > 0);
+                let left = shared.given.fetch_sub(1, Ordering::Relaxed) - 1;
+                shared.takers.condition_changes(cx);
+                shared.saw(me, format_args!("left {left}"));
+            }
+            Stmt::Give(wakes) => {
+                cx.cond_resched();
+                shared.given.fetch_add(1, Ordering::Relaxed);
+                shared.takers.condition_changes(cx);
+                if *wakes {
+                    shared.takers.wake_up_all(cx);
+                }
+            }
             Stmt::Srcu(body) => {
                 let _section = shared.srcu.read(cx);
                 run(cx, shared, me, body);
@@ -259,6 +307,8 @@ impl Program for Generated {
             rwlock: RwLock::new(cx, "rwlock", ()),
             srcu: Srcu::new(cx, "srcu"),
             queue: WaitQueue::new(cx, "queue"),
+            given: AtomicU64::new(0),
+            takers: WaitQueue::new(cx, "takers"),
             called: Arc::default(),
             seen: std::sync::Mutex::default(),
         });

@@ -1,7 +1,12 @@
 //! Whole spaces of the models, and what each strategy needs for each seeded bug.
 
+use sim_kernel::Cx;
 use sim_kernel::explore::models::{Bug, FlagRace, MutexCounter, SeededBug, SeqRetry};
-use sim_kernel::explore::{Exploration, Options, Program, Statistics, StrategyKind};
+use sim_kernel::explore::{Exploration, Judgement, Options, Program, Statistics, StrategyKind};
+use sim_kernel::mm::PhysMem;
+use sim_kernel::sched::{Sim, Verdict};
+use sim_kernel::sync::{Atomic64, WaitQueue};
+use std::sync::Arc;
 
 /// Runs a search to its end.
 #[track_caller]
@@ -45,6 +50,74 @@ fn plain_search_agrees_on_the_small_ones() {
         let reduced = exhaust(&SeqRetry { faults: 1, punches: 1 }, StrategyKind::Dpor);
         assert!(plain.executions <= most && plain.outcomes.keys().eq(reduced.outcomes.keys()));
     }
+}
+
+/// Three tasks that each put a reference to a frame; the frame has so many references, and may be broken.
+struct Putters {
+    references: u32,
+    is_broken: bool,
+}
+
+impl Program for Putters {
+    type State = Arc<PhysMem>;
+
+    fn setup(&self, cx: &Cx<'_>) -> Arc<PhysMem> {
+        let phys = Arc::new(PhysMem::new(cx, 1 << 20));
+        let pfn = phys.alloc().unwrap();
+        (1..self.references).for_each(|_| phys.get(pfn));
+        assert!(!self.is_broken || phys.poison(cx, pfn));
+        for name in ["a", "b", "c"] {
+            let phys = Arc::clone(&phys);
+            cx.spawn(name, move |cx| phys.put(cx, pfn));
+        }
+        phys
+    }
+
+    fn judge(&self, _sim: &mut Sim, phys: Arc<PhysMem>, _verdict: &Verdict) -> Judgement {
+        Judgement::outcome(format!("{} frames left", phys.used_frames()))
+    }
+}
+
+#[test]
+fn counts_of_a_frame_are_ordered_unless_it_is_broken() {
+    // Any of three may be the one that frees it.
+    assert_eq!(classes(&Putters { references: 3, is_broken: false }).0, 6);
+    assert_eq!(classes(&Putters { references: 3, is_broken: true }).0, 1);
+}
+
+/// A task that tests a condition and two that have nothing to do with it; it may name what it reads.
+struct Bystanders {
+    is_told: bool,
+}
+
+impl Program for Bystanders {
+    type State = ();
+
+    fn setup(&self, cx: &Cx<'_>) {
+        let queue = Arc::new(WaitQueue::new(cx, "queue"));
+        for name in ["a", "b"] {
+            let (word, queue) = (Atomic64::new(cx, name, 0), Arc::clone(&queue));
+            cx.spawn(name, move |cx| {
+                word.store(cx, 1);
+                queue.wake_up_all(cx);
+            });
+        }
+        let is_told = self.is_told;
+        cx.spawn("waiter", move |cx| match is_told {
+            true => queue.wait_event_told(cx, || true),
+            false => queue.wait_event(cx, || true),
+        });
+    }
+
+    fn judge(&self, _sim: &mut Sim, (): (), _verdict: &Verdict) -> Judgement {
+        Judgement::outcome("done")
+    }
+}
+
+#[test]
+fn a_condition_that_names_what_it_reads_has_to_do_with_nothing_else() {
+    assert_eq!(classes(&Bystanders { is_told: true }).0, 1);
+    assert_eq!(classes(&Bystanders { is_told: false }).0, 4, "before and after each store");
 }
 
 /// Executions to the first problem, or `cap` and one more.

@@ -11,6 +11,7 @@ use super::{KVM_TDP_MMU_SPTE_CHANGED, TdpMmu};
 use crate::addr::{Gfn, Level, PT_ENTRIES};
 use crate::mutants::*;
 use crate::spte::Spte;
+use sim_kernel::sync::Word;
 use sim_kernel::{Cx, Pfn};
 
 /// An entry was found changed, and the iterator has the new value; or it is in a mirror, and the external tables did not take the change.
@@ -115,7 +116,8 @@ impl TdpMmu {
         assert!(!iter.yielded, "MMU-INV-053: an entry is written from a snapshot that a yield made void");
         let frozen = iter.old_spte.is_frozen() || new.is_frozen();
         assert!(!frozen, "MMU-INV-003: a live entry is frozen or thawed under mmu_lock for writing");
-        iter.old_spte = self.write_spte(cx, iter.table(), iter.index(), iter.level, iter.old_spte, new);
+        let word = iter.word(cx, &self.tables);
+        iter.old_spte = self.write_spte(word, iter.table(), iter.index(), iter.level, iter.old_spte, new);
         let rules = Rules { frames, ..Rules::of(iter, false) };
         self.handle_changed_spte(cx, rules, iter.gfn, iter.level, iter.old_spte, new);
         if iter.tree.is_mirror {
@@ -134,11 +136,10 @@ impl TdpMmu {
 
     /// `kvm_tdp_mmu_write_spte`: the value that was replaced. Only a leaf with volatile bits needs the exchange: all other
     /// concurrent changes may be lost.
-    fn write_spte(&self, cx: &Cx<'_>, table: Pfn, index: usize, level: Level, old: Spte, new: Spte) -> Spte {
+    fn write_spte(&self, word: Word<'_>, table: Pfn, index: usize, level: Level, old: Spte, new: Spte) -> Spte {
         if !old.is_present() {
             self.tables.touch(table, index);
         }
-        let word = self.tables.word(cx, table, index);
         if old.is_leaf(level) && self.tables.masks.has_volatile_bits(old) {
             Spte(word.xchg(new.0))
         } else {
@@ -224,8 +225,9 @@ impl TdpMmu {
             let mut from = 0;
             while let Some(index) = tables.next_present(table, from, PT_ENTRIES) {
                 // Read as a scheduling point, then written: the hardware may set bits in between.
-                let old = Spte(tables.word(cx, table, index).load());
-                let old = self.write_spte(cx, table, index, level, old, Spte::FROZEN);
+                let word = tables.word(cx, table, index);
+                let old = Spte(word.load());
+                let old = self.write_spte(word, table, index, level, old, Spte::FROZEN);
                 let child = gfn + index as u64 * level.span();
                 self.handle_changed_spte(cx, rules, child, level, old, Spte::FROZEN);
                 if rules.tree.is_mirror {

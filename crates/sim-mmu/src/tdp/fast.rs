@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 5;
 
 impl TdpMmu {
     /// An iterator on the last entry for `gfn`; its table stays while the RCU section is open.
-    fn last_spte(&self, cx: &Cx<'_>, _rcu: &RcuReadGuard<'_>, root: &Root, gfn: Gfn) -> Option<TdpIter> {
+    fn last_spte(&self, cx: &Cx<'_>, _rcu: &RcuReadGuard<'_>, root: &Root, gfn: Gfn) -> Option<TdpIter<'_>> {
         let range = GfnRange::with_len(gfn, 1);
         // Without mmu_lock the root may turn invalid at any time: every read is a scheduling point.
         let mut iter = TdpIter::lockless(cx, &self.tables, root, range);

@@ -45,19 +45,18 @@ impl TdpMmu {
         // Nobody can reach the table yet: plain stores, no events.
         let below = iter.level.down().expect("a huge leaf has a level below");
         let (huge, level) = (iter.old_spte, iter.level);
+        let executable = below == Level::L4K && self.config().nx_huge_pages;
         let fill = || {
-            for index in 0..PT_ENTRIES {
+            self.tables.init(child, |index| {
                 let part = if cx.has_mutant(SPLIT_BAD_CHILD) { index ^ 1 } else { index };
-                let mut small = self.tables.masks.make_small_spte(huge, level, part);
+                let small = self.tables.masks.make_small_spte(huge, level, part);
                 // What only a huge page may not do, the small ones may.
-                if below == Level::L4K && self.config().nx_huge_pages {
-                    small = self.tables.masks.make_executable(small);
-                }
+                let small = if executable { self.tables.masks.make_executable(small) } else { small };
                 if cx.has_mutant(LINK_BEFORE_INIT) {
                     self.tables.word(cx, child, index).store(small.0);
                 }
-                self.tables.init(child, index, small);
-            }
+                small
+            });
         };
         if cx.has_mutant(LINK_BEFORE_INIT) {
             self.link_table(cx, iter, child, shared, Frames::Inherited)?;

@@ -88,6 +88,18 @@ impl Tables {
         Word::new(cx, self.object, entry_id(table, index), self.raw(table, index))
     }
 
+    /// As [`Tables::word`], of a table whose entries are at hand.
+    #[inline]
+    pub(super) fn word_of<'a>(
+        &self,
+        cx: &'a Cx<'_>,
+        table: Pfn,
+        index: usize,
+        entries: &'a [AtomicU64; PT_ENTRIES],
+    ) -> Word<'a> {
+        Word::new(cx, self.object, entry_id(table, index), &entries[index])
+    }
+
     #[inline]
     fn raw(&self, table: Pfn, index: usize) -> &AtomicU64 {
         self.phys.table_word(table, index)
@@ -122,7 +134,7 @@ impl Tables {
         let touched = &self.meta(table).touched;
         let bit = 1 << (index / GROUP);
         if touched.load(Ordering::Relaxed) & bit == 0 {
-            self.rmw.update64(touched, |bits| bits | bit);
+            self.rmw.update(touched, |bits| bits | bit);
         }
     }
 
@@ -184,11 +196,13 @@ impl Tables {
         Spte(old)
     }
 
-    /// Fills an entry of a table that is not linked yet.
+    /// Fills a table that is not linked yet.
     #[inline]
-    pub(super) fn init(&self, table: Pfn, index: usize, value: Spte) {
-        self.touch(table, index);
-        self.raw(table, index).store(value.0, Ordering::Release);
+    pub(super) fn init(&self, table: Pfn, value: impl Fn(usize) -> Spte) {
+        self.meta(table).touched.store(u64::MAX, Ordering::Relaxed);
+        for (index, entry) in self.entries(table).iter().enumerate() {
+            entry.store(value(index).0, Ordering::Release);
+        }
     }
 
     /// A new table, not linked: every entry is not present.
@@ -196,7 +210,7 @@ impl Tables {
         let table = self.phys.alloc_table(Spte::NONPRESENT.0)?;
         self.meta.ensure(self.phys.contents_number(table).expect("a table has contents"));
         let meta = self.meta(table);
-        let old = self.rmw.update32(&meta.level, |_| u32::from(level.number()));
+        let old = self.rmw.update(&meta.level, |_| u32::from(level.number()));
         assert_eq!(old, 0, "MMU-INV-005: {table:?} is still a table and was allocated again");
         meta.gfn.store(gfn.0, Ordering::Relaxed);
         meta.as_id.store(u32::from(as_id), Ordering::Relaxed);
@@ -204,7 +218,7 @@ impl Tables {
         meta.touched.store(0, Ordering::Relaxed);
         meta.external.store(0, Ordering::Relaxed);
         meta.nx_disallowed.store(0, Ordering::Relaxed);
-        self.rmw.add64(&self.allocated, 1);
+        self.rmw.add(&self.allocated, 1);
         Ok(table)
     }
 
@@ -243,7 +257,7 @@ impl Tables {
 
     /// Sets it; returns what it was.
     pub(super) fn set_nx_disallowed(&self, table: Pfn, disallowed: bool) -> bool {
-        self.rmw.update32(&self.meta(table).nx_disallowed, |_| disallowed.into()) != 0
+        self.rmw.update(&self.meta(table).nx_disallowed, |_| disallowed.into()) != 0
     }
 
     /// Asserts that the frame is a table of this level (MMU-INV-005): whoever walks it came in time.
@@ -285,9 +299,9 @@ impl Tables {
     }
 
     fn forget(&self, table: Pfn) {
-        let old = self.rmw.update32(&self.meta(table).level, |_| 0);
+        let old = self.rmw.update(&self.meta(table).level, |_| 0);
         assert_ne!(old, 0, "MMU-INV-002: the table {table:?} is freed twice");
-        self.rmw.add64(&self.allocated, u64::MAX);
+        self.rmw.add(&self.allocated, u64::MAX);
         // Nobody sees the entries any more. As in a new table, they spare the next one the filling.
         for index in self.touched(table, 0, PT_ENTRIES) {
             self.raw(table, index).store(Spte::NONPRESENT.0, Ordering::Relaxed);
@@ -304,18 +318,18 @@ impl Tables {
 
     /// `tdp_account_mmu_page`.
     pub(super) fn account_table(&self) {
-        self.rmw.add64(&self.linked, 1);
+        self.rmw.add(&self.linked, 1);
     }
 
     /// `tdp_unaccount_mmu_page`.
     pub(super) fn unaccount_table(&self) {
-        self.rmw.add64(&self.linked, u64::MAX);
+        self.rmw.add(&self.linked, u64::MAX);
     }
 
     /// `kvm_update_page_stats`.
     pub(super) fn update_page_stats(&self, level: Level, count: i64) {
         // Wraps for a moment natively, when a leaf is unlinked before whoever installed it has counted it.
-        self.rmw.add64(&self.leafs[usize::from(level.number()) - 1], count as u64);
+        self.rmw.add(&self.leafs[usize::from(level.number()) - 1], count as u64);
     }
 
     /// The entry is a new leaf: its frames are named once more (and must be live, INV-203).
@@ -334,7 +348,14 @@ impl Tables {
 
     /// How many frames of a leaf are counted: none of the zero pages, which are always reserved as a whole.
     fn counted(&self, leaf: Spte, level: Level) -> u64 {
-        if self.phys.flags(leaf.pfn()).contains(FrameFlags::RESERVED) { 0 } else { level.span() }
+        // Of a small page the frame itself says so.
+        if level == Level::L4K {
+            1
+        } else if self.phys.flags(leaf.pfn()).contains(FrameFlags::RESERVED) {
+            0
+        } else {
+            level.span()
+        }
     }
 
     /// The statistics; the roots are the caller's to fill in.

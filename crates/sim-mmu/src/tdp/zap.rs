@@ -35,8 +35,10 @@ impl TdpMmu {
             let mut rcu = Some(rcu_read_lock(cx));
             let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
             while iter.is_valid() {
-                iter.skip_absent(&self.tables, || may_yield == MayYield::Yes && lock.needs_break());
+                iter.skip_absent(&self.tables, |iter| may_yield == MayYield::Yes && iter.need_resched(&lock));
+                // At the entry for a table there is nothing to do yet: a yield may as well be later.
                 let yielded = may_yield == MayYield::Yes
+                    && !iter.old_spte.is_table(iter.level)
                     && iter.cond_resched(cx, &mut lock, &mut rcu, || {
                         if std::mem::take(&mut owed) && !cx.has_mutant(BUG_62) {
                             flush.flush_remote_tlbs(cx);
@@ -62,15 +64,19 @@ impl TdpMmu {
     }
 
     /// `__tdp_mmu_zap_root`: clears the present entries of `level` and unlinks what hangs below them.
+    ///
+    /// The kernel may yield at every entry. Here it is the entries that are cleared: between one and the next nothing is done and nobody else adds
+    /// anything, so that whoever gets the lock at another entry could have had it there.
     fn zap_root_pass(&self, cx: &Cx<'_>, lock: &mut MmuLock<'_, '_>, root: &Root, level: Level) {
         let exclusive = lock.is_exclusive();
         let mut rcu = Some(rcu_read_lock(cx));
         let mut iter = TdpIter::new(cx, &self.tables, root, level, GfnRange::ALL, exclusive);
         while iter.is_valid() {
-            iter.skip_absent(&self.tables, || lock.needs_break());
+            iter.skip_absent(&self.tables, |_| false);
             // A compare-exchange that failed refreshed the entry: look at it once more.
             loop {
-                if iter.cond_resched(cx, lock, &mut rcu, || {}) || !iter.old_spte.is_present() || iter.level > level {
+                let is_due = iter.old_spte.is_present() && iter.level <= level;
+                if !is_due || iter.cond_resched(cx, lock, &mut rcu, || {}) {
                     break;
                 }
                 if exclusive {

@@ -14,7 +14,7 @@ impl PhysMem {
     #[track_caller]
     pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
-        let content = self.rmw.update32(&self.frame(pfn).content, |_| ZERO);
+        let content = self.rmw.update(&self.frame(pfn).content, |_| ZERO);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
         }

@@ -14,6 +14,27 @@ pub struct Branch {
     pub left: u64,
 }
 
+/// The task that a path takes at decision `at`; nothing if the path ends before.
+pub(super) fn follow(path: &[Branch], at: usize, ready: &Ready<'_>) -> Option<Result<TaskId, Divergence>> {
+    let wanted = TaskId(path.get(at)?.task);
+    let is_possible = ready.runnable.contains(wanted);
+    Some(if is_possible { Ok(wanted) } else { Err(Divergence::NotRunnable { at, wanted, runnable: ready.runnable }) })
+}
+
+/// Takes the next side of the last decision that has one, and forgets those after it; the first `kept` ones stay. False if there is none.
+pub(super) fn vary(path: &mut Vec<Branch>, kept: usize) -> bool {
+    while path.len() > kept {
+        let branch = path.last_mut().expect("longer than what stays");
+        if branch.left != 0 {
+            let next = TaskSet(branch.left).nth(0);
+            *branch = Branch { task: next.0, left: TaskSet(branch.left).without(next).0 };
+            return true;
+        }
+        path.pop();
+    }
+    false
+}
+
 /// Enumerates all schedules; [`Strategy::advance`] moves on to the next one.
 #[derive(Clone, Debug, Default)]
 pub struct Dfs {
@@ -53,12 +74,8 @@ impl Strategy for Dfs {
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
         let at = self.at;
         self.at += 1;
-        if let Some(branch) = self.path.get(at) {
-            let wanted = TaskId(branch.task);
-            if !ready.runnable.contains(wanted) {
-                return Err(Divergence::NotRunnable { at, wanted, runnable: ready.runnable });
-            }
-            return Ok(wanted);
+        if let Some(task) = follow(&self.path, at, ready) {
+            return task;
         }
         let task = ready.stay_or_lowest();
         self.path.push(Branch { task: task.0, left: ready.runnable.without(task).0 });
@@ -67,15 +84,6 @@ impl Strategy for Dfs {
 
     fn advance(&mut self) -> bool {
         self.path.truncate(self.at);
-        while self.path.len() > self.frozen {
-            let branch = self.path.last_mut().expect("longer than its frozen part");
-            if branch.left != 0 {
-                let next = TaskSet(branch.left).nth(0);
-                *branch = Branch { task: next.0, left: TaskSet(branch.left).without(next).0 };
-                return true;
-            }
-            self.path.pop();
-        }
-        false
+        vary(&mut self.path, self.frozen)
     }
 }

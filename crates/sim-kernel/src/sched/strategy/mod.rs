@@ -20,6 +20,7 @@ pub use pct::Pct;
 pub use pos::Pos;
 pub use preempt::{Preempt, PreemptState};
 pub use random::Random;
+pub(crate) use reduced::Place;
 pub use reduced::{Reduced, ReducedBranch};
 pub use replay::Replay;
 pub use round_robin::RoundRobin;

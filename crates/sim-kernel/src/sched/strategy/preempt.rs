@@ -4,9 +4,9 @@
 //! need two preemptions or fewer. Each schedule is executed once: where a decision would cost one preemption more than the current
 //! round allows, it is kept for the next round.
 
-use super::dfs::Branch;
+use super::dfs::{Branch, follow, vary};
 use super::{Divergence, Ready, Strategy};
-use crate::sched::op::{TaskId, TaskSet};
+use crate::sched::op::TaskId;
 
 /// Enumerates schedules by their number of preemptions.
 #[derive(Clone, Debug, Default)]
@@ -76,12 +76,8 @@ impl Strategy for Preempt {
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
         let at = self.at;
         self.at += 1;
-        if let Some(branch) = self.path.get(at) {
-            let wanted = TaskId(branch.task);
-            if !ready.runnable.contains(wanted) {
-                return Err(Divergence::NotRunnable { at, wanted, runnable: ready.runnable });
-            }
-            return Ok(wanted);
+        if let Some(task) = follow(&self.path, at, ready) {
+            return task;
         }
         let task = ready.stay_or_lowest();
         let others = ready.runnable.without(task);
@@ -100,14 +96,8 @@ impl Strategy for Preempt {
 
     fn advance(&mut self) -> bool {
         self.path.truncate(self.at);
-        while self.path.len() > self.fixed {
-            let branch = self.path.last_mut().expect("longer than its fixed part");
-            if branch.left != 0 {
-                let next = TaskSet(branch.left).nth(0);
-                *branch = Branch { task: next.0, left: TaskSet(branch.left).without(next).0 };
-                return true;
-            }
-            self.path.pop();
+        if vary(&mut self.path, self.fixed) {
+            return true;
         }
         if self.now.is_empty() {
             self.now = std::mem::take(&mut self.next);

@@ -16,9 +16,13 @@ mod races;
 
 use super::{Divergence, Ended, Ready, Strategy};
 use crate::sched::effect::{Effect, depend};
-use crate::sched::op::{TaskId, TaskSet};
+use crate::sched::op::{Op, TaskId, TaskSet};
 use crate::sched::trail::Trail;
 use races::Races;
+use std::panic::Location;
+
+/// A place in the model.
+pub(crate) type Place = &'static Location<'static>;
 
 /// A step of the path: who made it, and what is to be tried in its place.
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +77,10 @@ pub struct Reduced {
     prefix: Vec<ReducedBranch>,
     /// The execution is equivalent to an earlier one from this step on.
     cut: bool,
-    /// Who was blocked there, or at the end, and what each was about to do.
-    blocked: Vec<(TaskId, Option<Effect>)>,
+    /// Who was blocked there, or at the end, and what each was about to do where.
+    blocked: Vec<(TaskId, Option<Effect>, Place)>,
+    /// The races of the last execution because of which something more is tried: the places of both steps.
+    reversed: Vec<(Place, Place)>,
     /// Whether there is another execution.
     more: bool,
     races: Races,
@@ -102,6 +108,7 @@ impl Reduced {
             prefix: Vec::new(),
             cut: false,
             blocked: Vec::new(),
+            reversed: Vec::new(),
             more: true,
             races: Races::default(),
         }
@@ -110,6 +117,11 @@ impl Reduced {
     /// Whether the execution that just ended is equivalent to an earlier one.
     pub fn was_pruned(&self) -> bool {
         self.cut
+    }
+
+    /// The races of the last execution because of which the search became larger: where both steps stand.
+    pub(crate) fn reversed(&self) -> &[(Place, Place)] {
+        &self.reversed
     }
 
     /// The path of the next execution, between two executions.
@@ -247,10 +259,15 @@ fn in_turn(ready: &Ready<'_>) -> TaskId {
     ready.runnable.iter().find(|task| *task > ready.current).unwrap_or_else(|| ready.runnable.nth(0))
 }
 
+fn pending_of(task: TaskId, op: &Op) -> (TaskId, Option<Effect>, Place) {
+    (task, Effect::of(op), op.site)
+}
+
 impl Strategy for Reduced {
     fn begin(&mut self, _seed: u64) {
         self.cut = false;
         self.blocked.clear();
+        self.reversed.clear();
     }
 
     fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
@@ -267,7 +284,7 @@ impl Strategy for Reduced {
         }
         if !self.push_node(&trail, ready.runnable) {
             let blocked = TaskSet(ready.live.0 & !ready.runnable.0);
-            self.blocked.extend(blocked.iter().map(|task| (task, Effect::of(&ready.pending(task)))));
+            self.blocked.extend(blocked.iter().map(|task| pending_of(task, &ready.pending(task))));
             return Ok(in_turn(ready));
         }
         Ok(self.nodes[at].task)
@@ -277,7 +294,7 @@ impl Strategy for Reduced {
         let trail = ended.trail;
         if !self.cut {
             let blocked = ended.live.iter().filter(|t| !ended.runnable.contains(*t) && Some(*t) != ended.failed);
-            self.blocked.extend(blocked.map(|task| (task, Effect::of(&ended.pending(task)))));
+            self.blocked.extend(blocked.map(|task| pending_of(task, &ended.pending(task))));
         }
         // An execution that stopped before a step that was decided: the schedule did not fit, or the limit was reached.
         if self.nodes.len() > trail.steps().len() {

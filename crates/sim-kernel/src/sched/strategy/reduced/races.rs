@@ -11,7 +11,7 @@
 //! **Failed assertions** end an execution for everybody: whoever could have made a step before the last one is tried there.
 
 use super::super::Ended;
-use super::Reduced;
+use super::{Place, Reduced};
 use crate::sched::effect::{Effect, EffectKind, Relation};
 use crate::sched::op::{MAX_TASKS, ObjId, TaskId, TaskSet};
 use crate::sched::trail::Trail;
@@ -32,6 +32,15 @@ struct Earlier {
     step: u32,
     is_race: bool,
     is_blocking: bool,
+}
+
+/// A step that races with an earlier one, or the pending one of a task that was blocked.
+struct Later<'e> {
+    task: TaskId,
+    effects: &'e [Effect],
+    /// Its number; if it was not made, the number of all that were.
+    step: usize,
+    site: Place,
 }
 
 /// Clocks and effects of the steps of the current path. The part that the next execution shares with the last one is kept.
@@ -226,15 +235,17 @@ impl Reduced {
             self.races.stride = (highest + 1).next_multiple_of(4);
         }
         for step in self.races.tasks.len()..steps {
-            let (task, effects) = (trail.steps()[step].task, trail.effects(step));
+            let (made, effects) = (&trail.steps()[step], trail.effects(step));
+            let task = made.task;
             self.races.look(task, effects, trail);
-            self.reverse_found(trail, task, effects, step);
+            self.reverse_found(trail, &Later { task, effects, step, site: made.op.site });
             self.races.push(task, effects);
         }
         let blocked = std::mem::take(&mut self.blocked);
-        for (task, effect) in &blocked {
-            self.races.look(*task, effect.as_slice(), trail);
-            self.reverse_found(trail, *task, effect.as_slice(), steps);
+        for &(task, ref effect, site) in &blocked {
+            let effects = effect.as_slice();
+            self.races.look(task, effects, trail);
+            self.reverse_found(trail, &Later { task, effects, step: steps, site });
         }
         self.blocked = blocked;
         if self.cut {
@@ -242,24 +253,25 @@ impl Reduced {
         }
         if ended.failed.is_some() && steps > 0 {
             for task in ended.runnable.iter().filter(|task| Some(*task) != ended.failed) {
-                self.reverse(trail, steps - 1, task, &[], steps, false);
+                let site = ended.pending(task).site;
+                self.reverse(trail, steps - 1, &Later { task, effects: &[], step: steps, site }, false);
             }
         }
     }
 
-    fn reverse_found(&mut self, trail: &Trail, task: TaskId, effects: &[Effect], step: usize) {
+    fn reverse_found(&mut self, trail: &Trail, later: &Later<'_>) {
         for at in 0..self.races.found.len() {
             let (earlier, is_blocking) = self.races.found[at];
-            self.reverse(trail, earlier as usize, task, effects, step, false);
+            self.reverse(trail, earlier as usize, later, false);
             if is_blocking {
-                self.reverse(trail, earlier as usize, task, effects, step, true);
+                self.reverse(trail, earlier as usize, later, true);
             }
         }
     }
 
-    /// Sees to it that `task` is tried with a step of these effects, now made as number `later`, before step `earlier`. With
-    /// `alone`, without the steps in between that are at the same place as one that may block.
-    fn reverse(&mut self, trail: &Trail, earlier: usize, task: TaskId, effects: &[Effect], later: usize, alone: bool) {
+    /// Sees to it that the step `later` is tried before step `earlier`. With `alone`, without the steps in between that are at the same
+    /// place as one that may block.
+    fn reverse(&mut self, trail: &Trail, earlier: usize, later: &Later<'_>, alone: bool) {
         let node = self.nodes[earlier];
         let covered = TaskSet(node.backtrack.0 | node.asleep.0);
         if earlier < self.frozen || node.enabled.0 & !covered.0 == 0 {
@@ -267,21 +279,21 @@ impl Reduced {
         }
         let mut between = std::mem::take(&mut self.races.between);
         between.clear();
-        between.extend((earlier + 1..later).filter(|k| !self.races.is_before(earlier, *k)).map(|k| k as u32));
-        if !alone || self.leave_alone(trail, &mut between, task, effects) {
-            self.try_at(trail, earlier, task, effects, &between);
+        between.extend((earlier + 1..later.step).filter(|k| !self.races.is_before(earlier, *k)).map(|k| k as u32));
+        if !alone || self.leave_alone(trail, &mut between, later) {
+            self.try_at(trail, earlier, later, &between);
         }
         self.races.between = between;
     }
 
-    /// Leaves out of `between` what touches a place at which `effects` may block, and what happens after it. False if nothing changes, or if `task`
+    /// Leaves out of `between` what touches a place at which `later` may block, and what happens after it. False if nothing changes, or if its task
     /// itself made such a step.
-    fn leave_alone(&self, trail: &Trail, between: &mut Vec<u32>, task: TaskId, effects: &[Effect]) -> bool {
+    fn leave_alone(&self, trail: &Trail, between: &mut Vec<u32>, later: &Later<'_>) -> bool {
         let mut out: Vec<u32> = Vec::new();
         between.retain(|k| {
             let touches = || {
                 let theirs = trail.effects(*k as usize);
-                effects.iter().any(|e| e.kind.is_blocking() && theirs.iter().any(|t| t.overlaps(e)))
+                later.effects.iter().any(|e| e.kind.is_blocking() && theirs.iter().any(|t| t.overlaps(e)))
             };
             let is_out = out.iter().any(|o| self.races.is_before(*o as usize, *k as usize)) || touches();
             if is_out {
@@ -289,11 +301,12 @@ impl Reduced {
             }
             !is_out
         });
-        !out.is_empty() && out.iter().all(|k| self.races.tasks[*k as usize] != task)
+        !out.is_empty() && out.iter().all(|k| self.races.tasks[*k as usize] != later.task)
     }
 
-    /// Adds to the tasks that are tried at step `earlier` one that can begin `between` and then the step of `task`, unless there is one.
-    fn try_at(&mut self, trail: &Trail, earlier: usize, task: TaskId, effects: &[Effect], between: &[u32]) {
+    /// Adds to the tasks that are tried at step `earlier` one that can begin `between` and then the step `later`, unless there is one.
+    fn try_at(&mut self, trail: &Trail, earlier: usize, later: &Later<'_>, between: &[u32]) {
+        let &Later { task, effects, site, .. } = later;
         let races = &self.races;
         let mut seen = TaskSet::EMPTY;
         let mut firsts = [0u32; MAX_TASKS];
@@ -323,5 +336,6 @@ impl Reduced {
         let choice = if possible.contains(task) { task } else { possible.nth(0) };
         let backtrack = &mut self.nodes[earlier].backtrack;
         *backtrack = backtrack.with(choice);
+        self.reversed.push((trail.steps()[earlier].op.site, site));
     }
 }
