@@ -75,13 +75,8 @@ pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'
 /// Looks for a failure by partial-order reduction.
 pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
     let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(program, 0));
-    let mut executions = 0;
-    let mut caught = None;
-    while executions < effort.search && exploration.statistics().steps < effort.steps && caught.is_none() {
-        let Some(execution) = exploration.step() else { break };
-        executions += 1;
-        caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
-    }
+    let (executions, caught) =
+        until_caught(&mut exploration, effort.search, |exploration| exploration.statistics().steps >= effort.steps);
     let exhausted = exploration.is_exhausted() && exploration.statistics().truncated == 0;
     Search { strategy: StrategyKind::Dpor.to_string(), executions, caught, exhausted }
 }
@@ -103,13 +98,10 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort
     while !is_over(&explorations, executions) {
         let exploration = &mut explorations[turn % kinds.len()];
         strategy = kinds[turn % kinds.len()];
-        for _ in 0..length.min(schedules - executions) {
-            let Some(execution) = exploration.step() else { break };
-            executions += 1;
-            if let Some(problem) = execution.judgement.problem {
-                let caught = Some(problem.id.unwrap_or_else(|| "expectation".to_string()));
-                return Search { strategy: strategy.to_string(), executions, caught, exhausted: false };
-            }
+        let (done, caught) = until_caught(exploration, length.min(schedules - executions), |_| false);
+        executions += done;
+        if caught.is_some() {
+            return Search { strategy: strategy.to_string(), executions, caught, exhausted: false };
         }
         turn += 1;
         if turn.is_multiple_of(kinds.len()) {
@@ -127,13 +119,7 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort
 pub fn sample_part(program: &ScenarioProgram, seed: u64, numbers: Range<u64>) -> Search {
     let kind = StrategyKind::Random;
     let mut exploration = Exploration::new(program, kind, seed, options(program, numbers.start));
-    let mut executions = 0;
-    let mut caught = None;
-    while executions < numbers.end - numbers.start && caught.is_none() {
-        let Some(execution) = exploration.step() else { break };
-        executions += 1;
-        caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
-    }
+    let (executions, caught) = until_caught(&mut exploration, numbers.end - numbers.start, |_| false);
     Search { strategy: kind.to_string(), executions, caught, exhausted: false }
 }
 
@@ -145,6 +131,22 @@ pub fn merged(parts: impl IntoIterator<Item = Search>) -> Option<Search> {
         }
         Search { executions: whole.executions + part.executions, ..part }
     })
+}
+
+/// Executes at most so many, until one fails, none is left, or `is_over`: how many it were, and what caught the failure.
+fn until_caught<'p>(
+    exploration: &mut Exploration<'p, ScenarioProgram>,
+    most: u64,
+    is_over: impl Fn(&Exploration<'p, ScenarioProgram>) -> bool,
+) -> (u64, Option<String>) {
+    let mut executions = 0;
+    let mut caught = None;
+    while executions < most && caught.is_none() && !is_over(exploration) {
+        let Some(execution) = exploration.step() else { break };
+        executions += 1;
+        caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
+    }
+    (executions, caught)
 }
 
 fn options(program: &ScenarioProgram, first: u64) -> Options {

@@ -1,10 +1,10 @@
 //! PVALIDATE, RMPADJUST, RMPQUERY: SN-041 to SN-055.
 
-use crate::machine::{DONE, G, GPA, H, Machine, UNCHANGED, config, with, with_config};
+use crate::machine::{DONE, G, GPA, H, Machine, UNCHANGED, config, running, set_vmsa, with, with_config};
 use sim_coco::AccessKind;
 use sim_coco::snp::{
-    CpuId, GuestCpu, GuestFault, GuestKind, Gva, NpfError, PageOperand, PageState, Pvalidated, RmpAdjust, RmpFail,
-    RmpQueried, RmpSize, RmpUpdate, SnpAccess, SnpConfig, Spa, Vmpl, VmplPerms, Vmrun,
+    GuestCpu, GuestFault, GuestKind, Gva, NpfError, PageOperand, PageState, Pvalidated, RmpAdjust, RmpFail, RmpQueried,
+    RmpSize, RmpUpdate, SnpAccess, SnpConfig, Vmpl, VmplPerms,
 };
 use sim_kernel::{Cx, Pfn};
 use sim_mmu::{Gpa, Level};
@@ -191,25 +191,12 @@ fn sn_051_levels_give_what_they_have_to_lower_ones() {
 fn sn_052_the_vmsa_of_a_vcpu_that_runs_is_not_taken_away() {
     with(|cx, machine| {
         let snp = &machine.snp;
-        snp.wrmsr_vm_hsave_pa(cx, CpuId(0), Spa::of(machine.page())).unwrap();
-        let pfn = machine.in_state(cx, PageState::GuestValid);
-        let vmsa = |on| RmpAdjust::new(vmpl(1), VmplPerms::empty(), on);
-        assert_eq!(adjust(cx, machine, &CPU, pfn, vmsa(true)), Ok(Ok(())));
-        let vmrun = Vmrun {
-            cpu: CpuId(0),
-            vmcb: Spa::of(machine.page()),
-            kind: GuestKind::Snp,
-            asid: G,
-            vmsa: Some(Spa::of(pfn)),
-            avic_backing: None,
-            snp_active: true,
-        };
-        let running = snp.vmrun(cx, &vmrun).unwrap();
-        assert_npf(adjust(cx, machine, &CPU, pfn, vmsa(false)), NpfError::empty());
+        let (running, pfn) = running(cx, machine);
+        assert_npf(adjust(cx, machine, &CPU, pfn, set_vmsa(false)), NpfError::empty());
         // Data accesses are not held up: the guest clears PCPU_ID to learn of the next entry.
         assert_eq!(snp.guest_write_u64(cx, &CPU, GPA, pfn, 0), Ok(()));
         snp.vmexit(cx, running);
-        assert_eq!(adjust(cx, machine, &CPU, pfn, vmsa(false)), Ok(Ok(())));
+        assert_eq!(adjust(cx, machine, &CPU, pfn, set_vmsa(false)), Ok(Ok(())));
     });
 }
 

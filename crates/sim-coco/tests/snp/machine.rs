@@ -2,7 +2,8 @@
 
 use sim_coco::snp::firmware::{GuestPolicy, LaunchStart};
 use sim_coco::snp::{
-    Asid, GuestCpu, PageOperand, PageState, Pvalidated, RmpEntry, RmpLayout, RmpSize, RmpUpdate, Snp, SnpConfig, Spa,
+    Asid, CpuId, GuestCpu, GuestKind, InGuest, PageOperand, PageState, Pvalidated, RmpAdjust, RmpEntry, RmpLayout,
+    RmpSize, RmpUpdate, Snp, SnpConfig, Spa, Vmpl, VmplPerms, Vmrun,
 };
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Sim;
@@ -152,3 +153,26 @@ pub(crate) const STATES: [PageState; 10] = [
     PageState::GuestValid,
     PageState::PreSwap,
 ];
+
+/// A vCPU of the guest in guest mode, and its VMSA.
+pub(crate) fn running(cx: &Cx<'_>, machine: &Machine) -> (InGuest, Pfn) {
+    let snp = &machine.snp;
+    snp.wrmsr_vm_hsave_pa(cx, CpuId(0), Spa::of(machine.page())).unwrap();
+    let pfn = machine.in_state(cx, PageState::GuestValid);
+    assert_eq!(snp.rmpadjust(cx, &GuestCpu::snp(0, G), &PageOperand::page(GPA, pfn), set_vmsa(true)), Ok(Ok(())));
+    let vmrun = Vmrun {
+        cpu: CpuId(0),
+        vmcb: Spa::of(machine.page()),
+        kind: GuestKind::Snp,
+        asid: G,
+        vmsa: Some(Spa::of(pfn)),
+        avic_backing: None,
+        snp_active: true,
+    };
+    (snp.vmrun(cx, &vmrun).unwrap(), pfn)
+}
+
+/// RMPADJUST to VMPL1 without a permission: the page becomes a VMSA, or is none any more.
+pub(crate) fn set_vmsa(on: bool) -> RmpAdjust {
+    RmpAdjust::new(Vmpl::new(1).unwrap(), VmplPerms::empty(), on)
+}

@@ -1,12 +1,12 @@
 //! What each rule of the machine stops, and what happens in a machine without it: attacks of a hypervisor, and mistakes of software that the
 //! hardware would have caught.
 
-use crate::machine::{G, GPA, H, Machine, UNCHANGED, config, start};
+use crate::machine::{G, GPA, H, Machine, UNCHANGED, config, running, set_vmsa, start};
 use sim_coco::AccessKind::{self, Read, Write};
 use sim_coco::snp::firmware::GuestPolicy;
 use sim_coco::snp::{
-    CpuId, GuestCpu, GuestKind, HostSnpAccess, KeyPath, PageOperand, PageState, RmpAdjust, RmpSize, RmpUpdate, Snp,
-    SnpAccess, SnpConfig, Spa, Vmpl, VmplPerms, Vmrun, invariants, mutants,
+    GuestCpu, HostSnpAccess, KeyPath, PageOperand, PageState, RmpSize, RmpUpdate, Snp, SnpAccess, SnpConfig, Vmpl,
+    invariants, mutants,
 };
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Mutant, MutantSet, Pfn};
@@ -27,28 +27,6 @@ fn written(cx: &Cx<'_>, machine: &Machine, gpa: Gpa, value: u64) -> Pfn {
     machine.validated(cx, pfn, RmpUpdate::guest(G, gpa));
     machine.snp.guest_write_u64(cx, &CPU, gpa, pfn, value).unwrap();
     pfn
-}
-
-/// A vCPU of the guest in guest mode, and its VMSA.
-fn running(cx: &Cx<'_>, machine: &Machine) -> (sim_coco::snp::InGuest, Pfn) {
-    let snp = &machine.snp;
-    snp.wrmsr_vm_hsave_pa(cx, CpuId(0), Spa::of(machine.page())).unwrap();
-    let pfn = machine.in_state(cx, PageState::GuestValid);
-    assert_eq!(snp.rmpadjust(cx, &CPU, &PageOperand::page(GPA, pfn), vmsa(true)), Ok(Ok(())));
-    let vmrun = Vmrun {
-        cpu: CpuId(0),
-        vmcb: Spa::of(machine.page()),
-        kind: GuestKind::Snp,
-        asid: G,
-        vmsa: Some(Spa::of(pfn)),
-        avic_backing: None,
-        snp_active: true,
-    };
-    (snp.vmrun(cx, &vmrun).unwrap(), pfn)
-}
-
-fn vmsa(on: bool) -> RmpAdjust {
-    RmpAdjust::new(Vmpl::new(1).unwrap(), VmplPerms::empty(), on)
 }
 
 const OTHER: Gpa = Gpa(GPA.0 + 0x1000);
@@ -128,7 +106,7 @@ const ATTEMPTS: [(Mutant, Attempt); 16] = [
     }),
     (mutants::R10, |cx, machine| {
         let (running, pfn) = running(cx, machine);
-        let taken = machine.snp.rmpadjust(cx, &CPU, &PageOperand::page(GPA, pfn), vmsa(false)).is_ok();
+        let taken = machine.snp.rmpadjust(cx, &CPU, &PageOperand::page(GPA, pfn), set_vmsa(false)).is_ok();
         assert_eq!(taken, !machine.entry(pfn).vmsa);
         machine.snp.vmexit(cx, running);
         taken
