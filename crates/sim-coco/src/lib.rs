@@ -7,6 +7,7 @@
 
 mod busy;
 mod machine;
+pub mod pkvm;
 mod plain;
 pub mod snp;
 
