@@ -298,8 +298,7 @@ impl El2<'_> {
                 self.with_np_vm(handle, |vm| self.host_wrprotect_guest(vm, gfn, pages))
             }
             HostCall::HostTestClearYoungGuest { handle, gfn, pages, mkold } => {
-                let young =
-                    self.with_np_vm(handle, |vm| self.host_test_clear_young_guest(vm, gfn, pages, mkold))?;
+                let young = self.with_np_vm(handle, |vm| self.host_test_clear_young_guest(vm, gfn, pages, mkold))?;
                 return Ok(u64::from(young));
             }
             HostCall::HostMkyoungGuest { gfn } => self.host_mkyoung_guest(&*self.loaded_vcpu(false)?, gfn),

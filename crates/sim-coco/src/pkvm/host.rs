@@ -113,8 +113,7 @@ impl El2<'_> {
             let old = host.page(pfn).state;
             if old == PageState::NoPage {
                 let pte = self.identity(pfn, S2Level::LAST);
-                let mapped =
-                    self.host_try(host, |table, tables| self.map(table, tables, pfn, S2Level::LAST, pte));
+                let mapped = self.host_try(host, |table, tables| self.map(table, tables, pfn, S2Level::LAST, pte));
                 assert_eq!(mapped, Ok(()), "the pool has tables for all memory");
             }
             self.mark_host(host, pfn, state);

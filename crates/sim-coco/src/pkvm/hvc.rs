@@ -83,11 +83,7 @@ impl Pkvm {
         let share = function == func::MEM_SHARE;
         let call = if share { "guest_share_host" } else { "guest_unshare_host" };
         el2.record(TraceEvent::Enter { call });
-        let done = if share {
-            el2.guest_share_host(vcpu, ipa.gfn())
-        } else {
-            el2.guest_unshare_host(vcpu, ipa.gfn())
-        };
+        let done = if share { el2.guest_share_host(vcpu, ipa.gfn()) } else { el2.guest_unshare_host(vcpu, ipa.gfn()) };
         let ret = done.map_or_else(|error| -i64::from(error.number()), |()| 0);
         el2.record(TraceEvent::Exit { call, ret });
         match done {

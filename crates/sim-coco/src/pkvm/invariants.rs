@@ -1,7 +1,7 @@
 //! What must hold of the machine whenever nobody is in the middle of a transition, by the number of the specification. For checkers: nothing here announces a
 //! scheduling point.
 //!
-//! Held elsewhere: PKVM-INV-010 and -018 by the tests (a failed call leaves [`Ownership`](super::Ownership) as it was), -014 by an assertion at every return from EL2,
+//! Held elsewhere: PKVM-INV-010 and -018 by the tests (a failed call leaves [`Ownership`] as it was), -014 by an assertion at every return from EL2,
 //! -012 by KVM, whose records it is about. -015 is what the host owes, not the hypervisor: [`pkvm_inv_015`] is not among [`ALL`].
 //!
 //! Pages that were lost with a VM (-015) are left out: nobody has them any more.

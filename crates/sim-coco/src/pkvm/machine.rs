@@ -189,9 +189,8 @@ impl Pkvm {
     pub fn bring_up(&self, cx: &Cx<'_>) -> Result<(), super::CallFail> {
         self.host_call(cx, CpuId(0), super::HostCall::Init)?;
         self.drop_host_privileges();
-        (0..self.config.cpus).try_for_each(|cpu| {
-            self.host_call(cx, CpuId(cpu), super::HostCall::ProtFinalize).map(|_| ())
-        })
+        (0..self.config.cpus)
+            .try_for_each(|cpu| self.host_call(cx, CpuId(cpu), super::HostCall::ProtFinalize).map(|_| ()))
     }
 
     /// What EL2 panicked for, if it did.

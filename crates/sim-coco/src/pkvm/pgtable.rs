@@ -96,7 +96,15 @@ impl Root {
         if !self.covers(page) {
             return Err(Errno::ERANGE);
         }
-        Ok(*self.path(phys, page).last().expect("a walk looks at one descriptor at least"))
+        let (mut table, mut level) = (self.pfn, self.start);
+        loop {
+            let slot = self.slot(table, level, page);
+            let pte = Pte(phys.peek_u64(slot.table, slot.index));
+            if !pte.is_table(level) {
+                return Ok((slot, pte));
+            }
+            (table, level) = (pte.pfn(), level.down());
+        }
     }
 
     /// Every descriptor that says something, tables before what is in them.

@@ -15,8 +15,7 @@ fn pk_003_what_the_host_finds_where_the_hypervisor_is() {
     with(|cx, both| {
         let pfn = both.page();
         both.pkvm.el2(cx, IDLE).host_donate_hyp(pfn, 1).unwrap();
-        let outcomes =
-            CONTEXTS.map(|context| both.pkvm.host_touch(cx, IDLE, context, Pa::of(pfn), Touch::Read));
+        let outcomes = CONTEXTS.map(|context| both.pkvm.host_touch(cx, IDLE, context, Pa::of(pfn), Touch::Read));
         let expected = [HostOutcome::SigSegv, HostOutcome::Efault, HostOutcome::Oops, HostOutcome::Oops];
         assert_eq!(outcomes, expected);
         assert_eq!(both.pkvm.host_access(cx, IDLE, Pa::of(pfn), Touch::Read), Err(HostAbort::Injected));
@@ -25,12 +24,9 @@ fn pk_003_what_the_host_finds_where_the_hypervisor_is() {
 
 #[test]
 fn pk_014_what_the_host_finds_where_a_guest_is() {
-    for (context, outcome) in CONTEXTS.into_iter().zip([
-        HostOutcome::SigSegv,
-        HostOutcome::Efault,
-        HostOutcome::Done(0),
-        HostOutcome::Oops,
-    ]) {
+    for (context, outcome) in
+        CONTEXTS.into_iter().zip([HostOutcome::SigSegv, HostOutcome::Efault, HostOutcome::Done(0), HostOutcome::Oops])
+    {
         with(|cx, both| {
             let pfn = both.donated(cx, GFN);
             assert!(both.guest_write(cx, P, GFN, 7));

@@ -1,7 +1,7 @@
 //! A small machine, brought up, with one VM of each kind, and pages in the states that the tests need.
 
 use sim_coco::pkvm::{
-    CallFail, CpuId, HostCall, HostKvm, HostVcpu, MemRegion, Pa, PageState, Pkvm, PkvmConfig, Prot, PageView, Touch,
+    CallFail, CpuId, HostCall, HostKvm, HostVcpu, MemRegion, Pa, PageState, PageView, Pkvm, PkvmConfig, Prot, Touch,
 };
 use sim_coco::pkvm::{Handle, Pte, S2Level};
 use sim_kernel::mm::PhysMem;

@@ -62,9 +62,10 @@ fn state(both: &Both, pfn: Pfn) -> (Is, bool) {
         (SharedBorrowed, NoPage, 0, [SharedOwned]) => Is::G,
         _ => Is::Illegal,
     };
-    let poisoned = both.pkvm.vm(both.protected.handle).is_some_and(|vm| {
-        both.pkvm.guest_pte(&vm, GFN).is_some_and(|(pte, _)| pte.state() == PageState::Poison)
-    });
+    let poisoned = both
+        .pkvm
+        .vm(both.protected.handle)
+        .is_some_and(|vm| both.pkvm.guest_pte(&vm, GFN).is_some_and(|(pte, _)| pte.state() == PageState::Poison));
     (is, poisoned)
 }
 
@@ -120,8 +121,7 @@ fn plain(done: Result<(), Errno>) -> Answer {
 
 /// Ends the VM in which the page would be, as far as the host must before it takes pages.
 fn reclaim_dying(cx: &Cx<'_>, both: &Both, pfn: Pfn) -> Answer {
-    let (cpu, handle) =
-        if state(both, pfn).0 == Is::D { (N, both.other.handle) } else { (P, both.protected.handle) };
+    let (cpu, handle) = if state(both, pfn).0 == Is::D { (N, both.other.handle) } else { (P, both.protected.handle) };
     assert_eq!(both.call(cx, cpu, HostCall::VcpuPut), OK);
     assert_eq!(both.call(cx, cpu, HostCall::StartTeardownVm { handle }), OK);
     both.call(cx, cpu, HostCall::ReclaimDyingGuestPage { handle, gfn: GFN })
@@ -208,11 +208,7 @@ const ROWS: [(&str, Operation, [Cell; 9]); 18] = [
         |cx, both, pfn| both.force(cx, pfn),
         [AGAIN, AGAIN, AGAIN, AGAIN, AGAIN, PERM, To(Is::A), AGAIN, AGAIN],
     ),
-    (
-        "reclaim_dying",
-        reclaim_dying,
-        [NOENT, NOENT, NOENT, NOENT, PERM, NOENT, To(Is::A), To(Is::A), To(Is::A)],
-    ),
+    ("reclaim_dying", reclaim_dying, [NOENT, NOENT, NOENT, NOENT, PERM, NOENT, To(Is::A), To(Is::A), To(Is::A)]),
     (
         "the host reads",
         |cx, both, pfn| both.host_read(cx, IDLE, pfn).map(|_| 0).ok_or(CallFail::Errno(Errno::EFAULT)),

@@ -135,9 +135,8 @@ fn young_and_old() {
         let pfn = both.page();
         assert_eq!(both.share_guest(cx, N, pfn, GFN, 1), OK);
         let handle = both.other.handle;
-        let young = |mkold| {
-            both.call(cx, IDLE, HostCall::HostTestClearYoungGuest { handle, gfn: GFN, pages: 1, mkold })
-        };
+        let young =
+            |mkold| both.call(cx, IDLE, HostCall::HostTestClearYoungGuest { handle, gfn: GFN, pages: 1, mkold });
         assert_eq!([young(false), young(true), young(true)], [Ok(1), Ok(1), Ok(0)]);
         let abort = both.pkvm.guest_access(cx, N, ipa(GFN), Touch::Read);
         assert!(matches!(abort, Err(GuestStop::Abort(GuestAbort { kind: AbortKind::AccessFlag, .. }))));

@@ -8,7 +8,8 @@ use sim_mmu::Gfn;
 #[test]
 fn pk_004_what_cannot_be_donated() {
     with(|cx, both| {
-        for (pfn, answer) in [(DEVICE, EINVAL), (NOMAP, EPERM), (Pfn(NOMAP.0 - 1 + 1), EPERM), (Pfn(u64::MAX), EINVAL)] {
+        for (pfn, answer) in [(DEVICE, EINVAL), (NOMAP, EPERM), (Pfn(NOMAP.0 - 1 + 1), EPERM), (Pfn(u64::MAX), EINVAL)]
+        {
             assert_eq!(both.donate(cx, P, pfn, GFN), answer, "{pfn:?}");
         }
     });

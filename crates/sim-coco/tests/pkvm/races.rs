@@ -2,9 +2,7 @@
 
 use crate::discipline::Checker;
 use crate::machine::{Both, GFN, IDLE, N, OK, P, config, ipa};
-use sim_coco::pkvm::{
-    CpuId, HostCall, HostContext, HvcResult, Pa, PkvmConfig, SMCCC_SUCCESS, Touch, func, mutants,
-};
+use sim_coco::pkvm::{CpuId, HostCall, HostContext, HvcResult, Pa, PkvmConfig, SMCCC_SUCCESS, Touch, func, mutants};
 use sim_kernel::sched::{Chooser, Config, Random, Sim, Verdict};
 use sim_kernel::{Cx, MutantSet, Pfn};
 use sim_mmu::Gfn;
@@ -116,13 +114,16 @@ fn k6_donated_and_shared() {
 
 #[test]
 fn k2_the_host_touches_a_page_that_is_donated() {
-    let write: Task =
-        |cx, both, pfn| told(both.pkvm.host_touch(cx, IDLE, HostContext::Kernel, Pa::of(pfn), Touch::Write(9)));
+    fn late(cx: &Cx<'_>, both: &Both, pfn: Pfn, context: HostContext) -> String {
+        // The donation takes more steps than an access.
+        (0..12).for_each(|_| cx.cond_resched());
+        told(both.pkvm.host_touch(cx, IDLE, context, Pa::of(pfn), Touch::Write(9)))
+    }
+    let write: Task = |cx, both, pfn| late(cx, both, pfn, HostContext::Kernel);
     let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, write]);
     // Before the donation, which keeps it; or by force, so that what the guest gets is a mark.
     expect(&seen, [["0", "Done(9)", "NOPAGE 9"], ["0", "Done(9)", "OWNED 9"]]);
-    let user: Task =
-        |cx, both, pfn| told(both.pkvm.host_touch(cx, IDLE, HostContext::User, Pa::of(pfn), Touch::Write(9)));
+    let user: Task = |cx, both, pfn| late(cx, both, pfn, HostContext::User);
     let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, user]);
     expect(&seen, [["0", "Done(9)", "NOPAGE 9"], ["0", "SigSegv", "NOPAGE 5"]]);
 }
@@ -229,9 +230,8 @@ fn k9_the_host_changes_its_list_meanwhile() {
 #[test]
 fn an_access_during_a_break_is_a_fault_that_goes_away() {
     // Sharing replaces a valid descriptor by another: the guest may find none meanwhile.
-    let share: Task = |cx, both, _| {
-        told(both.pkvm.el2(cx, Q).guest_share_host(&both.pkvm.loaded(Q).unwrap(), GFN).is_ok())
-    };
+    let share: Task =
+        |cx, both, _| told(both.pkvm.el2(cx, Q).guest_share_host(&both.pkvm.loaded(Q).unwrap(), GFN).is_ok());
     let read: Task = |cx, both, _| {
         let first = both.guest_read(cx, P, GFN);
         if first.is_none() {
