@@ -1,6 +1,7 @@
 //! What processors do: accesses of the host and of guests through their stage 2 and TLBs, and the aborts that they take to EL2.
 //!
-//! An access is one step: translation, filling the TLB, and the bytes. It is announced on the bytes, or on the guest's address as long as nothing is mapped there.
+//! An access is one step: translation, filling the TLB, and the bytes. The host's is announced on the bytes. Before a guest's there is a step that only looks where the address leads,
+//! announced on the address; if it leads nowhere, that was the access.
 //!
 //! Simplified: an access is of one aligned word, and of the physical address that stage 1 gave; devices read as zero.
 
@@ -10,6 +11,7 @@ use super::pte::S2Level;
 use super::tlb::{Entries, TlbEntry};
 use super::trace::TraceEvent;
 use super::types::{CpuId, Pa, Prot};
+use super::vm::HypVcpu;
 use crate::AccessKind;
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
 use sim_kernel::sched::Access;
@@ -36,13 +38,14 @@ impl Touch {
             Touch::Fetch => AccessKind::Fetch,
         }
     }
+}
 
-    const fn needs(self) -> Prot {
-        match self {
-            Touch::Read => Prot::R,
-            Touch::Write(_) => Prot::W,
-            Touch::Fetch => Prot::X,
-        }
+/// The permission that an access needs.
+const fn needs(access: AccessKind) -> Prot {
+    match access {
+        AccessKind::Read => Prot::R,
+        AccessKind::Write => Prot::W,
+        AccessKind::Fetch => Prot::X,
     }
 }
 
@@ -137,41 +140,110 @@ impl Pkvm {
         cx.point_range(access, self.phys.object(), index, 1);
     }
 
+    /// The frame that an access of the guest of the loaded vCPU goes to, as a part of a step that the caller has announced; the processor remembers the translation.
+    ///
+    /// # Errors
+    /// The abort with which the access leaves the guest.
+    pub fn guest_probe(&self, cpu: CpuId, ipa: Gpa, kind: AccessKind) -> Result<Pfn, GuestStop> {
+        let vcpu = self.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
+        self.guest_translation(&mut self.tlbs.access(), cpu, &vcpu, ipa, kind)
+    }
+
+    fn guest_translation(
+        &self,
+        entries: &mut Entries,
+        cpu: CpuId,
+        vcpu: &HypVcpu,
+        ipa: Gpa,
+        access: AccessKind,
+    ) -> Result<Pfn, GuestStop> {
+        let (root, page) = (&vcpu.vm.root, Pfn(ipa.gfn().0));
+        let (kind, level) = match self.translate(Pkvm::cached(entries, cpu, root, page), root, page) {
+            Walked::Hit(entry) if entry.pte.prot().contains(needs(access)) => {
+                entries.insert((cpu, root.vmid, page), entry);
+                return Ok(entry.pfn);
+            }
+            // By a translation that is older than the descriptor, too: then the host finds nothing to do but to drop it.
+            Walked::Hit(entry) => (AbortKind::Permission, entry.level),
+            Walked::Fault(kind, level) => (kind, level),
+        };
+        let abort = GuestAbort { ipa, kind, level, access };
+        *vcpu.fault.lock() = Some(abort);
+        Err(GuestStop::Abort(abort))
+    }
+
     /// The guest of the loaded vCPU accesses memory; the value that is there afterwards.
     ///
     /// # Errors
     /// The abort with which it leaves the guest.
+    #[track_caller]
+    pub fn guest_access(&self, cx: &Cx<'_>, cpu: CpuId, ipa: Gpa, touch: Touch) -> Result<u64, GuestStop> {
+        let vcpu = self.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
+        let (root, page, word) = (&vcpu.vm.root, Pfn(ipa.gfn().0), Pa(ipa.0).word());
+        loop {
+            cx.point_range(Access::Load, vcpu.vm.object, page.0, 1);
+            let seen = self.translate(self.tlbs.lookup(cpu, root.vmid, page), root, page);
+            if let Walked::Hit(entry) = seen {
+                self.point_word(cx, entry.pfn, word, touch);
+            }
+            let mut entries = self.tlbs.access();
+            // What was announced is another access by now.
+            if self.translate(Pkvm::cached(&entries, cpu, root, page), root, page) != seen {
+                continue;
+            }
+            let pfn = self.guest_translation(&mut entries, cpu, &vcpu, ipa, touch.kind())?;
+            return Ok(self.perform(pfn, word, touch));
+        }
+    }
+
+    /// Whether an access of the host goes through, as a part of a step that the caller has announced; the processor remembers the translation. If it does not, EL2 is next
+    /// ([`Pkvm::host_mem_abort`]), and then the access is tried again.
+    ///
+    /// # Errors
+    /// The class of the abort.
+    pub fn host_probe(&self, cpu: CpuId, pa: Pa, access: AccessKind) -> Result<(), AbortKind> {
+        self.host_translation(&mut self.tlbs.access(), cpu, pa.pfn(), access)
+    }
+
+    fn host_translation(
+        &self,
+        entries: &mut Entries,
+        cpu: CpuId,
+        pfn: Pfn,
+        access: AccessKind,
+    ) -> Result<(), AbortKind> {
+        if !self.cpus.lock().get(cpu.0 as usize).is_some_and(|cpu| cpu.finalized) {
+            return Ok(());
+        }
+        let root = &self.host_root;
+        match self.translate(Pkvm::cached(entries, cpu, root, pfn), root, pfn) {
+            Walked::Hit(entry) if entry.pte.prot().contains(needs(access)) => {
+                entries.insert((cpu, root.vmid, pfn), entry);
+                Ok(())
+            }
+            Walked::Hit(_) => Err(AbortKind::Permission),
+            Walked::Fault(kind, _) => Err(kind),
+        }
+    }
+
+    /// EL2 handles an abort of the host (`handle_host_mem_abort`): fills the host's stage 2, or sees that somebody did.
+    ///
+    /// # Errors
+    /// What it injects instead.
     ///
     /// # Panics
     /// If there is no such processor.
     #[track_caller]
-    pub fn guest_access(&self, cx: &Cx<'_>, cpu: CpuId, ipa: Gpa, touch: Touch) -> Result<u64, GuestStop> {
-        let vcpu = self.el2(cx, cpu).hv.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
-        let (root, page, word) = (&vcpu.vm.root, Pfn(ipa.gfn().0), Pa(ipa.0).word());
-        loop {
-            let seen = self.translate(self.tlbs.lookup(cpu, root.vmid, page), root, page);
-            match seen {
-                Walked::Hit(entry) => self.point_word(cx, entry.pfn, word, touch),
-                Walked::Fault(..) => cx.point_range(Access::Load, vcpu.vm.object, page.0, 1),
-            }
-            let mut entries = self.tlbs.access();
-            let walked = self.translate(Pkvm::cached(&entries, cpu, root, page), root, page);
-            if walked != seen {
-                continue;
-            }
-            let (kind, level) = match walked {
-                Walked::Hit(entry) if entry.pte.prot().contains(touch.needs()) => {
-                    entries.insert((cpu, root.vmid, page), entry);
-                    return Ok(self.perform(entry.pfn, word, touch));
-                }
-                // By a translation that is older than the descriptor, too: then the host finds nothing to do but to drop it.
-                Walked::Hit(entry) => (AbortKind::Permission, entry.level),
-                Walked::Fault(kind, level) => (kind, level),
-            };
-            drop(entries);
-            let abort = GuestAbort { ipa, kind, level, access: touch.kind() };
-            *vcpu.fault.lock() = Some(abort);
-            return Err(GuestStop::Abort(abort));
+    pub fn host_mem_abort(&self, cx: &Cx<'_>, cpu: CpuId, pa: Pa) -> Result<(), HostAbort> {
+        let el2 = self.el2(cx, cpu);
+        el2.record(TraceEvent::Enter { call: "host_mem_abort" });
+        let handled = el2.host_idmap(pa.pfn());
+        let ret = handled.map_or_else(|error| -i64::from(error.number()), |()| 0);
+        el2.record(TraceEvent::Exit { call: "host_mem_abort", ret });
+        match handled {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(Errno::ERANGE) => Err(HostAbort::AddressSize),
+            Err(_) => Err(HostAbort::Injected),
         }
     }
 
@@ -184,31 +256,16 @@ impl Pkvm {
     /// If there is no such processor.
     #[track_caller]
     pub fn host_access(&self, cx: &Cx<'_>, cpu: CpuId, pa: Pa, touch: Touch) -> Result<u64, HostAbort> {
-        let el2 = self.el2(cx, cpu);
-        let (root, pfn, word) = (&self.host_root, pa.pfn(), pa.word());
+        let (pfn, word) = (pa.pfn(), pa.word());
         loop {
             self.point_word(cx, pfn, word, touch);
-            if !self.cpus.lock()[cpu.0 as usize].finalized {
-                return Ok(self.perform(pfn, word, touch));
-            }
             let mut entries = self.tlbs.access();
-            match self.translate(Pkvm::cached(&entries, cpu, root, pfn), root, pfn) {
-                Walked::Hit(entry) if entry.pte.prot().contains(touch.needs()) => {
-                    entries.insert((cpu, root.vmid, pfn), entry);
-                    return Ok(self.perform(entry.pfn, word, touch));
-                }
-                Walked::Hit(_) => return Err(HostAbort::Permission),
-                Walked::Fault(..) => drop(entries),
+            match self.host_translation(&mut entries, cpu, pfn, touch.kind()) {
+                Ok(()) => return Ok(self.perform(pfn, word, touch)),
+                Err(AbortKind::Permission) => return Err(HostAbort::Permission),
+                Err(_) => drop(entries),
             }
-            el2.record(TraceEvent::Enter { call: "host_mem_abort" });
-            let handled = el2.host_idmap(pfn);
-            let ret = handled.map_or_else(|error| -i64::from(error.number()), |()| 0);
-            el2.record(TraceEvent::Exit { call: "host_mem_abort", ret });
-            match handled {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(Errno::ERANGE) => return Err(HostAbort::AddressSize),
-                Err(_) => return Err(HostAbort::Injected),
-            }
+            self.host_mem_abort(cx, cpu, pa)?;
         }
     }
 

@@ -3,7 +3,7 @@
 use super::access::{HostAbort, Touch};
 use super::hcall::HostCall;
 use super::machine::Pkvm;
-use super::types::{CpuId, Pa, PageState};
+use super::types::{CpuId, Pa};
 use sim_kernel::{Cx, Errno};
 
 /// What was going on when the host accessed memory.
@@ -41,7 +41,6 @@ impl Pkvm {
     /// If there is no such processor.
     #[track_caller]
     pub fn host_touch(&self, cx: &Cx<'_>, cpu: CpuId, context: HostContext, pa: Pa, touch: Touch) -> HostOutcome {
-        let mut tried_in_vain = false;
         loop {
             let abort = match self.host_access(cx, cpu, pa, touch) {
                 Ok(value) => return HostOutcome::Done(value),
@@ -57,14 +56,12 @@ impl Pkvm {
                 HostContext::Kernel => {}
             }
             match self.host_call(cx, cpu, HostCall::ForceReclaimGuestPage { pa }) {
-                Ok(_) => tried_in_vain = false,
+                Ok(_) => {}
                 Err(fail) if fail.errno() == Some(Errno::EAGAIN) => {
-                    // Somebody else may have taken or shared it meanwhile; nobody shares the page of a dead VM.
-                    let stuck = self.el2(cx, cpu).lock_host().page(pa.pfn()).state == PageState::NoPage;
-                    if stuck && tried_in_vain {
+                    // Somebody else has taken or shared it meanwhile; nobody does that with a page of a dead VM.
+                    if self.ghost.lock().lost.contains_key(&pa.pfn()) {
                         return HostOutcome::Livelock;
                     }
-                    tried_in_vain = stuck;
                 }
                 Err(_) => return HostOutcome::Oops,
             }

@@ -48,12 +48,9 @@ impl Pkvm {
     ///
     /// # Errors
     /// [`GuestStop::NoVcpu`] if none is loaded.
-    ///
-    /// # Panics
-    /// If there is no such processor.
     #[track_caller]
     pub fn guest_hvc(&self, cx: &Cx<'_>, cpu: CpuId, function: u32, args: [u64; 3]) -> Result<HvcResult, GuestStop> {
-        let vcpu = self.el2(cx, cpu).hv.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
+        let vcpu = self.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
         *vcpu.fault.lock() = None;
         if !vcpu.vm.is_protected() {
             return Ok(HvcResult::ToHost);

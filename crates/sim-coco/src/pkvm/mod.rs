@@ -11,7 +11,7 @@
 //! ([`Pkvm::trace`]).
 //!
 //! Every lock of the hypervisor is a lock of the simulation, and every write of a descriptor, every TLBI and every access is a step, announced on the bytes of the frames that it
-//! concerns ([`sim_kernel::mm::PhysMem::object`]) or, where a guest has nothing mapped, on the guest's address.
+//! concerns ([`sim_kernel::mm::PhysMem::object`]), and what a guest translates on the guest's address.
 
 mod access;
 mod config;

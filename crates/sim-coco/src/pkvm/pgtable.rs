@@ -1,7 +1,8 @@
 //! Stage-2 page tables (`arch/arm64/kvm/hyp/pgtable.c`): descriptors in frames, walked by processors and changed by break-before-make.
 //!
-//! Tables lie in physical memory, in pages that the hypervisor owns. Every write of a descriptor is a step of its own, announced on what it changes for others: the bytes of the
-//! frames that a valid leaf maps, or the guest's addresses where none was.
+//! Tables lie in physical memory, in pages that the hypervisor owns. Every write of a descriptor is a step of its own, announced on what it changes for others: of the host the bytes of
+//! the frames; of a guest its addresses, and then, if a leaf was there, the bytes of the frames that it mapped. An access announces the same two (`access.rs`), so that whichever comes first,
+//! the two are seen to depend on each other.
 //!
 //! Simplified: a descriptor that says nothing is replaced without being locked first; invalidation is by descriptor and never deferred to the end of a range.
 
@@ -174,8 +175,12 @@ impl El2<'_> {
         };
         match table.object {
             None => bytes(slot.first),
-            Some(_) if old.is_leaf(slot.level) => bytes(old.pfn()),
-            Some(object) => self.cx.point_range(Access::Store, object, slot.first.0, pages),
+            Some(object) => {
+                self.cx.point_range(Access::Store, object, slot.first.0, pages);
+                if old.is_leaf(slot.level) {
+                    bytes(old.pfn());
+                }
+            }
         }
         phys.poke_u64(slot.table, slot.index, new.0);
         let refs = table.refs.entry(slot.table);

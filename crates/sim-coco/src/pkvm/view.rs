@@ -74,11 +74,17 @@ pub struct Ownership {
 
 impl Pkvm {
     /// The VM with this handle.
+    ///
+    /// # Panics
+    /// If somebody holds the table of VMs.
     pub fn vm(&self, handle: Handle) -> Option<Arc<HypVm>> {
         self.vms.peek(|vms| vms.vm(handle))
     }
 
     /// All VMs, by handle.
+    ///
+    /// # Panics
+    /// If somebody holds the table of VMs.
     pub fn vms(&self) -> Vec<Arc<HypVm>> {
         self.vms.peek(|vms| vms.vms().cloned().collect())
     }

@@ -92,7 +92,7 @@ pub struct HypVm {
     pub(super) mmu: Mutex<GuestMmu>,
     /// Where its walks start; a processor takes no lock.
     pub(super) root: Root,
-    /// What a guest's access is announced on as long as nothing is mapped there.
+    /// What looking where a guest's address leads, and changing that, is announced on.
     pub(super) object: ObjId,
     /// By index.
     pub(super) vcpus: parking_lot::Mutex<BTreeMap<u32, Arc<HypVcpu>>>,

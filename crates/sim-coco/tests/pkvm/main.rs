@@ -3,6 +3,7 @@
 mod access;
 mod boot;
 mod discipline;
+mod exhaustive;
 mod guest;
 mod lifecycle;
 mod machine;
