@@ -230,10 +230,10 @@ impl Checker {
         } else {
             self.taken.remove(&page);
         }
-        if from == "NOPAGE" || to == "NOPAGE" {
-            if let Some(broken) = self.broken.values().find(|broken| broken.pages == (page, PAGE)) {
-                return Err(format!("TLBs may still have {broken:x?}"));
-            }
+        let changes_hands = from == "NOPAGE" || to == "NOPAGE";
+        let stale = self.broken.values().find(|broken| changes_hands && broken.pages == (page, PAGE));
+        if let Some(broken) = stale {
+            return Err(format!("TLBs may still have {broken:x?}"));
         }
         // A page that a guest had for itself; one that it shares was its own first, and is not cleared.
         if (from, to) == ("NOPAGE", "OWNED") && self.dirty.remove(&page) {
