@@ -43,12 +43,17 @@ struct Names {
 impl World {
     /// A new host with one process that has `/dev/kvm` open.
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> World {
-        let process = Host::new(cx, config).process(cx);
+        World::on(cx, &Host::new(cx, config))
+    }
+
+    fn on(cx: &Cx<'_>, host: &Arc<Host>) -> World {
+        let process = host.process(cx);
         let kvm = ioctl::open_kvm(cx, &process).expect("a new process has descriptors left");
         World { process, kvm, names: Default::default(), contents: None }
     }
 
-    /// The same, with an oracle that fails an assertion when something is read that no order of the writes allows.
+    /// The same, with oracles that fail an assertion when something is read that no order of the writes allows, or a guest's write to a slot that is
+    /// logged is one that user space is never told of.
     ///
     /// ```
     /// use gmem::interp::World;
@@ -64,7 +69,9 @@ impl World {
     /// });
     /// ```
     pub fn checked(cx: &Cx<'_>, config: MachineConfig) -> World {
-        World { contents: Some(Default::default()), ..World::new(cx, config) }
+        let host = Host::new(cx, config);
+        host.watch_stores();
+        World { contents: Some(Default::default()), ..World::on(cx, &host) }
     }
 
     /// The process.

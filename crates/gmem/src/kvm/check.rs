@@ -91,6 +91,7 @@ impl Vm {
     pub fn check_invariants(&self) {
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
         self.mmu.assert_consistent();
+        self.check_stores();
         let pages = self.mmu.pages();
         let reached = pages.tables + pages.roots;
         assert_eq!(

@@ -29,6 +29,8 @@ pub struct Host {
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
     faulty: AtomicBool,
+    /// Dirty logs made from now on know which stores they must hand out (MMU-INV-040).
+    watches_stores: AtomicBool,
     watched: parking_lot::Mutex<Watched>,
 }
 
@@ -75,6 +77,7 @@ impl Host {
             next_ino: AtomicU32::new(1),
             charged: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
+            watches_stores: AtomicBool::new(false),
             watched: Default::default(),
         })
     }
@@ -91,6 +94,16 @@ impl Host {
             cx.inject_signal(faults);
         }
         process
+    }
+
+    /// VMs made from now on record the stores of their guests to slots that are logged, so that one that user space is never told of is noticed
+    /// (MMU-INV-040).
+    pub fn watch_stores(&self) {
+        self.watches_stores.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watches_stores(&self) -> bool {
+        self.watches_stores.load(Ordering::Relaxed)
     }
 
     pub(crate) fn watch_vm(&self, vm: &Arc<Vm>) {

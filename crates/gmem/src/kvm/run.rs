@@ -78,7 +78,9 @@ impl Vcpu {
         if let Some(answer) = answer {
             answer_pending(&mut state, answer);
         }
+        let run = self.vm.run_begins();
         let result = self.vcpu_run(cx, &mut state);
+        self.vm.run_ends(run);
         let exit = state.exit;
         drop(state);
         cx.task_work_run();

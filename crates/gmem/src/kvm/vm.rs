@@ -5,12 +5,13 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::{LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
+use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
 use super::uapi::*;
 use super::vcpu::{Request, Vcpu};
+use crate::invariants::guest_stores::Runs;
 use sim_coco::{Backend, ConfidentialMachine, Plain};
 use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
@@ -82,6 +83,8 @@ pub struct Vm {
     manual_dirty_log: AtomicU64,
     /// Slots that are logged; changed under `slots_lock`.
     pub(crate) nr_memslots_dirty_logging: AtomicU64,
+    /// The runs of vCPUs that go on, if stores are recorded. Not the kernel's; for MMU-INV-040.
+    pub(super) runs: Option<parking_lot::Mutex<Runs>>,
     destroyed: AtomicBool,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
 }
@@ -130,6 +133,7 @@ impl Vm {
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
             nr_memslots_dirty_logging: AtomicU64::new(0),
+            runs: host.watches_stores().then(Default::default),
             destroyed: AtomicBool::new(false),
             notifier: OnceLock::new(),
         });
@@ -384,7 +388,9 @@ impl Vm {
         };
         self.mmu.wrprot_slot(cx, &mut lock, new.as_id, new.gfns(), smallest);
         drop(lock);
-        self.flush_remote_tlbs(cx);
+        if !cx.has_mutant(ENABLE_NO_FLUSH) {
+            self.flush_remote_tlbs(cx);
+        }
     }
 
     /// Frames of the range that could be mapped huge, for reports: the largest level that the slot's metadata allows.

@@ -76,7 +76,6 @@ pub static ABSENT: &[Absent] = &[
         "R23: collecting takes the guard of the lock held for writing, so that this cannot be written",
     ),
     absent("DOUBLE_RECURSE", "R15: the compare-exchange above a subtree is RC-12's"),
-    absent("ENABLE_NO_SRCU", "R27: the wait for the old slots is RC-20's"),
     absent("EXT_FREE_EARLY", "R62: no code frees a table of a mirror before the VM dies"),
     absent("FREEZE_NO_LOOP", "R16: tables of mirrors are never taken out under mmu_lock held for reading"),
     absent("MIRROR_NO_FREEZE", "R58: mirrors belong to TDX; `sim-mmu/tests/tdp/mirror.rs` finds it"),

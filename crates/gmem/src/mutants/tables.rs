@@ -70,6 +70,33 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R26"]),
     row(
+        COLLECT_NO_FLUSH,
+        "L x T",
+        "the flush after pages were collected",
+        "the guest goes on writing through its TLB, and nobody learns of it",
+        &["MMU-INV-040"],
+        "mmu/write-collect.toml",
+    )
+    .also(&["R24"]),
+    row(
+        ENABLE_NO_SRCU,
+        "F x L",
+        "the wait for faults that know the slot without its log, when logging begins",
+        "one of them makes an entry writable after W was taken everywhere, and marks nothing",
+        &["MMU-INV-040", "INV-401"],
+        "mmu/enable-fault.toml",
+    )
+    .also(&["R27"]),
+    row(
+        ENABLE_NO_FLUSH,
+        "L x T",
+        "the flush when logging begins",
+        "the guest goes on writing through its TLB, and nobody learns of it",
+        &["MMU-INV-040"],
+        "mmu/enable-write.toml",
+    )
+    .also(&["R28"]),
+    row(
         FAST_HUGE_LOG,
         "fast F, L",
         "that the fast path leaves huge leafs of a logged slot alone",
@@ -96,6 +123,15 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "mmu/split-read.toml",
     )
     .also(&["R67"]),
+    row(
+        RECOVER_NO_FLUSH,
+        "recovery x T",
+        "the flush after recovery has taken tables out",
+        "a processor walks a table that was freed, to which its caches still lead",
+        &["MMU-INV-005"],
+        "mmu/recover-walk.toml",
+    )
+    .also(&["R35"]),
     row(
         RECOVER_IGNORES_MIXED,
         "recovery, S",
