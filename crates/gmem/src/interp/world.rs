@@ -266,6 +266,12 @@ impl World {
                 Err(errno) => failed(errno),
             },
             Op::Mlock { map, offset, len } => unit(p.mlock(cx, self.address(map, *offset), *len)),
+            Op::PageIdleMark { map, offset, len } => unit(p.page_idle_mark(cx, self.address(map, *offset), *len)),
+            Op::PageIdleRead { map, offset, len } => match p.page_idle_read(cx, self.address(map, *offset), *len) {
+                Ok(pages) => Answer::Ok { value: 0, detail: Detail::Idle(pages) },
+                Err(errno) => failed(errno),
+            },
+            Op::NxHugePageRecovery { vm, ratio } => unit(ioctl::nx_huge_page_recovery(cx, p, self.fd(vm), *ratio)),
             Op::HostRead { map, offset } => match p.read_u32(cx, self.address(map, *offset)) {
                 Ok(value) => Answer::Ok { value: 0, detail: Detail::Value(u64::from(value)) },
                 Err(signal) => Answer::Signal(signal_of(signal)),
@@ -293,7 +299,7 @@ impl World {
             Op::GuestRead { .. } | Op::GuestWrite { .. } | Op::GuestRmw { .. } | Op::GuestHypercall { .. } => {
                 self.guest(cx, op)
             }
-            Op::GuestPaged { .. } => self.guest_paged(cx, op),
+            Op::GuestPaged(op) => self.guest_paged(cx, op),
         }
     }
 

@@ -399,6 +399,21 @@ impl Vm {
         allowed.copied().unwrap_or(Level::L4K)
     }
 
+    /// `kvm_recover_nx_huge_pages`, one turn of the VM's worker (`kvm_nx_huge_page_recovery_worker`): takes out one of each `ratio` tables that a
+    /// fetch made of a huge page, at least one, or none with ratio 0 (`nx_huge_pages_recovery_ratio`).
+    pub fn recover_nx_huge_pages(&self, cx: &Cx<'_>, ratio: u64) {
+        let _srcu = self.srcu.read(cx);
+        let mut lock = self.mmu.mmu_lock.read(cx);
+        let to_zap = if ratio == 0 { 0 } else { self.mmu.nx_huge_page_splits().div_ceil(ratio) };
+        let is_logged = |as_id: u16, gfn: Gfn| {
+            self.logs_dirty_pages()
+                && self
+                    .memslots
+                    .read(cx, u32::from(as_id), |set| set.by_gfn(gfn).is_some_and(|slot| slot.dirty_bitmap.is_some()))
+        };
+        self.mmu.recover_nx_huge_pages(cx, &mut lock, to_zap, is_logged, self);
+    }
+
     /// `kvm_zap_gfn_range`: an invalidation of its own around a zap of the range, in all address spaces.
     pub fn zap_gfn_range(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) {
         let mut lock = self.mmu.mmu_lock.write(cx);

@@ -52,10 +52,6 @@ pub static ABSENT: &[Absent] = &[
         "no fault meets a frozen entry: whoever takes a table out under mmu_lock held for reading works in an invalid root, maps at the same level, \
          or comes after every fault that did not",
     ),
-    absent(
-        "BUG-68",
-        "nothing of the host asks for the age of a page; `sim-mmu/tests/tdp/ageing.rs` finds it (R57, AGE_PLAIN_STORE)",
-    ),
     absent("BUG-69", "no nested guests"),
     absent("BUG-70", "no write tracking"),
     absent("BUG-71", "no shadow paging"),
@@ -66,7 +62,6 @@ pub static ABSENT: &[Absent] = &[
     absent("BUG-76", "no caches of guest pages"),
     absent("BUG-77", "no asynchronous page faults"),
     absent("BUG-55", "no fault loops with what it read of a mirror's entry: it starts over"),
-    absent("BUG-66", "no operation starts the recovery of huge pages; `sim-mmu/tests/tdp/nx.rs` finds it"),
     absent(
         "ATTR_FILTER_INVERTED",
         "R40: with one tree for both kinds there is nothing to confuse; mirrors belong to TDX",
@@ -81,10 +76,6 @@ pub static ABSENT: &[Absent] = &[
     absent("MIRROR_NO_FREEZE", "R58: mirrors belong to TDX; `sim-mmu/tests/tdp/mirror.rs` finds it"),
     absent("MIRROR_STUCK_FROZEN", "R59: as R58"),
     absent("MMIO_WRAP", "R66: it takes 131072 changes of slots; `gmem/tests/kvm/mmio_wrap.rs`"),
-    absent(
-        "NO_FREEZE_CHILDREN",
-        "R14: only the recovery of huge pages meets faults below a table that it takes out, and no operation starts it; `sim-mmu/tests/tdp/nx.rs` finds it",
-    ),
     absent("PML_CLEAR_ALL", "R30: a record that was not drained is still reported after D was cleared"),
     absent("POPULATE_NO_LOCK", "R63: populating is of SNP and TDX launches"),
     absent("RANGE_LATE", "R07: RC-06 adds the range after the zap, under the same lock"),

@@ -97,6 +97,15 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R28"]),
     row(
+        FLUSH_BY_SPTE,
+        "L x ageing x T",
+        "that the flush of collecting depends on the bits taken: it depends on what the entries said",
+        "an entry that had no right left to lose stays writable in a TLB, and nobody learns of the writes",
+        &["MMU-INV-040"],
+        "mmu/age-collect.toml",
+    )
+    .also(&["R25"]),
+    row(
         FAST_HUGE_LOG,
         "fast F, L",
         "that the fast path leaves huge leafs of a logged slot alone",
@@ -141,6 +150,32 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "mmu/recover-mixed.toml",
     )
     .also(&["R36"]),
+    row(
+        BUG_68,
+        "ageing x N",
+        "the compare-exchange by which ageing changes an entry",
+        "a leaf that was zapped comes back, and its page is somebody else's",
+        &["INV-203", "INV-201", "MMU-INV-006"],
+        "mmu/age-drop.toml",
+    )
+    .also(&["R57", "AGE_PLAIN_STORE"]),
+    row(
+        BUG_66,
+        "F x F (NX mitigation)",
+        "the order of a table's link and the reason for it: the table is linked first",
+        "a fault takes the table out that says nothing yet, and what waits for the recovery worker is a table that was freed",
+        &["MMU-INV-006", "MMU-INV-005", "MMU-INV-007"],
+        "mmu/nx-fetch-read.toml",
+    ),
+    row(
+        NO_FREEZE_CHILDREN,
+        "NX recovery x F",
+        "freezing the entries of a table that was taken out",
+        "a fault maps a page into a table that is about to be freed",
+        &["MMU-INV-004", "MMU-INV-006", "MMU-INV-007"],
+        "mmu/nx-recover.toml",
+    )
+    .also(&["R14"]),
     row(
         LAZY_ROOT_ZAP,
         "D x N (quirk on)",

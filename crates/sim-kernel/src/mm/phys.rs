@@ -51,6 +51,8 @@ bitflags::bitflags! {
         const TABLE = 1 << 4;
         /// `PG_reserved`: one of the shared zero pages; its mappings are not counted and it is never freed.
         const RESERVED = 1 << 5;
+        /// `PG_idle`: nobody is known to have used the page since user space said that it is idle.
+        const IDLE = 1 << 6;
     }
 }
 
