@@ -70,7 +70,7 @@ impl World {
     /// ```
     pub fn checked(cx: &Cx<'_>, config: MachineConfig) -> World {
         let host = Host::new(cx, config);
-        host.watch_stores();
+        host.watch_guests();
         World { contents: Some(Default::default()), ..World::on(cx, &host) }
     }
 

@@ -8,7 +8,7 @@
 //! Who made an entry writable marks the page a moment later, and a processor's log is drained when its vCPU has left the guest: so a store may be
 //! without a mark while a run of a vCPU goes on that had begun before it. Such a page may be missing in the log that is read meanwhile, and is in the next.
 //!
-//! Nothing of it is in Linux. Recorded only where somebody asks ([`Host::watch_stores`](crate::kvm::host::Host::watch_stores)).
+//! Nothing of it is in Linux. Recorded only where somebody asks ([`Host::watch_guests`](crate::kvm::host::Host::watch_guests)).
 
 use std::collections::BTreeSet;
 

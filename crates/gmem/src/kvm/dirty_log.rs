@@ -5,14 +5,14 @@
 //! with. Clearing works without the capability too.
 
 use super::memslots::{DirtyBitmap, Memslot, SlotId};
-use super::mutants::{COLLECT_NO_FLUSH, FLUSH_BY_SPTE, PROTECT_THEN_TAKE};
+use super::mutants::{COLLECT_NO_FLUSH, FLUSH_BY_SPTE, PML_CLEAR_ALL, PROTECT_THEN_TAKE};
 use super::uapi::{KVM_USER_MEM_SLOTS, kvm_clear_dirty_log};
 use super::vm::Vm;
 use crate::invariants::guest_stores::Moment;
-use sim_kernel::sync::RwLockWriteGuard;
 use sim_kernel::{Cx, Errno};
+use sim_mmu::mutants::COLLECT_READLOCK;
 use sim_mmu::walker::Pml;
-use sim_mmu::{Gfn, RemoteFlush, SlotView};
+use sim_mmu::{Gfn, MmuLock, RemoteFlush, SlotView};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,7 +38,14 @@ impl Vm {
         }
         let mut changed = false;
         let words: Vec<u64> = {
-            let mut lock = self.mmu.mmu_lock.write(cx);
+            let (mut reading, mut writing);
+            let mut lock = if cx.has_mutant(COLLECT_READLOCK) {
+                reading = self.mmu.mmu_lock.read(cx);
+                MmuLock::Read(&mut reading)
+            } else {
+                writing = self.mmu.mmu_lock.write(cx);
+                MmuLock::Write(&mut writing)
+            };
             let take = |i| {
                 if cx.has_mutant(PROTECT_THEN_TAKE) {
                     changed |= self.start_over(cx, &mut lock, &slot, i, bitmap.word(cx, i));
@@ -82,7 +89,8 @@ impl Vm {
         self.kick_all(cx);
         let (mut taken_any, mut changed) = (false, false);
         {
-            let mut lock = self.mmu.mmu_lock.write(cx);
+            let mut writing = self.mmu.mmu_lock.write(cx);
+            let mut lock = MmuLock::Write(&mut writing);
             let first = range.first_page / WORD_PAGES;
             for (word, mask) in bits.range(..pages.div_ceil(WORD_PAGES)).filter(|(_, mask)| **mask != 0) {
                 let i = (first + word) as usize;
@@ -172,7 +180,7 @@ impl Vm {
 
     /// Whether stores of guests are recorded.
     #[inline]
-    pub(super) fn records_stores(&self) -> bool {
+    pub(super) fn watches_guests(&self) -> bool {
         self.runs.is_some()
     }
 
@@ -228,15 +236,10 @@ impl Vm {
     }
 
     /// Writes to the pages whose bits were taken from a word will be seen again. Whether any entry changed.
-    fn start_over(
-        &self,
-        cx: &Cx<'_>,
-        lock: &mut RwLockWriteGuard<'_, ()>,
-        slot: &Memslot,
-        word: usize,
-        taken: u64,
-    ) -> bool {
+    fn start_over(&self, cx: &Cx<'_>, lock: &mut MmuLock<'_, '_>, slot: &Memslot, word: usize, taken: u64) -> bool {
         let base = slot.base_gfn + word as u64 * WORD_PAGES;
-        self.mmu.enable_log_dirty_pt_masked(cx, lock, slot.as_id, base, taken, self.dirty_log_initially_set())
+        let mask =
+            if cx.has_mutant(PML_CLEAR_ALL) { u64::MAX >> (64 - (slot.gfns().end - base).min(64)) } else { taken };
+        self.mmu.enable_log_dirty_pt_masked(cx, lock, slot.as_id, base, mask, self.dirty_log_initially_set())
     }
 }

@@ -370,13 +370,17 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
     ) -> Result<Pfn, AccessFault> {
-        state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access).map(|found| found.pfn)
+        let pfn = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access)?.pfn;
+        if self.vm.watches_guests() {
+            state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
+        }
+        Ok(pfn)
     }
 
     /// The guest has written to a page that it had just translated.
     #[inline]
     fn stored(&self, state: &VcpuState, gva: Gva) {
-        if self.vm.records_stores() {
+        if self.vm.watches_guests() {
             let gfn = if state.has_paging() { state.cpu.cached_gfn(gva) } else { Some(Gpa(gva.0).gfn()) };
             gfn.into_iter().for_each(|gfn| self.vm.record_store(gfn));
         }

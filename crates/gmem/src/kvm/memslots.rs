@@ -45,7 +45,7 @@ impl DirtyBitmap {
         // Two copies: one to collect into, one to hand out.
         let charge = host.charge(pages.div_ceil(64) * 16)?;
         let words = zeroed_slice_box(pages.div_ceil(64) as usize);
-        let unreported = host.watches_stores().then(Default::default);
+        let unreported = host.watches_guests().then(Default::default);
         Ok(DirtyBitmap { object: cx.new_object("dirty_bitmap"), _charge: charge, words, unreported })
     }
 

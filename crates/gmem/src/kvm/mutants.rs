@@ -137,3 +137,5 @@ pub const COLLECT_NO_FLUSH: Mutant = Mutant::new(283, "COLLECT_NO_FLUSH");
 pub const FLUSH_BY_SPTE: Mutant = Mutant::new(284, "FLUSH_BY_SPTE");
 /// vCPUs that know the slot without logging are waited for.
 pub const ENABLE_NO_SRCU: Mutant = Mutant::new(285, "ENABLE_NO_SRCU");
+/// Collecting starts over with the pages whose bits were taken, and with no others.
+pub const PML_CLEAR_ALL: Mutant = Mutant::new(286, "PML_CLEAR_ALL");

@@ -134,10 +134,10 @@ impl Vcpu {
         if self.check_request(cx, Request::TlbFlush) {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
-            state.cpu.flush_all(cx);
+            state.flush_all(cx);
         }
         if self.check_request(cx, Request::TlbFlushCurrent) {
-            state.cpu.flush_all(cx);
+            state.flush_all(cx);
         }
         if self.check_request(cx, Request::TlbFlushGuest) {
             state.cpu.flush_guest(cx);
@@ -152,7 +152,7 @@ impl Vcpu {
         if state.root.is_none() {
             state.root = Some(self.vm.load_root(cx)?);
             if !cx.has_mutant(ROOTLOAD_NO_FLUSH) {
-                state.cpu.flush_all(cx);
+                state.flush_all(cx);
             }
         }
         Ok(())
@@ -171,7 +171,12 @@ impl Vcpu {
         self.show_guest_mode(cx);
         let visit = srcu.outside(|| {
             let may_run = self.enter_guest_mode(cx);
-            let visit = may_run.then(|| self.guest(cx, state));
+            let visit = may_run.then(|| {
+                self.check_at_entry(state);
+                let visit = self.guest(cx, state);
+                self.check_reached(state, "MMU-INV-026: in the guest");
+                visit
+            });
             self.leave_guest_mode(cx, may_run);
             visit
         });

@@ -14,9 +14,10 @@ use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
-use sim_kernel::{Cx, Errno};
+use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -145,6 +146,9 @@ pub(crate) struct VcpuState {
     pub(crate) immediate_exit: bool,
     /// Retries in a row that nothing explains. Not the kernel's; for INV-506.
     pub(crate) unexplained_retries: u32,
+    /// The frames that the guest has reached since everything was flushed, with how often each had been allocated, if the host is watched: what
+    /// its TLB may lead to. Not the kernel's; for MMU-INV-026 and MMU-INV-031.
+    pub(crate) reached: BTreeMap<Pfn, u32>,
 }
 
 impl VcpuState {
@@ -167,7 +171,14 @@ impl VcpuState {
             mmio: Default::default(),
             immediate_exit: false,
             unexplained_retries: 0,
+            reached: BTreeMap::new(),
         }
+    }
+
+    /// `kvm_vcpu_flush_tlb_all`, `kvm_vcpu_flush_tlb_current`.
+    pub(super) fn flush_all(&mut self, cx: &Cx<'_>) {
+        self.cpu.flush_all(cx);
+        self.reached.clear();
     }
 }
 
@@ -251,6 +262,8 @@ impl Vcpu {
             !self.has_requests(cx)
         } && !cx.signal_pending();
         if may_run {
+            let seen = self.peek_requests() == 0 || self.guest_mode.peek() == EXITING_GUEST_MODE;
+            assert!(seen, "MMU-INV-034: vCPU {} enters the guest with a request that it has not seen", self.id);
             self.visits.fetch_add(1, Ordering::Relaxed);
         }
         may_run

@@ -133,7 +133,7 @@ impl Vm {
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
             nr_memslots_dirty_logging: AtomicU64::new(0),
-            runs: host.watches_stores().then(Default::default),
+            runs: host.watches_guests().then(Default::default),
             destroyed: AtomicBool::new(false),
             notifier: OnceLock::new(),
         });

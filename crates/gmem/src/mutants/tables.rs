@@ -70,6 +70,15 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R26"]),
     row(
+        COLLECT_READLOCK,
+        "F x L",
+        "mmu_lock held for writing while pages are collected: it is held for reading",
+        "the log takes the mark of a fault that is about to map its page, and the page is writable then without one",
+        &["MMU-INV-040"],
+        "mmu/map-collect.toml",
+    )
+    .also(&["R23"]),
+    row(
         COLLECT_NO_FLUSH,
         "L x T",
         "the flush after pages were collected",
@@ -106,6 +115,15 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R25"]),
     row(
+        PML_CLEAR_ALL,
+        "PML x L",
+        "that collecting clears D of the pages whose bits were taken only: it does so of all pages of the word",
+        "nothing: a record that a processor still has is reported later, whatever became of D",
+        &[],
+        "mmu/pml-collect.toml",
+    )
+    .also(&["R30"]),
+    row(
         FAST_HUGE_LOG,
         "fast F, L",
         "that the fast path leaves huge leafs of a logged slot alone",
@@ -132,6 +150,15 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "mmu/split-read.toml",
     )
     .also(&["R67"]),
+    row(
+        RCU_BEFORE_FLUSH,
+        "recovery x T",
+        "the order of flush and RCU when recovery has taken tables out: the section ends first",
+        "tables are freed to which caches of processors still lead",
+        &["MMU-INV-005"],
+        "mmu/recover-walk.toml",
+    )
+    .also(&["R18"]),
     row(
         RECOVER_NO_FLUSH,
         "recovery x T",

@@ -12,11 +12,11 @@ use super::{MmuLock, TdpMmu};
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::SlotView;
 use crate::flush::RemoteFlush;
-use crate::mutants::{RECOVER_IGNORES_MIXED, RECOVER_NO_FLUSH};
+use crate::mutants::{COLLECT_READLOCK, RCU_BEFORE_FLUSH, RECOVER_IGNORES_MIXED, RECOVER_NO_FLUSH};
 use crate::spte::Spte;
 use crate::stage2::PT_WRITABLE_MASK;
 use sim_kernel::Cx;
-use sim_kernel::sync::{RwLockReadGuard, RwLockWriteGuard, rcu_read_lock};
+use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
 
 impl TdpMmu {
     /// `kvm_tdp_mmu_wrprot_slot`: removes W from the leafs of at least `min_level` in `range`; whether any had it. The caller
@@ -91,12 +91,14 @@ impl TdpMmu {
     pub fn enable_log_dirty_pt_masked(
         &self,
         cx: &Cx<'_>,
-        lock: &mut RwLockWriteGuard<'_, ()>,
+        lock: &mut MmuLock<'_, '_>,
         as_id: u16,
         base: Gfn,
         mask: u64,
         initially_set: bool,
     ) -> bool {
+        let excludes_faults = lock.is_exclusive() || cx.has_mutant(COLLECT_READLOCK);
+        assert!(excludes_faults, "MMU-INV-053: pages are collected with mmu_lock held for reading");
         if mask == 0 {
             return false;
         }
@@ -107,7 +109,7 @@ impl TdpMmu {
             let last = base + u64::from(63 - mask.leading_zeros());
             if self.config().eager_page_split {
                 let range = GfnRange::new(first, last + 1);
-                self.split_huge_pages(cx, MmuLock::Write(lock), as_id, range, Level::L4K);
+                self.split_huge_pages(cx, lock.again(), as_id, range, Level::L4K);
             }
             changed |= self.write_protect_gfn(cx, lock, as_id, first, Level::L2M);
             // As in the kernel, which rounds up: two neighbours of which the second starts a large page count as one page.
@@ -120,14 +122,7 @@ impl TdpMmu {
     }
 
     /// `kvm_tdp_mmu_clear_dirty_pt_masked`: removes W from the 4 KiB leafs in `mask`, or D where that is logged; whether any had it.
-    pub fn clear_dirty_pt_masked(
-        &self,
-        cx: &Cx<'_>,
-        _lock: &mut RwLockWriteGuard<'_, ()>,
-        as_id: u16,
-        base: Gfn,
-        mask: u64,
-    ) -> bool {
+    pub fn clear_dirty_pt_masked(&self, cx: &Cx<'_>, lock: &MmuLock<'_, '_>, as_id: u16, base: Gfn, mask: u64) -> bool {
         if mask == 0 {
             return false;
         }
@@ -139,7 +134,7 @@ impl TdpMmu {
         self.for_each_root(cx, valid, |root| {
             let _rcu = rcu_read_lock(cx);
             let range = GfnRange::new(first, last + 1);
-            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
+            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, lock.is_exclusive());
             while iter.is_valid() {
                 if iter.level == Level::L4K && mask >> (iter.gfn - base) & 1 != 0 && iter.old_spte.is_present() {
                     changed |= self.clear_spte_bits(cx, &mut iter, bit);
@@ -168,19 +163,13 @@ impl TdpMmu {
 
     /// `kvm_tdp_mmu_write_protect_gfn`: removes W and M from the leaf of at least `min_level` over `gfn`, so that not even the
     /// fast path makes it writable; whether it had either.
-    fn write_protect_gfn(
-        &self,
-        cx: &Cx<'_>,
-        _lock: &mut RwLockWriteGuard<'_, ()>,
-        as_id: u16,
-        gfn: Gfn,
-        min_level: Level,
-    ) -> bool {
+    fn write_protect_gfn(&self, cx: &Cx<'_>, lock: &MmuLock<'_, '_>, as_id: u16, gfn: Gfn, min_level: Level) -> bool {
         let mut changed = false;
         let valid = |root: &Root| root.is_valid_direct(as_id);
         self.for_each_root(cx, valid, |root| {
             let _rcu = rcu_read_lock(cx);
-            let mut iter = TdpIter::new(cx, &self.tables, root, min_level, GfnRange::with_len(gfn, 1), true);
+            let range = GfnRange::with_len(gfn, 1);
+            let mut iter = TdpIter::new(cx, &self.tables, root, min_level, range, lock.is_exclusive());
             while iter.is_valid() {
                 if iter.old_spte.is_leaf(iter.level) {
                     let new = iter.old_spte.without(PT_WRITABLE_MASK | self.tables.masks.mmu_writable);
@@ -250,6 +239,9 @@ impl TdpMmu {
                 }
             }
             iter.next(cx, &self.tables);
+        }
+        if cx.has_mutant(RCU_BEFORE_FLUSH) {
+            drop(rcu.take());
         }
         // Before the RCU section ends: paging-structure caches may still point to the unlinked tables.
         if owed && !cx.has_mutant(RECOVER_NO_FLUSH) {

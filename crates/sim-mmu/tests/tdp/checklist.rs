@@ -5,7 +5,9 @@ use crate::races::{race, spawn, start_with};
 use crate::vm::{BASE, Vm, config, runs};
 use sim_kernel::Cx;
 use sim_kernel::sched::Sim;
-use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, RetPf, RootFilter, Spte, Stage2Kind, TdpConfig, TdpFault};
+use sim_mmu::{
+    Access, Gfn, GfnRange, Level, MayYield, MmuLock, RetPf, RootFilter, Spte, Stage2Kind, TdpConfig, TdpFault,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -237,7 +239,7 @@ fn mm_120_collecting_a_page_that_lost_w_already_changes_nothing() {
         vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K);
         let logged = |initially_set| {
             let mut lock = vm.mmu.mmu_lock.write(cx);
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, BASE + 64, 1 << 24, initially_set);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, BASE + 64, 1 << 24, initially_set);
         };
         let before = vm.mmu.peek_leaf(&root, PAGE);
         logged(false);

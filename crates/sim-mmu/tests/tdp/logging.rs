@@ -48,7 +48,7 @@ fn collect(cx: &Cx<'_>, vm: &Vm) -> bool {
     cx.cond_resched();
     let taken = vm.slot.dirty.lock().remove(&PAGE.0);
     if taken {
-        vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, WORD, BIT, false);
+        vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, WORD, BIT, false);
     }
     taken
 }

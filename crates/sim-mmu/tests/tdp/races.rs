@@ -263,7 +263,7 @@ fn no_write_is_lost() {
                     cx.cond_resched();
                     if vm.slot.dirty.lock().remove(&600) {
                         let base = Gfn(512 + 64);
-                        vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, base, 1 << 24, false);
+                        vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, base, 1 << 24, false);
                     }
                 }
             });
