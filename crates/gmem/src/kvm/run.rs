@@ -140,6 +140,7 @@ impl Vcpu {
             state.flush_all(cx);
         }
         if self.check_request(cx, Request::TlbFlushGuest) {
+            state.tlb_flush += 1;
             state.cpu.flush_guest(cx);
         }
     }
@@ -283,6 +284,11 @@ impl Vcpu {
     /// Registers after the last run.
     pub fn regs(&self, cx: &Cx<'_>) -> super::vcpu::GuestRegs {
         self.mutex.lock(cx).regs
+    }
+
+    /// `vcpu->stat.tlb_flush`: how often the vCPU has flushed its TLB.
+    pub fn tlb_flushes(&self, cx: &Cx<'_>) -> u64 {
+        self.mutex.lock(cx).tlb_flush
     }
 
     /// `kvm_run.immediate_exit`.

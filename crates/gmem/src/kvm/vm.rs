@@ -83,6 +83,10 @@ pub struct Vm {
     manual_dirty_log: AtomicU64,
     /// Slots that are logged; changed under `slots_lock`.
     pub(crate) nr_memslots_dirty_logging: AtomicU64,
+    /// `kvm->stat.remote_tlb_flush_requests`.
+    pub(super) remote_tlb_flush_requests: AtomicU64,
+    /// `kvm->stat.remote_tlb_flush`.
+    pub(super) remote_tlb_flush: AtomicU64,
     /// The runs of vCPUs that go on, if stores are recorded. Not the kernel's; for MMU-INV-040.
     pub(super) runs: Option<parking_lot::Mutex<Runs>>,
     destroyed: AtomicBool,
@@ -133,6 +137,8 @@ impl Vm {
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
             nr_memslots_dirty_logging: AtomicU64::new(0),
+            remote_tlb_flush_requests: AtomicU64::new(0),
+            remote_tlb_flush: AtomicU64::new(0),
             runs: host.watches_guests().then(Default::default),
             destroyed: AtomicBool::new(false),
             notifier: OnceLock::new(),
@@ -191,6 +197,13 @@ impl Vm {
     /// `EIO` if the caller's address space is not the VM's.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
         if !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// `remote_tlb_flush_requests` and `remote_tlb_flush` of the VM's statistics: how often all TLBs were to be flushed, and how often a vCPU had to be
+    /// called out of the guest for it.
+    pub fn remote_tlb_flushes(&self) -> (u64, u64) {
+        let [requests, flushes] = [&self.remote_tlb_flush_requests, &self.remote_tlb_flush];
+        (requests.load(Ordering::Relaxed), flushes.load(Ordering::Relaxed))
     }
 
     /// vCPUs that exist.

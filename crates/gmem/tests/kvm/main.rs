@@ -13,6 +13,7 @@ mod poison_race;
 mod poison_signal;
 mod prefault_level;
 mod readonly_logging;
+mod run_loop;
 mod stand_in;
 
 use gmem::MachineConfig;
