@@ -174,11 +174,13 @@ impl Vcpu {
             let may_run = self.enter_guest_mode(cx);
             let visit = may_run.then(|| {
                 self.check_at_entry(state);
-                let visit = self.guest(cx, state);
-                self.check_reached(state, "MMU-INV-026: in the guest");
-                visit
+                self.guest(cx, state)
             });
             self.leave_guest_mode(cx, may_run);
+            if may_run {
+                // Until this step nobody may have freed anything.
+                self.check_reached(state, "MMU-INV-026: in the guest");
+            }
             visit
         });
         match visit {

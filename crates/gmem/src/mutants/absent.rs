@@ -90,10 +90,10 @@ pub static ABSENT: &[Absent] = &[
     ),
     absent(
         "CLEAR_AFTER_ACT",
-        "what a flush request that is lost would have dropped was dropped by the flush before it: nothing is cached between that and the guest",
+        "R51: what a flush request that is lost would have dropped was dropped by the flush before it: nothing is cached between that and the guest",
     ),
-    absent("FLUSH_MIDWALK", "a vCPU flushes between two visits to the guest, never in one"),
-    absent("MIGRATE_NO_FLUSH", "each vCPU has a processor of its own"),
-    absent("ASID_REUSE", "each vCPU has a processor of its own"),
-    absent("TRACK_NO_FLUSH", "no write tracking"),
+    absent("FLUSH_MIDWALK", "R55: a vCPU flushes between two visits to the guest, never in one"),
+    absent("MIGRATE_NO_FLUSH", "R52: each vCPU has a processor of its own"),
+    absent("ASID_REUSE", "R53: each vCPU has a processor of its own"),
+    absent("TRACK_NO_FLUSH", "R56: no write tracking"),
 ];

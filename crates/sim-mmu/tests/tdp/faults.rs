@@ -5,7 +5,7 @@ use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Sim;
 use sim_kernel::{Errno, Pfn};
 use sim_mmu::{
-    Access, Gfn, GfnRange, Gpa, Level, MayYield, RetPf, RootFilter, SpteState, Stage2Kind, TdpConfig, TdpMmu,
+    Access, Gfn, GfnRange, Gpa, Level, MayYield, MmuLock, RetPf, RootFilter, SpteState, Stage2Kind, TdpConfig, TdpMmu,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;

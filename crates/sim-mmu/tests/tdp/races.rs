@@ -5,7 +5,7 @@ use sim_kernel::explore::{Exploration, Judgement, Options, Program, StrategyKind
 use sim_kernel::sched::{Sim, Verdict};
 use sim_kernel::sync::{Mutex, rcu_read_lock};
 use sim_kernel::{Cx, MutantSet, Pfn};
-use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, RetPf, Root, RootFilter};
+use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, MmuLock, RetPf, Root, RootFilter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
