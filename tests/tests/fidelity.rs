@@ -204,7 +204,7 @@ fn numbers_after(text: &str, mark: &str) -> Vec<u32> {
 fn every_item_of_the_mmus_checklist_has_a_test_by_its_number_or_a_reason() {
     let mut tested = BTreeSet::new();
     for folder in ["crates/sim-mmu/tests", "crates/gmem/tests", "tests/tests"] {
-        for file in sources(&root().join(folder)) {
+        for file in rust_files(&root().join(folder)) {
             let text = fs::read_to_string(file).unwrap();
             let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn mm_"));
             tested.extend(names.flat_map(|name| numbers_after(&format!("mm_{name}"), "mm_")));
@@ -230,12 +230,12 @@ fn every_item_of_the_mmus_checklist_has_a_test_by_its_number_or_a_reason() {
 }
 
 /// The Rust files below a folder.
-fn sources(folder: &Path) -> Vec<PathBuf> {
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            files.extend(sources(&path));
+            files.extend(rust_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }
