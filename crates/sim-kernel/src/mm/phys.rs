@@ -429,7 +429,7 @@ impl PhysMem {
     #[inline]
     pub fn numbered_table(&self, table: Pfn) -> (u32, &[AtomicU64; WORDS_PER_PAGE]) {
         let content = self.frame(table).content.load(Ordering::Acquire);
-        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        assert!(content >= FIRST_BUFFER, "MMU-INV-005: {table:?} is used as a table, and is none");
         let number = content - FIRST_BUFFER;
         (number, &self.contents.get(number).words)
     }
@@ -444,7 +444,7 @@ impl PhysMem {
             "{table:?} is not filled"
         );
         let content = self.frame(table).content.load(Ordering::Acquire);
-        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        assert!(content >= FIRST_BUFFER, "MMU-INV-005: {table:?} is used as a table, and is none");
         let bytes = self.contents.get(content - FIRST_BUFFER);
         bytes.fill.store(fill, Ordering::Relaxed);
         bytes.is_filled.store(1, Ordering::Relaxed);
