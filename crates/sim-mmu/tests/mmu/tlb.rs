@@ -153,7 +153,17 @@ fn mm_040_mm_041_mm_043_what_each_operation_takes_on_intel() {
         ("CR4.PCIDE off", |cx, p| p.mov_to_cr4(cx, p.state().registers.cr4 - Cr4::PCIDE).unwrap(), "2.1a 2.g"),
         ("CR4.SMEP on", |cx, p| p.mov_to_cr4(cx, p.state().registers.cr4 | Cr4::SMEP).unwrap(), "1.2a 1.2b 2.1a 2.g"),
         ("CR4.SMAP on", |cx, p| p.mov_to_cr4(cx, p.state().registers.cr4 | Cr4::SMAP | Cr4::PKE).unwrap(), all),
-        ("CR0.PG off", |cx, p| p.mov_to_cr0(cx, Cr0::WP).unwrap(), "2.1a 2.g"),
+        (
+            "CR0.PG off",
+            |cx, p| {
+                // Paging cannot be switched off while there are PCIDs. Those go by a state that is loaded: nothing is flushed.
+                let mut state = *p.state();
+                state.registers.cr4.remove(Cr4::PCIDE);
+                p.enter(state).unwrap();
+                p.mov_to_cr0(cx, Cr0::WP).unwrap();
+            },
+            "2.1a 2.g",
+        ),
         (
             "INVVPID 0",
             |cx, p| p.invvpid(cx, InvvpidType::Address(TlbTag(1), A_PAGE)).unwrap(),
