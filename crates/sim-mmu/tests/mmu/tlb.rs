@@ -408,6 +408,32 @@ fn mm_046_invalidation_reaches_all_fragments() {
 }
 
 #[test]
+fn mm_044_mm_046_a_fault_leaves_other_fragments() {
+    Sim::sequential().solo(|cx| {
+        let mut machine = Machine::<Ept>::new(cx, Setup::default());
+        let page = Gva(0x4020_0000);
+        machine.map_guest(page, Gfn(0x800), Level::L2M, RWX);
+        for n in [0, 1] {
+            machine.back(Gfn(0x800 + n));
+            machine.frame(cx, page + (n << 12));
+        }
+        // The fragment's frame moves and nobody flushes; an access of the same guest page faults in stage 2, and one at stage 1.
+        machine.map_stage2(machine.root, Gfn(0x801).gpa(), host(Gfn(0x42)), Level::L4K, Ept::LEAF);
+        exit(machine.access(cx, page + 0x2000, Access::Read));
+        assert_eq!(machine.processor.tlb().contents().fragments, 2);
+        assert_eq!(machine.frame(cx, page + 0x1000), host(Gfn(0x801)), "stale: the fault was of another address");
+        machine.change_registers(|r| r.cr4.insert(Cr4::SMEP));
+        page_fault(machine.access(cx, page, Access::Exec));
+        assert_eq!(machine.processor.tlb().contents().fragments, 1, "what the page fault was of is gone");
+        assert_eq!(machine.frame(cx, page + 0x1000), host(Gfn(0x801)), "and the other stays");
+        machine.processor.invlpg(cx, page);
+        assert_eq!(machine.frame(cx, page + 0x1000), host(Gfn(0x801)), "the guest-physical mapping is still there");
+        machine.processor.invept(cx, InveptType::All);
+        assert_eq!(machine.frame(cx, page + 0x1000), host(Gfn(0x42)));
+    });
+}
+
+#[test]
 fn large_entries() {
     Sim::sequential().solo(|cx| {
         let mut machine = Machine::<Npt>::new(cx, Setup { stage2_page: Level::L2M, ..Setup::default() });
