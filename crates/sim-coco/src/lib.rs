@@ -9,6 +9,7 @@ mod busy;
 mod machine;
 mod plain;
 pub mod snp;
+pub mod tdx;
 
 pub use busy::BusyOnce;
 pub use machine::{AccessKind, ConfidentialMachine, GuestAccess, HostAccess, MachineFault};
