@@ -99,8 +99,7 @@ impl InTd<'_> {
         };
         if walk.level > level {
             if walk.entry.is_leaf() && walk.entry.is_walkable() {
-                return self
-                    .complete(&mut state, Err(at_level(StatusName::PageAlreadyAccepted, walk.level)));
+                return self.complete(&mut state, Err(at_level(StatusName::PageAlreadyAccepted, walk.level)));
             }
             return Err(self.exit_for_entry(&mut state, EeqType::Accept, level, walk.level, walk.entry, gpa));
         }
@@ -111,8 +110,7 @@ impl InTd<'_> {
         let mut state = tdx.state.lock();
         let at = At { slot: walk.slot, level };
         if !state.is_off(mutants::ENTRY_LOCK)
-            && let Err(denied) =
-                state.take_as(&mut held, LockId::Entry(at.slot), Mode::Exclusive, Side::Guest)
+            && let Err(denied) = state.take_as(&mut held, LockId::Entry(at.slot), Mode::Exclusive, Side::Guest)
         {
             return self.busy(&mut state, denied, OperandId::RCX);
         }

@@ -91,14 +91,7 @@ impl InTd<'_> {
             }
             SeptState::Removed | SeptState::NlMapped | SeptState::NlBlocked if walk.level == level => Err(mismatch),
             _ => {
-                return Err(self.exit_for_entry(
-                    &mut state,
-                    EeqType::AttrWr,
-                    level,
-                    walk.level,
-                    walk.entry,
-                    gpa,
-                ));
+                return Err(self.exit_for_entry(&mut state, EeqType::AttrWr, level, walk.level, walk.entry, gpa));
             }
         };
         self.complete(&mut state, answer)

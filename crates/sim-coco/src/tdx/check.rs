@@ -57,13 +57,7 @@ impl State {
     }
 
     /// The TD of an operand: its page is a TDR, and locked.
-    pub(super) fn open_tdr(
-        &mut self,
-        held: &mut Held<'_>,
-        tdr: Hpa,
-        mode: Mode,
-        operand: OperandId,
-    ) -> Seamcall<Pfn> {
+    pub(super) fn open_tdr(&mut self, held: &mut Held<'_>, tdr: Hpa, mode: Mode, operand: OperandId) -> Seamcall<Pfn> {
         Ok(self.lock_page(held, tdr, PageType::Tdr, mode, operand)?.base)
     }
 
@@ -96,13 +90,7 @@ impl State {
     }
 
     /// Steps 2 to 10: the TD of a leaf, usable, in a state in which the leaf is allowed.
-    pub(super) fn open_td(
-        &mut self,
-        held: &mut Held<'_>,
-        leaf: Leaf,
-        tdr: Hpa,
-        operand: OperandId,
-    ) -> Seamcall<Pfn> {
+    pub(super) fn open_td(&mut self, held: &mut Held<'_>, leaf: Leaf, tdr: Hpa, operand: OperandId) -> Seamcall<Pfn> {
         let tdr = self.open_tdr(held, tdr, leaf.locks().tdr, operand)?;
         self.check_state(held, leaf, tdr)?;
         Ok(tdr)

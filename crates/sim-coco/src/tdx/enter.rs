@@ -68,10 +68,14 @@ impl<'a> Seam<'a> {
         let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, modes)?;
         state.check_state(&mut held, Leaf::VpEnter, tdr)?;
         state.check_tdvps(tdvpr)?;
-        if state.vp(tdvpr).state != VcpuState::Ready || state.vp(tdvpr).counted {
+        if state.vp(tdvpr).state != VcpuState::Ready {
             return Err(StatusName::VcpuStateIncorrect.into());
         }
         let is_new_here = state.associate(tdvpr, tdr, self.lp)?;
+        // Two tasks that claim to be one processor.
+        if state.vp(tdvpr).counted {
+            return Err(StatusName::VcpuStateIncorrect.into());
+        }
         let busy = SeamFail::new(StatusName::OperandBusy, OperandId::TD_EPOCH);
         state.take(&mut held, LockId::Epoch(tdr), Mode::Shared).map_err(|_| busy)?;
         drop(state);

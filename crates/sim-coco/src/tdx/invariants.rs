@@ -48,7 +48,10 @@ struct Mapped {
 /// Whether the TD's tables can be read: it has them, and its key.
 fn has_tables(state: &State, tdr: Pfn) -> bool {
     let td = state.td(tdr);
-    !td.fatal && td.tdcx.len() > SEPT_ROOT && td.lifecycle <= Lifecycle::Blocked && td.lifecycle >= Lifecycle::KeysConfigured
+    !td.fatal
+        && td.tdcx.len() > SEPT_ROOT
+        && td.lifecycle <= Lifecycle::Blocked
+        && td.lifecycle >= Lifecycle::KeysConfigured
 }
 
 /// All entries that are not free of all TDs whose tables can be read.
@@ -125,9 +128,10 @@ fn tdx_inv_002(state: &State) -> Result<(), Violation> {
     if mapped == regular {
         return Ok(());
     }
-    let odd = mapped.iter().find(|(page, tdr)| regular.get(page) != Some(tdr)).or_else(|| {
-        regular.iter().find(|(page, tdr)| mapped.get(page) != Some(tdr))
-    });
+    let odd = mapped
+        .iter()
+        .find(|(page, tdr)| regular.get(page) != Some(tdr))
+        .or_else(|| regular.iter().find(|(page, tdr)| mapped.get(page) != Some(tdr)));
     broken("TDX-INV-002", format!("{odd:?} is mapped and no memory of the TD, or the reverse"))
 }
 
@@ -145,7 +149,11 @@ fn tdx_inv_003(state: &State) -> Result<(), Violation> {
     let pages = state.pamt.entries().filter(|(_, entry)| entry.page_type == PageType::Ept);
     let pages = pages.filter_map(|(at, entry)| Some((at.base, entry.owner?)));
     let pages: BTreeMap<_, _> = pages.filter(|(_, tdr)| has_tables(state, *tdr)).collect();
-    if tables == pages { Ok(()) } else { broken("TDX-INV-003", format!("entries point to {tables:?}, tables are {pages:?}")) }
+    if tables == pages {
+        Ok(())
+    } else {
+        broken("TDX-INV-003", format!("entries point to {tables:?}, tables are {pages:?}"))
+    }
 }
 
 /// TDX-INV-004: a TD's count of pages is the number of frames that it owns.
@@ -155,7 +163,9 @@ fn tdx_inv_003(state: &State) -> Result<(), Violation> {
 fn tdx_inv_004(state: &State) -> Result<(), Violation> {
     let mut owned: BTreeMap<Pfn, u64> = BTreeMap::new();
     for (at, entry) in state.pamt.entries() {
-        if let Some(tdr) = entry.owner.filter(|_| !matches!(entry.page_type, PageType::Nda | PageType::Rsvd | PageType::Pamt)) {
+        if let Some(tdr) =
+            entry.owner.filter(|_| !matches!(entry.page_type, PageType::Nda | PageType::Rsvd | PageType::Pamt))
+        {
             *owned.entry(tdr).or_default() += at.size.pages();
         }
     }
@@ -175,9 +185,10 @@ fn tdx_inv_004(state: &State) -> Result<(), Violation> {
 fn tdx_inv_005(state: &State) -> Result<(), Violation> {
     let used = |entry: &super::PamtEntry| !matches!(entry.page_type, PageType::Nda | PageType::Pamt);
     for (at, entry) in state.pamt.entries().filter(|(at, entry)| at.size > PageSize::Size4K && used(entry)) {
-        let inner = state.pamt.entries().find(|(other, entry)| {
-            other.size < at.size && used(entry) && at.size.base(other.base) == at.base
-        });
+        let inner = state
+            .pamt
+            .entries()
+            .find(|(other, entry)| other.size < at.size && used(entry) && at.size.base(other.base) == at.base);
         if let Some((inner, _)) = inner {
             return broken("TDX-INV-005", format!("{inner:?} is in use inside {at:?}, which is {:?}", entry.page_type));
         }
@@ -191,7 +202,8 @@ fn tdx_inv_005(state: &State) -> Result<(), Violation> {
 /// The first that does.
 fn tdx_inv_006(state: &State) -> Result<(), Violation> {
     for (tdvpr, vp) in &state.vps {
-        let Some(td) = state.tds.get(&vp.tdr).filter(|td| td.lifecycle == Lifecycle::KeysConfigured && !td.fatal) else {
+        let Some(td) = state.tds.get(&vp.tdr).filter(|td| td.lifecycle == Lifecycle::KeysConfigured && !td.fatal)
+        else {
             continue;
         };
         let Some((lp, processor)) = vp.assoc.and_then(|lp| Some((lp, state.lps.get(&lp)?))) else { continue };
@@ -202,7 +214,10 @@ fn tdx_inv_006(state: &State) -> Result<(), Violation> {
         for (_, gfn, entry) in processor.tlb.entries().filter(|(hkid, _, entry)| *hkid == td.hkid && !entry.shared) {
             let page_type = state.pamt.of_frame(entry.pfn).1.page_type;
             if page_type != PageType::Reg {
-                return broken("TDX-INV-006", format!("{lp:?} translates {gfn:?} to {:?}, which is {page_type:?}", entry.pfn));
+                return broken(
+                    "TDX-INV-006",
+                    format!("{lp:?} translates {gfn:?} to {:?}, which is {page_type:?}", entry.pfn),
+                );
             }
         }
     }
@@ -234,9 +249,10 @@ fn tdx_inv_008(state: &State) -> Result<(), Violation> {
     for leaf in pending {
         let hkid = state.hkid(leaf.tdr);
         let first = leaf.entry.pfn_at(leaf.level);
-        let cached = state.lps.values().any(|lp| {
-            lp.tlb.entries().any(|(of, _, entry)| of == hkid && !entry.shared && entry.pfn == first)
-        });
+        let cached = state
+            .lps
+            .values()
+            .any(|lp| lp.tlb.entries().any(|(of, _, entry)| of == hkid && !entry.shared && entry.pfn == first));
         if leaf.entry.is_walkable() || cached {
             return broken("TDX-INV-008", format!("{:?} is pending and can be read", leaf.gfn));
         }
@@ -254,17 +270,24 @@ fn tdx_inv_009(state: &State) -> Result<(), Violation> {
         for vp in state.vps.values().filter(|vp| vp.tdr == *tdr && vp.counted) {
             counted[(vp.vcpu_epoch & 1) as usize] += 1;
             if vp.vcpu_epoch + 1 < td.epoch.epoch || vp.vcpu_epoch > td.epoch.epoch {
-                return broken("TDX-INV-009", format!("a vCPU of epoch {} is inside in epoch {}", vp.vcpu_epoch, td.epoch.epoch));
+                return broken(
+                    "TDX-INV-009",
+                    format!("a vCPU of epoch {} is inside in epoch {}", vp.vcpu_epoch, td.epoch.epoch),
+                );
             }
         }
         if counted != td.epoch.refcount {
             return broken("TDX-INV-009", format!("{tdr:?} counts {:?}, inside are {counted:?}", td.epoch.refcount));
         }
-        let blocked = state.pamt.entries().filter(|(_, entry)| {
-            matches!(entry.page_type, PageType::Reg | PageType::Ept) && entry.owner == Some(*tdr)
-        });
+        let blocked = state
+            .pamt
+            .entries()
+            .filter(|(_, entry)| matches!(entry.page_type, PageType::Reg | PageType::Ept) && entry.owner == Some(*tdr));
         if let Some((at, entry)) = blocked.into_iter().find(|(_, entry)| entry.bepoch > td.epoch.epoch) {
-            return broken("TDX-INV-009", format!("{at:?} was blocked in epoch {} of {}", entry.bepoch, td.epoch.epoch));
+            return broken(
+                "TDX-INV-009",
+                format!("{at:?} was blocked in epoch {} of {}", entry.bepoch, td.epoch.epoch),
+            );
         }
     }
     Ok(())

@@ -33,7 +33,8 @@ impl Kot {
 
     /// HKIDs whose lines this package may still have.
     pub(super) fn to_write_back(&self, package: u32) -> Vec<Hkid> {
-        let waits = |state: &HkidState| matches!(state, HkidState::Flushed { packages } if packages >> package & 1 != 0);
+        let waits =
+            |state: &HkidState| matches!(state, HkidState::Flushed { packages } if packages >> package & 1 != 0);
         self.entries.iter().filter(|(_, state)| waits(state)).map(|(hkid, _)| *hkid).collect()
     }
 

@@ -97,7 +97,8 @@ impl Lock {
     pub(super) fn release(&mut self, mode: Mode) {
         match mode {
             Mode::Shared => {
-                self.readers = self.readers.checked_sub(1).expect("TDX-INV-011: a reader released a lock that nobody reads");
+                self.readers =
+                    self.readers.checked_sub(1).expect("TDX-INV-011: a reader released a lock that nobody reads");
             }
             Mode::Exclusive => {
                 assert!(self.exclusive, "TDX-INV-011: a lock was released that nobody had");

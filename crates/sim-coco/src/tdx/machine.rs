@@ -5,7 +5,7 @@ use super::keys::{Kot, Wbcache};
 use super::lock::{Denied, Held, Lock, LockId, Mode, Side};
 use super::memory::{DirtyLine, LineMemory, LineMeta};
 use super::mutants;
-use super::pamt::{Pamt, PamtEntry, PamtNode, PageType};
+use super::pamt::{PageType, Pamt, PamtEntry, PamtNode};
 use super::sept::SeptEntry;
 use super::status::{Seamcall, StatusName};
 use super::sys::SysState;
@@ -118,13 +118,7 @@ impl State {
         self.take_as(held, id, mode, Side::Host)
     }
 
-    pub(super) fn take_as(
-        &mut self,
-        held: &mut Held<'_>,
-        id: LockId,
-        mode: Mode,
-        side: Side,
-    ) -> Result<(), Denied> {
+    pub(super) fn take_as(&mut self, held: &mut Held<'_>, id: LockId, mode: Mode, side: Side) -> Result<(), Denied> {
         let knows_priority = match id {
             LockId::Pamt(..) | LockId::OpState(_) => true,
             LockId::Tree(_) => self.config.tree_host_priority,
@@ -209,7 +203,8 @@ impl Tdx {
     /// If a TDMR is not of whole blocks of 1 GiB, or there are no private KeyIDs.
     pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>, config: TdxConfig) -> Tdx {
         for tdmr in &config.tdmrs {
-            let aligned = super::pamt::is_block_aligned(tdmr.frames.start) && super::pamt::is_block_aligned(tdmr.frames.end);
+            let aligned =
+                super::pamt::is_block_aligned(tdmr.frames.start) && super::pamt::is_block_aligned(tdmr.frames.end);
             assert!(aligned, "a TDMR is of whole blocks of 1 GiB");
         }
         assert!(config.hkids.len() > 1, "there is a global KeyID and one for TDs");
@@ -331,9 +326,10 @@ impl Tdx {
     /// Pages that are in use, by first frame, size and metadata.
     pub fn peek_used_pages(&self) -> Vec<(Pfn, PageSize, PamtEntry)> {
         let state = self.state.lock();
-        let used = state.pamt.entries().filter(|(_, entry)| {
-            !matches!(entry.page_type, PageType::Nda | PageType::Rsvd | PageType::Pamt)
-        });
+        let used = state
+            .pamt
+            .entries()
+            .filter(|(_, entry)| !matches!(entry.page_type, PageType::Nda | PageType::Rsvd | PageType::Pamt));
         used.map(|(at, entry)| (at.base, at.size, entry)).collect()
     }
 

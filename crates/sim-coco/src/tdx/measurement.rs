@@ -86,6 +86,10 @@ impl fmt::Debug for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What was absorbed so far, as the digest that it would give.
         let so_far: [u8; 48] = self.context.clone().finalize().into();
-        f.debug_struct("Measurement").field("so_far", &so_far).field("mrtd", &self.mrtd).field("rtmr", &self.rtmr).finish()
+        f.debug_struct("Measurement")
+            .field("so_far", &so_far)
+            .field("mrtd", &self.mrtd)
+            .field("rtmr", &self.rtmr)
+            .finish()
     }
 }

@@ -13,14 +13,7 @@ use sim_kernel::{Cx, Pfn};
 use sim_mmu::Gpa;
 
 impl<'a> Seam<'a> {
-    fn open_word(
-        self,
-        cx: &Cx<'_>,
-        leaf: Leaf,
-        op: HostOp,
-        gpa: Gpa,
-        tdr: Hpa,
-    ) -> Seamcall<(Held<'a>, Pfn, Found)> {
+    fn open_word(self, cx: &Cx<'_>, leaf: Leaf, op: HostOp, gpa: Gpa, tdr: Hpa) -> Seamcall<(Held<'a>, Pfn, Found)> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
         let tdr = state.open_td(&mut held, leaf, tdr, OperandId::RDX)?;

@@ -237,10 +237,16 @@ impl fmt::Debug for Pamt {
         // What was only looked at is as if it had not been.
         let changed = PageSize::ALL.into_iter().flat_map(|size| {
             let slots = self.slots[size as usize].iter();
-            slots.filter(move |(base, slot)| **slot != self.initial(size, **base)).map(move |(base, slot)| (size, base, slot))
+            slots
+                .filter(move |(base, slot)| **slot != self.initial(size, **base))
+                .map(move |(base, slot)| (size, base, slot))
         });
         let changed: Vec<_> = changed.collect();
-        f.debug_struct("Pamt").field("ranges", &self.ranges).field("changed", &changed).field("nodes", &self.nodes).finish()
+        f.debug_struct("Pamt")
+            .field("ranges", &self.ranges)
+            .field("changed", &changed)
+            .field("nodes", &self.nodes)
+            .finish()
     }
 }
 
@@ -253,11 +259,10 @@ impl State {
         Ok(Pfn(page.0 >> PAGE_SHIFT))
     }
 
-    /// Whether the frame can have metadata, and contents.
-    fn is_convertible(&self, pfn: Pfn, size: PageSize) -> bool {
+    /// Whether a page can be had: it is memory, or at least the metadata says that it is not.
+    fn exists(&self, pfn: Pfn, size: PageSize) -> bool {
         let is_reserved = self.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
-        let exists = is_reserved || self.memory.has_frame(pfn) && self.memory.has_frame(pfn + (size.pages() - 1));
-        self.pamt.covers(pfn) && exists
+        is_reserved || self.memory.has_frame(pfn) && self.memory.has_frame(pfn + (size.pages() - 1))
     }
 
     /// The walk of the metadata for a page operand, which locks what it passes shared and where it ends in `mode`.
@@ -269,7 +274,7 @@ impl State {
         mode: Mode,
         operand: OperandId,
     ) -> Seamcall<PamtAt> {
-        if !self.is_convertible(pfn, size) {
+        if !self.pamt.covers(pfn) {
             return Err(SeamFail::new(StatusName::OperandAddrRangeError, operand));
         }
         for step in [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K] {
@@ -306,13 +311,7 @@ impl State {
         Ok(at)
     }
 
-    fn check_page_type(
-        &self,
-        at: PamtAt,
-        size: PageSize,
-        expected: PageType,
-        operand: OperandId,
-    ) -> Seamcall<()> {
+    fn check_page_type(&self, at: PamtAt, size: PageSize, expected: PageType, operand: OperandId) -> Seamcall<()> {
         let entry = self.pamt.get(at);
         if at.size == size && entry.page_type == expected {
             return Ok(());
@@ -321,8 +320,7 @@ impl State {
             && at.size == PageSize::Size2M
             && size == PageSize::Size4K
             && (entry.page_type, expected) == (PageType::Nda, PageType::Nda);
-        let name =
-            if lacks_node { StatusName::MissingPamtPagePair } else { StatusName::PageMetadataIncorrect };
+        let name = if lacks_node { StatusName::MissingPamtPagePair } else { StatusName::PageMetadataIncorrect };
         Err(SeamFail::new(name, operand))
     }
 
@@ -337,6 +335,9 @@ impl State {
         let pfn = self.page_operand(page, operand)?;
         if size.base(pfn) != pfn {
             return Err(SeamFail::new(StatusName::OperandInvalid, operand));
+        }
+        if !self.exists(pfn, size) {
+            return Err(SeamFail::new(StatusName::OperandAddrRangeError, operand));
         }
         let at = self.pamt_walk(held, pfn, size, Mode::Exclusive, operand)?;
         if !self.is_off(super::mutants::NDA) {

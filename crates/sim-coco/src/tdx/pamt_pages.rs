@@ -19,7 +19,11 @@ impl State {
             && page.level() == Some(Level::L2M)
             && address.is_multiple_of(PageSize::Size2M.pages() << PAGE_SHIFT)
             && address >> self.config.keyid_shift == 0;
-        if is_legal { Ok(Pfn(address >> PAGE_SHIFT)) } else { Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RCX)) }
+        if is_legal {
+            Ok(Pfn(address >> PAGE_SHIFT))
+        } else {
+            Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RCX))
+        }
     }
 }
 
@@ -54,8 +58,7 @@ impl Seam<'_> {
                     return Err(not_free);
                 }
             }
-            let is_reserved =
-                state.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
+            let is_reserved = state.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
             if state.pamt.is_node_page(pfn) || is_reserved || (operand == OperandId::R8 && given[0] == given[1]) {
                 return Err(not_free);
             }

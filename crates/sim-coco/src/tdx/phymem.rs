@@ -104,9 +104,7 @@ impl Seam<'_> {
         let mut state = self.tdx.state.lock();
         let package = state.package(self.lp);
         let busy = |operand| SeamFail::new(StatusName::OperandBusy, operand);
-        state
-            .take(&mut held, LockId::Wbcache(package), Mode::Exclusive)
-            .map_err(|_| busy(OperandId::WBCACHE))?;
+        state.take(&mut held, LockId::Wbcache(package), Mode::Exclusive).map_err(|_| busy(OperandId::WBCACHE))?;
         state.take(&mut held, LockId::Kot, Mode::Shared).map_err(|_| busy(OperandId::KOT))?;
         let interrupted = state.wbcache[package as usize].interrupted.clone();
         let hkids = if resume {

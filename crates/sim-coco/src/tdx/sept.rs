@@ -87,15 +87,7 @@ pub struct StateRow {
     pub guest: (bool, bool),
 }
 
-const fn row(
-    state: SeptState,
-    code: u8,
-    public: u8,
-    leaf: bool,
-    tracking: bool,
-    read: bool,
-    write: bool,
-) -> StateRow {
+const fn row(state: SeptState, code: u8, public: u8, leaf: bool, tracking: bool, read: bool, write: bool) -> StateRow {
     StateRow { state, code, public, leaf, tracking, guest: (read, write) }
 }
 

@@ -1,7 +1,7 @@
 //! A small machine, brought up, and TDs in the states that the tests need.
 
 use sim_coco::tdx::{
-    Entry, Hkid, Hpa, InTd, Lp, OpState, SeamFail, Seamcall, SeptInfo, SeptState, StatusName, Tdmr, TdParams, Tdx,
+    Entry, Hkid, Hpa, InTd, Lp, OpState, SeamFail, Seamcall, SeptInfo, SeptState, StatusName, TdParams, Tdmr, Tdx,
     TdxConfig,
 };
 use sim_kernel::mm::PhysMem;
@@ -211,8 +211,9 @@ pub(crate) fn pfn(page: Hpa) -> Pfn {
     Pfn(page.0 >> 12)
 }
 
+/// The entry of this level for the address.
 pub(crate) fn info(gpa: Gpa, level: Level) -> SeptInfo {
-    SeptInfo::new(gpa, level)
+    SeptInfo::new(gpa.gfn().round_down(level).gpa(), level)
 }
 
 /// Runs a test on a machine that is up; afterwards all invariants must hold.

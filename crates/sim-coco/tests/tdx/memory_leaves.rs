@@ -234,7 +234,10 @@ fn td_018_nothing_is_reached_behind_a_blocked_table() {
         let not_present =
             [seam.mr_extend(cx, GPA, tdr), seam.mem_rd(cx, GPA, tdr).map(drop), seam.mem_wr(cx, GPA, tdr, 0).map(drop)];
         for fail in not_present.map(Result::unwrap_err) {
-            assert_eq!((format!("{:?}", fail.status), (fail.rcx, fail.rdx)), ("EPT_ENTRY_NOT_PRESENT|1".into(), details));
+            assert_eq!(
+                (format!("{:?}", fail.status), (fail.rcx, fail.rdx)),
+                ("EPT_ENTRY_NOT_PRESENT|1".into(), details)
+            );
         }
     });
 }
@@ -406,7 +409,8 @@ fn td_034_what_is_shown_of_an_entry() {
     with(|cx, machine| {
         let (tdr, tdvpr) = machine.running(cx);
         let seam = machine.tdx.on(LP);
-        let shown = |level| seam.mem_sept_rd(cx, info(GPA, level), tdr).map(|details| (details.rcx, details.rdx)).unwrap();
+        let shown =
+            |level| seam.mem_sept_rd(cx, info(GPA, level), tdr).map(|details| (details.rcx, details.rdx)).unwrap();
         assert_eq!(shown(Level::L4K), (1 << 63, 0));
         assert_eq!(shown(Level::L2M), (7, 1 | 132 << 8));
         let page = machine.aug(cx, tdr, GPA, Level::L4K);
