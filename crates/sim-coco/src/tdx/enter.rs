@@ -3,7 +3,7 @@
 //! A vCPU in its TD holds its TDVPR and its TDR shared, and is counted in the epoch in which it entered. Also here: what is done against a host that lets a
 //! guest fault at one instruction again and again (zero-stepping).
 
-use super::exit::{self, TdExit};
+use super::exit::{self, TdExit, VmCall};
 use super::leaf::Leaf;
 use super::lock::{Held, LockId, Mode};
 use super::machine::{Seam, State, Tdx};
@@ -62,6 +62,14 @@ impl<'a> Seam<'a> {
     /// The vCPU's (|RCX); BUSY|TDR; the TD's; TDCX_NUM_INCORRECT; VCPU_STATE_INCORRECT; VCPU_ASSOCIATED with another processor; BUSY|TD_EPOCH; BUSY|SEPT_TREE while
     /// zero-stepping is being stopped. The vCPU may be associated with this processor afterwards.
     pub fn vp_enter(self, cx: &Cx<'_>, tdvpr: Hpa) -> Seamcall<Entry<'a>> {
+        self.vp_enter_with(cx, tdvpr, &[0; 16])
+    }
+
+    /// As [`Seam::vp_enter`], with registers: those that the guest's last TDG.VP.VMCALL showed are the answer to it.
+    ///
+    /// # Errors
+    /// As [`Seam::vp_enter`].
+    pub fn vp_enter_with(self, cx: &Cx<'_>, tdvpr: Hpa, registers: &[u64; 16]) -> Seamcall<Entry<'a>> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
         let modes = (Mode::Shared, Mode::Shared);
@@ -104,6 +112,8 @@ impl<'a> Seam<'a> {
         state.release_early(&mut held, LockId::Tree(tdr));
         state.release_early(&mut held, LockId::OpState(tdr));
         state.go_inside(tdvpr, tdr, self.lp, holds_tree);
+        let vp = state.vp_mut(tdvpr);
+        vp.vmcall = vp.vmcall.map(|call| VmCall::shown(call.mask, registers));
         drop(state);
         Ok(Entry::Inside(InTd { tdx: self.tdx, lp: self.lp, tdvpr, tdr, held, inside: true }))
     }

@@ -53,6 +53,20 @@ pub struct VmCall {
 }
 
 impl VmCall {
+    /// Only the registers that a mask shows.
+    #[must_use]
+    pub const fn shown(mask: u64, registers: &[u64; 16]) -> VmCall {
+        let mut shown = VmCall { mask, registers: [0; 16] };
+        let mut i = 0;
+        while i < 16 {
+            if mask >> i & 1 != 0 {
+                shown.registers[i] = registers[i];
+            }
+            i += 1;
+        }
+        shown
+    }
+
     /// A call of the standard interface: R10 is 0, the leaf in R11, operands from R12 on.
     pub fn standard(leaf: u64, operands: [u64; 4]) -> VmCall {
         let mut registers = [0; 16];
@@ -62,7 +76,7 @@ impl VmCall {
     }
 }
 
-/// Why a vCPU left its TD, as VP.ENTER answers it.
+/// Why a vCPU left its TD, as VP.ENTER answers it. What a TDG.VP.VMCALL shows is [`Tdx::vmcall`](super::Tdx::vmcall).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TdExit {
     /// RAX: success with the exit reason, or a class that says more.
@@ -73,8 +87,6 @@ pub struct TdExit {
     pub extended: u64,
     /// R8: the address of an EPT violation, without its offset.
     pub gpa: Gpa,
-    /// What a TDG.VP.VMCALL shows.
-    pub vmcall: Option<VmCall>,
 }
 
 impl TdExit {
@@ -85,7 +97,6 @@ impl TdExit {
             qualification: 0,
             extended: 0,
             gpa: Gpa(0),
-            vmcall: None,
         }
     }
 

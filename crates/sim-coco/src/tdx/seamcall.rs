@@ -44,9 +44,40 @@ fn metadata(page: PageMetadata) -> Outputs {
     [Some(page.page_type as u64), Some(owner), Some(page.size as u64), None]
 }
 
+const INVALID_LEAF: SeamFail = SeamFail::new(StatusName::OperandInvalid, OperandId::RAX);
+
+/// The leaf in RAX, if it has that version, and RAX nothing else.
+fn leaf_of(rax: u64) -> Seamcall<Leaf> {
+    let leaf = Leaf::from_number(rax as u16).ok_or(INVALID_LEAF)?;
+    let version = (rax >> 16) as u8;
+    if rax >> 24 != 0 || version > leaf.version_max() { Err(INVALID_LEAF) } else { Ok(leaf) }
+}
+
+/// Whether RCX and RDX say afterwards what stands in an entry of the Secure EPT; if there is nothing to say they are 0.
+fn has_entry_details(leaf: Leaf) -> bool {
+    use Leaf::*;
+    matches!(
+        leaf,
+        MemPageAdd
+            | MemPageAug
+            | MemSeptAdd
+            | MemSeptRemove
+            | MemSeptRd
+            | MemPageRemove
+            | MemPageRelocate
+            | MemPagePromote
+            | MemPageDemote
+            | MemRangeBlock
+            | MemRangeUnblock
+            | MemRd
+            | MemWr
+            | MrExtend
+    )
+}
+
 impl Seam<'_> {
-    /// The leaf in RAX, with operands in the other registers. Registers that the leaf says nothing about stay as they were; on failure RCX and RDX hold details, or are 0
-    /// where the leaf has details at all.
+    /// The leaf in RAX, with operands in the other registers. Registers that the leaf says nothing about stay as they were; of leaves that have details of an entry, RCX and RDX
+    /// hold them on failure, and are 0 where there is nothing to say.
     ///
     /// ```
     /// use sim_coco::tdx::{Leaf, Lp, SeamRegisters, StatusName, Tdmr, Tdx, TdxConfig};
@@ -60,7 +91,14 @@ impl Seam<'_> {
     /// ```
     pub fn seamcall(self, cx: &Cx<'_>, regs: SeamRegisters) -> SeamRegisters {
         let mut after = regs;
-        match self.dispatch(cx, &regs) {
+        let leaf = match leaf_of(regs.rax) {
+            Ok(leaf) => leaf,
+            Err(fail) => return SeamRegisters { rax: fail.status.raw(), ..regs },
+        };
+        if has_entry_details(leaf) {
+            (after.rcx, after.rdx) = (0, 0);
+        }
+        match self.dispatch(cx, leaf, &regs) {
             Ok(outputs) => {
                 after.rax = 0;
                 let slots = [&mut after.rcx, &mut after.rdx, &mut after.r8, &mut after.r9];
@@ -70,26 +108,25 @@ impl Seam<'_> {
             }
             Err(fail) => {
                 after.rax = fail.status.raw();
-                (after.rcx, after.rdx) = (fail.rcx, fail.rdx);
-                if fail.r8 != 0 {
-                    after.r8 = fail.r8;
+                if fail.name() == StatusName::InterruptedRestartable {
+                    // As it was, so that the same can be called again.
+                    (after.rcx, after.rdx) = (regs.rcx, regs.rdx);
+                } else if has_entry_details(leaf) {
+                    (after.rcx, after.rdx) = (fail.rcx, fail.rdx);
+                } else if leaf == Leaf::PhymemPageReclaim {
+                    (after.rcx, after.rdx, after.r8) = (fail.rcx, fail.rdx, fail.r8);
                 }
             }
         }
         after
     }
 
-    fn dispatch(self, cx: &Cx<'_>, regs: &SeamRegisters) -> Seamcall<Outputs> {
-        let invalid = SeamFail::new(StatusName::OperandInvalid, OperandId::RAX);
+    fn dispatch(self, cx: &Cx<'_>, leaf: Leaf, regs: &SeamRegisters) -> Seamcall<Outputs> {
         let version = (regs.rax >> 16) as u8;
-        let leaf = Leaf::from_number(regs.rax as u16).ok_or(invalid)?;
-        if regs.rax >> 24 != 0 || version > leaf.version_max() {
-            return Err(invalid);
-        }
         let (info, gpa) = (SeptInfo(regs.rcx), Gpa(regs.rcx));
         let (page, tdr, r8) = (Hpa(regs.rcx), Hpa(regs.rdx), Hpa(regs.r8));
         match leaf {
-            Leaf::VpEnter => return Err(invalid),
+            Leaf::VpEnter => return Err(INVALID_LEAF),
             Leaf::MngCreate => {
                 let hkid = u16::try_from(regs.rdx).map(Hkid);
                 let hkid = hkid.map_err(|_| SeamFail::new(StatusName::OperandInvalid, OperandId::RDX))?;
@@ -106,7 +143,7 @@ impl Seam<'_> {
                 let added = self.mem_sept_add(cx, info, tdr, r8)?;
                 // Version 1 says which of the pages it did not use.
                 let unused = if added == SeptAdded::Existing { regs.r8 | 1 << 63 } else { u64::MAX };
-                return Ok([Some(0), Some(0), (version > 0).then_some(unused), None]);
+                return Ok([None, None, (version > 0).then_some(unused), None]);
             }
             Leaf::MemSeptRemove => return self.mem_sept_remove(cx, info, tdr).map(|page| rcx(page.0)),
             Leaf::MemSeptRd => {

@@ -4,12 +4,13 @@ use super::accept::{TDCALL_BYTES, Tdcall};
 use super::enter::{GuestStop, InTd};
 use super::exit::{self, TdExit, VmCall};
 use super::lock::{Held, LockId, Mode, Side};
+use super::machine::Tdx;
 use super::params::{CONFIG_FLEXIBLE_PENDING_VE, CONFIG_NO_RBP_MOD};
 use super::status::{OperandId, Status, StatusName};
 use super::vp::VeInfo;
 use crate::AccessKind;
-use sim_kernel::Cx;
 use sim_kernel::sched::Access;
+use sim_kernel::{Cx, Pfn};
 use sim_mmu::Gpa;
 
 /// Bytes that TDG.MR.RTMR.EXTEND adds.
@@ -145,7 +146,7 @@ impl InTd<'_> {
         self.complete(&mut state, Ok(()))
     }
 
-    /// TDG.VP.VMCALL: the guest asks the host, and is behind the instruction when it is entered again. The answer is the exit, unless the mask is refused.
+    /// TDG.VP.VMCALL: the guest asks the host, and is behind the instruction when it is entered again ([`InTd::vmcall_answer`]). The answer is the exit, unless the mask is refused.
     ///
     /// # Errors
     /// OPERAND_INVALID|RCX, inside; else always the exit.
@@ -163,14 +164,23 @@ impl InTd<'_> {
         if call.mask & illegal != 0 {
             return self.complete(&mut state, Err(Status::of(StatusName::OperandInvalid, OperandId::RCX)));
         }
-        let mut shown = VmCall { mask: call.mask, registers: [0; 16] };
-        for (i, register) in shown.registers.iter_mut().enumerate().filter(|(i, _)| call.mask >> i & 1 != 0) {
-            *register = call.registers[i];
-        }
         let vp = state.vp_mut(self.tdvpr);
+        vp.vmcall = Some(VmCall::shown(call.mask, &call.registers));
         vp.host_priority_busy = 0;
         vp.rip += TDCALL_BYTES;
-        let exit = TdExit { vmcall: Some(shown), ..TdExit::reason(exit::TDCALL) };
+        let exit = TdExit::reason(exit::TDCALL);
         Err(GuestStop::Exit(self.leave(&mut state, exit, None)))
+    }
+
+    /// What the host put into the registers that the last TDG.VP.VMCALL showed, once; `None` if there was none.
+    pub fn vmcall_answer(&mut self) -> Option<VmCall> {
+        self.tdx.state.lock().vp_mut(self.tdvpr).vmcall.take()
+    }
+}
+
+impl Tdx {
+    /// What a vCPU that has left by TDG.VP.VMCALL shows the host, in the registers that VP.ENTER leaves.
+    pub fn vmcall(&self, tdvpr: Pfn) -> Option<VmCall> {
+        self.state.lock().vps.get(&tdvpr)?.vmcall
     }
 }

@@ -1,5 +1,6 @@
 //! A vCPU of a TD as the module keeps it (TDVPS), and what a processor remembers between vCPUs.
 
+use super::exit::VmCall;
 use super::shared::SharedEpt;
 use super::tlb::Tlb;
 use super::types::Lp;
@@ -82,6 +83,8 @@ pub(super) struct Vp {
     /// TDCALLs in a row that found a lock that the host wants.
     pub(super) host_priority_busy: u32,
     pub(super) shared_ept: Option<Arc<dyn SharedEpt>>,
+    /// The registers of the last TDG.VP.VMCALL: the guest's, and after an entry the host's.
+    pub(super) vmcall: Option<VmCall>,
 }
 
 impl Vp {
@@ -105,6 +108,7 @@ impl Vp {
             pending_ve_disable: false,
             host_priority_busy: 0,
             shared_ept: None,
+            vmcall: None,
         }
     }
 }
@@ -125,6 +129,7 @@ impl fmt::Debug for Vp {
             .field("epf", &(self.epf_count, &self.epf_list, self.last_exit_was_epf))
             .field("ve_info", &self.ve_info)
             .field("pending_ve_disable", &self.pending_ve_disable)
+            .field("vmcall", &self.vmcall)
             .finish_non_exhaustive()
     }
 }

@@ -3,8 +3,8 @@
 use crate::machine::{GPA, K, LP, config, info, leave, name, params, pfn, told, with, with_config};
 use sim_coco::tdx::exit::{EPT_VIOLATION, EXTERNAL_INTERRUPT, TDCALL};
 use sim_coco::tdx::{
-    CONFIG_FLEXIBLE_PENDING_VE, CONFIG_NO_RBP_MOD, GuestStop, Injected, Lp, OperandId, SeptInfo, SeptState, Status,
-    StatusName, TdAttributes, TdExit, TdParams, TdxConfig, VmCall,
+    CONFIG_FLEXIBLE_PENDING_VE, CONFIG_NO_RBP_MOD, Entry, GuestStop, Injected, Lp, OperandId, SeptInfo, SeptState,
+    Status, StatusName, TdAttributes, TdExit, TdParams, TdxConfig, VmCall,
 };
 use sim_mmu::{Gpa, Level};
 
@@ -240,9 +240,16 @@ fn a_vmcall_shows_what_its_mask_says() {
         call.registers[3] = 99;
         let exit = exit_of(guest.vp_vmcall(cx, call));
         assert_eq!((exit.exit_reason(), exit.status.name), (TDCALL, StatusName::Success));
-        assert_eq!(exit.vmcall, Some(VmCall::standard(0x10001, [1, 2, 3, 4])));
-        let guest = machine.enter(cx, tdvpr, LP);
+        assert_eq!(machine.tdx.vmcall(pfn(tdvpr)), Some(VmCall::standard(0x10001, [1, 2, 3, 4])));
+        // What the host answers, in the registers that were shown.
+        let mut answer = [9; 16];
+        answer[10] = 0;
+        let Entry::Inside(mut guest) = machine.tdx.on(LP).vp_enter_with(cx, tdvpr, &answer).unwrap() else {
+            panic!("not entered")
+        };
         assert_eq!(guest.rip(), 44);
+        assert_eq!(guest.vmcall_answer(), Some(VmCall { mask: 0xfc00, ..VmCall::standard(9, [9; 4]) }));
+        assert_eq!(guest.vmcall_answer(), None);
         leave(cx, guest);
     });
 }

@@ -204,8 +204,11 @@ fn td_026_a_td_without_vcpus_is_not_finished() {
 /// Reclaims all pages of a TD but its TDR; how many.
 fn reclaim_all(cx: &sim_kernel::Cx<'_>, machine: &Machine, tdr: Hpa) -> usize {
     let pages = machine.tdx.peek_used_pages();
-    let pages = pages.into_iter().filter(|(_, _, entry)| entry.owner == Some(pfn(tdr)));
-    pages.map(|(pfn, _, _)| machine.tdx.on(LP).phymem_page_reclaim(cx, Hpa::of(pfn)).unwrap()).count()
+    let pages: Vec<_> = pages.into_iter().filter(|(_, _, entry)| entry.owner == Some(pfn(tdr))).collect();
+    for (pfn, _, _) in &pages {
+        machine.tdx.on(LP).phymem_page_reclaim(cx, Hpa::of(*pfn)).unwrap();
+    }
+    pages.len()
 }
 
 #[test]

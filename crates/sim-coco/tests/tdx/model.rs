@@ -170,7 +170,7 @@ impl Model {
             Found::Above => StatusName::EptWalkFailed,
             Found::Table(..) | Found::Leaf(_) => StatusName::EptEntryStateIncorrect,
             Found::Free => {
-                if page.0 % at.pages() != 0 {
+                if !page.0.is_multiple_of(at.pages()) {
                     return StatusName::OperandInvalid;
                 }
                 let taken = self.take(td, page, at.pages(), false);
@@ -303,7 +303,7 @@ impl Model {
             return tracking;
         }
         let parts: Vec<Option<Leaf>> = (0..512).map(|i| self.tds[td].small.get(&(region, i)).copied()).collect();
-        let first = parts[0].filter(|leaf| !leaf.blocked && leaf.page.0 % 512 == 0);
+        let first = parts[0].filter(|leaf| !leaf.blocked && leaf.page.0.is_multiple_of(512));
         let fits = first.is_some_and(|first| {
             parts.iter().enumerate().all(|(i, part)| {
                 part.is_some_and(|part| {

@@ -120,6 +120,45 @@ fn numbers_and_versions_that_no_leaf_has() {
 }
 
 #[test]
+fn what_registers_hold_afterwards() {
+    Sim::sequential().solo(|cx| {
+        let machine = Machine::new(cx, config());
+        let (tdr, _) = machine.running(cx);
+        let seam = machine.tdx.on(LP);
+        let before = |leaf: Leaf, rcx: u64, rdx: Hpa, r8: Hpa| SeamRegisters {
+            rax: u64::from(leaf.number()),
+            rcx,
+            rdx: rdx.0,
+            r8: r8.0,
+            r9: 7,
+            r10: 8,
+        };
+        // Done: no details. Refused: those of the entry; of what has none, what was there.
+        let aug = before(Leaf::MemPageAug, GPA.0, tdr, machine.page());
+        assert_eq!(seam.seamcall(cx, aug), SeamRegisters { rax: 0, rcx: 0, rdx: 0, ..aug });
+        let again = seam.seamcall(cx, SeamRegisters { r8: machine.page().0, ..aug });
+        assert_eq!((again.rax, again.rdx), (0xc000_0b0d_0000_0001, 2 << 8));
+        let none = seam.seamcall(cx, before(Leaf::MemPageAug, GPA.0 | 7, tdr, machine.page()));
+        assert_eq!((none.rax, none.rcx, none.rdx), (0xc000_0100_0000_0001, 0, 0));
+        let create = before(Leaf::MngCreate, machine.page().0, Hpa(1), Hpa(3));
+        assert_eq!(seam.seamcall(cx, create), SeamRegisters { rax: 0xc000_0100_0000_0002, ..create });
+        // Interrupted: as it was.
+        let large = Gpa(GPA.0 + (2 << 20));
+        machine.aug(cx, tdr, large, Level::L2M);
+        seam.mem_range_block(cx, SeptInfo::new(large, Level::L2M), tdr).unwrap();
+        seam.mem_track(cx, tdr).unwrap();
+        machine.tdx.post_interrupt(LP);
+        let demote = before(Leaf::MemPageDemote, large.0 | 1, tdr, machine.page());
+        let interrupted = SeamRegisters { rax: StatusName::InterruptedRestartable.code(), ..demote };
+        assert_eq!(seam.seamcall(cx, demote), interrupted);
+        let read = seam.seamcall(cx, before(Leaf::PhymemPageRdmd, aug.r8, Hpa(0), Hpa(0)));
+        assert_eq!((read.rcx, read.rdx, read.r8, read.r9), (3, tdr.0, 0, 0));
+        let reclaim = seam.seamcall(cx, before(Leaf::PhymemPageReclaim, aug.r8, Hpa(9), Hpa(9)));
+        assert_eq!((reclaim.rax, reclaim.rcx, reclaim.rdx, reclaim.r8), (0xc000_0607_0000_0000, 3, tdr.0, 0));
+    });
+}
+
+#[test]
 fn numbers_of_statuses() {
     let mut codes: Vec<u64> = StatusName::ALL.iter().map(|name| name.code()).collect();
     codes.sort();

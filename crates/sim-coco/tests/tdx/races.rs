@@ -9,7 +9,9 @@ use sim_mmu::{Gpa, Level};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 300;
+/// Of so many schedules, in one every step is followed by a look at everything.
+const LOOKS: u64 = 10;
 const AT: SeptInfo = SeptInfo::page(GPA);
 const OTHER: SeptInfo = SeptInfo::page(Gpa(GPA.0 + 0x3000));
 
@@ -39,7 +41,7 @@ fn pending(cx: &Cx<'_>, machine: &Machine) -> Pages {
     Pages { page: machine.aug(cx, pages.tdr, GPA, Level::L4K), ..pages }
 }
 
-/// Runs two tasks under many schedules; the pairs of answers that were seen. Invariants hold after every step.
+/// Runs two tasks under many schedules; the pairs of answers that were seen. Invariants hold afterwards, and in some of them after every step.
 fn pairs(contention: bool, setup: Setup, tasks: [Task; 2]) -> BTreeSet<[String; 2]> {
     pairs_without(MutantSet::EMPTY, contention, setup, tasks, |_, _| ())
 }
@@ -68,7 +70,7 @@ fn pairs_on(
             cx.set_mutants(mutants);
             let machine = Arc::new(Machine::new(cx, config.clone()));
             let pages = setup(cx, &machine);
-            if mutants.is_empty() {
+            if mutants.is_empty() && seed % LOOKS == 0 {
                 let observed = Arc::clone(&machine);
                 cx.observe(move |_| observed.tdx.check_invariants_midway().unwrap());
             }
