@@ -245,17 +245,32 @@ impl State {
         SeptEntry(self.memory.phys().peek_u64(slot.table, slot.index))
     }
 
+    /// Writes an entry. If the host wrote over its line, that is consumed poison: the TD is fatal, and the line stays.
+    fn write_entry(&mut self, slot: Slot, entry: SeptEntry) {
+        let table = self.pamt.get(PamtAt { size: PageSize::Size4K, base: slot.table });
+        // A table that was removed has no entries any more.
+        let owner = table.owner.filter(|_| matches!(table.page_type, PageType::Ept | PageType::Tdcx));
+        let Some(tdr) = owner.filter(|tdr| self.tds.contains_key(tdr)) else { return };
+        match self.entry_at(tdr, slot) {
+            Ok(_) => self.memory.set_word(slot.table, slot.index, entry.0),
+            Err(()) => self.td_mut(tdr).fatal = true,
+        }
+    }
+
     /// Replaces an entry, whose lock stays as it is.
     pub(super) fn set_entry(&mut self, slot: Slot, entry: SeptEntry) {
         let old = self.raw_entry(slot);
-        let entry = entry.unlocked().locked(old.is_locked()).prioritised(old.has_host_priority());
-        self.memory.set_word(slot.table, slot.index, entry.0);
+        self.write_entry(slot, entry.unlocked().locked(old.is_locked()).prioritised(old.has_host_priority()));
     }
 
     /// As [`State::set_entry`], but the host's priority is forgotten: what ACCEPT of module 1.5.01 does when it is done.
     pub(super) fn set_entry_without_priority(&mut self, slot: Slot, entry: SeptEntry) {
-        let entry = entry.unlocked().locked(self.raw_entry(slot).is_locked());
-        self.memory.set_word(slot.table, slot.index, entry.0);
+        self.write_entry(slot, entry.unlocked().locked(self.raw_entry(slot).is_locked()));
+    }
+
+    /// The mark that the host wants the entry, without its lock: for [`super::migration`].
+    pub(super) fn set_entry_priority(&mut self, slot: Slot) {
+        self.write_entry(slot, self.raw_entry(slot).prioritised(true));
     }
 
     pub(super) fn take_entry(&mut self, slot: Slot, side: Side) -> Result<(), Denied> {
@@ -267,12 +282,11 @@ impl State {
             Side::Guest if entry.has_host_priority() => (Some(Denied::HostPriority), entry),
             Side::Guest => (None, entry.locked(true)),
         };
-        self.memory.set_word(slot.table, slot.index, new.0);
+        self.write_entry(slot, new);
         denied.map_or(Ok(()), Err)
     }
 
     pub(super) fn release_entry(&mut self, slot: Slot) {
-        let entry = self.raw_entry(slot);
-        self.memory.set_word(slot.table, slot.index, entry.locked(false).0);
+        self.write_entry(slot, self.raw_entry(slot).locked(false));
     }
 }

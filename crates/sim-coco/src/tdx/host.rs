@@ -2,11 +2,21 @@
 
 use super::machine::{Seam, Tdx};
 use super::memory::{DirtyLine, Poison};
+use super::pamt::PageType;
 use super::types::Hkid;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 
 impl Seam<'_> {
+    /// The host writes to a page that is not its own: leaves and translations read tables, and notice.
+    #[track_caller]
+    fn point_foreign(self, cx: &Cx<'_>, pfn: Pfn) {
+        let page_type = self.tdx.state.lock().pamt.of_frame(pfn).1.page_type;
+        if !matches!(page_type, PageType::Nda | PageType::Rsvd) {
+            self.tdx.point(cx);
+        }
+    }
+
     /// The host reads bytes of a page: of lines of a TD, a fixed value.
     ///
     /// # Errors
@@ -29,6 +39,7 @@ impl Seam<'_> {
     /// As [`Seam::host_read`].
     #[track_caller]
     pub fn host_write(self, cx: &Cx<'_>, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
+        self.point_foreign(cx, pfn);
         self.tdx.point_bytes(cx, Access::Rmw, pfn, offset as u64, bytes.len());
         let mut state = self.tdx.state.lock();
         let package = state.package(self.lp);
@@ -44,6 +55,7 @@ impl Seam<'_> {
     /// As [`Seam::host_read`].
     #[track_caller]
     pub fn host_write_direct(self, cx: &Cx<'_>, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
+        self.point_foreign(cx, pfn);
         self.tdx.point_bytes(cx, Access::Rmw, pfn, offset as u64, bytes.len());
         self.tdx.state.lock().memory.store_direct(Hkid::HOST, pfn, offset, bytes)
     }

@@ -8,7 +8,7 @@ use super::lock::LockId;
 use super::machine::{State, Tdx};
 use super::pamt::{PageType, PamtAt};
 use super::sept::{SeptEntry, SeptState};
-use super::td::{Lifecycle, SEPT_ROOT};
+use super::td::{Lifecycle, SEPT_ROOT, Td};
 use super::types::PageSize;
 use super::vp::VcpuState;
 use sim_kernel::Pfn;
@@ -45,37 +45,44 @@ struct Mapped {
     entry: SeptEntry,
 }
 
-/// Whether the TD's tables can be read: it has them, and its key.
-fn has_tables(state: &State, tdr: Pfn) -> bool {
-    let td = state.td(tdr);
-    !td.fatal
-        && td.tdcx.len() > SEPT_ROOT
-        && td.lifecycle <= Lifecycle::Blocked
-        && td.lifecycle >= Lifecycle::KeysConfigured
+/// What the Secure EPTs say.
+struct View {
+    /// Entries that are not free.
+    entries: Vec<Mapped>,
+    /// TDs whose tables can be read: they have them, and their key, and nobody wrote over them.
+    readable: BTreeSet<Pfn>,
 }
 
-/// All entries that are not free of all TDs whose tables can be read.
-fn entries(state: &State) -> Vec<Mapped> {
+fn entries_of(state: &State, tdr: Pfn, td: &Td) -> Option<Vec<Mapped>> {
+    let has_key = (Lifecycle::KeysConfigured..=Lifecycle::Blocked).contains(&td.lifecycle);
+    let root = td.tdcx.get(SEPT_ROOT).filter(|_| has_key && !td.fatal)?;
     let mut found = Vec::new();
-    for (tdr, td) in state.tds.iter().filter(|(tdr, _)| has_tables(state, **tdr)) {
-        let mut tables = vec![(td.tdcx[SEPT_ROOT], td.root_level(), Gfn(0))];
-        while let Some((table, level, base)) = tables.pop() {
-            for index in 0..PT_ENTRIES {
-                let Ok(word) = state.memory.word(td.hkid, table, index) else { continue };
-                let entry = SeptEntry(word).unlocked();
-                if matches!(entry.state(), Some(SeptState::Free | SeptState::Removed)) {
-                    continue;
-                }
-                let gfn = Gfn(base.0 + index as u64 * level.span());
-                found.push(Mapped { tdr: *tdr, gfn, level, entry });
-                let is_table = matches!(entry.state(), Some(SeptState::NlMapped | SeptState::NlBlocked));
-                if let Some(below) = level.down().filter(|_| is_table && state.memory.has_frame(entry.pfn())) {
-                    tables.push((entry.pfn(), below, gfn));
-                }
+    let mut tables = vec![(*root, td.root_level(), Gfn(0))];
+    while let Some((table, level, base)) = tables.pop() {
+        for index in 0..PT_ENTRIES {
+            let entry = SeptEntry(state.memory.word(td.hkid, table, index).ok()?).unlocked();
+            if matches!(entry.state()?, SeptState::Free | SeptState::Removed) {
+                continue;
+            }
+            let gfn = Gfn(base.0 + index as u64 * level.span());
+            found.push(Mapped { tdr, gfn, level, entry });
+            if let Some(below) = level.down().filter(|_| !entry.is_leaf() && state.memory.has_frame(entry.pfn())) {
+                tables.push((entry.pfn(), below, gfn));
             }
         }
     }
-    found
+    Some(found)
+}
+
+fn view(state: &State) -> View {
+    let mut view = View { entries: Vec::new(), readable: BTreeSet::new() };
+    for (tdr, td) in &state.tds {
+        if let Some(found) = entries_of(state, *tdr, td) {
+            view.entries.extend(found);
+            view.readable.insert(*tdr);
+        }
+    }
+    view
 }
 
 fn leaves(all: &[Mapped]) -> impl Iterator<Item = &Mapped> {
@@ -98,7 +105,7 @@ fn tdx_inv_001(state: &State) -> Result<(), Violation> {
             }
         }
     }
-    let all = entries(state);
+    let all = view(state).entries;
     let mut mapped = BTreeMap::new();
     for leaf in leaves(&all) {
         let first = leaf.entry.pfn_at(leaf.level);
@@ -116,7 +123,7 @@ fn tdx_inv_001(state: &State) -> Result<(), Violation> {
 /// # Errors
 /// The first for which it is otherwise.
 fn tdx_inv_002(state: &State) -> Result<(), Violation> {
-    let all = entries(state);
+    let View { entries: all, readable } = view(state);
     let mut mapped = BTreeMap::new();
     for leaf in leaves(&all) {
         let size = PageSize::of_level(leaf.level).map_or(u8::MAX, |size| size as u8);
@@ -124,7 +131,7 @@ fn tdx_inv_002(state: &State) -> Result<(), Violation> {
     }
     let regular = state.pamt.entries().filter(|(_, entry)| entry.page_type == PageType::Reg);
     let regular = regular.filter_map(|(at, entry)| Some(((at.base, at.size as u8), entry.owner?)));
-    let regular: BTreeMap<_, _> = regular.filter(|(_, tdr)| has_tables(state, *tdr)).collect();
+    let regular: BTreeMap<_, _> = regular.filter(|(_, tdr)| readable.contains(tdr)).collect();
     if mapped == regular {
         return Ok(());
     }
@@ -140,15 +147,16 @@ fn tdx_inv_002(state: &State) -> Result<(), Violation> {
 /// # Errors
 /// The first for which it is otherwise.
 fn tdx_inv_003(state: &State) -> Result<(), Violation> {
+    let View { entries: all, readable } = view(state);
     let mut tables = BTreeMap::new();
-    for mapped in entries(state).iter().filter(|mapped| !mapped.entry.is_leaf()) {
+    for mapped in all.iter().filter(|mapped| !mapped.entry.is_leaf()) {
         if tables.insert(mapped.entry.pfn(), mapped.tdr).is_some() {
             return broken("TDX-INV-003", format!("two entries point to {:?}", mapped.entry.pfn()));
         }
     }
     let pages = state.pamt.entries().filter(|(_, entry)| entry.page_type == PageType::Ept);
     let pages = pages.filter_map(|(at, entry)| Some((at.base, entry.owner?)));
-    let pages: BTreeMap<_, _> = pages.filter(|(_, tdr)| has_tables(state, *tdr)).collect();
+    let pages: BTreeMap<_, _> = pages.filter(|(_, tdr)| readable.contains(tdr)).collect();
     if tables == pages {
         Ok(())
     } else {
@@ -229,7 +237,7 @@ fn tdx_inv_006(state: &State) -> Result<(), Violation> {
 /// # Errors
 /// The first page that was not.
 fn tdx_inv_007(state: &State) -> Result<(), Violation> {
-    let all = entries(state);
+    let all = view(state).entries;
     for leaf in leaves(&all).filter(|leaf| leaf.entry.is_walkable()) {
         let first = leaf.entry.pfn_at(leaf.level);
         if let Some(i) = (0..leaf.level.span()).find(|i| !state.memory.is_defined(first + *i)) {
@@ -244,7 +252,7 @@ fn tdx_inv_007(state: &State) -> Result<(), Violation> {
 /// # Errors
 /// The first that there is.
 fn tdx_inv_008(state: &State) -> Result<(), Violation> {
-    let all = entries(state);
+    let all = view(state).entries;
     let pending = leaves(&all).filter(|leaf| leaf.entry.state().is_some_and(SeptState::is_pending));
     for leaf in pending {
         let hkid = state.hkid(leaf.tdr);
@@ -307,7 +315,7 @@ fn tdx_inv_011(state: &State) -> Result<(), Violation> {
     if let Some((id, lock)) = state.held_locks().into_iter().find(|(id, lock)| lock.exclusive || !may.contains(id)) {
         return broken("TDX-INV-011", format!("{id:?} is held: {lock:?}"));
     }
-    for mapped in entries(state) {
+    for mapped in view(state).entries {
         // `entries` hides locks: look again.
         let Ok(walk) = state.walk(mapped.tdr, mapped.gfn, mapped.level) else { continue };
         if walk.level == mapped.level && walk.entry.is_locked() {

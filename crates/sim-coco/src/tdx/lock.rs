@@ -123,7 +123,8 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if self.locks.is_empty() {
+        // An execution that failed is over, and its locks with it.
+        if self.locks.is_empty() || std::thread::panicking() {
             return;
         }
         let mut state = self.tdx.state.lock();

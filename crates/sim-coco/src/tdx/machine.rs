@@ -289,7 +289,7 @@ impl Tdx {
         self.state.lock().injected.push(injected);
     }
 
-    /// An interrupt of the host arrives at a processor, and waits until [`Tdx::ack_interrupt`].
+    /// An interrupt of the host arrives at a processor, and waits until [`Tdx::ack_interrupt`]. No step of its own.
     ///
     /// # Panics
     /// If there is no such processor; so do the others that name one.

@@ -66,13 +66,13 @@ impl Seam<'_> {
         state.demote_metadata(page, node_pages);
         let hkid = state.hkid(tdr);
         state.memory.fill_page(hkid, table.base, SeptEntry::FREE.0);
+        state.pamt.set(table, PamtEntry::owned(PageType::Ept, tdr));
         let part = part_size(page.size);
         for index in 0..PT_ENTRIES {
             let child = SeptEntry::leaf(to, page.base + index as u64 * part.pages());
             state.set_entry(Slot { table: table.base, index }, child);
         }
         state.set_entry(found.slot, SeptEntry::table(table.base));
-        state.pamt.set(table, PamtEntry::owned(PageType::Ept, tdr));
         state.td_mut(tdr).chldcnt += 1;
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Tdx {
         let Ok(walk) = state.walk(tdr, gfn, level) else { return false };
         let marks = walk.level == level;
         if marks {
-            state.memory.set_word(walk.slot.table, walk.slot.index, walk.entry.prioritised(true).0);
+            state.set_entry_priority(walk.slot);
         }
         marks
     }

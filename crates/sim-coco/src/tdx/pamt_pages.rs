@@ -64,7 +64,9 @@ impl Seam<'_> {
             }
         }
         drop(state);
-        self.tdx.window(cx);
+        for pfn in given {
+            self.tdx.point_pages(cx, pfn, 1);
+        }
         let mut state = self.tdx.state.lock();
         let global = self.tdx.config.global_hkid();
         for pfn in given {

@@ -120,7 +120,12 @@ impl Seam<'_> {
             return Err(StatusName::InterruptedResumable.into());
         }
         drop(state);
-        self.tdx.window(cx);
+        if self.tdx.config.caches {
+            // Any frame may have a line there.
+            self.tdx.point_pages(cx, Pfn(0), self.tdx.phys().total_frames());
+        } else {
+            self.tdx.window(cx);
+        }
         let mut state = self.tdx.state.lock();
         state.memory.write_back_package(package);
         state.wbcache[package as usize].interrupted = None;

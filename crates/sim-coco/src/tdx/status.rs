@@ -216,6 +216,11 @@ impl SeamFail {
         self.status.name
     }
 
+    /// Whether it is OPERAND_BUSY, whatever the operand: to be tried again. PREVIOUS_TLB_EPOCH_BUSY is another.
+    pub fn is_operand_busy(&self) -> bool {
+        self.name() == StatusName::OperandBusy
+    }
+
     /// The state in RDX, where that has entry details.
     pub fn entry_state(&self) -> Option<SeptState> {
         SeptState::from_public((self.rdx >> 8) as u8)

@@ -89,8 +89,7 @@ const AUG: Task = |cx, machine, pages| {
     let next = SeptInfo::page(sim_mmu::Gpa(GPA.0 + 0x1000));
     told(machine.tdx.on(Lp(1)).mem_page_aug(cx, next, pages.tdr, pages.free))
 };
-const AUG_OTHER: Task =
-    |cx, machine, pages| told(machine.tdx.on(Lp(2)).mem_page_aug(cx, AT, pages.other, pages.free));
+const AUG_OTHER: Task = |cx, machine, pages| told(machine.tdx.on(Lp(2)).mem_page_aug(cx, AT, pages.other, pages.free));
 const TAKE: Task = |cx, machine, pages| {
     let seam = machine.tdx.on(Lp(1));
     let steps = [

@@ -2,6 +2,7 @@
 
 mod dynamic_pamt;
 mod epochs;
+mod exhaustive;
 mod guest;
 mod guest_states;
 mod integrity;
@@ -11,6 +12,7 @@ mod measurement;
 mod memory_leaves;
 mod model;
 mod mutants;
+mod native;
 mod operands;
 mod pamt;
 mod races;
