@@ -5,6 +5,10 @@
 //! frames that the bindings name. Nothing here zeroes memory before it is exposed: allocating leaves a page as it is, and the first
 //! look-up or host fault clears it under the folio lock.
 
+mod populate;
+
+pub(crate) use populate::PopulateSource;
+
 use super::host::Host;
 use super::memslots::Memslot;
 use super::mutants::*;
@@ -151,7 +155,7 @@ impl GmemInode {
         self.punching.lock().push(pages.clone());
         self.mapping.truncate(cx, pages.clone(), &mut |pfn| {
             for view in &views {
-                view.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
+                view.arch_gmem_invalidate(cx, pfn);
             }
         });
         let mut punching = self.punching.lock();
@@ -464,6 +468,9 @@ impl Vm {
         if inode.is_init_shared() {
             return Ok(());
         }
+        if let Some(sev) = self.sev() {
+            return sev.gmem_make_private(cx, gfn, pfn);
+        }
         let answer = self.host.busy.ask().and_then(|()| self.machine.make_private(cx, gfn, pfn));
         answer.map_err(|fault| match fault {
             MachineFault::Busy => Errno::EAGAIN,
@@ -618,7 +625,9 @@ impl GmemFile {
             return None;
         }
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
-        Some(self.vm.invalidate_frames(cx, &mut lock, frames))
+        let invalidation = self.vm.invalidate_frames(cx, &mut lock, frames.iter().copied());
+        self.vm.sev_reload_vmsas(cx, &frames);
+        Some(invalidation)
     }
 
     /// `kvm_gmem_invalidate_end`. The bindings are as they were, because `invalidate_lock` was held throughout.
@@ -692,7 +701,7 @@ impl FileOperations for GmemFile {
                 let phys = &self.inode.host.phys;
                 (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
             }
-            self.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
+            self.arch_gmem_invalidate(cx, pfn);
         });
     }
 
