@@ -21,6 +21,14 @@ const VMGEXIT_ERROR: u64 = 1 << 63;
 /// Entries of a list of pages that Linux puts into one request.
 const PSC_ENTRIES: u64 = 64;
 
+/// Pages that one operation changes at most: each is several instructions of its program, and nobody has memory for more.
+const PSC_PAGES_MAX: u64 = 1 << 16;
+
+/// A field of a GHCB, which may be anywhere.
+fn in_ghcb(ghcb: Gpa, offset: u64) -> Gpa {
+    Gpa(ghcb.0.wrapping_add(offset))
+}
+
 /// A program under construction.
 #[derive(Default)]
 struct Program {
@@ -127,6 +135,11 @@ impl World {
 
     /// Runs a program of an SNP guest.
     pub(super) fn guest_snp(&self, cx: &Cx<'_>, op: &Op) -> Answer {
+        if let Op::GuestPsc { len, huge, .. } = op
+            && len.div_ceil(if *huge { PMD_SIZE } else { PAGE_SIZE }) > PSC_PAGES_MAX
+        {
+            return failed(Errno::ENOMEM);
+        }
         let mut program = Program::default();
         let (vcpu, reply, reads) = program.of(op);
         let fd = self.fd(vcpu);
@@ -233,15 +246,15 @@ impl Program {
 
     /// `rbx` becomes SW_EXITINFO2, or SW_EXITINFO1 with a mark if that is not 0.
     fn read_exit_info(&mut self, ghcb: Gpa) {
-        self.insns.push(GuestInsn::Read64 { gpa: ghcb + page::SW_EXITINFO1 });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO1) });
         let to = self.insns.len() + 4;
         self.insns.push(GuestInsn::JumpEqual { value: 0, to });
         // The reason is in SW_EXITINFO2; that it is one is told by the mark.
-        self.insns.push(GuestInsn::Read64 { gpa: ghcb + page::SW_EXITINFO2 });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO2) });
         self.snp(SnpInsn::OrRbx { value: VMGEXIT_ERROR });
         let end = self.insns.len() + 2;
         self.insns.push(GuestInsn::Jump { to: end });
-        self.insns.push(GuestInsn::Read64 { gpa: ghcb + page::SW_EXITINFO2 });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO2) });
     }
 
     /// `snp_set_memory_shared` and `_private`, without a limit of entries but that of a request: `pvalidate` before or after, and the request again and again until
@@ -249,7 +262,7 @@ impl Program {
     fn psc(&mut self, ghcb: Gpa, gpa: Gpa, len: u64, to: u64, huge: bool) {
         let private = to == page::PRIVATE;
         let step = if huge { PMD_SIZE } else { PAGE_SIZE };
-        let pages: Vec<Gpa> = (0..len).step_by(step as usize).map(|at| gpa + at).collect();
+        let pages: Vec<Gpa> = (0..len).step_by(step as usize).map(|at| Gpa(gpa.0.wrapping_add(at))).collect();
         for pages in pages.chunks(PSC_ENTRIES as usize) {
             if !private {
                 pages.iter().for_each(|gpa| self.pvalidate(*gpa, u64::from(huge), 0));
@@ -262,14 +275,14 @@ impl Program {
                 info1: 0,
                 info2: 0,
                 rax: 0,
-                scratch: Some(ghcb + page::SHARED_BUFFER),
+                scratch: Some(in_ghcb(ghcb, page::SHARED_BUFFER)),
             };
             self.vmgexit(ghcb, request.page(&list));
             let again = self.insns.len() - 1;
-            self.insns.push(GuestInsn::Read64 { gpa: ghcb + page::SHARED_BUFFER });
+            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SHARED_BUFFER) });
             let done = self.insns.len() + 5;
             self.insns.push(GuestInsn::JumpEqual { value: last << 16 | (last + 1), to: done });
-            self.insns.push(GuestInsn::Read64 { gpa: ghcb + page::SW_EXITINFO2 });
+            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO2) });
             self.insns.push(GuestInsn::JumpEqual { value: 0, to: again });
             self.terminate(1, 1);
             assert_eq!(self.insns.len(), done, "the jump leads behind the end of the guest");

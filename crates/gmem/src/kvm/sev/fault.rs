@@ -21,7 +21,6 @@ pub(crate) struct RmpFault {
 impl Vcpu {
     /// `sev_handle_rmp_fault`: splits a page of 2 MiB of which the guest uses a part. Whatever else is wrong, the guest just tries again.
     pub(crate) fn sev_handle_rmp_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: RmpFault) {
-        let gfn = fault.gpa.gfn();
         let sev = self.vm.sev().expect("only SNP guests have such faults");
         let seen = (sev.host.changes(), self.vm.mmu.invalidate.peek_seq());
         if self.handle_rmp_fault(cx, state, sev, fault) {
@@ -37,7 +36,6 @@ impl Vcpu {
         // SNP-INV-038: Linux lets the guest fault for ever. Here its task waits for something to change; if nothing does, that is a deadlock.
         let changed =
             || self.vm.mmu.invalidate.peek_seq() != seen.1 || self.peek_requests() != 0 || cx.signal_pending();
-        let _ = gfn;
         sev.host.wait_for_change(cx, seen.0, changed);
     }
 
