@@ -6,8 +6,11 @@
 //! look-up or host fault clears it under the folio lock.
 
 mod populate;
+mod surroundings;
 
 pub(crate) use populate::PopulateSource;
+
+use surroundings::Surroundings;
 
 use super::host::Host;
 use super::memslots::Memslot;
@@ -499,47 +502,6 @@ impl Memslot {
         }
         file.put(cx);
         None
-    }
-}
-
-/// What INV-103 and INV-108 need to know of a file before a hole is punched: the pages of the hole, of a large one the first, and
-/// its neighbours. A frame is the same page while its generation is the same.
-struct Surroundings {
-    hole: Vec<(Pgoff, Pfn, u32)>,
-    beside: [Option<(Pgoff, Pfn, u32)>; 2],
-}
-
-impl Surroundings {
-    /// Pages of a hole that are looked at.
-    const MOST: usize = 64;
-
-    fn of(inode: &GmemInode, pages: &Range<u64>) -> Surroundings {
-        let page = |index: Pgoff, pfn: Pfn| (index, pfn, inode.host.phys.generation(pfn));
-        let at = |index: u64| inode.mapping.peek(Pgoff(index)).map(|pfn| page(Pgoff(index), pfn));
-        let hole = inode.mapping.peek_range(pages.clone(), Self::MOST);
-        Surroundings {
-            hole: hole.into_iter().map(|(index, pfn)| page(index, pfn)).collect(),
-            beside: [pages.start.checked_sub(1).and_then(at), at(pages.end)],
-        }
-    }
-
-    fn is_there(inode: &GmemInode, &(index, pfn, generation): &(Pgoff, Pfn, u32)) -> bool {
-        inode.mapping.peek(index) == Some(pfn) && inode.host.phys.generation(pfn) == generation
-    }
-
-    fn check(&self, inode: &GmemInode) {
-        for page @ (index, pfn, _) in &self.hole {
-            assert!(
-                !Self::is_there(inode, page),
-                "INV-103: {pfn:?} is still at {index:?} after a hole was punched there"
-            );
-        }
-        for page @ (index, pfn, _) in self.beside.iter().flatten() {
-            assert!(
-                Self::is_there(inode, page),
-                "INV-108: {pfn:?} at {index:?} went away with a hole that was punched beside it"
-            );
-        }
     }
 }
 

@@ -155,29 +155,19 @@ pub const SEV_LAUNCH_NO_RECLAIM: Mutant = Mutant::new(294, "SEV_LAUNCH_NO_RECLAI
 pub const SEV_LAUNCH_OPEN: Mutant = Mutant::new(295, "SEV_LAUNCH_OPEN");
 /// Only private frames are launched.
 pub const SEV_POPULATE_SHARED: Mutant = Mutant::new(296, "SEV_POPULATE_SHARED");
-/// All vCPUs are locked while their VMSAs are measured.
-pub const SEV_VCPUS_UNLOCKED: Mutant = Mutant::new(297, "SEV_VCPUS_UNLOCKED");
 /// Nothing is pre-faulted before the launch has ended.
-pub const SEV_PRE_FAULT_EARLY: Mutant = Mutant::new(298, "SEV_PRE_FAULT_EARLY");
-/// After PSMASH, the mappings of the page are zapped.
-pub const SEV_NO_ZAP: Mutant = Mutant::new(299, "SEV_NO_ZAP");
-/// PSMASH is of the head of the region.
-pub const SEV_PSMASH_UNALIGNED: Mutant = Mutant::new(300, "SEV_PSMASH_UNALIGNED");
-/// An RMP fault is looked at only if the MMU has resumed the guest.
-pub const SEV_RMP_ALWAYS: Mutant = Mutant::new(301, "SEV_RMP_ALWAYS");
+pub const SEV_PRE_FAULT_EARLY: Mutant = Mutant::new(297, "SEV_PRE_FAULT_EARLY");
 /// Who takes the page of a VMSA away tells its vCPU.
-pub const SEV_NO_VMSA_RELOAD: Mutant = Mutant::new(302, "SEV_NO_VMSA_RELOAD");
+pub const SEV_NO_VMSA_RELOAD: Mutant = Mutant::new(298, "SEV_NO_VMSA_RELOAD");
 /// And waits until it has left the guest.
-pub const SEV_VMSA_RELOAD_NO_WAIT: Mutant = Mutant::new(303, "SEV_VMSA_RELOAD_NO_WAIT");
+pub const SEV_VMSA_RELOAD_NO_WAIT: Mutant = Mutant::new(299, "SEV_VMSA_RELOAD_NO_WAIT");
 /// A VMSA is not used if it was taken away while it was looked up.
-pub const SEV_VMSA_NO_RETRY: Mutant = Mutant::new(304, "SEV_VMSA_NO_RETRY");
+pub const SEV_VMSA_NO_RETRY: Mutant = Mutant::new(300, "SEV_VMSA_NO_RETRY");
 /// Who takes a VMSA from another vCPU waits until it has left the guest.
-pub const SEV_AP_NO_WAIT: Mutant = Mutant::new(305, "SEV_AP_NO_WAIT");
+pub const SEV_AP_NO_WAIT: Mutant = Mutant::new(301, "SEV_AP_NO_WAIT");
 /// A VMSA at the head of a region of 2 MiB is refused.
-pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(306, "SEV_AP_ALIGNED_VMSA");
-/// A GHCB must be registered.
-pub const SEV_GHCB_UNREGISTERED: Mutant = Mutant::new(307, "SEV_GHCB_UNREGISTERED");
+pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(302, "SEV_AP_ALIGNED_VMSA");
 /// The end of a list of pages is read once.
-pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(308, "SEV_PSC_DOUBLE_FETCH");
+pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(303, "SEV_PSC_DOUBLE_FETCH");
 /// It must lie within the buffer.
-pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(309, "SEV_PSC_UNBOUNDED");
+pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(304, "SEV_PSC_UNBOUNDED");

@@ -3,7 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::{ROOTLOAD_NO_FLUSH, SEV_RMP_ALWAYS};
+use super::mutants::ROOTLOAD_NO_FLUSH;
 use super::sev::MpState;
 use super::sev::RmpFault;
 use super::uapi::*;
@@ -290,8 +290,7 @@ impl Vcpu {
         if state.sev.is_none() {
             return result;
         }
-        let resumed = result.is_ok() || cx.has_mutant(SEV_RMP_ALWAYS);
-        if info1.contains(ExitInfo1::RMP) && resumed {
+        if info1.contains(ExitInfo1::RMP) && result.is_ok() {
             self.sev_handle_rmp_fault(cx, state, RmpFault { gpa: fault.gpa, error: info1 });
         }
         // `svm_check_emulate_instruction`: what is protected cannot be emulated, so the guest tries again.

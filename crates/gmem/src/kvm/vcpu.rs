@@ -256,6 +256,11 @@ impl Vcpu {
         self.requests.load(cx) != 0
     }
 
+    /// Whether the vCPU is in the guest and has not seen this request: for checkers.
+    pub(crate) fn runs_with_request(&self, request: Request) -> bool {
+        self.visits.load(Ordering::Relaxed) % 2 == 1 && self.requests.peek() & request as u64 != 0
+    }
+
     /// Requests without a scheduling point: for checkers.
     pub fn peek_requests(&self) -> u64 {
         self.requests.peek()

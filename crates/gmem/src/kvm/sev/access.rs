@@ -3,6 +3,7 @@
 //!
 //! Simplified: nested leaves count as 4 KiB; where paging is off, data accesses are private unless the program has asked for shared ones.
 
+use super::check::assert_access;
 use crate::kvm::cpu::{AccessFault, CpuExit};
 use crate::kvm::exception::Exception;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
@@ -52,7 +53,10 @@ impl WalkMemory for SnpMemory<'_> {
         let mut bytes = [0; 8];
         let access = self.table_access(AccessKind::Read, entry, table);
         match self.snp.guest_read(cx, &self.cpu, &access, &mut bytes) {
-            Ok(()) => u64::from_le_bytes(bytes),
+            Ok(()) => {
+                assert_access(self.snp, &self.cpu, &access);
+                u64::from_le_bytes(bytes)
+            }
             Err(fault) => {
                 self.fault.set(Some(fault));
                 0
@@ -73,6 +77,7 @@ impl WalkMemory for SnpMemory<'_> {
             self.fault.set(Some(fault));
             return Ok(());
         }
+        assert_access(self.snp, &self.cpu, &access);
         if found == old { Ok(()) } else { Err(found) }
     }
 }
@@ -177,7 +182,11 @@ impl Vcpu {
         };
         let (snp, cpu) = self.snp_machine(state);
         snp.guest_read(cx, &cpu, &at, first).map_err(fault_of)?;
-        second.map_or(Ok(()), |at| snp.guest_read(cx, &cpu, &at, rest)).map_err(fault_of)
+        assert_access(snp, &cpu, &at);
+        let Some(at) = second else { return Ok(()) };
+        snp.guest_read(cx, &cpu, &at, rest).map_err(fault_of)?;
+        assert_access(snp, &cpu, &at);
+        Ok(())
     }
 
     /// The guest, or the processor for it, replaces bytes by a function of them: in one step if they are in one page.
@@ -194,7 +203,9 @@ impl Vcpu {
         let at = self.snp_translate(cx, state, gva, mode, Access::Write)?;
         if split == bytes.len() {
             let (snp, cpu) = self.snp_machine(state);
-            return snp.guest_modify(cx, &cpu, &at, bytes, change).map_err(fault_of);
+            snp.guest_modify(cx, &cpu, &at, bytes, change).map_err(fault_of)?;
+            assert_access(snp, &cpu, &at);
+            return Ok(());
         }
         let next = self.snp_translate(cx, state, Gva(gva.0.wrapping_add(split as u64)), mode, Access::Write)?;
         let (snp, cpu) = self.snp_machine(state);

@@ -50,6 +50,8 @@ impl Vcpu {
                 }
             }
         }
+        let goes_on = request != CREATE_ON_INIT && target.runs_with_request(Request::UpdateProtectedGuestState);
+        assert!(!goes_on, "SNP-INV-020: vCPU {} runs with a VMSA that was taken from it", target.id());
         es.halted.wake_unscheduled(cx);
         sev.host.wake_spinners(cx);
         Next::Enter
@@ -103,6 +105,8 @@ impl Vcpu {
             if self.vm.mmu.invalidate.retry_gfn(cx, &lock, seq, gfn) && !cx.has_mutant(SEV_VMSA_NO_RETRY) {
                 self.make_request(cx, Request::VmsaPageReload);
             } else {
+                let cached = self.vm.host.phys.mapping(page.pfn).is_some();
+                assert!(cached, "SNP-INV-020: the VMSA at {gpa:?} is {:?}, which left its guest_memfd", page.pfn);
                 state.sev.as_deref_mut().expect("as the vCPU").vmsa_pa = Some(page.pfn);
             }
         }

@@ -3,6 +3,7 @@
 use super::host::SevHost;
 use crate::kvm::mutants::{SEV_ASID_NO_FLUSH, SEV_DEACTIVATE_UNLOCKED};
 use sim_coco::snp::Asid;
+use sim_coco::snp::firmware::{FwStatus, PspFail};
 use sim_kernel::sync::Mutex;
 use sim_kernel::{Cx, Errno};
 use std::collections::BTreeSet;
@@ -69,7 +70,10 @@ impl SevHost {
     fn flush_asids(&self, cx: &Cx<'_>) -> Result<(), Errno> {
         let _deactivate = (!cx.has_mutant(SEV_DEACTIVATE_UNLOCKED)).then(|| self.deactivate_lock.write(cx));
         self.snp().wbinvd_all(cx);
-        self.snp().snp_df_flush(cx).map_err(|fail| super::host::psp_errno(fail).0)
+        let flushed = self.snp().snp_df_flush(cx);
+        let deactivated = flushed == Err(PspFail::Status(FwStatus::WbinvdRequired));
+        assert!(!deactivated, "SNP-INV-023: a guest is deactivated between WBINVD and DF_FLUSH");
+        flushed.map_err(|fail| super::host::psp_errno(fail).0)
     }
 
     /// `sev_asid_free`: the ASID can be used again after the next flush.

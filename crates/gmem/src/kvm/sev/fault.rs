@@ -1,7 +1,6 @@
 //! Nested page faults that the RMP caused (`sev_handle_rmp_fault`).
 
 use super::info::SevInfo;
-use crate::kvm::mutants::{SEV_NO_ZAP, SEV_PSMASH_UNALIGNED};
 use crate::kvm::vcpu::{Vcpu, VcpuState};
 use sim_coco::snp::RmpFail;
 use sim_kernel::{Cx, PAGES_PER_PMD, Pfn};
@@ -61,7 +60,7 @@ impl Vcpu {
             let is_right = Some(entry.asid) == sev.asid() && entry.gpa.gfn() == gfn && !entry.immutable;
             return is_right && !fault.error.contains(ExitInfo1::VMPL);
         }
-        let head = if cx.has_mutant(SEV_PSMASH_UNALIGNED) { pfn } else { Pfn(pfn.0 & !(PAGES_PER_PMD - 1)) };
+        let head = Pfn(pfn.0 & !(PAGES_PER_PMD - 1));
         let smashed = loop {
             match sev.host.psmash(cx, head) {
                 Err(RmpFail::Inuse) => cx.cond_resched(),
@@ -70,10 +69,8 @@ impl Vcpu {
         };
         // Somebody else may have split it meanwhile; anything else is a warning.
         let is_split = smashed.is_ok() || sev.host.lookup_rmpentry(cx, pfn) == Some((true, Level::L4K));
-        if !cx.has_mutant(SEV_NO_ZAP) {
-            // From the frame that faulted on, wherever in the page it is.
-            self.vm.zap_gfn_range(cx, GfnRange::with_len(gfn, PAGES_PER_PMD));
-        }
+        // From the frame that faulted on, wherever in the page it is.
+        self.vm.zap_gfn_range(cx, GfnRange::with_len(gfn, PAGES_PER_PMD));
         is_split
     }
 }

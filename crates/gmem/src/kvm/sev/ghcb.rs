@@ -4,7 +4,6 @@
 //! them. Simplified: the page is found anew at each access instead of being kept mapped until the next entry.
 
 use super::info::SevInfo;
-use crate::kvm::mutants::SEV_GHCB_UNREGISTERED;
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
@@ -127,7 +126,7 @@ impl Vcpu {
         if msr == 0 || self.gpa_to_hva(cx, state, gpa).is_none() {
             return Ok(Next::Enter);
         }
-        if registered != Some(gpa) && !cx.has_mutant(SEV_GHCB_UNREGISTERED) {
+        if registered != Some(gpa) {
             state.sev.as_deref_mut().expect("as above").ghcb.gpa = gpa;
             return Ok(self.vmgexit_bad_input(cx, state, GhcbError::NotRegistered));
         }

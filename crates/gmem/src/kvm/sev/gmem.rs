@@ -1,6 +1,7 @@
 //! Pages of guest_memfds and the RMP: made the guest's before they are mapped, taken back when they leave the page cache
 //! (`sev_gmem_make_private`, `sev_gmem_invalidate`, `sev_gmem_max_mapping_level`).
 
+use super::check::assert_assigned;
 use super::host::SevHost;
 use super::info::SevInfo;
 use crate::kvm::guest_memfd::GmemFile;
@@ -28,7 +29,13 @@ impl SevInfo {
         let gpa = if cx.has_mutant(SEV_WRONG_GPA) { Gpa(gfn.gpa().0 + PAGE_SIZE) } else { gfn.gpa() };
         let asid =
             if cx.has_mutant(SEV_WRONG_ASID) { Asid(asid.0 % self.host.snp().config().asid_max + 1) } else { asid };
-        self.host.rmp_make_private(cx, pfn, gpa, RmpSize::Size4K, asid, false).map_err(|_| Errno::EINVAL)
+        assert!(
+            self.pre_fault_allowed(),
+            "SNP-INV-012: {pfn:?} is given to a guest at {gfn:?} while it is being measured"
+        );
+        self.host.rmp_make_private(cx, pfn, gpa, RmpSize::Size4K, asid, false).map_err(|_| Errno::EINVAL)?;
+        assert_assigned(self.host.snp(), pfn, self.asid().expect("seen above"), gfn.gpa());
+        Ok(())
     }
 
     /// `sev_gmem_max_mapping_level`: the size of the RMP entry. Not asked while guest_memfd has pages of 4 KiB only.

@@ -5,8 +5,9 @@ use super::asid::SevAsids;
 use crate::kvm::config::MachineConfig;
 use crate::kvm::mutants::{SEV_NO_OVERLAP_RETRY, SEV_NO_SPLIT};
 use crate::kvm::process::Process;
+use sim_coco::AccessKind;
 use sim_coco::snp::firmware::PspFail;
-use sim_coco::snp::{Asid, CpuId, RmpFail, RmpLayout, RmpSize, RmpUpdate, Snp, SnpConfig, Spa};
+use sim_coco::snp::{Asid, CpuId, HostSnpAccess, RmpFail, RmpLayout, RmpSize, RmpUpdate, Snp, SnpConfig, Spa};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sync::{RwLock, WaitQueue};
@@ -57,9 +58,7 @@ impl SevHost {
         let snp = Arc::new(Snp::new(cx, Arc::clone(phys), machine));
         snp.bring_up(cx).expect("a machine that was just reset comes up");
         let guarded = Arc::downgrade(&snp);
-        phys.set_write_guard(Box::new(move |pfn| {
-            guarded.upgrade().is_none_or(|snp| !snp.is_enabled() || !snp.rmp().is_assigned(pfn))
-        }));
+        phys.set_write_guard(Box::new(move |pfn| guarded.upgrade().is_none_or(|snp| may_host_write(&snp, pfn))));
         let host = Arc::new(SevHost {
             snp,
             phys: Arc::clone(phys),
@@ -82,6 +81,10 @@ impl SevHost {
     /// The machine.
     pub fn snp(&self) -> &Arc<Snp> {
         &self.snp
+    }
+
+    pub(super) fn phys(&self) -> &Arc<PhysMem> {
+        &self.phys
     }
 
     /// Pages that the kernel could not take back and never uses again.
@@ -258,6 +261,17 @@ impl SevHost {
     pub(crate) fn wake_spinners(&self, cx: &Cx<'_>) {
         self.spinners.wake_unscheduled(cx);
     }
+}
+
+/// The check of a write by the host.
+///
+/// # Panics
+/// SNP-INV-002: if the write goes through and the page is not the host's.
+fn may_host_write(snp: &Snp, pfn: Pfn) -> bool {
+    let may = snp.check_host(&HostSnpAccess::kernel(AccessKind::Write, pfn)).is_ok();
+    let is_own = !snp.is_enabled() || !snp.rmp().is_assigned(pfn);
+    assert!(!may || is_own, "SNP-INV-002: the host writes {pfn:?}, which is not its own");
+    may
 }
 
 /// What a failed command is to its caller: the errno, and the firmware's number (`sev_do_cmd`).

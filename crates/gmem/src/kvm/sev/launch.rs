@@ -6,12 +6,14 @@ use super::info::{Launch, SevInfo, VMSA_GPA, snp_decommission_context};
 use super::ioctl::{Issuer, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};
 use super::vmsa::reset_vmsa;
 use crate::kvm::guest_memfd::PopulateSource;
-use crate::kvm::mutants::{SEV_LAUNCH_NO_ASSIGNED_CHECK, SEV_LAUNCH_NO_RECLAIM, SEV_LAUNCH_OPEN, SEV_VCPUS_UNLOCKED};
+use crate::kvm::mutants::{SEV_LAUNCH_NO_ASSIGNED_CHECK, SEV_LAUNCH_NO_RECLAIM, SEV_LAUNCH_OPEN};
 use crate::kvm::vcpu::{Vcpu, VcpuState};
 use crate::kvm::vm::Vm;
 use sim_coco::AccessKind;
-use sim_coco::snp::firmware::{FwStatus, GuestPolicy, LaunchFinish, LaunchStart, LaunchUpdate, PageInfo, PageType};
-use sim_coco::snp::{HostSnpAccess, KeyPath, RmpSize, Spa};
+use sim_coco::snp::firmware::{
+    FwStatus, GuestPolicy, LaunchFinish, LaunchStart, LaunchUpdate, PageInfo, PageType, PspFail,
+};
+use sim_coco::snp::{Asid, HostSnpAccess, KeyPath, RmpSize, Spa};
 use sim_kernel::fs::RawFd;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
 use sim_mmu::{Gfn, Gpa};
@@ -51,7 +53,9 @@ impl Vm {
         let bound = started.and_then(|()| {
             launch.fd = fd;
             // `snp_bind_asid`.
-            snp.snp_activate(cx, gctx, asid).map_err(|fail| issuer.failed(fail))
+            let activated = snp.snp_activate(cx, gctx, asid);
+            assert_free(asid, activated);
+            activated.map_err(|fail| issuer.failed(fail))
         });
         if bound.is_err() {
             // What is left of a context that cannot be decommissioned is leaked, and START can never be tried again.
@@ -138,9 +142,13 @@ impl Vm {
             host.snp().snp_launch_update(cx, &command).map_err(|fail| issuer.failed(fail))
         });
         let Err(errno) = launched else {
+            assert!(!sev.pre_fault_allowed(), "SNP-INV-019: {gfn:?} is launched after the end of the launch");
+            assert!(self.attributes.is_private(gfn), "SNP-INV-025: {gfn:?} is launched, and is shared");
             extend(sev, &measured);
             return Ok(());
         };
+        let open = issuer.error == FwStatus::InvalidPageState.code();
+        assert!(!open, "SNP-INV-012: {gfn:?} is not closed when it is launched");
         let reclaimed = cx.has_mutant(SEV_LAUNCH_NO_RECLAIM) || sev.page_reclaim(cx, pfn).is_ok();
         let corrected = page_type == PageType::Cpuid && issuer.error == FwStatus::InvalidParam.code();
         if let Some(source) = source.filter(|_| reclaimed && corrected) {
@@ -189,18 +197,20 @@ impl Vm {
         if vcpus.len() as u64 != sev.created_vcpus() {
             return Err(Errno::EBUSY);
         }
-        if cx.has_mutant(SEV_VCPUS_UNLOCKED) {
-            for vcpu in &vcpus {
-                launch_vmsa(cx, sev, issuer, fd, vcpu, &mut vcpu.mutex.lock(cx))?;
-            }
-            return Ok(());
-        }
         let mut states: Vec<_> = vcpus.iter().map(|vcpu| vcpu.mutex.lock(cx)).collect();
         for (vcpu, state) in vcpus.iter().zip(&mut states) {
             launch_vmsa(cx, sev, issuer, fd, vcpu, state)?;
         }
         Ok(())
     }
+}
+
+/// An ASID that KVM chose is nobody's, and was flushed since it was somebody's.
+fn assert_free(asid: Asid, activated: Result<(), PspFail>) {
+    let owned = activated == Err(PspFail::Status(FwStatus::AsidOwned));
+    assert!(!owned, "SNP-INV-011: {asid:?} is given to a guest while another one has it");
+    let unflushed = [FwStatus::WbinvdRequired, FwStatus::DfflushRequired].map(|status| Err(PspFail::Status(status)));
+    assert!(!unflushed.contains(&activated), "SNP-INV-023: {asid:?} is used again before it was flushed");
 }
 
 /// `snp_context_create`.

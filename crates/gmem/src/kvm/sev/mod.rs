@@ -21,6 +21,7 @@
 mod access;
 mod ap;
 mod asid;
+mod check;
 mod fault;
 mod ghcb;
 mod gmem;

@@ -184,6 +184,7 @@ impl Vcpu {
         match snp.vmrun(cx, &vmrun) {
             Ok(in_guest) => {
                 let visit = self.guest(cx, state);
+                self.assert_vmsa(snp, asid, vmsa);
                 snp.vmexit(cx, in_guest);
                 visit
             }

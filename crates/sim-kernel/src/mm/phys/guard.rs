@@ -60,12 +60,12 @@ impl PhysMem {
     /// The kernel writes the frame through its direct map.
     ///
     /// # Panics
-    /// SNP-INV-009: if it may not. In Linux that is an oops.
+    /// SNP-INV-003: if it may not. In Linux that is an oops.
     #[inline]
     pub(super) fn assert_may_write(&self, pfn: Pfn) {
         assert!(
             self.may_write(pfn),
-            "SNP-INV-009: the kernel writes {pfn:?}, which is not its own: #PF with the RMP bit"
+            "SNP-INV-003: the kernel writes {pfn:?}, which is not its own: #PF with the RMP bit"
         );
     }
 
