@@ -7,7 +7,11 @@ use super::guest::answer_of;
 use super::world::{World, failed, with_detail};
 use crate::kvm::ioctl;
 use crate::kvm::sev::insn::SnpInsn;
-use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev, page};
+use crate::kvm::sev::page::Request;
+use crate::kvm::sev::protocol::ghcb::{exit, offset};
+use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason};
+use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
+use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev};
 use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes};
 use crate::kvm::vcpu::{ExitInfo, GuestInsn, Vcpu};
 use crate::ops::{Answer, Detail, Name, Op};
@@ -18,8 +22,6 @@ use std::sync::Arc;
 
 /// Set in what `guest_vmgexit` reads if the hypervisor said an error.
 const VMGEXIT_ERROR: u64 = 1 << 63;
-/// Entries of a list of pages that Linux puts into one request.
-const PSC_ENTRIES: u64 = 64;
 
 /// Pages that one operation changes at most: each is several instructions of its program, and nobody has memory for more.
 const PSC_PAGES_MAX: u64 = 1 << 16;
@@ -46,22 +48,22 @@ impl Program {
     }
 
     /// Ends the guest.
-    fn terminate(&mut self, set: u64, code: u64) {
-        self.snp(SnpInsn::WriteGhcbMsr { value: page::term_request(set, code) });
+    fn terminate(&mut self, reason: TermReason) {
+        self.snp(SnpInsn::WriteGhcbMsr { value: MsrRequest::terminate(reason).encode() });
         self.snp(SnpInsn::Vmgexit);
     }
 
     /// Ends the guest unless `rbx` is this.
-    fn terminate_unless(&mut self, value: u64, set: u64, code: u64) {
+    fn terminate_unless(&mut self, value: u64, reason: TermReason) {
         let to = self.insns.len() + 3;
         self.insns.push(GuestInsn::JumpEqual { value, to });
-        self.terminate(set, code);
+        self.terminate(reason);
     }
 
     /// `pvalidate` of one page; anything but success ends the guest.
     fn pvalidate(&mut self, gpa: Gpa, size: u64, validate: u32) {
         self.snp(SnpInsn::Pvalidate { gpa, size, validate });
-        self.terminate_unless(0, 1, 2);
+        self.terminate_unless(0, TermReason::Pvalidate);
     }
 
     /// `vmgexit` with a request in the GHCB: the page is written at once, as what follows is read from it.
@@ -216,21 +218,21 @@ impl Program {
                 (vcpu, *reply, true)
             }
             Op::GuestVmgexit { vcpu, ghcb, code, info1, info2, rax, reply } => {
-                let request = page::Request { code: *code, info1: *info1, info2: *info2, rax: *rax, scratch: None };
+                let request = Request { code: *code, info1: *info1, info2: *info2, rax: *rax, scratch: None };
                 self.vmgexit(Gpa(*ghcb), request.page(&[]));
                 self.read_exit_info(Gpa(*ghcb));
                 (vcpu, *reply, true)
             }
             Op::GuestConvert { vcpu, gpa, to, reply } => {
                 let gpa = Gpa(*gpa);
-                let private = *to == page::PRIVATE;
+                let private = *to == PageOp::Private as u64;
                 if !private {
                     self.pvalidate(gpa, 0, 0);
                 }
-                self.snp(SnpInsn::WriteGhcbMsr { value: page::psc_request(gpa, *to) });
+                self.snp(SnpInsn::WriteGhcbMsr { value: MsrRequest::Psc { gpa, op: *to as u8 }.encode() });
                 self.snp(SnpInsn::Vmgexit);
                 self.snp(SnpInsn::ReadGhcbMsr);
-                self.terminate_unless(page::PSC_RESP, 1, 1);
+                self.terminate_unless(MsrResponse::Psc { failed: false }.encode(), TermReason::Psc);
                 if private {
                     self.pvalidate(gpa, 0, 1);
                 }
@@ -246,45 +248,48 @@ impl Program {
 
     /// `rbx` becomes SW_EXITINFO2, or SW_EXITINFO1 with a mark if that is not 0.
     fn read_exit_info(&mut self, ghcb: Gpa) {
-        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO1) });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO1) });
         let to = self.insns.len() + 4;
         self.insns.push(GuestInsn::JumpEqual { value: 0, to });
         // The reason is in SW_EXITINFO2; that it is one is told by the mark.
-        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO2) });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
         self.snp(SnpInsn::OrRbx { value: VMGEXIT_ERROR });
         let end = self.insns.len() + 2;
         self.insns.push(GuestInsn::Jump { to: end });
-        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO2) });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
     }
 
     /// `snp_set_memory_shared` and `_private`, without a limit of entries but that of a request: `pvalidate` before or after, and the request again and again until
     /// the hypervisor has done all of it.
     fn psc(&mut self, ghcb: Gpa, gpa: Gpa, len: u64, to: u64, huge: bool) {
-        let private = to == page::PRIVATE;
+        let private = to == PageOp::Private as u64;
+        let entry = |gpa: Gpa| PscEntry { cur_page: 0, gfn: gpa.gfn(), op: to as u8, is_2m: huge };
         let step = if huge { PMD_SIZE } else { PAGE_SIZE };
         let pages: Vec<Gpa> = (0..len).step_by(step as usize).map(|at| Gpa(gpa.0.wrapping_add(at))).collect();
-        for pages in pages.chunks(PSC_ENTRIES as usize) {
+        for pages in pages.chunks(MAX_ENTRY) {
             if !private {
                 pages.iter().for_each(|gpa| self.pvalidate(*gpa, u64::from(huge), 0));
             }
-            let entries: Vec<u64> = pages.iter().map(|gpa| page::psc_entry(*gpa, to, huge)).collect();
-            let last = entries.len() as u64 - 1;
-            let list: Vec<u64> = std::iter::once(last << 16).chain(entries).collect();
-            let request = page::Request {
-                code: crate::kvm::sev::exit::PSC,
+            let entries: Vec<u64> = pages.iter().map(|gpa| entry(*gpa).to_word()).collect();
+            let end_entry = entries.len() as u16 - 1;
+            let header = PscHeader { cur_entry: 0, end_entry, reserved: 0 };
+            let done_header = PscHeader { cur_entry: end_entry + 1, ..header }.to_word();
+            let list: Vec<u64> = std::iter::once(header.to_word()).chain(entries).collect();
+            let request = Request {
+                code: exit::PSC,
                 info1: 0,
                 info2: 0,
                 rax: 0,
-                scratch: Some(in_ghcb(ghcb, page::SHARED_BUFFER)),
+                scratch: Some(in_ghcb(ghcb, offset::SHARED_BUFFER)),
             };
             self.vmgexit(ghcb, request.page(&list));
             let again = self.insns.len() - 1;
-            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SHARED_BUFFER) });
+            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SHARED_BUFFER) });
             let done = self.insns.len() + 5;
-            self.insns.push(GuestInsn::JumpEqual { value: last << 16 | (last + 1), to: done });
-            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, page::SW_EXITINFO2) });
+            self.insns.push(GuestInsn::JumpEqual { value: done_header, to: done });
+            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
             self.insns.push(GuestInsn::JumpEqual { value: 0, to: again });
-            self.terminate(1, 1);
+            self.terminate(TermReason::Psc);
             assert_eq!(self.insns.len(), done, "the jump leads behind the end of the guest");
             self.shared(false);
             if private {

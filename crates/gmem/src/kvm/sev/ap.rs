@@ -2,55 +2,56 @@
 //!
 //! KVM does not look whether the page is a VMSA, and does not pin it: VMRUN looks, and whoever takes the page away makes the vCPU look it up again.
 
-use super::ghcb::{Ghcb, GhcbError};
 use super::info::SevInfo;
+use super::protocol::ap::{ApCreation, ApRequest, ApRules};
+use super::protocol::ghcb::Snapshot;
 use super::vcpu::{MpState, NO_VMSA};
 use crate::kvm::mutants::{SEV_AP_ALIGNED_VMSA, SEV_AP_NO_WAIT, SEV_VMSA_NO_RETRY};
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{Request, Vcpu, VcpuState};
-use sim_kernel::{Cx, PAGE_SIZE, PMD_SIZE};
+use sim_kernel::Cx;
 use sim_mmu::Gpa;
 use std::sync::Arc;
 
-/// `SVM_VMGEXIT_AP_CREATE_ON_INIT`: from the next INIT on.
-pub(super) const CREATE_ON_INIT: u32 = 0;
-/// `SVM_VMGEXIT_AP_CREATE`: at once.
-pub(super) const CREATE: u32 = 1;
-/// `SVM_VMGEXIT_AP_DESTROY`.
-pub(super) const DESTROY: u32 = 2;
-
 impl Vcpu {
     /// `sev_snp_ap_creation`.
-    pub(super) fn sev_snp_ap_creation(&self, cx: &Cx<'_>, state: &mut VcpuState, sev: &SevInfo, ghcb: &Ghcb) -> Next {
-        let apic_id = ghcb.exit_info_1 >> 32;
-        let request = ghcb.exit_info_1 as u32;
-        let target = self.vm.all_vcpus().into_iter().find(|vcpu| vcpu.id() == apic_id);
-        let gpa = Gpa(ghcb.exit_info_2);
-        let is_create = matches!(request, CREATE_ON_INIT | CREATE);
-        let may_be_vmsa = ghcb.rax == sev.vmsa_features()
-            && gpa.0.is_multiple_of(PAGE_SIZE)
-            && gpa.gfn() <= self.vm.max_gfn()
-            && (!gpa.0.is_multiple_of(PMD_SIZE) || cx.has_mutant(SEV_AP_ALIGNED_VMSA));
-        let Some(target) = target.filter(|_| request == DESTROY || is_create && may_be_vmsa) else {
-            return self.vmgexit_bad_input(cx, state, GhcbError::InvalidInput);
+    pub(super) fn sev_snp_ap_creation(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        sev: &SevInfo,
+        ghcb: &Snapshot,
+    ) -> Next {
+        let vcpus = self.vm.all_vcpus();
+        let find = |id: u32| vcpus.iter().find(|vcpu| vcpu.id() == u64::from(id));
+        let rules = ApRules {
+            vmsa_features: sev.vmsa_features(),
+            end: (self.vm.max_gfn() + 1).gpa(),
+            refuses_2m_aligned: !cx.has_mutant(SEV_AP_ALIGNED_VMSA),
         };
+        let creation = match ApCreation::check(ghcb, &rules, |id| find(id).is_some()) {
+            Ok(creation) => creation,
+            Err(why) => return self.vmgexit_bad_input(cx, state, why),
+        };
+        let target = find(creation.apic_id).expect("looked for above");
         let es = target.sev().expect("a vCPU of an SNP VM");
+        let immediate = creation.request.is_immediate();
         {
-            let mut creation = es.vmsa_mutex.lock(cx);
-            creation.pending = is_create.then_some(gpa);
-            creation.waiting_for_reset = true;
-            if request != CREATE_ON_INIT {
-                if cx.has_mutant(SEV_AP_NO_WAIT) {
-                    target.make_request(cx, Request::UpdateProtectedGuestState);
-                } else if Arc::as_ptr(&target) == std::ptr::from_ref(self) {
-                    // It is outside already.
-                    target.make_request(cx, Request::UpdateProtectedGuestState);
-                } else {
-                    target.make_request_and_wait(cx, Request::UpdateProtectedGuestState);
-                }
+            let mut pending = es.vmsa_mutex.lock(cx);
+            pending.pending = match creation.request {
+                ApRequest::Create { vmsa, .. } => Some(vmsa),
+                ApRequest::Destroy => None,
+            };
+            pending.waiting_for_reset = true;
+            // The vCPU that asks is outside already.
+            let is_self = Arc::as_ptr(target) == std::ptr::from_ref(self);
+            if immediate && (is_self || cx.has_mutant(SEV_AP_NO_WAIT)) {
+                target.make_request(cx, Request::UpdateProtectedGuestState);
+            } else if immediate {
+                target.make_request_and_wait(cx, Request::UpdateProtectedGuestState);
             }
         }
-        let goes_on = request != CREATE_ON_INIT && target.runs_with_request(Request::UpdateProtectedGuestState);
+        let goes_on = immediate && target.runs_with_request(Request::UpdateProtectedGuestState);
         assert!(!goes_on, "SNP-INV-020: vCPU {} runs with a VMSA that was taken from it", target.id());
         es.halted.wake_unscheduled(cx);
         sev.host.wake_spinners(cx);

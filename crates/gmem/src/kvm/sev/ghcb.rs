@@ -1,60 +1,14 @@
-//! The GHCB: a page that the guest shares with KVM to ask it for things (`sev_handle_vmgexit`, `sev_es_validate_vmgexit`).
+//! VMGEXIT (`sev_handle_vmgexit`): KVM copies the GHCB, looks what is asked for, and answers.
 //!
-//! KVM reads it through the VMM's mapping, whatever attribute the page has, and works on a copy of its fields, because the guest may go on changing
-//! them. Simplified: the page is found anew at each access instead of being kept mapped until the next entry.
+//! KVM reads the page through the VMM's mapping, whatever attribute it has. Simplified: it is found anew at each access instead of being kept
+//! mapped until the next entry.
 
-use super::info::SevInfo;
+use super::protocol::ghcb::{Event, Malformed, Response, Snapshot, ValidBitmap, offset};
+use super::protocol::msr::INFO_MASK;
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE};
 use sim_mmu::Gpa;
-
-/// Offsets in the GHCB.
-pub(crate) mod offset {
-    pub(crate) const RAX: u64 = 0x1f8;
-    pub(crate) const RBX: u64 = 0x318;
-    pub(crate) const SW_EXITCODE: u64 = 0x390;
-    pub(crate) const SW_EXITINFO1: u64 = 0x398;
-    pub(crate) const SW_EXITINFO2: u64 = 0x3a0;
-    pub(crate) const SW_SCRATCH: u64 = 0x3a8;
-    pub(crate) const VALID_BITMAP: u64 = 0x3f0;
-    pub(crate) const SHARED_BUFFER: u64 = 0x800;
-    /// Protocol version in bits 31:16, usage in bits 63:32 of the word.
-    pub(crate) const VERSION_AND_USAGE: u64 = 0xff8;
-}
-
-/// Bytes of the shared buffer.
-pub(super) const SHARED_BUFFER_BYTES: u64 = 2032;
-/// Bits of the GHCB MSR that say what it holds; 0 is an address.
-pub(super) const MSR_INFO_MASK: u64 = 0xfff;
-
-/// Exit codes of the protocol (`SVM_VMGEXIT_*`).
-pub mod exit {
-    /// Another page state for a list of pages.
-    pub const PSC: u64 = 0x8000_0010;
-    /// A message to the firmware.
-    pub const GUEST_REQUEST: u64 = 0x8000_0011;
-    /// The same with room for certificates.
-    pub const EXT_GUEST_REQUEST: u64 = 0x8000_0012;
-    /// Another vCPU gets, or loses, a VMSA.
-    pub const AP_CREATION: u64 = 0x8000_0013;
-    /// Features of the hypervisor.
-    pub const HV_FEATURES: u64 = 0x8000_fffd;
-    /// The guest wants to end.
-    pub const TERM_REQUEST: u64 = 0x8000_fffe;
-}
-
-/// Why a request is refused (`GHCB_ERR_*`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub(super) enum GhcbError {
-    NotRegistered = 1,
-    InvalidUsage = 2,
-    InvalidScratch = 3,
-    MissingInput = 4,
-    InvalidInput = 5,
-    InvalidEvent = 6,
-}
 
 /// What goes on when user space comes back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,28 +21,6 @@ pub(super) enum Pending {
     PscNae,
     /// Certificates for an extended guest request.
     Certs,
-}
-
-/// What was copied of the GHCB when the guest left.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Ghcb {
-    pub(super) gpa: Gpa,
-    valid: [u64; 2],
-    pub(super) exit_code: u64,
-    pub(super) exit_info_1: u64,
-    pub(super) exit_info_2: u64,
-    pub(super) scratch: u64,
-    pub(super) rax: u64,
-    pub(super) rbx: u64,
-    usage: u32,
-}
-
-impl Ghcb {
-    /// Whether the guest has marked a field of the save area as valid.
-    pub(super) fn is_valid(&self, offset: u64) -> bool {
-        let bit = offset / 8;
-        self.valid[(bit / 64) as usize] >> (bit % 64) & 1 != 0
-    }
 }
 
 impl Vcpu {
@@ -114,55 +46,49 @@ impl Vcpu {
     /// `sev_handle_vmgexit`.
     ///
     /// # Errors
-    /// `EINVAL`, if a request cannot be completed because of user space.
+    /// If a request cannot be completed because of user space or the firmware.
     pub(crate) fn sev_handle_vmgexit(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<Next, Errno> {
         let sev = self.vm.sev().expect("a vCPU of an SNP VM");
         let es = state.sev.as_deref().expect("as its VM");
         let (msr, registered) = (es.ghcb_msr, es.ghcb_registered);
-        if msr & MSR_INFO_MASK != 0 {
-            return Ok(self.sev_handle_vmgexit_msr_protocol(cx, state, msr));
+        if msr & INFO_MASK != 0 {
+            return Ok(self.sev_handle_vmgexit_msr_protocol(state, msr));
         }
-        let gpa = Gpa(msr);
-        if msr == 0 || self.gpa_to_hva(cx, state, gpa).is_none() {
+        if msr == 0 {
             return Ok(Next::Enter);
         }
-        if registered != Some(gpa) {
-            state.sev.as_deref_mut().expect("as above").ghcb.gpa = gpa;
-            return Ok(self.vmgexit_bad_input(cx, state, GhcbError::NotRegistered));
-        }
-        let Some(ghcb) = self.sev_es_sync_from_ghcb(cx, state, gpa) else { return Ok(Next::Enter) };
+        // Where nothing is mapped, the guest is resumed, and nobody tells it.
+        let Some(ghcb) = self.sev_es_sync_from_ghcb(cx, state, Gpa(msr)) else { return Ok(Next::Enter) };
         state.sev.as_deref_mut().expect("as above").ghcb = ghcb;
-        if let Err(error) = validate(&ghcb) {
-            return Ok(self.vmgexit_bad_input(cx, state, error));
-        }
-        self.vmgexit_return(cx, state, 0, 0);
-        self.handle_event(cx, state, sev, &ghcb)
-    }
-
-    fn handle_event(&self, cx: &Cx<'_>, state: &mut VcpuState, sev: &SevInfo, ghcb: &Ghcb) -> Result<Next, Errno> {
-        match ghcb.exit_code {
-            exit::HV_FEATURES => {
-                self.vmgexit_return(cx, state, 0, super::msr::HV_FEATURES);
+        let event = match ghcb.check(registered, true) {
+            Ok(event) => event,
+            Err(why) => return Ok(self.vmgexit_bad_input(cx, state, why)),
+        };
+        self.vmgexit_return(cx, state, 0);
+        match event {
+            Event::HvFeatures => {
+                self.vmgexit_return(cx, state, super::protocol::msr::HV_FEATURES);
                 Ok(Next::Enter)
             }
-            exit::TERM_REQUEST => {
+            Event::TermRequest => {
                 state.exit = sev_term(ghcb.gpa.0);
                 Ok(Next::Exit)
             }
-            exit::PSC => self.sev_handle_psc(cx, state, ghcb),
-            exit::AP_CREATION => Ok(self.sev_snp_ap_creation(cx, state, sev, ghcb)),
-            exit::GUEST_REQUEST => self.snp_handle_guest_req(cx, state, sev, ghcb.exit_info_1, ghcb.exit_info_2),
-            exit::EXT_GUEST_REQUEST => self.snp_handle_ext_guest_req(cx, state, sev, ghcb),
-            _ => unreachable!("validated"),
+            Event::Psc => self.sev_handle_psc(cx, state, &ghcb),
+            Event::ApCreation => Ok(self.sev_snp_ap_creation(cx, state, sev, &ghcb)),
+            Event::GuestRequest => self.snp_handle_guest_req(cx, state, sev, &ghcb),
+            Event::ExtGuestRequest => self.snp_handle_ext_guest_req(cx, state, sev, &ghcb),
         }
     }
 
-    /// `sev_es_sync_from_ghcb`: each field is read once. `None` if the VMM's mapping has gone.
-    fn sev_es_sync_from_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) -> Option<Ghcb> {
+    /// `sev_es_sync_from_ghcb`: each field is read once. `None` if nothing is mapped there.
+    fn sev_es_sync_from_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) -> Option<Snapshot> {
         use offset::*;
+        /// Version and usage are in one word.
+        const LAST_WORD: u64 = USAGE & !7;
         let mut read = |offset: u64| self.read_guest_u64(cx, state, gpa + offset);
-        let valid = [read(VALID_BITMAP)?, read(VALID_BITMAP + 8)?];
-        Some(Ghcb {
+        let valid = ValidBitmap([read(VALID_BITMAP)?, read(VALID_BITMAP + 8)?]);
+        Some(Snapshot {
             gpa,
             valid,
             exit_code: read(SW_EXITCODE)?,
@@ -171,22 +97,25 @@ impl Vcpu {
             scratch: read(SW_SCRATCH)?,
             rax: read(RAX)?,
             rbx: read(RBX)?,
-            usage: (read(VERSION_AND_USAGE)? >> 32) as u32,
+            usage: (read(LAST_WORD)? >> (8 * (USAGE % 8))) as u32,
         })
     }
 
-    /// `svm_vmgexit_set_return_code`, written to the guest's page at once.
-    pub(super) fn vmgexit_return(&self, cx: &Cx<'_>, state: &mut VcpuState, response: u64, data: u64) {
+    fn set_response(&self, cx: &Cx<'_>, state: &mut VcpuState, response: Response, data: u64) {
         let gpa = state.sev.as_deref().expect("a vCPU of an SNP VM").ghcb.gpa;
-        self.write_guest_u64(cx, state, gpa + offset::SW_EXITINFO1, response);
-        self.write_guest_u64(cx, state, gpa + offset::SW_EXITINFO2, data);
+        let (info_1, info_2) = response.to_fields();
+        self.write_guest_u64(cx, state, gpa + offset::SW_EXITINFO1, info_1);
+        self.write_guest_u64(cx, state, gpa + offset::SW_EXITINFO2, info_2.unwrap_or(data));
+    }
+
+    /// `svm_vmgexit_no_action`: the event's answer, written to the guest's page at once.
+    pub(super) fn vmgexit_return(&self, cx: &Cx<'_>, state: &mut VcpuState, data: u64) {
+        self.set_response(cx, state, Response::NoAction, data);
     }
 
     /// `svm_vmgexit_bad_input`: the request is malformed, and the guest is told why.
-    pub(super) fn vmgexit_bad_input(&self, cx: &Cx<'_>, state: &mut VcpuState, error: GhcbError) -> Next {
-        /// `GHCB_HV_RESP_MALFORMED_INPUT`.
-        const MALFORMED: u64 = 2;
-        self.vmgexit_return(cx, state, MALFORMED, error as u64);
+    pub(super) fn vmgexit_bad_input(&self, cx: &Cx<'_>, state: &mut VcpuState, why: Malformed) -> Next {
+        self.set_response(cx, state, Response::Malformed(why), 0);
         Next::Enter
     }
 
@@ -209,28 +138,9 @@ impl Vcpu {
             Pending::None => Ok(None),
             Pending::PscMsr => self.snp_complete_psc_msr(state, ret).map(Some),
             Pending::PscNae => self.snp_complete_one_psc(cx, state, ret).map(Some),
-            Pending::Certs => self.snp_complete_req_certs(cx, state, ret).map(Some),
+            Pending::Certs => self.snp_complete_req_certs(cx, state, answer, ret).map(Some),
         }
     }
-}
-
-/// `sev_es_validate_vmgexit`: usage, then what the event needs, then the event itself.
-fn validate(ghcb: &Ghcb) -> Result<(), GhcbError> {
-    use offset::*;
-    if ghcb.usage != 0 {
-        return Err(GhcbError::InvalidUsage);
-    }
-    if ![SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2].into_iter().all(|field| ghcb.is_valid(field)) {
-        return Err(GhcbError::MissingInput);
-    }
-    let needed: &[u64] = match ghcb.exit_code {
-        exit::PSC => &[SW_SCRATCH],
-        exit::AP_CREATION if ghcb.exit_info_1 as u32 != super::ap::DESTROY => &[RAX],
-        exit::AP_CREATION | exit::GUEST_REQUEST | exit::HV_FEATURES | exit::TERM_REQUEST => &[],
-        exit::EXT_GUEST_REQUEST => &[],
-        _ => return Err(GhcbError::InvalidEvent),
-    };
-    if needed.iter().all(|field| ghcb.is_valid(*field)) { Ok(()) } else { Err(GhcbError::MissingInput) }
 }
 
 /// `KVM_EXIT_SYSTEM_EVENT` of type SEV_TERM.

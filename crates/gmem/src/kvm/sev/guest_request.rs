@@ -1,7 +1,8 @@
 //! Messages between the guest and the firmware, which KVM carries (`snp_handle_guest_req`, `snp_handle_ext_guest_req`).
 
-use super::ghcb::{Ghcb, GhcbError, Pending, offset};
+use super::ghcb::Pending;
 use super::info::SevInfo;
+use super::protocol::ghcb::{Malformed, Snapshot, offset};
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
 use sim_coco::AccessKind;
@@ -32,25 +33,25 @@ impl Vcpu {
         cx: &Cx<'_>,
         state: &mut VcpuState,
         sev: &SevInfo,
-        request: u64,
-        response: u64,
+        ghcb: &Snapshot,
     ) -> Result<Next, Errno> {
-        if !request.is_multiple_of(PAGE_SIZE) || !response.is_multiple_of(PAGE_SIZE) || request == response {
-            return Ok(self.vmgexit_bad_input(cx, state, GhcbError::InvalidInput));
-        }
+        let (request, response) = match ghcb.message_pages() {
+            Ok(pages) => pages,
+            Err(why) => return Ok(self.vmgexit_bad_input(cx, state, why)),
+        };
         let pages = sev.guest_req_mutex.lock(cx);
         let (Some(req), Some(resp), Some(gctx)) = (pages.request, pages.response, sev.gctx()) else {
             return Err(Errno::EINVAL);
         };
-        self.copy_from_guest(cx, state, sev, Gpa(request), req)?;
+        self.copy_from_guest(cx, state, sev, request, req)?;
         let fw = match sev.host.snp().snp_guest_request(cx, gctx, Spa::of(req), Spa::of(resp)) {
             Ok(()) => 0,
             Err(PspFail::Status(status)) => status.code(),
             Err(PspFail::NoAnswer) => return Err(Errno::ETIMEDOUT),
         };
-        self.copy_to_guest(cx, state, sev, resp, Gpa(response))?;
+        self.copy_to_guest(cx, state, sev, resp, response)?;
         drop(pages);
-        self.vmgexit_return(cx, state, 0, guest_err(0, fw));
+        self.vmgexit_return(cx, state, guest_err(0, fw));
         Ok(Next::Enter)
     }
 
@@ -95,22 +96,22 @@ impl Vcpu {
         cx: &Cx<'_>,
         state: &mut VcpuState,
         sev: &SevInfo,
-        ghcb: &Ghcb,
+        ghcb: &Snapshot,
     ) -> Result<Next, Errno> {
         /// Offset of the type in a message's header.
         const MSG_TYPE: u64 = 0x34;
-        let (request, response) = (ghcb.exit_info_1, ghcb.exit_info_2);
-        if !request.is_multiple_of(PAGE_SIZE) || !response.is_multiple_of(PAGE_SIZE) || request == response {
-            return Ok(self.vmgexit_bad_input(cx, state, GhcbError::InvalidInput));
-        }
-        let word = self.read_guest_u64(cx, state, Gpa(request + (MSG_TYPE & !7))).ok_or(Errno::EIO)?;
+        let (request, _) = match ghcb.message_pages() {
+            Ok(pages) => pages,
+            Err(why) => return Ok(self.vmgexit_bad_input(cx, state, why)),
+        };
+        let word = self.read_guest_u64(cx, state, request + (MSG_TYPE & !7)).ok_or(Errno::EIO)?;
         let msg_type = (word >> (8 * (MSG_TYPE % 8))) as u8;
         if msg_type != MSG_REPORT_REQ {
-            return self.snp_handle_guest_req(cx, state, sev, request, response);
+            return self.snp_handle_guest_req(cx, state, sev, ghcb);
         }
         let (data, npages) = (ghcb.rax, ghcb.rbx);
-        if !ghcb.is_valid(offset::RAX) || !ghcb.is_valid(offset::RBX) || !data.is_multiple_of(PAGE_SIZE) {
-            return Ok(self.vmgexit_bad_input(cx, state, GhcbError::InvalidInput));
+        if !ghcb.valid.contains(offset::RAX) || !ghcb.valid.contains(offset::RBX) || !data.is_multiple_of(PAGE_SIZE) {
+            return Ok(self.vmgexit_bad_input(cx, state, Malformed::InvalidInput));
         }
         if sev.certs_enabled.load(std::sync::atomic::Ordering::SeqCst) {
             state.exit = ExitInfo::SnpReqCerts { gpa: Gpa(data), npages, ret: 0 };
@@ -124,23 +125,29 @@ impl Vcpu {
                 self.write_guest_u64(cx, state, Gpa(data + offset), 0);
             }
         }
-        self.snp_handle_guest_req(cx, state, sev, request, response)
+        self.snp_handle_guest_req(cx, state, sev, ghcb)
     }
 
     /// `snp_complete_req_certs`.
     ///
     /// # Errors
     /// `EINVAL` for answers that there are not.
-    pub(super) fn snp_complete_req_certs(&self, cx: &Cx<'_>, state: &mut VcpuState, ret: u64) -> Result<Next, Errno> {
+    pub(super) fn snp_complete_req_certs(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        answer: ExitInfo,
+        ret: u64,
+    ) -> Result<Next, Errno> {
         const ENOSPC: u64 = 28;
         const EAGAIN: u64 = 11;
         const EIO: u64 = 5;
         let sev = self.vm.sev().expect("a vCPU of an SNP VM");
         let ghcb = state.sev.as_deref().expect("as above").ghcb;
         let vmm = match ret {
-            0 => return self.snp_handle_guest_req(cx, state, sev, ghcb.exit_info_1, ghcb.exit_info_2),
+            0 => return self.snp_handle_guest_req(cx, state, sev, &ghcb),
             ENOSPC => {
-                if let ExitInfo::SnpReqCerts { npages, .. } = state.exit {
+                if let ExitInfo::SnpReqCerts { npages, .. } = answer {
                     self.write_guest_u64(cx, state, ghcb.gpa + offset::RBX, npages);
                 }
                 VMM_ERR_INVALID_LEN
@@ -149,7 +156,7 @@ impl Vcpu {
             EIO => VMM_ERR_GENERIC,
             _ => return Err(Errno::EINVAL),
         };
-        self.vmgexit_return(cx, state, 0, guest_err(vmm, 0));
+        self.vmgexit_return(cx, state, guest_err(vmm, 0));
         Ok(Next::Enter)
     }
 }

@@ -4,7 +4,7 @@
 //! guest that maps its memory one to one, with or without the C-bit.
 
 use super::access::VC_VECTOR;
-use super::msr;
+use super::protocol::msr::{MsrRequest, TermReason};
 use crate::kvm::cpu::AccessFault;
 use crate::kvm::exception::Exception;
 use crate::kvm::guest::Visit;
@@ -116,7 +116,7 @@ impl Vcpu {
     pub(crate) fn default_vc_handler(&self, state: &mut VcpuState, exception: Exception) -> Option<Visit> {
         let has_table = state.sregs.idt.limit != 0;
         let sev = state.sev.as_deref_mut().filter(|_| exception.vector == VC_VECTOR && !has_table)?;
-        sev.ghcb_msr = msr::term_request(0, 0);
+        sev.ghcb_msr = MsrRequest::terminate(TermReason::Unspecified).encode();
         Some(Visit::Vmgexit)
     }
 }

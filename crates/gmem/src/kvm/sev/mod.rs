@@ -11,6 +11,7 @@
 //! | `launch.rs`, `vmsa.rs` | `snp_launch_start`, `_update`, `_finish`; the VMSA that is measured |
 //! | `gmem.rs` | `sev_gmem_make_private`, `sev_gmem_invalidate`, `sev_gmem_max_mapping_level` |
 //! | `fault.rs` | `sev_handle_rmp_fault` |
+//! | `protocol/` | what a guest and KVM say to each other through the GHCB, as data and pure functions: both sides use it |
 //! | `ghcb.rs`, `msr.rs`, `psc.rs`, `ap.rs`, `guest_request.rs` | `sev_handle_vmgexit` and what guests ask for by it |
 //! | `vcpu.rs` | VMCB and VMSA pages, VMRUN |
 //! | `access.rs`, `insn.rs` | not KVM: what the processor does for an SNP guest |
@@ -33,12 +34,12 @@ mod ioctl;
 mod launch;
 mod msr;
 pub mod page;
+pub mod protocol;
 mod psc;
 mod vcpu;
 mod vmsa;
 
 pub(crate) use fault::RmpFault;
-pub use ghcb::exit;
 pub use host::{SevHost, open_sev};
 pub use info::SevInfo;
 pub use ioctl::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};

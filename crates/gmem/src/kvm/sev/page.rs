@@ -1,28 +1,10 @@
-//! The guest's side of the GHCB protocol: what it writes into the page, and into the MSR.
+//! A request as a guest writes it into its GHCB.
 
-use super::ghcb::offset;
-use super::psc::PscEntry;
+use super::protocol::ghcb::{ValidBitmap, offset};
 use sim_kernel::PAGE_SIZE;
 use sim_mmu::Gpa;
 
-pub use super::msr::info::PSC_RESP;
-pub use super::msr::{psc_request, term_request};
-
-/// `SNP_PAGE_STATE_PRIVATE`, as page-state changes have it.
-pub const PRIVATE: u64 = super::msr::PAGE_STATE_PRIVATE;
-/// Offset of SW_EXITINFO1.
-pub const SW_EXITINFO1: u64 = offset::SW_EXITINFO1;
-/// Offset of SW_EXITINFO2.
-pub const SW_EXITINFO2: u64 = offset::SW_EXITINFO2;
-/// Offset of the shared buffer.
-pub const SHARED_BUFFER: u64 = offset::SHARED_BUFFER;
-
-/// An entry of a list of pages.
-pub fn psc_entry(gpa: Gpa, op: u64, is_2m: bool) -> u64 {
-    PscEntry { cur_page: 0, gfn: gpa.gfn().0, op, is_2m }.to_word()
-}
-
-/// A request by the GHCB.
+/// A request by the GHCB, in version 2 of the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
     /// SW_EXITCODE.
@@ -38,13 +20,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// The GHCB with the request, and these words in the shared buffer.
+    /// The page with the request, and these words in the shared buffer.
     ///
     /// # Panics
     /// If there are more words than the buffer has room for.
     pub fn page(&self, buffer: &[u64]) -> Box<[u8]> {
         let mut page = vec![0; PAGE_SIZE as usize].into_boxed_slice();
-        let mut valid = 0_u128;
+        let mut valid = ValidBitmap::default();
         let mut put = |offset: u64, word: u64| {
             page[offset as usize..offset as usize + 8].copy_from_slice(&word.to_le_bytes());
         };
@@ -58,16 +40,15 @@ impl Request {
         ];
         for (offset, word) in fields.into_iter().chain(scratch) {
             put(offset, word);
-            valid |= 1 << (offset / 8);
+            valid.set(offset);
         }
-        put(offset::VALID_BITMAP, valid as u64);
-        put(offset::VALID_BITMAP + 8, (valid >> 64) as u64);
-        // Protocol version 2, usage 0.
-        put(offset::VERSION_AND_USAGE, 2 << 16);
-        for (i, word) in (0..).zip(buffer) {
-            assert!(offset::SHARED_BUFFER + 8 * i < offset::VERSION_AND_USAGE - 8, "the buffer is full");
-            put(offset::SHARED_BUFFER + 8 * i, *word);
+        put(offset::VALID_BITMAP, valid.0[0]);
+        put(offset::VALID_BITMAP + 8, valid.0[1]);
+        for (at, word) in (offset::SHARED_BUFFER..offset::SHARED_BUFFER_END).step_by(8).zip(buffer) {
+            put(at, *word);
         }
+        assert!(buffer.len() as u64 * 8 <= super::protocol::ghcb::SHARED_BUFFER_BYTES, "the buffer is full");
+        page[offset::PROTOCOL_VERSION as usize] = 2;
         page
     }
 }

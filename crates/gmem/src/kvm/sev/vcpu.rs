@@ -1,9 +1,10 @@
 //! What a vCPU has of SEV-SNP (`struct vcpu_sev_es_state`), and its visits to the guest: VMRUN with a VMCB and a VMSA, which are in use until it
 //! leaves.
 
-use super::ghcb::{Ghcb, Pending};
+use super::ghcb::Pending;
 use super::info::{SevInfo, make_vmsa_shared};
-use super::psc::Psc;
+use super::protocol::ghcb::Snapshot;
+use super::protocol::psc::Psc;
 use crate::kvm::guest::Visit;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
 use crate::kvm::vm::Vm;
@@ -63,7 +64,7 @@ pub(crate) struct SevState {
     /// `ghcb_registered_gpa`.
     pub(super) ghcb_registered: Option<Gpa>,
     /// What was copied of the GHCB.
-    pub(super) ghcb: Ghcb,
+    pub(super) ghcb: Snapshot,
     pub(super) psc: Psc,
     /// What goes on when user space has answered.
     pub(super) pending: Pending,
@@ -86,7 +87,7 @@ impl SevState {
             mp_state: MpState::Runnable,
             ghcb_msr: 0,
             ghcb_registered: None,
-            ghcb: Ghcb::default(),
+            ghcb: Snapshot::default(),
             psc: Psc::default(),
             pending: Pending::None,
             shared_mapping: false,
