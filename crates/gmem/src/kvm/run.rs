@@ -177,7 +177,7 @@ impl Vcpu {
                 self.guest(cx, state)
             });
             self.leave_guest_mode(cx, may_run);
-            if may_run {
+            if may_run && self.is_watched {
                 // Until this step nobody may have freed anything.
                 self.check_reached(state, "MMU-INV-026: in the guest");
             }
