@@ -87,6 +87,15 @@ Examples:
 
 Exit codes: 0 every bug was found and nothing else, 1 otherwise, 2 an unknown id, 3 a bug in gmem")]
     Zoo(Zoo),
+    /// Attack an SNP guest as its hypervisor could: with the check that stops it, and without
+    #[command(after_help = "\
+Examples:
+  gmem attack scenarios/attacks/snp/remap.toml
+  gmem attack scenarios/attacks/snp/*.toml
+
+After each step comes what it ended in, and after a bar what it ends in on a machine without the check.
+Exit codes: 0 everything came out as the files say, 1 something did not, 2 bad input, 3 a bug in gmem")]
+    Attack(Attack),
     /// List the invariants that are checked, with what they say
     #[command(after_help = "\
 Examples:
@@ -273,6 +282,14 @@ pub struct Zoo {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = jobs)]
     pub jobs: Option<usize>,
+}
+
+/// The arguments of `gmem attack`.
+#[derive(Debug, Args)]
+pub struct Attack {
+    /// The files
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
 }
 
 /// The arguments of `gmem bench`.

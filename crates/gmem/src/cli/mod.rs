@@ -4,6 +4,7 @@
 //! configuration file; arguments and `RUST_LOG` are all there is.
 
 pub mod args;
+mod attack;
 mod backend;
 mod bench;
 mod budget;
@@ -96,6 +97,7 @@ fn dispatch(
             explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
         }
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
+        Some(Command::Attack(args)) => attack::attack(args, out, complain),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
