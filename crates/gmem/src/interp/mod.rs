@@ -7,6 +7,7 @@
 mod guest;
 mod paged;
 mod sequential;
+mod snp;
 mod stage2;
 mod world;
 

@@ -24,6 +24,10 @@ impl Vm {
         let gfn = fault.gfn();
         assert!(!slot.is_zapped(), "INV-204: {gfn:?} is mapped through a slot that is deleted or moved, after its zap");
         let phys = &self.host.phys;
+        if let Some(sev) = self.sev().filter(|_| fault.is_private) {
+            let assigned = sev.host().snp().rmp().is_assigned(pfn);
+            assert!(assigned, "SNP-INV-010: {gfn:?} is mapped as private to {pfn:?}, which is not assigned");
+        }
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
@@ -89,6 +93,9 @@ impl Vm {
     /// # Panics
     /// If something does not, naming the invariant.
     pub fn check_invariants(&self) {
+        if let Some(sev) = self.sev() {
+            sev.host().check_quiescent(&self.host.existing());
+        }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
         self.mmu.assert_consistent();
         let pages = self.mmu.pages();
