@@ -77,6 +77,7 @@ mod source;
 mod status;
 pub mod testing;
 pub mod trace;
+pub mod workload;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};
 pub use backend::Simulator;

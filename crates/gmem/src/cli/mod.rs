@@ -19,6 +19,7 @@ mod live;
 mod output;
 mod replay;
 mod run;
+mod workload;
 mod zoo;
 
 pub use backend::{Backend, RunOptions};
@@ -98,6 +99,7 @@ fn dispatch(
         }
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
         Some(Command::Attack(args)) => attack::attack(args, out, complain),
+        Some(Command::Workload(args)) => workload::workload(args, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),

@@ -4,7 +4,7 @@ use gmem::attack::{self, Attack, StoppedBy};
 use std::path::Path;
 
 fn attacks() -> Vec<Attack> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/attacks/snp");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios/attacks/snp");
     let mut paths: Vec<_> =
         std::fs::read_dir(folder).expect("attacks exist").map(|entry| entry.unwrap().path()).collect();
     paths.sort();
