@@ -32,6 +32,8 @@ pub struct Host {
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
     faulty: AtomicBool,
+    /// What guests of VMs made from now on do is recorded. Not the kernel's; for checking.
+    watches_guests: AtomicBool,
     watched: parking_lot::Mutex<Watched>,
 }
 
@@ -80,6 +82,7 @@ impl Host {
             next_ino: AtomicU32::new(1),
             charged: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
+            watches_guests: AtomicBool::new(false),
             watched: Default::default(),
         })
     }
@@ -96,6 +99,16 @@ impl Host {
             cx.inject_signal(faults);
         }
         process
+    }
+
+    /// Of VMs made from now on it is recorded which stores of their guests user space must be told of (MMU-INV-040), and which frames their TLBs
+    /// may lead to (MMU-INV-026, MMU-INV-031).
+    pub fn watch_guests(&self) {
+        self.watches_guests.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watches_guests(&self) -> bool {
+        self.watches_guests.load(Ordering::Relaxed)
     }
 
     pub(crate) fn watch_vm(&self, vm: &Arc<Vm>) {

@@ -49,7 +49,7 @@ pub trait WalkMemory {
     /// Reads the entry at this guest-physical address of a guest's table, which lies in this frame of guest memory.
     fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64;
 
-    /// Sets A and D bits in an entry of a guest's table.
+    /// Sets A and D bits in an entry of a guest's table: a write of the guest to the page `gfn`, which is `table`.
     ///
     /// # Errors
     /// The value found, if it is not `old`.

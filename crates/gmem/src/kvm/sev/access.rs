@@ -144,6 +144,10 @@ impl Vcpu {
         let shared = !state.has_paging() && es.shared_mapping && access != Access::Exec;
         match found {
             Ok((translated, gpa)) => {
+                if self.vm.watches_guests() {
+                    let phys = &self.vm.host.phys;
+                    state.reached.entry(translated.pfn).or_insert_with(|| phys.generation(translated.pfn));
+                }
                 let private = SnpAccess::private(kind_of(access), gpa, translated.pfn);
                 Ok(SnpAccess { gva: snp::Gva(gva.0), c_bit: translated.private && !shared, ..private })
             }
@@ -205,6 +209,7 @@ impl Vcpu {
             let (snp, cpu) = self.snp_machine(state);
             snp.guest_modify(cx, &cpu, &at, bytes, change).map_err(fault_of)?;
             assert_access(snp, &cpu, &at);
+            self.vm.record_store(at.gpa.gfn());
             return Ok(());
         }
         let next = self.snp_translate(cx, state, Gva(gva.0.wrapping_add(split as u64)), mode, Access::Write)?;
@@ -215,7 +220,10 @@ impl Vcpu {
         change(bytes);
         let (first, rest) = bytes.split_at(split);
         snp.guest_write(cx, &cpu, &at, first).map_err(fault_of)?;
-        snp.guest_write(cx, &cpu, &next, rest).map_err(fault_of)
+        snp.guest_write(cx, &cpu, &next, rest).map_err(fault_of)?;
+        self.vm.record_store(at.gpa.gfn());
+        self.vm.record_store(next.gpa.gfn());
+        Ok(())
     }
 
     /// One access of four bytes: `change` gives the new value, or `None` for a read; returns the old one.
