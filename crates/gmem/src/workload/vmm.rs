@@ -30,6 +30,9 @@ const POLICY: u64 = 0x3_0000;
 /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
 const ENCRYPTED: u64 = 1 << 4;
 
+/// Steps after which a run is given up: a guest of 32 GiB has less.
+const STEPS_MAX: u64 = 1 << 34;
+
 /// What a phase did. A vCPU that is late counts for the phase in which the first one is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PhaseReport {
@@ -93,7 +96,7 @@ pub fn run(sizes: &Sizes, seed: u64) -> Result<Report, String> {
     // Shared and private memory at the same time, and what the host needs.
     let machine = MachineConfig { snp: true, memory: 2 * sizes.memory + (512 << 20), ..MachineConfig::default() };
     let mut sim = Sim::new(Chooser::Random(Random::new()));
-    let config = Config { seed, log: LogLevel::Hash, ..Config::default() };
+    let config = Config { seed, steps_max: STEPS_MAX, log: LogLevel::Hash, ..Config::default() };
     let ((vmm, vcpus), verdict) = sim.execute(&config, |cx| {
         let process = Host::new(cx, machine).process(cx);
         let program = |id| match id {
