@@ -4,6 +4,7 @@
 //! configuration file; arguments and `RUST_LOG` are all there is.
 
 pub mod args;
+mod attack;
 mod backend;
 mod bench;
 mod budget;
@@ -18,6 +19,7 @@ mod live;
 mod output;
 mod replay;
 mod run;
+mod workload;
 mod zoo;
 
 pub use backend::{Backend, RunOptions};
@@ -96,6 +98,8 @@ fn dispatch(
             explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
         }
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
+        Some(Command::Attack(args)) => attack::attack(args, out, complain),
+        Some(Command::Workload(args)) => workload::workload(args, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),
