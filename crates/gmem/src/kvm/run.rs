@@ -111,7 +111,7 @@ impl Vcpu {
         if state.immediate_exit {
             return Err(Errno::EINTR);
         }
-        self.pre_sev_run(state)?;
+        self.svm_vcpu_pre_run()?;
         state.exit = ExitInfo::Unknown;
         loop {
             if let Some(es) = &state.sev
@@ -195,7 +195,6 @@ impl Vcpu {
             if es.mp_state == MpState::Halted {
                 return Ok(Next::Enter);
             }
-            self.pre_sev_run(state)?;
         }
         self.load_mmu(cx, state)?;
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
@@ -257,6 +256,7 @@ impl Vcpu {
                 state.exit = ExitInfo::FailEntry { reason: SVM_EXIT_ERR };
                 Ok(Next::Exit)
             }
+            Visit::NoVmsa => Err(Errno::EINVAL),
             Visit::Io { port, data } => {
                 state.exit = ExitInfo::Io { port, data };
                 state.pending_exit = Some(state.exit);

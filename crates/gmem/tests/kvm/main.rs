@@ -15,6 +15,7 @@ mod poison_signal;
 mod prefault_level;
 mod readonly_logging;
 mod run_loop;
+mod snp;
 mod stand_in;
 
 use gmem::MachineConfig;
