@@ -78,6 +78,7 @@ fn sn_161_a_vcpu_without_vmsa_does_not_run() {
         cx.send_signal(cx.task());
         let (result, _) = vcpu.run(cx);
         assert_eq!(result, Err(sim_kernel::Errno::EINTR));
+        cx.clear_signals();
     });
     runnable(&mut script);
     script.run("guest_read c1 0x200000                    => EINVAL");
