@@ -10,6 +10,7 @@ mod machine;
 pub mod pkvm;
 mod plain;
 pub mod snp;
+pub mod tdx;
 
 pub use busy::BusyOnce;
 pub use machine::{AccessKind, ConfidentialMachine, GuestAccess, HostAccess, MachineFault};

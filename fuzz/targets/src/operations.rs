@@ -126,7 +126,7 @@ fn run_tasks(program: &Program, tasks: &[Vec<Op>]) {
     let mut sim = Sim::new(Chooser::Random(Random::new()));
     let config = Config { seed: program.seed, steps_max: STEPS_MAX, log: LogLevel::Off, ..Config::default() };
     let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::new(cx, program.machine.clone()));
+        let world = Arc::new(World::watched(cx, program.machine.clone()));
         for op in &program.set_up {
             world.execute(cx, op);
         }

@@ -5,7 +5,7 @@
 //! answer comes out. The process has one `/dev/kvm` open throughout.
 
 mod guest;
-mod paged;
+pub(crate) mod paged;
 mod sequential;
 mod snp;
 mod stage2;

@@ -71,9 +71,14 @@ impl World {
     /// });
     /// ```
     pub fn checked(cx: &Cx<'_>, config: MachineConfig) -> World {
+        World { contents: Some(Default::default()), ..World::watched(cx, config) }
+    }
+
+    /// [`World::new`] on a host that watches its guests ([`Host::watch_guests`]); what is read is judged by nobody.
+    pub fn watched(cx: &Cx<'_>, config: MachineConfig) -> World {
         let host = Host::new(cx, config);
         host.watch_guests();
-        World { contents: Some(Default::default()), ..World::on(cx, &host) }
+        World::on(cx, &host)
     }
 
     /// The process.

@@ -18,12 +18,15 @@ use std::collections::BTreeMap;
 
 impl Vcpu {
     /// MMU-INV-031, MMU-INV-035: what the vCPU is about to use is still there.
+    #[inline]
     pub(super) fn check_at_entry(&self, state: &VcpuState) {
         let root = state.root.as_ref().expect("it was loaded");
         // Who declares roots invalid holds mmu_lock until every vCPU is out and will look.
         let may_use = !root.is_invalid() || self.vm.mmu.mmu_lock.is_write_locked();
         assert!(may_use, "MMU-INV-035: vCPU {} enters the guest on an invalid root", self.id());
-        self.check_reached(state, "MMU-INV-031: on the way into the guest");
+        if self.is_watched {
+            self.check_reached(state, "MMU-INV-031: on the way into the guest");
+        }
     }
 
     /// No frame that a TLB may lead to was freed. Where the guest was not inside when it was, it was flushed since.

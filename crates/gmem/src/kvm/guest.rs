@@ -386,7 +386,7 @@ impl Vcpu {
         access: Access,
     ) -> Result<Pfn, AccessFault> {
         let pfn = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access)?.pfn;
-        if self.vm.watches_guests() {
+        if self.is_watched {
             state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
         }
         Ok(pfn)
@@ -395,13 +395,14 @@ impl Vcpu {
     /// The guest has written to a page that it had just translated.
     #[inline]
     fn stored(&self, state: &VcpuState, gva: Gva) {
-        if self.vm.watches_guests() {
+        if self.is_watched {
             let gfn = if state.has_paging() { state.cpu.cached_gfn(gva) } else { Some(Gpa(gva.0).gfn()) };
             gfn.into_iter().for_each(|gfn| self.vm.record_store(gfn));
         }
     }
 
     /// As [`Vcpu::stored`], of bytes that may lie in two pages.
+    #[inline]
     fn stored_span(&self, state: &VcpuState, gva: Gva, size: u64) {
         self.stored(state, gva);
         if gva.offset() + size > PAGE_SIZE {

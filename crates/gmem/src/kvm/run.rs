@@ -207,7 +207,7 @@ impl Vcpu {
                 if state.sev.is_some() { self.sev_guest(cx, state) } else { self.guest(cx, state) }
             });
             self.leave_guest_mode(cx, may_run);
-            if may_run {
+            if may_run && self.is_watched {
                 // Until this step nobody may have freed anything.
                 self.check_reached(state, "MMU-INV-026: in the guest");
             }

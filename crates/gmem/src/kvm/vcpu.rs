@@ -226,6 +226,8 @@ pub struct Vcpu {
     guest_mode: Atomic64,
     requests: Atomic64,
     outside: WaitQueue,
+    /// What the guest reaches and stores is recorded, as the host was asked to.
+    pub(super) is_watched: bool,
     /// Beginnings and ends of visits to the guest: odd in one. Not the kernel's; for MMU-INV-033.
     visits: AtomicU64,
     pub(crate) sev: Option<SevEs>,
@@ -399,6 +401,7 @@ impl Vm {
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
+            is_watched: self.watches_guests(),
             visits: AtomicU64::new(0),
             sev: es,
         });
