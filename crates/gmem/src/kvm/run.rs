@@ -191,10 +191,8 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
-        if let Some(es) = &state.sev {
-            if es.mp_state == MpState::Halted {
-                return Ok(Next::Enter);
-            }
+        if state.sev.as_ref().is_some_and(|es| es.mp_state == MpState::Halted) {
+            return Ok(Next::Enter);
         }
         self.load_mmu(cx, state)?;
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
