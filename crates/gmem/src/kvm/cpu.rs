@@ -7,7 +7,7 @@ use super::config::MachineConfig;
 use sim_kernel::Cx;
 use sim_mmu::guest_paging::{AccessMode, Gva, PagingRegisters, UnsupportedPaging};
 use sim_mmu::processor::{GuestState, InveptType, InvvpidType, TlbControl, Translated};
-use sim_mmu::tlb::TlbTag;
+use sim_mmu::tlb::{CachedTranslation, TlbTag};
 use sim_mmu::walker::{
     EptExit, EptViolation, ExitInfo1, ExitQualification, MmuFault, NestedPageFault, NoObserver, Pml, Stage2,
     Stage2Root, WalkMemory,
@@ -130,6 +130,11 @@ impl Cpu {
             Cpu::Npt(_) => None,
             Cpu::Ept(processor) => Some(processor.log()),
         }
+    }
+
+    /// What the TLB has for the loaded tree: for reports.
+    pub(super) fn translations(&self) -> Vec<CachedTranslation> {
+        each!(self, processor => processor.tlb().translations())
     }
 
     /// `kvm_vcpu_flush_tlb_guest`: what the guest's own tables lead to.

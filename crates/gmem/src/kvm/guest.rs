@@ -332,7 +332,9 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
     ) -> Result<Pfn, AccessFault> {
-        state.cpu.translate(cx, &self.vm.mmu, gva, mode, access).map(|found| found.pfn)
+        let found = state.cpu.translate(cx, &self.vm.mmu, gva, mode, access).map(|found| found.pfn);
+        self.show_processor(state);
+        found
     }
 
     /// One access of four bytes. `change` gives the new value, or `None` for a read; returns the old one.

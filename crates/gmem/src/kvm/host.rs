@@ -30,6 +30,8 @@ pub struct Host {
     /// Whether the configuration's faults count already.
     faulty: AtomicBool,
     watched: parking_lot::Mutex<Watched>,
+    /// Whether processors show what they have cached.
+    recorded: AtomicBool,
 }
 
 /// What was made on a host and may still exist: for checkers.
@@ -76,6 +78,7 @@ impl Host {
             charged: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
             watched: Default::default(),
+            recorded: AtomicBool::new(false),
         })
     }
 
@@ -108,6 +111,17 @@ impl Host {
         }
         let watched = self.watched.lock();
         Existing { vms: live(&watched.vms), inodes: live(&watched.inodes), mms: live(&watched.mms) }
+    }
+
+    /// From now on processors show what they have cached, for a recording of the state.
+    pub fn record(&self) {
+        self.recorded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody records the state.
+    #[inline]
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::Relaxed)
     }
 
     /// The configuration.

@@ -133,6 +133,7 @@ impl Vcpu {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
             state.cpu.flush_all(cx);
+            self.show_processor(state);
         }
         if self.check_request(cx, Request::TlbFlushCurrent) {
             state.cpu.flush_all(cx);
@@ -164,6 +165,7 @@ impl Vcpu {
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
         self.load_mmu(cx, state)?;
+        self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
         self.show_guest_mode(cx);
