@@ -68,6 +68,7 @@ pub mod kvm;
 pub mod live;
 pub mod mutants;
 pub mod ops;
+pub mod record;
 pub mod replay;
 pub mod runner;
 pub mod scenario;
@@ -75,6 +76,7 @@ mod source;
 mod status;
 pub mod testing;
 pub mod trace;
+pub mod visual;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};
 pub use backend::Simulator;

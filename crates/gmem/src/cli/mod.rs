@@ -17,10 +17,11 @@ mod invariants;
 mod live;
 mod output;
 mod replay;
+mod report;
 mod run;
 mod zoo;
 
-pub use backend::{Backend, RunOptions};
+pub use backend::{Backend, NextLine, RecordOptions, RunOptions};
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -95,6 +96,7 @@ fn dispatch(
         Some(Command::Explore(args)) => {
             explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
         }
+        Some(Command::Report(args)) => report::report(args, backend, out, complain),
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),

@@ -11,6 +11,7 @@ use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
+use sim_kernel::sched::ObjId;
 use sim_kernel::xarray::{NodeShape, Value, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{FlushNeeded, Gfn, GfnRange, Gpa, Invalidation, MayYield, RootFilter};
@@ -46,6 +47,11 @@ impl MemoryAttributes {
     /// What is wrong with the structure of the array (INV-701), if it has few nodes.
     pub fn check(&self) -> Vec<XaViolation> {
         self.array.check_small(NODES_MAX)
+    }
+
+    /// The object whose indexes are guest frames, as scheduling points name it: for reports.
+    pub fn object(&self) -> ObjId {
+        self.array.object()
     }
 
     /// The nodes of the array, parents before children, without scheduling points: for reports. None of an array with more nodes than

@@ -278,7 +278,8 @@ impl Tlb {
             level: entry.level(),
             writable: entry.stage2().contains(Stage2Rights::WRITE) && (!is_combined || entry.stage1().is_writable()),
         };
-        let linear = self.combined.iter().filter(|entry| combined.contains(&entry.stamp)).map(|entry| show(entry, true));
+        let linear =
+            self.combined.iter().filter(|entry| combined.contains(&entry.stamp)).map(|entry| show(entry, true));
         let physical = self.physical.iter().filter(|entry| entry.stamp == physical_mappings);
         linear.chain(physical.map(|entry| show(entry, false))).collect()
     }
