@@ -10,6 +10,7 @@ use crate::cli::args;
 use crate::cli::{Backend, NextLine, RecordOptions, RunOptions};
 use crate::conformance::{self, Check, CheckResult, UnknownId};
 use crate::demo;
+use crate::explore::portfolio::Memory;
 use crate::explore::report::Origin;
 use crate::explore::{self, Finding, Flow, Plan, Progress, Report, ScenarioProgram};
 use crate::interp::Sequential;
@@ -19,6 +20,9 @@ use crate::replay::Executor;
 use crate::runner::{self, RunReport};
 use crate::scenario::Scenario;
 use crate::trace::Header;
+
+/// Steps of a run that somebody makes by hand, at most.
+const PREFIX_STEPS_MAX: u64 = 100_000;
 
 /// The machine of this crate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,6 +115,26 @@ impl Backend for Simulator {
             facts.push(("who ran", decided));
             recording.facts = facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
             Ok(recording)
+        })
+    }
+
+    fn record_prefix(
+        &self,
+        scenario: &Scenario,
+        memory: Memory,
+        schedule: &Schedule,
+        goes_on: bool,
+    ) -> Result<Recording, String> {
+        explore::as_explorer(|| {
+            let program = ScenarioProgram::new(scenario).with_memory(memory.model()).thoroughly();
+            let strategy = Box::new(record::Prefix::new(schedule.clone(), goes_on));
+            let limits = record::Limits { steps_max: PREFIX_STEPS_MAX };
+            let plan = record::Plan { strategy, seed: 0, memory: memory.model(), limits, explain: None };
+            let recording = record::scenario(&program, plan);
+            match &recording.misfit {
+                Some(misfit) => Err(misfit.clone()),
+                None => Ok(recording),
+            }
         })
     }
 

@@ -107,6 +107,16 @@ The page is one file that needs nothing else: no network, no server. The command
 of the failure, with `report` in the place of `explore` and `-o FILE` behind it.
 Exit codes: 0 written, whether the run fails or not, 2 bad input, 3 a bug in gmem")]
     Report(Report),
+    /// Step through a scenario in the terminal, forwards and backwards, and decide by hand who goes on
+    #[command(after_help = "\
+Examples:
+  gmem step scenarios/fault-against-punch.toml
+  gmem step scenarios/races/fault-punch.toml --mutant RC-01
+  gmem step scenarios/races/fault-punch.toml --mutant RC-01 --replay gmem1:aeda
+
+What was decided is printed at the end as a schedule, for gmem run --schedule and gmem report --schedule.
+Exit codes: 0 it was left, 2 bad input or no terminal, 3 a bug in gmem")]
+    Step(Step),
     /// Replay recorded traces and compare with what the real kernel answered
     #[command(after_help = "\
 Examples:
@@ -293,6 +303,25 @@ pub struct Report {
     /// Steps after which a run is given up
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
     pub steps: u64,
+}
+
+/// The arguments of `gmem step`.
+#[derive(Debug, Args)]
+pub struct Step {
+    /// The scenario file
+    pub scenario: PathBuf,
+    /// Begin with these decisions (`gmem1:...`)
+    #[arg(long, visible_alias = "replay", value_name = "SCHEDULE")]
+    pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
+    /// Which reorderings of loads and stores there are
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
+    pub memory_model: Memory,
 }
 
 /// The arguments of `gmem zoo`.

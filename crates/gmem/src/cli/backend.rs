@@ -7,6 +7,7 @@ use sim_kernel::sched::Schedule;
 use super::args::Strategy;
 use crate::Status;
 use crate::conformance::{CheckResult, UnknownId};
+use crate::explore::portfolio::Memory;
 use crate::explore::report::Origin;
 use crate::explore::{Finding, Flow, Plan, Progress, Report};
 use crate::kvm::config::KernelVersion;
@@ -102,6 +103,19 @@ pub trait Backend: Sync {
     /// # Errors
     /// If the simulator cannot be started.
     fn record(&self, scenario: &Scenario, options: &RecordOptions) -> Result<Recording, String>;
+
+    /// Runs a scenario along a schedule and records it. At the schedule's end the run is left at the next decision or, if it goes on, ends
+    /// without a further preemption.
+    ///
+    /// # Errors
+    /// If the simulator cannot be started, or the schedule does not fit.
+    fn record_prefix(
+        &self,
+        scenario: &Scenario,
+        memory: Memory,
+        schedule: &Schedule,
+        goes_on: bool,
+    ) -> Result<Recording, String>;
 
     /// Performs the operations of a trace and records every step and every state.
     ///

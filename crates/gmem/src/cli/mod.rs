@@ -19,6 +19,7 @@ mod output;
 mod replay;
 mod report;
 mod run;
+mod step;
 mod zoo;
 
 pub use backend::{Backend, NextLine, RecordOptions, RunOptions};
@@ -97,6 +98,7 @@ fn dispatch(
             explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
         }
         Some(Command::Report(args)) => report::report(args, backend, out, complain),
+        Some(Command::Step(args)) => step::step(args, backend, out, complain),
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),

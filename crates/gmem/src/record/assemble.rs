@@ -57,11 +57,13 @@ impl Interned<'_> {
 
 /// The recording of a tape and the log of the same run.
 pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> String, lines: Vec<Line>) -> Recording {
-    let Tape { store, names: known, told, left, mut booted, .. } = tape;
+    let Tape { store, names: known, told, left, is_left, mut booted, .. } = tape;
     let mut interned = Interned::default();
     let mut tasks = vec!["setup".to_string()];
     let mut steps: Vec<Step> = Vec::with_capacity(told.len());
     let mut locks: Vec<Lock> = Vec::new();
+    // Those that were tried for are known when they are released.
+    let mut tried: Vec<Lock> = Vec::new();
     let mut held: Vec<Held> = Vec::new();
     let last = told.len().saturating_sub(1);
     let mut told = told.into_iter();
@@ -72,7 +74,7 @@ pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> St
                 let name = lock_name(*object, *index, names);
                 if release(&mut held, &mut locks, *task, *object, *index, step).is_none() {
                     // A lock that was tried for and had: it was held since.
-                    held_since_try(&steps, &mut locks, &interned, *task, *object, &name);
+                    held_since_try(&steps, &mut tried, &interned, *task, *object, &name);
                 }
                 if let Some(step) = steps.last_mut() {
                     step.notes.push(Note::Released(name));
@@ -116,14 +118,18 @@ pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> St
             }
         }
     }
+    locks.append(&mut tried);
+    locks.sort_by_key(|lock| lock.from);
     shorten(&mut interned.objects, &mut locks, &mut steps);
     let arrows = arrows(&store, &known, &steps);
     let choice = left.into_iter().map(|(task, op, runnable)| {
         let site = Site::of(&op);
+        let function = functions::around(&site);
         let object = names(op.object);
         let verb = crate::explore::report::verb(op.access);
         let words = if object == "none" { verb.to_string() } else { format!("{verb} {object}") };
-        Pending { task, op: words, site: site_words(&site), runnable }
+        let function = function.map_or_else(|| site_words(&site), str::to_string);
+        Pending { task, op: words, function, runnable: runnable && is_left }
     });
     let choice = choice.collect();
     let mut recording = Recording {
@@ -146,6 +152,7 @@ pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> St
         pair: None,
         schedule: String::new(),
         digest: 0,
+        misfit: None,
         choice,
     };
     mark_notable(&mut recording);
@@ -191,6 +198,7 @@ fn step(told: Told, interned: &mut Interned<'_>, names: &dyn Fn(ObjId) -> String
         place: told.place,
         site: interned.site(Site::of(&told.op)),
         line: told.line,
+        decisions: told.decisions,
         preempted: told.preempted,
         gfns: told.gfns,
         notes: completed.collect(),
@@ -234,8 +242,7 @@ fn held_since_try(
     let is_try = |step: &Step| step.task == owner(task) && step.access == Access::TryLock && step.object == *number;
     let Some(from) = steps.iter().rposition(is_try) else { return };
     let to = steps.len() - 1;
-    let at = locks.partition_point(|lock| lock.from <= from);
-    locks.insert(at, Lock { task: owner(task), name: name.to_string(), access: Access::TryLock, from, to });
+    locks.push(Lock { task: owner(task), name: name.to_string(), access: Access::TryLock, from, to });
 }
 
 fn trace_words(record: &TraceRecord) -> String {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sim_kernel::sched::{
-    Chooser, Config, Divergence, Ended, LogLevel, MemoryModel, Op, Ready, Sim, Strategy, TaskId, Verdict,
+    Chooser, Config, Divergence, Ended, LogLevel, MemoryModel, Op, Ready, Schedule, Sim, Strategy, TaskId, Verdict,
 };
 
 use super::assemble;
@@ -68,6 +68,7 @@ pub(super) struct Told {
     pub(super) gfns: (u64, u64),
     pub(super) preempted: Option<TaskId>,
     pub(super) line: Option<u32>,
+    pub(super) decisions: u32,
     /// Lines that were completed in this step.
     pub(super) completed: Vec<u32>,
 }
@@ -87,8 +88,11 @@ pub(super) struct Tape {
     is_over: bool,
     /// Tasks that could run, and all that were left, with what they were about to do, when the run was left.
     pub(super) left: Vec<(TaskId, Op, bool)>,
-    wants_choice: bool,
+    /// Somebody has to decide how the run goes on.
+    pub(super) is_left: bool,
     threads_ran: bool,
+    /// How often somebody was chosen.
+    decisions: u32,
 }
 
 /// Which line is performed now, and which are done.
@@ -183,7 +187,16 @@ impl Tape {
         }
         self.threads_ran |= task != TaskId::BOOT;
         let preempted = self.preempted.take().filter(|stopped| *stopped != task);
-        self.told.push(Told { task, op: *op, place, gfns, preempted, line, completed: Vec::new() });
+        self.told.push(Told {
+            task,
+            op: *op,
+            place,
+            gfns,
+            preempted,
+            line,
+            decisions: self.decisions,
+            completed: Vec::new(),
+        });
     }
 
     /// The index of an operation in the words of its object, and the guest frames that it is about.
@@ -217,6 +230,40 @@ impl Tape {
     }
 }
 
+/// Follows a schedule to its end; there it leaves the run, or goes on without preemption.
+#[derive(Debug)]
+pub struct Prefix {
+    schedule: Schedule,
+    at: usize,
+    goes_on: bool,
+}
+
+impl Prefix {
+    /// A run along this schedule.
+    pub fn new(schedule: Schedule, goes_on: bool) -> Prefix {
+        Prefix { schedule, at: 0, goes_on }
+    }
+}
+
+impl Strategy for Prefix {
+    fn begin(&mut self, _seed: u64) {
+        self.at = 0;
+    }
+
+    fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
+        let at = self.at;
+        let Some(&wanted) = self.schedule.decisions().get(at) else {
+            let exhausted = Divergence::Exhausted { at, runnable: ready.runnable };
+            return if self.goes_on { Ok(ready.stay_or_lowest()) } else { Err(exhausted) };
+        };
+        self.at += 1;
+        if !ready.runnable.contains(wanted) {
+            return Err(Divergence::NotRunnable { at, wanted, runnable: ready.runnable });
+        }
+        Ok(wanted)
+    }
+}
+
 /// The strategy that wraps another one.
 struct Wrapper {
     inner: Box<dyn Strategy>,
@@ -235,12 +282,13 @@ impl Strategy for Wrapper {
             // A task that starts decides again before its first operation; it was let in by whoever was stopped before that.
             Ok(task) if *task != ready.current && ready.runnable.contains(ready.current) => {
                 tape.preempted = Some(ready.current);
+                tape.decisions += 1;
             }
-            Ok(_) => {}
+            Ok(_) => tape.decisions += 1,
             Err(_) => {
                 let left = |task| (task, ready.pending(task), ready.runnable.contains(task));
                 tape.left = ready.live.iter().map(left).collect();
-                tape.wants_choice = true;
+                tape.is_left = true;
             }
         }
         picked
@@ -255,7 +303,7 @@ impl Strategy for Wrapper {
         self.inner.ended(ended);
         let mut tape = self.tape.borrow_mut();
         if !ended.live.is_empty() {
-            if !tape.wants_choice {
+            if !tape.is_left {
                 tape.left =
                     ended.live.iter().map(|task| (task, ended.pending(task), ended.runnable.contains(task))).collect();
             }
@@ -270,9 +318,8 @@ pub fn scenario(program: &ScenarioProgram, plan: Plan) -> Recording {
     let scenario = program.scenario();
     let (lines, first) = lines_of(scenario);
     let parts = scenario.threads.len() + 2;
-    let mut tape = Tape::default();
-    tape.lines = Lines { counts: vec![0; parts], first, last_step: vec![None; parts], ..Lines::default() };
-    let tape = Rc::new(RefCell::new(tape));
+    let told = Lines { counts: vec![0; parts], first, last_step: vec![None; parts], ..Lines::default() };
+    let tape = Rc::new(RefCell::new(Tape { lines: told, ..Tape::default() }));
     let wrapper = Wrapper { inner: plan.strategy, tape: Rc::clone(&tape) };
     let mut sim = Sim::new(Chooser::Custom(Box::new(wrapper)));
     let config = Config {
@@ -323,6 +370,9 @@ pub fn scenario(program: &ScenarioProgram, plan: Plan) -> Recording {
     recording.setup_steps = setup_steps;
     recording.schedule = schedule.to_string();
     recording.digest = digest;
+    if let Verdict::Diverged(divergence @ Divergence::NotRunnable { .. }) = &verdict {
+        recording.misfit = Some(format!("the schedule does not fit: {divergence}"));
+    }
     recording.is_as_expected = failure.is_none() && !matches!(verdict, Verdict::StepLimit { .. });
     recording.ending = match (&failure, &verdict) {
         (Some(failure), _) => failure.message.clone(),

@@ -17,5 +17,5 @@ pub mod recording;
 pub mod store;
 pub mod table;
 
-pub use capture::{Limits, Plan, scenario, trace};
+pub use capture::{Limits, Plan, Prefix, scenario, trace};
 pub use recording::{Recording, Step};

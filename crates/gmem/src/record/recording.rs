@@ -48,6 +48,8 @@ pub struct Recording {
     pub schedule: String,
     /// Hash of the events.
     pub digest: u64,
+    /// The schedule did not fit: it names a task that cannot run where its turn is.
+    pub misfit: Option<String>,
     /// If the run was left at a decision: who can go on, and who is blocked.
     pub choice: Vec<Pending>,
 }
@@ -84,6 +86,8 @@ pub struct Step {
     pub site: u32,
     /// In which line of the program, in [`Recording::lines`].
     pub line: Option<u32>,
+    /// How many decisions of the schedule were made before it.
+    pub decisions: u32,
     /// The task that was stopped for it.
     pub preempted: Option<TaskId>,
     /// Guest frames that it touched: first, end. Empty: none that is known.
@@ -163,9 +167,9 @@ pub struct Pending {
     pub task: TaskId,
     /// What, in words.
     pub op: String,
-    /// Where in the model.
-    pub site: String,
-    /// Whether it can.
+    /// In which function.
+    pub function: String,
+    /// Whether somebody may choose it.
     pub runnable: bool,
 }
 

@@ -6,3 +6,5 @@
 pub mod data;
 pub mod html;
 pub mod perfetto;
+pub mod stepper;
+pub mod terminal;

@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const steps = data.steps.task.length;
-  const LINE = 18, PAD = 4, LANE = 9;
+  const LINE = 18, PAD = 4, LANE = 9, LANES = 10;
 
   // ---- What was packed -----------------------------------------------------------------------------------------------
 
@@ -178,8 +178,8 @@
       let at = busy[task].findIndex((until) => until < lockFrom[i]);
       if (at < 0) at = busy[task].length;
       busy[task][at] = lockTo[i];
-      lane[i] = at;
-      lanes[task] = Math.max(lanes[task], at + 1);
+      lane[i] = Math.min(at, LANES - 1);
+      lanes[task] = Math.max(lanes[task], lane[i] + 1);
     }
   }
   // The longest lock that begins in each thousand: where to start looking for those that reach a step.
@@ -230,20 +230,50 @@
 
   // ---- The timeline --------------------------------------------------------------------------------------------------
 
-  let drawnFrom = -1, drawnTo = -1, drawnAt = -1;
+  // Asking the document for these costs a layout; so they are kept.
+  const view = { top: 0, height: 0, width: 0, moves: false };
+  const measure = () => {
+    view.height = $("timeline").clientHeight;
+    view.width = $("rows").clientWidth;
+    view.top = $("timeline").scrollTop;
+  };
+  const scrollTo = (top) => {
+    view.top = Math.max(0, Math.min(top, tops[list.length] - view.height));
+    if (!view.moves) requestAnimationFrame(() => { view.moves = false; $("timeline").scrollTop = view.top; });
+    view.moves = true;
+  };
+  // Rows that are in the document, by step.
+  let drawn = new Map();
+  let drawnFrom = -1, drawnTo = -1, current = null;
   const draw = () => {
-    const view = $("timeline");
-    const top = view.scrollTop, bottom = top + (printing ? Infinity : view.clientHeight);
-    let from = Math.max(0, lowerBound(tops, top) - 3);
-    let to = Math.min(list.length, printing ? from + 400 : lowerBound(tops, bottom) + 3);
-    if (printing) from = 0;
-    if (from === drawnFrom && to === drawnTo && drawnAt === position) return;
-    [drawnFrom, drawnTo, drawnAt] = [from, to, position];
-    const rows = [];
-    const visibleLocks = from < to ? locksWithin(list[from], list[to - 1]) : [];
-    for (let i = from; i < to; i++) rows.push(row(i, visibleLocks));
-    $("rows").replaceChildren(...rows);
-    drawArrows(from, to);
+    const bottom = view.top + view.height;
+    const from = printing ? 0 : Math.max(0, lowerBound(tops, view.top) - 3);
+    const to = Math.min(list.length, printing ? 400 : lowerBound(tops, bottom) + 3);
+    if (from !== drawnFrom || to !== drawnTo) {
+      // Nothing is the same if the list is another.
+      if (drawnFrom < 0) drawn = new Map();
+      [drawnFrom, drawnTo] = [from, to];
+      const locks = from < to ? locksWithin(list[from], list[to - 1]) : [];
+      const now = new Map();
+      for (let i = from; i < to; i++) now.set(list[i], drawn.get(list[i]) ?? row(i, locks));
+      const rows = $("rows");
+      for (const old of [...rows.children]) if (now.get(Number(old.dataset.step)) !== old) old.remove();
+      let next = rows.firstChild;
+      for (const made of now.values()) {
+        if (made === next) next = next.nextSibling;
+        else rows.insertBefore(made, next);
+      }
+      drawn = now;
+      drawArrows(from, to);
+    }
+    const made = drawn.get(position - 1) ?? null;
+    if (made !== current) {
+      current?.classList.remove("current");
+      current?.removeAttribute("aria-current");
+      made?.classList.add("current");
+      made?.setAttribute("aria-current", "step");
+      current = made;
+    }
   };
 
   const row = (i, locks) => {
@@ -254,7 +284,6 @@
     made.style.top = tops[i] + "px";
     made.style.height = tops[i + 1] - tops[i] + "px";
     made.style.gridTemplateColumns = "var(--template)";
-    if (step + 1 === position) { made.classList.add("current"); made.setAttribute("aria-current", "step"); }
     if (collides(step) >= 0) made.classList.add("collides");
     if (stopped(step) >= 0) made.classList.add("stops");
     const hidden = step - 1 - (i > 0 ? list[i - 1] : -1);
@@ -307,7 +336,7 @@
     svg.setAttribute("height", tops[list.length]);
     const parts = [];
     if (from < to && columns.length > 0) {
-      const width = $("rows").clientWidth - 64;
+      const width = view.width - 64;
       const left = (task) => 64 + width * columns.indexOf(task) / columns.length;
       const right = (task) => left(task) + width / columns.length;
       const [low, high] = [list[from], list[to - 1]];
@@ -349,13 +378,12 @@
   };
 
   const scrollToCurrent = () => {
-    const view = $("timeline");
     const at = Math.min(Math.max(0, placeOf(position - 1)), list.length - 1);
     if (at < 0) return;
     const [top, bottom] = [tops[at], tops[at + 1]];
-    const margin = Math.min(120, view.clientHeight / 4);
-    if (top < view.scrollTop + margin) view.scrollTop = top - margin;
-    else if (bottom > view.scrollTop + view.clientHeight - margin) view.scrollTop = bottom - view.clientHeight + margin;
+    const margin = Math.min(120, view.height / 4);
+    if (top < view.top + margin) scrollTo(top - margin);
+    else if (bottom > view.top + view.height - margin) scrollTo(bottom - view.height + margin);
   };
 
   // ---- The state -----------------------------------------------------------------------------------------------------
@@ -718,14 +746,18 @@
     const row = event.target.closest(".row");
     if (row) go(Number(row.dataset.step) + 1);
   });
-  $("timeline").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
-  addEventListener("resize", () => { drawnFrom = -1; draw(); });
+  $("timeline").addEventListener("scroll", () => requestAnimationFrame(() => {
+    if (!view.moves) view.top = $("timeline").scrollTop;
+    draw();
+  }), { passive: true });
+  addEventListener("resize", () => { measure(); drawnFrom = -1; draw(); });
   addEventListener("hashchange", fromHash);
   let printing = false;
   addEventListener("beforeprint", () => { printing = true; drawnFrom = -1; draw(); drawState(); });
   addEventListener("afterprint", () => { printing = false; drawnFrom = -1; draw(); drawState(); });
 
   head();
+  measure();
   fromHash();
   document.documentElement.dataset.ready = "yes";
 })();
