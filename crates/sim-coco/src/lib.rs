@@ -1,4 +1,4 @@
-//! Confidential machines as their vendors define them: hardware and firmware, no Linux.
+//! Confidential machines as their vendors define them: hardware and firmware, no Linux but the hypervisor that is one.
 //!
 //! [`ConfidentialMachine`] is the boundary between KVM and the machine beneath. Every VM has one [`Backend`]; SEV-SNP, TDX and
 //! pKVM become further backends. Default and software-protected VMs run on [`Plain`], a machine that protects nothing: it lets
@@ -7,6 +7,7 @@
 
 mod busy;
 mod machine;
+pub mod pkvm;
 mod plain;
 pub mod snp;
 

@@ -57,6 +57,7 @@ errnos! {
     EFBIG = 27, "File too large";
     ENOSPC = 28, "No space left on device";
     ESPIPE = 29, "Illegal seek";
+    ERANGE = 34, "Numerical result out of range";
     EOVERFLOW = 75, "Value too large for defined data type";
     ENXIO = 6, "No such device or address";
     EOPNOTSUPP = 95, "Operation not supported";

@@ -152,6 +152,26 @@ impl BenchVm {
         (0..count).map(make).collect()
     }
 
+    /// Gives the vCPU a program that reads the first word again and again until it is 1.
+    pub fn load_wait(&mut self, cx: &Cx<'_>) {
+        let program =
+            [GuestInsn::Read { gpa: Gpa(BASE) }, GuestInsn::JumpEqual { value: 1, to: 3 }, GuestInsn::Jump { to: 0 }];
+        self.vcpu.load_program(cx, &program);
+    }
+
+    /// Writes the first word through the VMM's mapping.
+    ///
+    /// # Panics
+    /// If the access raises a signal.
+    pub fn set_first_word(&self, cx: &Cx<'_>, value: u32) {
+        self.mapping.write_u32(cx, 0, value).expect("the mapping is writable");
+    }
+
+    /// The vCPU, to run it on another thread.
+    pub fn vcpu(&self) -> Arc<crate::kvm::vcpu::Vcpu> {
+        Arc::clone(self.vcpu.vcpu())
+    }
+
     /// `KVM_RUN` until the program's end.
     ///
     /// # Panics

@@ -150,8 +150,8 @@ pub(super) fn p4(meter: &mut dyn Meter, size: &Size) {
     walks::<Ept, Flat>(meter, (5, COLD), sets(size), case("ept"));
 }
 
-/// P8, the processor's part: a flush costs the same however much is cached.
-pub(super) fn p8(meter: &mut dyn Meter, _size: &Size) {
+/// P8: the processor's part, a flush that costs the same however much is cached, and KVM's.
+pub(super) fn p8(meter: &mut dyn Meter, size: &Size) {
     const FLUSHES: u64 = 1024;
     for (name, and_access, tlb) in [
         ("invept, small TLB", "invept and an access, small TLB", TlbConfig::SMALL),
@@ -173,4 +173,5 @@ pub(super) fn p8(meter: &mut dyn Meter, _size: &Size) {
             });
         });
     }
+    super::workloads::p8(meter, size);
 }

@@ -1,11 +1,13 @@
-//! A whole VM, on the host's own threads: private faults (P5), conversions (P9), dirty logging (P10).
+//! A whole VM, on the host's own threads: private faults (P5), remote flushes (P8), conversions (P9), dirty logging (P10).
 //!
 //! No event log, no observers; assertions are on, as always.
 
 use super::vm::BenchVm;
 use super::{Case, Meter, Size};
 use crate::kvm::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
-use crate::{Machine, MachineConfig};
+use crate::{ExitInfo, Machine, MachineConfig};
+use sim_mmu::RemoteFlush;
+use std::sync::{Arc, Barrier};
 
 /// P5: pages exist, nothing is mapped; each write of the guest leaves, is mapped, and is made.
 pub(super) fn p5(meter: &mut dyn Meter, size: &Size) {
@@ -26,6 +28,45 @@ pub(super) fn p5(meter: &mut dyn Meter, size: &Size) {
             timer.time(|| vm.run(cx));
         });
         vm.close(cx);
+    });
+}
+
+/// P8, KVM's part: everybody is asked to flush. Vcpus outside do so before they enter again; one in the guest must come out first.
+pub(super) fn p8(meter: &mut dyn Meter, _size: &Size) {
+    const FLUSHES: u64 = 256;
+    const VCPUS: usize = 64;
+    Machine::run_native(MachineConfig::default(), |cx, process| {
+        let vm = BenchVm::mapped(cx, process, 512);
+        let vcpus = vm.more_vcpus(cx, VCPUS - 1);
+        let case = Case::new("P8", "remote flush, 64 vCPUs outside", 0, "flush", FLUSHES).at_most(1000.0);
+        meter.measure(case, &mut |timer| {
+            timer.time(|| (0..FLUSHES).for_each(|_| vm.vm().flush_remote_tlbs(cx)));
+        });
+        vcpus.into_iter().for_each(|vcpu| vcpu.close(cx).expect("close"));
+        vm.close(cx);
+    });
+    let case = Case::new("P8", "remote flush, one vCPU in the guest", 0, "flush", FLUSHES).parallel();
+    meter.measure(case, &mut |timer| {
+        Machine::run_native(MachineConfig::default(), |cx, process| {
+            let mut vm = BenchVm::mapped(cx, process, 512);
+            vm.set_first_word(cx, 0);
+            vm.load_wait(cx);
+            let vcpu = vm.vcpu();
+            let (begun, ended) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+            let theirs = (Arc::clone(&begun), Arc::clone(&ended));
+            cx.spawn("vcpu", move |cx| {
+                theirs.0.wait();
+                let (result, exit) = vcpu.run(cx);
+                assert_eq!((result, exit), (Ok(()), ExitInfo::Hlt));
+                drop(vcpu);
+                theirs.1.wait();
+            });
+            begun.wait();
+            timer.time(|| (0..FLUSHES).for_each(|_| vm.vm().flush_remote_tlbs(cx)));
+            vm.set_first_word(cx, 1);
+            ended.wait();
+            vm.close(cx);
+        });
     });
 }
 

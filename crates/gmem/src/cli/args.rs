@@ -157,6 +157,7 @@ Exit codes: 0 no difference, 1 a difference, 2 bad input or no KVM, 3 a bug in g
 Examples:
   gmem bench
   gmem bench P1 P3 pages
+  gmem bench P3/npt/64
   gmem bench --output measured/
   gmem bench P12 --guest 1T
   gmem bench --json | jq '.cases[] | select(.within == false) | .id'
@@ -353,7 +354,7 @@ pub struct Zoo {
 /// The arguments of `gmem bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Which goals, such as P3 [default: all]
+    /// Which goals, such as P3, or which cases of one, such as P3/npt/64 [default: all]
     #[arg(value_name = "GOAL")]
     pub goals: Vec<String>,
     /// Only list them

@@ -66,9 +66,9 @@ impl Vm {
 
 /// A fault on its way: what the MMU needs, and what KVM knows beside it.
 #[derive(Debug)]
-struct Fault {
+struct Fault<'a> {
     tdp: TdpFault,
-    slot: Option<Arc<Memslot>>,
+    slot: Option<&'a Memslot>,
     /// The snapshot of the invalidation sequence.
     mmu_seq: u64,
     /// The frame on which the fault holds a reference.
@@ -224,14 +224,14 @@ impl Vcpu {
             }
         }
 
-        let mut fault = Fault { tdp: tdp.clone(), slot: slot.clone(), mmu_seq: 0, page: None };
+        let mut fault = Fault { tdp: tdp.clone(), slot: slot.as_deref(), mmu_seq: 0, page: None };
         match self.faultin(cx, state, &mut fault)? {
             FaultIn::Done(result) => return Ok(result),
             FaultIn::Map => {}
         }
         let lock = vm.mmu.mmu_lock.read(cx);
         let stale = root.is_invalid() && !cx.has_mutant(RC_24)
-            || fault.slot.as_deref().is_some_and(|slot| self.is_page_fault_stale(cx, &lock, &fault, slot));
+            || fault.slot.is_some_and(|slot| self.is_page_fault_stale(cx, &lock, &fault, slot));
         let result = if stale {
             Ok(RetPf::Retry)
         } else {
@@ -255,7 +255,13 @@ impl Vcpu {
     }
 
     /// `is_page_fault_stale`, of a fault that has a slot and a root that is still in use: what was looked up may be gone.
-    fn is_page_fault_stale(&self, cx: &Cx<'_>, lock: &RwLockReadGuard<'_, ()>, fault: &Fault, slot: &Memslot) -> bool {
+    fn is_page_fault_stale(
+        &self,
+        cx: &Cx<'_>,
+        lock: &RwLockReadGuard<'_, ()>,
+        fault: &Fault<'_>,
+        slot: &Memslot,
+    ) -> bool {
         let is_gmem = fault.tdp.is_private || slot.is_gmem_only();
         if cx.has_mutant(RC_01) || cx.has_mutant(RC_32) && !is_gmem {
             return false;
@@ -270,7 +276,7 @@ impl Vcpu {
     }
 
     /// `kvm_mmu_faultin_pfn`: finds what to map, without `mmu_lock`.
-    fn faultin(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &mut Fault) -> Result<FaultIn, Errno> {
+    fn faultin(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &mut Fault<'_>) -> Result<FaultIn, Errno> {
         let vm = &self.vm;
         let gfn = fault.tdp.gfn();
         // F2: before everything that may change.
@@ -286,7 +292,7 @@ impl Vcpu {
         }
         // F4.
         let in_reach = gfn < vm.mmu.config().max_gfn;
-        let Some(slot) = fault.slot.clone().filter(|_| in_reach) else {
+        let Some(slot) = fault.slot.filter(|_| in_reach) else {
             return self.handle_noslot_fault(cx, state, fault);
         };
         // F5.
@@ -303,9 +309,9 @@ impl Vcpu {
         }
         // F7, F8.
         if fault.tdp.is_private || slot.is_gmem_only() {
-            self.faultin_pfn_gmem(cx, state, fault, &slot)?;
+            self.faultin_pfn_gmem(cx, state, fault, slot)?;
         } else {
-            match self.faultin_pfn_hva(cx, state, fault, &slot)? {
+            match self.faultin_pfn_hva(cx, state, fault, slot)? {
                 FaultIn::Map => {}
                 done => return Ok(done),
             }
@@ -330,7 +336,7 @@ impl Vcpu {
     }
 
     /// `kvm_handle_noslot_fault`.
-    fn handle_noslot_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &mut Fault) -> Result<FaultIn, Errno> {
+    fn handle_noslot_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &mut Fault<'_>) -> Result<FaultIn, Errno> {
         if fault.tdp.is_private {
             self.prepare_memory_fault(state, fault.tdp.gpa, true);
             return Err(Errno::EFAULT);
@@ -355,7 +361,7 @@ impl Vcpu {
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
-        fault: &mut Fault,
+        fault: &mut Fault<'_>,
         slot: &Memslot,
     ) -> Result<(), Errno> {
         let found = if slot.has_gmem() { self.vm.gmem_get_pfn(cx, slot, fault.tdp.gfn()) } else { Err(Errno::EFAULT) };
@@ -379,7 +385,7 @@ impl Vcpu {
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
-        fault: &mut Fault,
+        fault: &mut Fault<'_>,
         slot: &Memslot,
     ) -> Result<FaultIn, Errno> {
         let intent = if fault.tdp.write { Intent::Write } else { Intent::Read };

@@ -413,7 +413,7 @@ impl Vm {
         let view = self.gmem_of(file);
         let index = slot.gmem_index(gfn);
         // G2, G3: is this really the slot's file, and does the file agree?
-        if !slot.gmem.file(cx).is_some_and(|now| std::ptr::eq(now.as_ptr(), Arc::as_ptr(file))) {
+        if !slot.gmem.names(cx, file) {
             return Err(Errno::EFAULT);
         }
         if view.bindings.load(cx, index.0) != Some(Handle(slot.handle)) {
@@ -487,7 +487,7 @@ impl Memslot {
             return None;
         }
         // The memory of a released file may hold another one by now: is this still the file that the slot names?
-        if self.gmem.file(cx).is_some_and(|now| std::ptr::eq(now.as_ptr(), Arc::as_ptr(&file))) {
+        if self.gmem.names(cx, &file) {
             return Some(file);
         }
         file.put(cx);

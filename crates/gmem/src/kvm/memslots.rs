@@ -17,7 +17,7 @@ use sim_kernel::{Cx, Errno, Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE, Pgoff};
 use sim_mmu::{Gfn, GfnRange};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Number of a slot within its address space.
@@ -112,6 +112,8 @@ pub struct SlotGmem {
     object: ObjId,
     /// Uncounted: a slot does not keep its file alive.
     file: parking_lot::Mutex<Option<Weak<File>>>,
+    /// Where that file lies, 0 for none: to ask whether it is this or that one. Nothing is said of it to anybody, so it may differ from run to run.
+    file_addr: AtomicUsize,
     /// First page of the binding in the file.
     pub pgoff: Pgoff,
     /// The file was released while it was bound. The kernel has no such mark; it is for checking.
@@ -126,11 +128,20 @@ impl SlotGmem {
         self.file.lock().clone()
     }
 
+    /// Whether [`SlotGmem::file`] is this one: the same read, without a count.
+    #[track_caller]
+    pub fn names(&self, cx: &Cx<'_>, file: &Arc<File>) -> bool {
+        cx.point(Access::Load, self.object, 0);
+        self.file_addr.load(Ordering::SeqCst) == Arc::as_ptr(file).addr()
+    }
+
     /// `WRITE_ONCE(slot->gmem.file, …)`.
     #[track_caller]
     pub fn set_file(&self, cx: &Cx<'_>, file: Option<&Arc<File>>) {
         cx.point(Access::Store, self.object, 0);
-        *self.file.lock() = file.map(Arc::downgrade);
+        let mut named = self.file.lock();
+        *named = file.map(Arc::downgrade);
+        self.file_addr.store(file.map_or(0, |file| Arc::as_ptr(file).addr()), Ordering::SeqCst);
     }
 
     /// The file is released: the slot loses it for that reason.
@@ -213,6 +224,7 @@ impl Memslot {
     pub fn new(cx: &Cx<'_>, parts: MemslotParts) -> Arc<Memslot> {
         let gmem = SlotGmem {
             object: if parts.flags & KVM_MEM_GUEST_MEMFD != 0 { cx.new_object("slot->gmem.file") } else { ObjId::NONE },
+            file_addr: AtomicUsize::new(parts.gmem_file.as_ref().map_or(0, |file| file.as_ptr().addr())),
             file: parking_lot::Mutex::new(parts.gmem_file),
             pgoff: parts.gmem_pgoff,
             released: AtomicBool::new(false),

@@ -27,6 +27,7 @@ mod prefault;
 pub mod process;
 mod run;
 mod set_memory_region;
+pub mod sev;
 pub mod slot_sets;
 pub mod uapi;
 pub mod vcpu;

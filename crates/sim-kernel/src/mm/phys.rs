@@ -417,9 +417,19 @@ impl PhysMem {
     /// If the frame has no contents.
     #[inline]
     pub fn table(&self, table: Pfn) -> &[AtomicU64; WORDS_PER_PAGE] {
+        self.numbered_table(table).1
+    }
+
+    /// As [`PhysMem::table`], with the number that [`PhysMem::contents_number`] gives: one look-up for both.
+    ///
+    /// # Panics
+    /// If the frame has no contents.
+    #[inline]
+    pub fn numbered_table(&self, table: Pfn) -> (u32, &[AtomicU64; WORDS_PER_PAGE]) {
         let content = self.frame(table).content.load(Ordering::Acquire);
         assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
-        &self.contents.get(content - FIRST_BUFFER).words
+        let number = content - FIRST_BUFFER;
+        (number, &self.contents.get(number).words)
     }
 
     /// The owner of a table made every word `fill` again and is about to put it: the next table need not be filled.
@@ -649,19 +659,19 @@ impl PhysMem {
     }
 
     #[inline]
-    fn add_name(&self, pfn: Pfn, which: u32) {
+    fn add_name(&self, frame: &Frame, which: u32) {
         let add = |word: u32| if word >> which & COUNT_MAX == COUNT_MAX { word } else { word + (1 << which) };
-        self.rmw.update(&self.frame(pfn).named, add);
+        self.rmw.update(&frame.named, add);
     }
 
     /// False if nothing named the frame.
     #[inline]
-    fn sub_name(&self, pfn: Pfn, which: u32) -> bool {
+    fn sub_name(&self, frame: &Frame, which: u32) -> bool {
         let sub = |word: u32| match word >> which & COUNT_MAX {
             0 | COUNT_MAX => word,
             _ => word - (1 << which),
         };
-        self.rmw.update(&self.frame(pfn).named, sub) >> which & COUNT_MAX != 0
+        self.rmw.update(&frame.named, sub) >> which & COUNT_MAX != 0
     }
 
     /// Whether nothing names the frame, as far as that is known.
@@ -671,18 +681,19 @@ impl PhysMem {
 
     /// One more host page-table entry names the frame.
     pub fn add_mapcount(&self, pfn: Pfn) {
-        if self.flags(pfn).contains(FrameFlags::RESERVED) {
-            return;
+        let frame = self.frame(pfn);
+        if !frame.is_reserved() {
+            self.add_name(frame, MAPCOUNT);
         }
-        self.add_name(pfn, MAPCOUNT);
     }
 
     /// One host page-table entry less names the frame.
     pub fn sub_mapcount(&self, pfn: Pfn) {
-        if self.flags(pfn).contains(FrameFlags::RESERVED) {
+        let frame = self.frame(pfn);
+        if frame.is_reserved() {
             return;
         }
-        assert!(self.sub_name(pfn, MAPCOUNT), "mapcount of {pfn:?} below zero");
+        assert!(self.sub_name(frame, MAPCOUNT), "mapcount of {pfn:?} below zero");
     }
 
     /// Which allocation of the frame this is: two looks with equal generations saw the same page. For checkers; natively always 0.
@@ -706,15 +717,16 @@ impl PhysMem {
         }
         let refcount = frame.refcount.load(Ordering::Acquire);
         assert!(refcount > 0, "INV-203: a stage-2 entry is made for {pfn:?}, which is free");
-        self.add_name(pfn, SPTES);
+        self.add_name(frame, SPTES);
     }
 
     /// One stage-2 entry less names the frame.
     pub fn sub_spte(&self, pfn: Pfn) {
-        if self.frame(pfn).is_reserved() {
+        let frame = self.frame(pfn);
+        if frame.is_reserved() {
             return;
         }
-        assert!(self.sub_name(pfn, SPTES), "stage-2 mappings of {pfn:?} below zero");
+        assert!(self.sub_name(frame, SPTES), "stage-2 mappings of {pfn:?} below zero");
     }
 }
 

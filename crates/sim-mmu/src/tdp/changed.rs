@@ -167,7 +167,7 @@ impl TdpMmu {
             assert!(mmio || new.is_frozen(), "MMU-INV-013: {gfn:?} went from {old:?} to {new:?}");
         }
         if was_leaf != is_leaf {
-            tables.update_page_stats(level, if is_leaf { 1 } else { -1 });
+            tables.update_page_stats(level, if is_leaf { 1 } else { -1 }, !rules.shared);
         }
         if rules.frames == Frames::Count {
             // The new mapping first: the frames under a table that a huge leaf replaces stay named throughout.

@@ -65,7 +65,7 @@ impl TdpMmu {
             fill();
             self.link_table(cx, iter, child, shared, Frames::Inherited)?;
         }
-        self.tables.update_page_stats(below, PT_ENTRIES as i64);
+        self.tables.update_page_stats(below, PT_ENTRIES as i64, !shared);
         Ok(())
     }
 

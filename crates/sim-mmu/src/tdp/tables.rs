@@ -121,6 +121,17 @@ impl Tables {
         self.phys.table(table)
     }
 
+    /// The entries of a table of this level.
+    ///
+    /// # Panics
+    /// If the frame is no table of this level (MMU-INV-005): whoever walks it came too late.
+    #[inline]
+    pub(super) fn live_entries(&self, table: Pfn, level: Level) -> &[AtomicU64; PT_ENTRIES] {
+        let (number, entries) = self.phys.numbered_table(table);
+        assert_level(table, self.meta.get_if_present(number), level);
+        entries
+    }
+
     /// An entry without a scheduling point.
     #[inline]
     pub(super) fn peek(&self, table: Pfn, index: usize) -> Spte {
@@ -263,8 +274,7 @@ impl Tables {
     /// Asserts that the frame is a table of this level (MMU-INV-005): whoever walks it came in time.
     #[inline]
     pub(super) fn assert_table(&self, table: Pfn, level: Level) {
-        let found = self.meta_if_table(table).map_or(0, |meta| meta.level.load(Ordering::Relaxed));
-        assert_eq!(found, u32::from(level.number()), "MMU-INV-005: {table:?} is walked after it was freed");
+        assert_level(table, self.meta_if_table(table), level);
     }
 
     /// Metadata of a table.
@@ -326,10 +336,16 @@ impl Tables {
         self.rmw.add(&self.linked, u64::MAX);
     }
 
-    /// `kvm_update_page_stats`.
-    pub(super) fn update_page_stats(&self, level: Level, count: i64) {
-        // Wraps for a moment natively, when a leaf is unlinked before whoever installed it has counted it.
-        self.rmw.add(&self.leafs[usize::from(level.number()) - 1], count as u64);
+    /// `kvm_update_page_stats`. Who holds mmu_lock for writing is alone with the counts and needs no locked instruction.
+    #[inline]
+    pub(super) fn update_page_stats(&self, level: Level, count: i64, exclusive: bool) {
+        let (leafs, count) = (&self.leafs[usize::from(level.number()) - 1], count as u64);
+        if exclusive {
+            leafs.store(leafs.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+        } else {
+            // Wraps for a moment natively, when a leaf is unlinked before whoever installed it has counted it.
+            self.rmw.add(leafs, count);
+        }
     }
 
     /// The entry is a new leaf: its frames are named once more (and must be live, INV-203).
@@ -371,6 +387,12 @@ impl Tables {
     pub(super) fn allocated(&self) -> u64 {
         self.allocated.load(Ordering::Relaxed)
     }
+}
+
+#[inline]
+fn assert_level(table: Pfn, meta: Option<&TableMeta>, level: Level) {
+    let found = meta.map_or(0, |meta| meta.level.load(Ordering::Relaxed));
+    assert_eq!(found, u32::from(level.number()), "MMU-INV-005: {table:?} is walked after it was freed");
 }
 
 #[inline]

@@ -70,8 +70,8 @@ impl Hardware {
 impl WalkMemory for TdpMmu {
     #[inline]
     fn stage2_entry(&self, cx: &Cx<'_>, table: Pfn, level: Level, index: usize) -> u64 {
-        self.tables.assert_table(table, level);
-        self.tables.word(cx, table, index).load()
+        let entries = self.tables.live_entries(table, level);
+        self.tables.word_of(cx, table, index, entries).load()
     }
 
     #[inline]

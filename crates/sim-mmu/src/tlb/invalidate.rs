@@ -60,19 +60,10 @@ impl Tlb {
     }
 
     fn remove_gva(&mut self, gva: Gva, structures: Structures, choice: impl Fn(&ContextKey) -> bool) {
-        let page = gva.0 >> PAGE_SHIFT;
-        let chosen = |context: &&Context| !matches!(context.key, ContextKey::Physical(..)) && choice(&context.key);
-        for context in self.contexts.iter().filter(chosen) {
-            let stamp = context.translations;
-            let acceleration = &mut self.acceleration;
-            if context.is_fractured {
-                // Fragments may be anywhere; they know their page.
-                let is_part = |entry: &super::Entry| entry.stamp == stamp && entry.guest_page_covers(page);
-                self.combined.sweep(is_part, |entry| acceleration.remove_entry(entry));
-            }
-            self.combined.remove_page(page, stamp, |entry| acceleration.remove_entry(entry));
-            if structures == Structures::OfAddress {
-                self.guest_structures.remove(page, context.structures);
+        for position in 0..self.contexts.len() {
+            let key = self.contexts.get(position).key;
+            if !matches!(key, ContextKey::Physical(..)) && choice(&key) {
+                self.remove_gva_of(position, gva, structures);
             }
         }
         if structures == Structures::All {
@@ -80,6 +71,22 @@ impl Tlb {
                 |key: &ContextKey| (matches!(key, ContextKey::Linear(..)) && choice(key)).then_some(Take::Structures);
             let result = self.contexts.flush(linear);
             self.flushed(result);
+        }
+    }
+
+    /// Removes what translates a gva in one context.
+    fn remove_gva_of(&mut self, position: usize, gva: Gva, structures: Structures) {
+        let page = gva.0 >> PAGE_SHIFT;
+        let &Context { translations: stamp, structures: of_structures, is_fractured, .. } = self.contexts.get(position);
+        let acceleration = &mut self.acceleration;
+        if is_fractured {
+            // Fragments may be anywhere; they know their page.
+            let is_part = |entry: &super::Entry| entry.stamp == stamp && entry.guest_page_covers(page);
+            self.combined.sweep(is_part, |entry| acceleration.remove_entry(entry));
+        }
+        self.combined.remove_page(page, stamp, |entry| acceleration.remove_entry(entry));
+        if structures == Structures::OfAddress {
+            self.guest_structures.remove(page, of_structures);
         }
     }
 
@@ -94,9 +101,9 @@ impl Tlb {
     /// What a page fault invalidates: the address in the current context, global entries too, since a stale one would fault for ever. Part of
     /// the fault, no scheduling point.
     pub(crate) fn page_fault(&mut self, gva: Gva) {
-        let linear = self.contexts.get(self.loaded.linear).key;
-        let global = self.contexts.get(self.loaded.global).key;
-        self.remove_gva(gva, Structures::OfAddress, |key| *key == linear || *key == global);
+        for position in [self.loaded.linear, self.loaded.global] {
+            self.remove_gva_of(position, gva, Structures::OfAddress);
+        }
     }
 
     /// What an EPT violation or a nested page fault invalidates: what translates the gpa, and the gva from which it came.

@@ -46,13 +46,13 @@ impl Row {
 }
 
 pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn FnMut(&str)) -> anyhow::Result<Status> {
-    let goals: Vec<&Goal> = if args.goals.is_empty() {
-        GOALS.iter().collect()
+    let goals: Vec<(&Goal, &str)> = if args.goals.is_empty() {
+        GOALS.iter().map(|goal| (goal, "")).collect()
     } else {
-        args.goals.iter().map(|id| bench::goal(id)).collect::<Result<_, _>>().map_err(|m| anyhow::anyhow!(m))?
+        args.goals.iter().map(|asked| wanted(asked)).collect::<Result<_, _>>().map_err(|m| anyhow::anyhow!(m))?
     };
     if args.list {
-        for goal in goals {
+        for (goal, _) in goals {
             writeln!(out, "{:<6} {}", goal.id, goal.text)?;
         }
         return Ok(Status::Success);
@@ -65,7 +65,7 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
     let elsewhere = |case: &Case| weigh_elsewhere(args, case);
     let mut rows: Vec<Row> = Vec::new();
     let mut failure = None;
-    for goal in goals {
+    for (goal, wanted) in goals {
         if !args.json {
             writeln!(out, "{}: {}", goal.id, goal.text)?;
             out.flush()?;
@@ -81,10 +81,11 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
             Some(id) => Scales::Here(id.clone()),
             None => Scales::Elsewhere(&elsewhere),
         };
-        let mut sampler = Sampler::new(patience, scales, &mut tell);
+        let mut sampler = Sampler::new(patience, scales, wanted, &mut tell);
         (goal.run)(&mut sampler, &size);
-        sampler.finish()?;
-        if goal.id == bench::pages::GOAL {
+        let found = sampler.finish()?;
+        anyhow::ensure!(found, "{} has no case whose name begins with `{wanted}`", goal.id);
+        if goal.id == bench::pages::GOAL && wanted.is_empty() {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             if let Err(reason) = real::measure(args, &mut tell) {
                 complain(&format!("the real kernel is left out: {reason}"));
@@ -110,6 +111,12 @@ pub(super) fn bench(args: &args::Bench, out: &mut dyn Write, complain: &mut dyn 
         }
     }
     Ok(Status::Success)
+}
+
+/// The goal that is asked for, and what the ids of its cases must begin with: `P3` for all, `P3/npt` for some.
+fn wanted(asked: &str) -> Result<(&'static Goal, &str), String> {
+    let (goal, cases) = asked.split_once('/').map_or((asked, ""), |(goal, _)| (goal, asked));
+    Ok((bench::goal(goal)?, cases))
 }
 
 /// A row of the table.

@@ -50,7 +50,7 @@ pub(in crate::cli) fn worker(
             failure = Some(error);
         }
     };
-    let mut sampler = Sampler::new(patience, Scales::Here(String::new()), &mut report);
+    let mut sampler = Sampler::new(patience, Scales::Here(String::new()), "", &mut report);
     let measured = live::bench::measure(&mut sampler, device, mode, pages);
     failure.map_or(measured, Err)
 }

@@ -76,6 +76,10 @@ fn resident() -> Option<u64> {
 pub(super) struct Sampler<'a> {
     patience: Patience,
     scales: Scales<'a>,
+    /// What the ids of the cases begin with that are wanted.
+    wanted: &'a str,
+    /// One was met.
+    found: bool,
     report: &'a mut dyn FnMut(Case, Measured),
     failure: Option<anyhow::Error>,
 }
@@ -89,23 +93,33 @@ pub(super) enum Scales<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// A meter that measures so long and tells `report`.
+    /// A meter that measures so long and tells `report`, of those cases whose ids begin with `wanted`.
     pub(super) fn new(
         patience: Patience,
         scales: Scales<'a>,
+        wanted: &'a str,
         report: &'a mut dyn FnMut(Case, Measured),
     ) -> Sampler<'a> {
-        Sampler { patience, scales, report, failure: None }
+        Sampler { patience, scales, wanted, found: false, report, failure: None }
     }
 
-    /// What went wrong on the way.
-    pub(super) fn finish(self) -> anyhow::Result<()> {
-        self.failure.map_or(Ok(()), Err)
+    /// What went wrong on the way; whether any case was wanted.
+    pub(super) fn finish(self) -> anyhow::Result<bool> {
+        self.failure.map_or(Ok(self.found), Err)
+    }
+
+    fn wants(&mut self, case: &Case) -> bool {
+        let wants = case.id().to_ascii_lowercase().starts_with(&self.wanted.to_ascii_lowercase());
+        self.found |= wants;
+        wants
     }
 }
 
 impl Meter for Sampler<'_> {
     fn measure(&mut self, case: Case, body: &mut dyn FnMut(&mut Timer)) {
+        if !self.wants(&case) {
+            return;
+        }
         let begun = wall_time();
         let patience = self.patience;
         let clock = if case.is_parallel { wall_time } else { cpu_time };
@@ -128,6 +142,9 @@ impl Meter for Sampler<'_> {
     }
 
     fn weigh(&mut self, case: Case, body: &mut Weighing<'_>) {
+        if !self.wants(&case) {
+            return;
+        }
         match &self.scales {
             // Where nobody says how much memory a process has, there is nothing to tell.
             Scales::Here(id) if *id == case.id() => {
@@ -164,14 +181,16 @@ mod tests {
         let mut told = Vec::new();
         let mut calls = 0;
         let mut report = |case, of| told.push((case, of));
-        let mut sampler = Sampler::new(patience, Scales::Here(String::new()), &mut report);
-        sampler.measure(Case::new("P1", "x", 0, "thing", 10), &mut |timer| {
-            calls += 1;
-            timer.time(|| ());
-        });
-        sampler.finish().unwrap();
+        let mut sampler = Sampler::new(patience, Scales::Here(String::new()), "P1/x", &mut report);
+        for name in ["x", "another"] {
+            sampler.measure(Case::new("P1", name, 0, "thing", 10), &mut |timer| {
+                calls += 1;
+                timer.time(|| ());
+            });
+        }
+        assert!(sampler.finish().unwrap());
         assert_eq!(calls, 4, "once for the caches, three samples");
-        assert_eq!(told.len(), 1);
+        assert_eq!(told.len(), 1, "the other was not wanted");
         assert_eq!(told[0].1.samples, 3);
     }
 }

@@ -1,0 +1,102 @@
+//! Donations: what can be given to a protected VM, and what comes with it.
+
+use crate::machine::{Both, DEVICE, EINVAL, ENOMEM, EPERM, GFN, IDLE, Machine, N, NOMAP, OK, P, with};
+use sim_coco::pkvm::{HostCall, HostVcpu, Memcache, Owner, Pa, PageState};
+use sim_kernel::{Errno, Pfn};
+use sim_mmu::Gfn;
+
+#[test]
+fn pk_004_what_cannot_be_donated() {
+    with(|cx, both| {
+        for (pfn, answer) in [(DEVICE, EINVAL), (NOMAP, EPERM), (Pfn(NOMAP.0 - 1 + 1), EPERM), (Pfn(u64::MAX), EINVAL)]
+        {
+            assert_eq!(both.donate(cx, P, pfn, GFN), answer, "{pfn:?}");
+        }
+    });
+}
+
+#[test]
+fn pk_006_an_empty_memcache() {
+    with(|cx, both| {
+        // The host has no pages to refill from.
+        *both.protected.vcpus[0].memcache.lock() = Memcache::default();
+        let pfn = both.page();
+        assert_eq!(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }), ENOMEM);
+        assert_eq!(both.state(pfn), PageState::Owned);
+        // Nor has the vCPU any, if nobody refills it.
+        let vcpu = both.pkvm.loaded(P).unwrap();
+        let el2 = both.pkvm.el2(cx, P);
+        assert_eq!((vcpu.memcache_pages(), el2.host_donate_guest(&vcpu, pfn, GFN)), (0, Err(Errno::ENOMEM)));
+        assert_eq!(both.state(pfn), PageState::Owned);
+    });
+}
+
+#[test]
+fn a_memcache_is_the_hosts_memory() {
+    with(|cx, both| {
+        let host: &HostVcpu = &both.protected.vcpus[0];
+        let pfn = both.page();
+        let donate = || both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN });
+        // Pages that the host cannot give end the refill; what was taken before stays taken.
+        let taken = host.memcache.lock().head.pfn();
+        both.phys.poke_u64(taken, 0, Pa::of(DEVICE).0);
+        assert_eq!(donate(), ENOMEM);
+        assert_eq!(both.view(taken).host.pte.owner(), Some(Owner::Hyp));
+        assert_eq!(both.pkvm.loaded(P).unwrap().memcache_pages(), 1);
+        for head in [Pa(0xfff), Pa(u64::MAX), Pa::of(NOMAP), Pa::of(taken)] {
+            *host.memcache.lock() = Memcache { head, nr_pages: u64::MAX };
+            let before = both.pkvm.ownership();
+            let answer = donate();
+            assert!(answer == ENOMEM || head == Pa(0xfff), "{head:?}: {answer:?}");
+            if answer == ENOMEM {
+                assert_eq!(both.pkvm.ownership(), before);
+            }
+        }
+    });
+}
+
+#[test]
+fn pk_007_a_donation_keeps_contents() {
+    with(|cx, both| {
+        let pfn = both.page();
+        assert!(both.host_write(cx, IDLE, pfn, 0x1234));
+        assert_eq!(both.donate(cx, P, pfn, GFN), OK);
+        assert_eq!(both.guest_read(cx, P, GFN), Some(0x1234));
+        assert_eq!(both.view(pfn).host.pte.owner(), Some(Owner::Guest(both.protected.handle, GFN)));
+    });
+}
+
+#[test]
+fn pk_008_one_page_twice() {
+    with(|cx, both| {
+        let pfn = both.donated(cx, GFN);
+        assert_eq!(both.donate(cx, P, pfn, Gfn(GFN.0 + 1)), EPERM);
+        let shared = both.page();
+        for gfn in [GFN, Gfn(GFN.0 + 1)] {
+            assert_eq!(both.share_guest(cx, N, shared, gfn, 1), OK);
+        }
+        assert_eq!(both.view(shared).host.share_guest_count, 2);
+    });
+}
+
+#[test]
+fn a_table_that_lasts_is_taken_once() {
+    with(|cx, both| {
+        let vcpu = both.pkvm.loaded(P).unwrap();
+        both.donated(cx, GFN);
+        assert_eq!(vcpu.memcache_pages(), 0, "two tables below the root");
+        both.donated(cx, Gfn(GFN.0 + 1));
+        assert_eq!(vcpu.memcache_pages(), 2, "refilled, and not needed");
+    });
+}
+
+#[test]
+fn two_machines_do_not_meet() {
+    with(|cx, both| {
+        let other = Both::new(cx, crate::machine::config());
+        let pfn = both.donated(cx, GFN);
+        let machine: &Machine = &other;
+        assert!(machine.pkvm.page(pfn).guests.is_empty());
+        other.check();
+    });
+}

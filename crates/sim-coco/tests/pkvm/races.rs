@@ -1,0 +1,245 @@
+//! Operations against each other under many schedules: the races (`K..`) of the specification that the hypervisor decides.
+
+use crate::discipline::Checker;
+use crate::machine::{Both, GFN, IDLE, N, OK, P, config, ipa};
+use sim_coco::pkvm::{CpuId, HostCall, HostContext, HvcResult, Pa, PkvmConfig, SMCCC_SUCCESS, Touch, func, mutants};
+use sim_kernel::sched::{Chooser, Config, Random, Sim, Verdict};
+use sim_kernel::{Cx, MutantSet, Pfn};
+use sim_mmu::Gfn;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+const SEEDS: u64 = 200;
+const OTHER: Gfn = Gfn(GFN.0 + 7);
+/// The protected VM's vCPU 1 is loaded here.
+const Q: CpuId = CpuId(2);
+
+type Task = fn(&Cx<'_>, &Both, Pfn) -> String;
+type Setup = fn(&Cx<'_>, &Both) -> Pfn;
+/// What the two tasks answered, and what was left: the host's state of the page, and its first word.
+type Seen = BTreeSet<[String; 3]>;
+
+/// Runs two tasks on a page that `setup` made, under many schedules. With all rules, the invariants and the discipline hold afterwards.
+fn pairs(mutants: MutantSet, setup: Setup, tasks: [Task; 2]) -> Seen {
+    let mut seen = BTreeSet::new();
+    let mut sim = Sim::new(Chooser::Random(Random::new()));
+    for seed in 0..SEEDS {
+        let ((both, answers, pfn), verdict) = sim.execute(&Config { seed, ..Config::default() }, |cx| {
+            cx.set_mutants(mutants);
+            let both = Arc::new(Both::new(cx, PkvmConfig { trace: mutants.is_empty(), ..config() }));
+            assert!(both.load(cx, Q, both.protected.handle, 1));
+            let pfn = setup(cx, &both);
+            let answers = Arc::new(parking_lot::Mutex::new([const { String::new() }; 2]));
+            for (i, (name, task)) in ["a", "b"].into_iter().zip(tasks).enumerate() {
+                let (both, answers) = (Arc::clone(&both), Arc::clone(&answers));
+                cx.spawn(name, move |cx| {
+                    let answer = task(cx, &both, pfn);
+                    answers.lock()[i] = answer;
+                });
+            }
+            (both, answers, pfn)
+        });
+        assert_eq!(verdict, Verdict::Completed, "seed {seed}");
+        if mutants.is_empty() {
+            both.check();
+            Checker::check(&both.pkvm.trace_jsonl()).unwrap();
+        }
+        let [a, b] = answers.lock().clone();
+        seen.insert([a, b, format!("{} {}", both.state(pfn).name(), both.phys.peek_u64(pfn, 0))]);
+    }
+    seen
+}
+
+fn told(answer: impl Debug) -> String {
+    format!("{answer:?}")
+}
+
+fn expect<const N: usize>(seen: &Seen, expected: [[&str; 3]; N]) {
+    assert_eq!(*seen, expected.into_iter().map(|seen| seen.map(String::from)).collect());
+}
+
+fn host_page(cx: &Cx<'_>, both: &Both) -> Pfn {
+    let pfn = both.page();
+    assert!(both.host_write(cx, IDLE, pfn, 5));
+    for vcpu in &both.protected.vcpus {
+        both.top_up(cx, vcpu);
+    }
+    pfn
+}
+
+fn guest_page(cx: &Cx<'_>, both: &Both) -> Pfn {
+    let pfn = host_page(cx, both);
+    assert_eq!(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }), OK);
+    assert!(both.guest_write(cx, P, GFN, 5));
+    pfn
+}
+
+fn short(answer: crate::machine::Answer) -> String {
+    answer.map_or_else(|fail| fail.to_string(), |value| value.to_string())
+}
+
+const DONATE_HERE: Task = |cx, both, pfn| short(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }));
+const DONATE_THERE: Task = |cx, both, pfn| short(both.call(cx, Q, HostCall::HostDonateGuest { pfn, gfn: OTHER }));
+const FORCE: Task = |cx, both, pfn| short(both.force(cx, pfn));
+
+#[test]
+fn k1_pk_023_two_vcpus_fault_together() {
+    let here: Task = |cx, both, _| {
+        let pfn = both.page();
+        short(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }))
+    };
+    let too: Task = |cx, both, _| {
+        let pfn = both.page();
+        short(both.call(cx, Q, HostCall::HostDonateGuest { pfn, gfn: GFN }))
+    };
+    let seen = pairs(MutantSet::EMPTY, host_page, [here, too]);
+    expect(&seen, [["0", "EPERM", "OWNED 5"], ["EPERM", "0", "OWNED 5"]]);
+}
+
+#[test]
+fn k6_one_page_for_two() {
+    let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, DONATE_THERE]);
+    expect(&seen, [["0", "EPERM", "NOPAGE 5"], ["EPERM", "0", "NOPAGE 5"]]);
+    let without = pairs(MutantSet::EMPTY.with(mutants::K06), host_page, [DONATE_HERE, DONATE_THERE]);
+    assert!(without.iter().any(|[a, b, _]| a == "0" && b == "0"), "{without:?}");
+}
+
+#[test]
+fn k6_donated_and_shared() {
+    let share: Task = |cx, both, pfn| short(both.share_guest(cx, N, pfn, GFN, 1));
+    let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, share]);
+    expect(&seen, [["0", "EPERM", "NOPAGE 5"], ["EPERM", "0", "SHARED_OWNED 5"]]);
+}
+
+#[test]
+fn k2_the_host_touches_a_page_that_is_donated() {
+    fn late(cx: &Cx<'_>, both: &Both, pfn: Pfn, context: HostContext) -> String {
+        // The donation takes more steps than an access.
+        (0..12).for_each(|_| cx.cond_resched());
+        told(both.pkvm.host_touch(cx, IDLE, context, Pa::of(pfn), Touch::Write(9)))
+    }
+    let write: Task = |cx, both, pfn| late(cx, both, pfn, HostContext::Kernel);
+    let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, write]);
+    // Before the donation, which keeps it; or by force, so that what the guest gets is a mark.
+    expect(&seen, [["0", "Done(9)", "NOPAGE 9"], ["0", "Done(9)", "OWNED 9"]]);
+    let user: Task = |cx, both, pfn| late(cx, both, pfn, HostContext::User);
+    let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, user]);
+    expect(&seen, [["0", "Done(9)", "NOPAGE 9"], ["0", "SigSegv", "NOPAGE 5"]]);
+}
+
+#[test]
+fn k4_taken_by_force_and_shared() {
+    let share: Task = |cx, both, _| {
+        let hvc = both.pkvm.guest_hvc(cx, P, func::MEM_SHARE, [ipa(GFN).0, 0, 0]).unwrap();
+        told(hvc == HvcResult::Answered(SMCCC_SUCCESS))
+    };
+    let seen = pairs(MutantSet::EMPTY, guest_page, [FORCE, share]);
+    expect(&seen, [["0", "false", "OWNED 0"], ["EAGAIN", "true", "SHARED_BORROWED 5"]]);
+    let without = pairs(MutantSet::EMPTY.with(mutants::K04), guest_page, [FORCE, share]);
+    assert!(without.iter().any(|[force, share, _]| force == "0" && share == "true"), "{without:?}");
+}
+
+#[test]
+fn k5_taken_by_force_while_the_guest_writes() {
+    let write: Task = |cx, both, _| told(both.guest_write(cx, P, GFN, 9));
+    let seen = pairs(MutantSet::EMPTY, guest_page, [FORCE, write]);
+    expect(&seen, [["0", "false", "OWNED 0"], ["0", "true", "OWNED 0"]]);
+    let without = pairs(MutantSet::EMPTY.with(mutants::K05), guest_page, [FORCE, write]);
+    assert!(without.iter().any(|[_, _, left]| left == "OWNED 9"), "the host reads what the guest wrote: {without:?}");
+    let without = pairs(MutantSet::EMPTY.with(mutants::NO_TLBI), guest_page, [FORCE, write]);
+    assert!(without.iter().any(|[_, _, left]| left == "OWNED 9"), "{without:?}");
+}
+
+#[test]
+fn k3_taken_by_force_while_the_vm_ends() {
+    let end: Task = |cx, both, _| {
+        let handle = both.protected.handle;
+        let calls = [HostCall::StartTeardownVm { handle }, HostCall::FinalizeTeardownVm { handle }];
+        told(calls.map(|call| both.call(cx, P, call).is_ok()))
+    };
+    let setup: Setup = |cx, both| {
+        let pfn = guest_page(cx, both);
+        assert_eq!([P, Q].map(|cpu| both.call(cx, cpu, HostCall::VcpuPut)), [OK; 2]);
+        pfn
+    };
+    let seen = pairs(MutantSet::EMPTY, setup, [FORCE, end]);
+    expect(&seen, [["0", "[true, true]", "OWNED 0"], ["EAGAIN", "[true, true]", "NOPAGE 5"]]);
+    // The VM that was found is gone: its tables are the host's.
+    let without = pairs(MutantSet::EMPTY.with(mutants::K03), setup, [FORCE, end]);
+    assert!(without.iter().any(|[force, ..]| force == "ENOENT"), "{without:?}");
+}
+
+#[test]
+fn k12_k14_loading_while_the_vm_ends() {
+    let load: Task = |cx, both, _| told(both.load(cx, P, both.protected.handle, 0));
+    let end: Task = |cx, both, _| {
+        let handle = both.protected.handle;
+        short(both.call(cx, IDLE, HostCall::StartTeardownVm { handle }))
+    };
+    let setup: Setup = |cx, both| {
+        let pfn = host_page(cx, both);
+        assert_eq!([P, Q].map(|cpu| both.call(cx, cpu, HostCall::VcpuPut)), [OK; 2]);
+        pfn
+    };
+    let seen = pairs(MutantSet::EMPTY, setup, [load, end]);
+    expect(&seen, [["false", "0", "OWNED 5"], ["true", "EINVAL", "OWNED 5"]]);
+}
+
+#[test]
+fn k8_taken_back_while_it_is_pinned() {
+    let pin: Task = |cx, both, pfn| told(both.pkvm.el2(cx, P).pin_shared_mem(pfn, 1));
+    let unshare: Task = |cx, both, pfn| short(both.call(cx, Q, HostCall::HostUnshareHyp { pfn }));
+    let setup: Setup = |cx, both| {
+        let pfn = host_page(cx, both);
+        assert_eq!(both.call(cx, P, HostCall::HostShareHyp { pfn }), OK);
+        pfn
+    };
+    let seen = pairs(MutantSet::EMPTY, setup, [pin, unshare]);
+    expect(&seen, [["Err(EPERM)", "0", "OWNED 5"], ["Ok(())", "EBUSY", "SHARED_OWNED 5"]]);
+}
+
+#[test]
+fn k7_shared_and_taken_back_elsewhere() {
+    let share: Task = |cx, both, pfn| short(both.share_guest(cx, N, pfn, OTHER, 1));
+    let unshare: Task = |cx, both, _| {
+        let handle = both.other.handle;
+        short(both.call(cx, IDLE, HostCall::HostUnshareGuest { handle, gfn: GFN, pages: 1 }))
+    };
+    let setup: Setup = |cx, both| {
+        let pfn = host_page(cx, both);
+        assert_eq!(both.share_guest(cx, N, pfn, GFN, 1), OK);
+        pfn
+    };
+    expect(&pairs(MutantSet::EMPTY, setup, [share, unshare]), [["0", "0", "SHARED_OWNED 5"]]);
+}
+
+#[test]
+fn k9_the_host_changes_its_list_meanwhile() {
+    let donate: Task = |cx, both, pfn| short(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }));
+    let change: Task = |cx, both, _| {
+        let head = both.protected.vcpus[0].memcache.lock().head;
+        // The link, in a page that the host still has, or has not any more.
+        told(both.pkvm.host_access(cx, IDLE, head, Touch::Write(Pa::of(both.protected.kvm.frame()).0)).is_ok())
+    };
+    let seen = pairs(MutantSet::EMPTY, host_page, [donate, change]);
+    assert!(seen.iter().any(|[donate, ..]| donate == "0"));
+    assert!(seen.iter().any(|[donate, changed, _]| donate == "ENOMEM" && changed == "true"), "{seen:?}");
+}
+
+#[test]
+fn an_access_during_a_break_is_a_fault_that_goes_away() {
+    // Sharing replaces a valid descriptor by another: the guest may find none meanwhile.
+    let share: Task =
+        |cx, both, _| told(both.pkvm.el2(cx, Q).guest_share_host(&both.pkvm.loaded(Q).unwrap(), GFN).is_ok());
+    let read: Task = |cx, both, _| {
+        let first = both.guest_read(cx, P, GFN);
+        if first.is_none() {
+            assert_eq!(both.call(cx, P, HostCall::VcpuInPoisonFault), OK, "not poisoned: the host retries");
+        }
+        told(first)
+    };
+    let seen = pairs(MutantSet::EMPTY, guest_page, [share, read]);
+    let after = "SHARED_BORROWED 5";
+    expect(&seen, [["true", "None", after], ["true", "Some(5)", after]]);
+}
