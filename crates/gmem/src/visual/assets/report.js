@@ -60,13 +60,47 @@
   // Looks between two kept states: enough that all together take little memory.
   const every = Math.max(256, Math.ceil(data.changes.count.length * cells / 8e6));
   const kept = [];
+  // What each change found there, and what each cell had last, for names.
+  const changeOld = new Int32Array(changeCell.length), lastValue = new Int32Array(cells);
   {
     const state = new Int32Array(cells);
     for (let look = 0; look < data.changes.count.length; look++) {
-      for (let i = changeEnd[look]; i < changeEnd[look + 1]; i++) state[changeCell[i]] = changeValue[i];
+      for (let i = changeEnd[look]; i < changeEnd[look + 1]; i++) {
+        const cell = changeCell[i];
+        changeOld[i] = state[cell];
+        state[cell] = changeValue[i];
+        if (changeValue[i] !== 0) lastValue[cell] = changeValue[i];
+      }
       if (look % every === 0) kept.push(state.slice());
     }
   }
+  // Columns whose changes a row of the timeline tells, by table: 1 cells, 2 whole rows that come and go.
+  const TOLD = { counters: { 1: 1 }, vcpus: { 2: 1 }, cache: { 0: 2, 4: 1 }, map: { 1: 1, 4: 1 }, rmp: { 0: 2, 1: 1, 2: 1, 3: 1, 4: 1 } };
+  const isTold = new Uint8Array(cells);
+  for (let row = 0; row < rowTable.length; row++) {
+    const told = TOLD[data.tables[rowTable[row]].id] ?? {};
+    for (const [column, how] of Object.entries(told)) isTold[rowCell[row] + Number(column)] = how;
+  }
+  const tells = (i) => {
+    const told = isTold[changeCell[i]], old = changeOld[i], now = changeValue[i];
+    return told === 2 ? (old === 0) !== (now === 0) : told === 1 && old !== 0 && now !== 0 && old !== now;
+  };
+  const DELTAS = 2;
+  // What of the state a step changes, as far as a row tells it.
+  const deltas = (step) => {
+    const out = [];
+    let count = 0;
+    for (let i = changeEnd[step + 1]; i < (changeEnd[step + 2] ?? 0); i++) {
+      if (!tells(i) || ++count > DELTAS) continue;
+      const cell = changeCell[i], row = rowOf(cell), first = rowCell[row];
+      const table = data.tables[rowTable[row]], value = (at) => data.values[lastValue[first + at]];
+      const name = table.id === "cache" ? `${value(0)}[${value(1)}]` : value(0);
+      const old = data.values[changeOld[i]], now = data.values[changeValue[i]];
+      if (isTold[cell] === 2) out.push((changeOld[i] === 0 ? "+ " : "− ") + (table.id === "cache" ? `page ${name}, frame ${value(2)}` : name));
+      else out.push(`${name}${table.columns.length > 2 ? " " + table.columns[cell - first] : ""}: ${old || "none"} → ${now || "none"}`);
+    }
+    return out.length ? "Δ " + out.join(",  ") + (count > DELTAS ? ", …" : "") : "";
+  };
   let shown = { look: 0, state: kept.length ? kept[0].slice() : new Int32Array(0) };
   // The state after `look` steps.
   const stateAt = (look) => {
@@ -120,6 +154,8 @@
       if (kind === 4) out.push(["stop", "ends"]);
       if (kind === 5) out.push(["answer bad", "✗ " + data.strings[text]]);
     }
+    const delta = deltas(step);
+    if (delta) out.unshift(["delta", delta]);
     const side = collides(step);
     if (side === 0) out.unshift(["collide", `① collides with ② (step ${number(data.pair[1])})`]);
     if (side === 1) out.unshift(["collide", `② collides with ① (step ${number(data.pair[0])})`]);
@@ -131,6 +167,11 @@
     if (kind !== 0 && kind !== 3 && extraCount[noteStep[i]] < 200) extraCount[noteStep[i]]++;
   }
   for (const step of data.pair ?? []) extraCount[step]++;
+  for (let step = 0; step < steps; step++) {
+    for (let i = changeEnd[step + 1]; i < (changeEnd[step + 2] ?? 0); i++) {
+      if (tells(i)) { extraCount[step]++; break; }
+    }
+  }
   const height = (step) => PAD + LINE * (1 + lineBegins[step] + extraCount[step] + (stopped(step) >= 0 ? 1 : 0));
 
   const refilter = () => {
