@@ -30,7 +30,7 @@ fn digests() -> String {
 }
 
 #[test]
-fn same_seed_same_hash_in_every_build() {
+fn mm_150_same_seed_same_hash_in_every_build() {
     expect![[r#"
         punch-hole: 505a6eafeaea4860 505a6eafeaea4860 505a6eafeaea4860 505a6eafeaea4860
         explicit-conversion: 7a9b4fe7752b29c0 7a9b4fe7752b29c0 7a9b4fe7752b29c0 7a9b4fe7752b29c0

@@ -189,3 +189,56 @@ fn the_releases_are_complete() {
         assert!(sources.iter().any(|source| source.contains(&format!(".{question}()"))), "nobody asks {question}");
     }
 }
+
+/// The MMU's checklist: its numbers, from and to.
+const CHECKLIST: [(u32, u32); 9] =
+    [(1, 12), (20, 34), (40, 57), (60, 77), (80, 86), (90, 102), (110, 120), (130, 138), (150, 151)];
+
+/// The numbers `mm_NNN` in names of tests, or `MM-NNN` in a row of a table; `MM-AAA to MM-BBB` are all from the one to the other.
+fn numbers_after(text: &str, mark: &str) -> Vec<u32> {
+    let digits = |rest: &str| rest.get(..3).and_then(|digits| digits.parse().ok());
+    text.split(mark).skip(1).filter_map(digits).collect()
+}
+
+#[test]
+fn every_item_of_the_mmus_checklist_has_a_test_by_its_number_or_a_reason() {
+    let mut tested = BTreeSet::new();
+    for folder in ["crates/sim-mmu/tests", "crates/gmem/tests", "tests/tests"] {
+        for file in rust_files(&root().join(folder)) {
+            let text = fs::read_to_string(file).unwrap();
+            let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn mm_"));
+            tested.extend(names.flat_map(|name| numbers_after(&format!("mm_{name}"), "mm_")));
+        }
+    }
+    let page = fs::read_to_string(root().join("docs/mmu.md")).unwrap();
+    let mut reasons = BTreeSet::new();
+    for row in page.lines().filter(|line| line.starts_with("| MM-")) {
+        let items = row.trim_start_matches("| ").split('|').next().expect("a row has cells");
+        for part in items.split(", ") {
+            match numbers_after(part, "MM-")[..] {
+                [one] => _ = reasons.insert(one),
+                [first, last] => reasons.extend(first..=last),
+                _ => panic!("docs/mmu.md: {part}"),
+            }
+        }
+    }
+    let items: BTreeSet<u32> = CHECKLIST.into_iter().flat_map(|(first, last)| first..=last).collect();
+    let missing: Vec<_> = items.iter().filter(|item| !tested.contains(item) && !reasons.contains(item)).collect();
+    assert!(missing.is_empty(), "neither a test nor a reason: {missing:?}");
+    let strangers: Vec<_> = tested.union(&reasons).filter(|item| !items.contains(item)).collect();
+    assert!(strangers.is_empty(), "not in the checklist: {strangers:?}");
+}
+
+/// The Rust files below a folder.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}

@@ -53,3 +53,9 @@ pub const SVE_DROPPED: Mutant = Mutant::new(116, "SVE_DROPPED");
 pub const MIRROR_NO_FREEZE: Mutant = Mutant::new(117, "MIRROR_NO_FREEZE");
 /// It gets its old value back if they refuse.
 pub const MIRROR_STUCK_FROZEN: Mutant = Mutant::new(118, "MIRROR_STUCK_FROZEN");
+/// Recovery flushes before the tables that it took out may be freed.
+pub const RECOVER_NO_FLUSH: Mutant = Mutant::new(119, "RECOVER_NO_FLUSH");
+/// It ends its RCU read section only then.
+pub const RCU_BEFORE_FLUSH: Mutant = Mutant::new(120, "RCU_BEFORE_FLUSH");
+/// Pages are collected while no fault is between its mark and its entry.
+pub const COLLECT_READLOCK: Mutant = Mutant::new(121, "COLLECT_READLOCK");

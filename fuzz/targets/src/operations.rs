@@ -19,7 +19,7 @@ use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
-pub const NAMES: [&str; 36] = [
+pub const NAMES: [&str; 39] = [
     "create_vm",
     "create_vcpu",
     "check_extension",
@@ -56,6 +56,9 @@ pub const NAMES: [&str; 36] = [
     "host_write64",
     "host_fill64",
     "guest_paged",
+    "page_idle_mark",
+    "page_idle_read",
+    "nx_huge_page_recovery",
 ];
 
 /// Operations that a program has at most: what follows is ignored.

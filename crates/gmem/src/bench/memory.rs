@@ -3,8 +3,8 @@
 use rustc_hash::FxHashMap;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::{Cx, Pfn};
-use sim_mmu::Level;
 use sim_mmu::walker::WalkMemory;
+use sim_mmu::{Gfn, Level};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pages of which there are contents.
@@ -60,7 +60,15 @@ impl WalkMemory for Flat {
     fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
         self.word(table, index).load(Ordering::Acquire)
     }
-    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+    fn update_guest_entry(
+        &self,
+        _cx: &Cx<'_>,
+        _gfn: Gfn,
+        table: Pfn,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64> {
         exchange(self.word(table, index), old, new)
     }
 }
@@ -88,7 +96,15 @@ impl WalkMemory for Hashed {
     fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
         self.0[&table.0][index].load(Ordering::Acquire)
     }
-    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+    fn update_guest_entry(
+        &self,
+        _cx: &Cx<'_>,
+        _gfn: Gfn,
+        table: Pfn,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64> {
         exchange(&self.0[&table.0][index], old, new)
     }
 }
@@ -118,7 +134,15 @@ impl WalkMemory for Simulated {
     fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
         self.0.read_u64(cx, table, index as u64 * 8)
     }
-    fn update_guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+    fn update_guest_entry(
+        &self,
+        cx: &Cx<'_>,
+        _gfn: Gfn,
+        table: Pfn,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64> {
         self.0.cmpxchg_u64(cx, table, index as u64 * 8, old, new)
     }
 }

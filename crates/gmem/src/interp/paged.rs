@@ -13,7 +13,7 @@ use super::guest::{CODE_GPA, answer_of};
 use super::world::{World, failed, signal_of};
 use crate::kvm::ioctl;
 use crate::kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestContext, GuestInsn, SpecialRegisters};
-use crate::ops::{Answer, Exit, Op, PagedAccess};
+use crate::ops::{Answer, Exit, GuestPaged, PagedAccess};
 
 /// Pages of the slot.
 pub(super) const PAGES: u64 = 8;
@@ -93,8 +93,8 @@ impl World {
     }
 
     /// Performs the operation.
-    pub(super) fn guest_paged(&self, cx: &Cx<'_>, op: &Op) -> Answer {
-        let &Op::GuestPaged {
+    pub(super) fn guest_paged(&self, cx: &Cx<'_>, op: &GuestPaged) -> Answer {
+        let &GuestPaged {
             ref vcpu,
             ref root_map,
             root_offset,
@@ -108,10 +108,7 @@ impl World {
             smap,
             nxe,
             ac,
-        } = op
-        else {
-            unreachable!("{} is another operation", op.name())
-        };
+        } = op;
         let entry = Hva(self.address(root_map, root_offset).0.wrapping_add(ROOT_INDEX * 8));
         if let Err(signal) = self.process().write_u64(cx, entry, gpa(PDPT) | TABLE) {
             return Answer::Signal(signal_of(signal));

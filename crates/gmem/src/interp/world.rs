@@ -57,12 +57,17 @@ pub enum Named {
 impl World {
     /// A new host with one process that has `/dev/kvm` open.
     pub fn new(cx: &Cx<'_>, config: MachineConfig) -> World {
-        let process = Host::new(cx, config).process(cx);
+        World::on(cx, &Host::new(cx, config))
+    }
+
+    fn on(cx: &Cx<'_>, host: &Arc<Host>) -> World {
+        let process = host.process(cx);
         let kvm = ioctl::open_kvm(cx, &process).expect("a new process has descriptors left");
         World { process, kvm, names: Default::default(), contents: None }
     }
 
-    /// The same, with an oracle that fails an assertion when something is read that no order of the writes allows.
+    /// The same, with oracles that fail an assertion when something is read that no order of the writes allows, or a guest's write to a slot that is
+    /// logged is one that user space is never told of.
     ///
     /// ```
     /// use gmem::interp::World;
@@ -78,7 +83,9 @@ impl World {
     /// });
     /// ```
     pub fn checked(cx: &Cx<'_>, config: MachineConfig) -> World {
-        World { contents: Some(Default::default()), ..World::new(cx, config) }
+        let host = Host::new(cx, config);
+        host.watch_guests();
+        World { contents: Some(Default::default()), ..World::on(cx, &host) }
     }
 
     /// The process.
@@ -291,6 +298,12 @@ impl World {
                 Err(errno) => failed(errno),
             },
             Op::Mlock { map, offset, len } => unit(p.mlock(cx, self.address(map, *offset), *len)),
+            Op::PageIdleMark { map, offset, len } => unit(p.page_idle_mark(cx, self.address(map, *offset), *len)),
+            Op::PageIdleRead { map, offset, len } => match p.page_idle_read(cx, self.address(map, *offset), *len) {
+                Ok(pages) => Answer::Ok { value: 0, detail: Detail::Idle(pages) },
+                Err(errno) => failed(errno),
+            },
+            Op::NxHugePageRecovery { vm, ratio } => unit(ioctl::nx_huge_page_recovery(cx, p, self.fd(vm), *ratio)),
             Op::HostRead { map, offset } => match p.read_u32(cx, self.address(map, *offset)) {
                 Ok(value) => Answer::Ok { value: 0, detail: Detail::Value(u64::from(value)) },
                 Err(signal) => Answer::Signal(signal_of(signal)),
@@ -318,7 +331,7 @@ impl World {
             Op::GuestRead { .. } | Op::GuestWrite { .. } | Op::GuestRmw { .. } | Op::GuestHypercall { .. } => {
                 self.guest(cx, op)
             }
-            Op::GuestPaged { .. } => self.guest_paged(cx, op),
+            Op::GuestPaged(op) => self.guest_paged(cx, op),
         }
     }
 

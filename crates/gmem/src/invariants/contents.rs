@@ -135,7 +135,7 @@ impl Contents {
             Op::Ftruncate { fd, .. } | Op::Pwrite { fd, .. } => self.taint(fd),
             Op::Fallocate { fd, mode, .. } if mode & !3 != 0 => self.taint(fd),
             // It sets bits in tables, and what it writes lies where they say.
-            Op::GuestPaged { .. } => self.blind = true,
+            Op::GuestPaged(_) => self.blind = true,
             // One word in each of many pages.
             Op::HostFill64 { len, .. } => self.blind |= *len > PAGE,
             _ => {}

@@ -13,6 +13,7 @@
 pub mod api_results;
 pub mod contents;
 pub mod counters;
+pub(crate) mod guest_stores;
 mod layout;
 pub mod lifetime;
 pub mod page_cache;

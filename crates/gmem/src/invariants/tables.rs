@@ -1,4 +1,4 @@
-//! MMU-INV-001 to MMU-INV-062: the tables of stage 2, their entries, and what dirty logging relies on.
+//! MMU-INV-001 to MMU-INV-062: the tables of stage 2, their entries, the vCPUs that use them, and what dirty logging relies on.
 //!
 //! Most are assertions in `sim-mmu`, at the step and over everything ([`TdpMmu::assert_consistent`](sim_mmu::TdpMmu::assert_consistent)).
 
@@ -198,13 +198,58 @@ pub(super) static ROWS: &[Invariant] = &[
         note: "Without a mirror it is INV-208.",
     },
     Invariant {
+        id: "MMU-INV-026",
+        section: Section::Tables,
+        text: "No frame is freed while a vCPU is in the guest whose TLB may lead to it.",
+        window: "",
+        when: &[When::Step],
+        check: Check::AtStep,
+        note: "When a vCPU leaves the guest, of every frame that it has reached since its last flush of everything; where guests are watched, as in scenarios. Entries of stage 2 are INV-203.",
+    },
+    Invariant {
+        id: "MMU-INV-031",
+        section: Section::Tables,
+        text: "A vCPU enters the guest with no way to a frame that was freed before its last flush.",
+        window: "",
+        when: &[When::Step],
+        check: Check::AtStep,
+        note: "At the entry, as the one before.",
+    },
+    Invariant {
+        id: "MMU-INV-033",
+        section: Section::Tables,
+        text: "Once all vCPUs were asked for something, each is outside the guest, or has been since.",
+        window: "",
+        when: &[When::Step],
+        check: Check::AtStep,
+        note: "When whoever asked stops waiting.",
+    },
+    Invariant {
+        id: "MMU-INV-034",
+        section: Section::Tables,
+        text: "A vCPU enters the guest with no request that it has not seen, unless it was kicked: then it leaves again, and is waited for.",
+        window: "",
+        when: &[When::Step],
+        check: Check::AtStep,
+        note: "At the entry.",
+    },
+    Invariant {
+        id: "MMU-INV-035",
+        section: Section::Tables,
+        text: "A vCPU enters the guest on no root that was declared invalid.",
+        window: "while mmu_lock is held for writing: whoever declares roots invalid asks every vCPU to leave before releasing it",
+        when: &[When::Step],
+        check: Check::AtStep,
+        note: "At the entry.",
+    },
+    Invariant {
         id: "MMU-INV-040",
         section: Section::Tables,
-        text: "A page of a logged slot that can be written without being noticed is marked dirty.",
-        window: "while an operation is under way",
-        when: &[When::Quiescence],
+        text: "No write of a guest to a slot that is logged is lost: a call that returns after the write hands its page out. A page that can be written without being noticed is marked dirty.",
+        window: "until every run of a vCPU has ended that had begun before the write",
+        when: &[When::Step, When::Quiescence],
         check: Check::State(mmu_inv_040),
-        note: "So no write is lost: where W is set, or D where that is logged, the mark is there or was taken by somebody who cleared W or D.",
+        note: "Writes by a record of them beside the machine, which knows nothing of entries and TLBs, where guests are watched: when a run of a vCPU ends, when a word is collected, and at the end. Over everything by the entries: where W is set, or D where that is logged, the mark is there.",
     },
     Invariant {
         id: "MMU-INV-041",

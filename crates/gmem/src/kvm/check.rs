@@ -8,12 +8,33 @@ use super::guest_memfd::GmemFile;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
 use super::uapi::KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
+use super::vcpu::{Vcpu, VcpuState};
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
 use sim_kernel::PAGE_SHIFT;
 use sim_kernel::mm::FrameFlags;
 use sim_mmu::{Gfn, GfnRange, Level, TdpFault};
 use std::collections::BTreeMap;
+
+impl Vcpu {
+    /// MMU-INV-031, MMU-INV-035: what the vCPU is about to use is still there.
+    pub(super) fn check_at_entry(&self, state: &VcpuState) {
+        let root = state.root.as_ref().expect("it was loaded");
+        // Who declares roots invalid holds mmu_lock until every vCPU is out and will look.
+        let may_use = !root.is_invalid() || self.vm.mmu.mmu_lock.is_write_locked();
+        assert!(may_use, "MMU-INV-035: vCPU {} enters the guest on an invalid root", self.id());
+        self.check_reached(state, "MMU-INV-031: on the way into the guest");
+    }
+
+    /// No frame that a TLB may lead to was freed. Where the guest was not inside when it was, it was flushed since.
+    pub(super) fn check_reached(&self, state: &VcpuState, rule: &str) {
+        let phys = &self.vm.host.phys;
+        for (pfn, generation) in &state.reached {
+            let same = phys.is_allocated(*pfn) && phys.generation(*pfn) == *generation;
+            assert!(same, "{rule}, vCPU {}'s TLB leads to {pfn:?}, which was freed", self.id());
+        }
+    }
+}
 
 impl Vm {
     /// INV-105, INV-106, INV-201, INV-204, INV-208, INV-210, INV-211: under `mmu_lock` and after the stale test, what the fault found is still the
@@ -91,6 +112,7 @@ impl Vm {
     pub fn check_invariants(&self) {
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
         self.mmu.assert_consistent();
+        self.check_stores();
         let pages = self.mmu.pages();
         let reached = pages.tables + pages.roots;
         assert_eq!(

@@ -4,14 +4,15 @@
 //! Getting starts over by itself, unless the VM has `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: then user space clears what it has dealt
 //! with. Clearing works without the capability too.
 
-use super::memslots::{Memslot, SlotId};
-use super::mutants::PROTECT_THEN_TAKE;
+use super::memslots::{DirtyBitmap, Memslot, SlotId};
+use super::mutants::{COLLECT_NO_FLUSH, FLUSH_BY_SPTE, PML_CLEAR_ALL, PROTECT_THEN_TAKE};
 use super::uapi::{KVM_USER_MEM_SLOTS, kvm_clear_dirty_log};
 use super::vm::Vm;
-use sim_kernel::sync::RwLockWriteGuard;
+use crate::invariants::guest_stores::Moment;
 use sim_kernel::{Cx, Errno};
+use sim_mmu::mutants::COLLECT_READLOCK;
 use sim_mmu::walker::Pml;
-use sim_mmu::{Gfn, RemoteFlush, SlotView};
+use sim_mmu::{Gfn, MmuLock, RemoteFlush, SlotView};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,20 +36,29 @@ impl Vm {
         if self.dirty_log_is_manual() {
             return Ok((0..bitmap.len()).map(|i| bitmap.word(cx, i)).collect());
         }
+        let mut changed = false;
         let words: Vec<u64> = {
-            let mut lock = self.mmu.mmu_lock.write(cx);
+            let (mut reading, mut writing);
+            let mut lock = if cx.has_mutant(COLLECT_READLOCK) {
+                reading = self.mmu.mmu_lock.read(cx);
+                MmuLock::Read(&mut reading)
+            } else {
+                writing = self.mmu.mmu_lock.write(cx);
+                MmuLock::Write(&mut writing)
+            };
             let take = |i| {
                 if cx.has_mutant(PROTECT_THEN_TAKE) {
-                    self.start_over(cx, &mut lock, &slot, i, bitmap.word(cx, i));
-                    return bitmap.take_word(cx, i);
+                    changed |= self.start_over(cx, &mut lock, &slot, i, bitmap.word(cx, i));
+                    return self.take_dirty(cx, bitmap, i, u64::MAX);
                 }
-                self.start_over(cx, &mut lock, &slot, i, bitmap.take_word(cx, i))
+                let taken = self.take_dirty(cx, bitmap, i, u64::MAX);
+                changed |= self.start_over(cx, &mut lock, &slot, i, taken);
+                taken
             };
             (0..bitmap.len()).map(take).collect()
         };
-        if words.iter().any(|word| *word != 0) {
-            self.flush_remote_tlbs(cx);
-        }
+        self.flush_after_collecting(cx, words.iter().any(|word| *word != 0), changed);
+        self.handed_out(bitmap);
         Ok(words)
     }
 
@@ -77,18 +87,20 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         self.kick_all(cx);
-        let mut taken_any = false;
+        let (mut taken_any, mut changed) = (false, false);
         {
-            let mut lock = self.mmu.mmu_lock.write(cx);
+            let mut writing = self.mmu.mmu_lock.write(cx);
+            let mut lock = MmuLock::Write(&mut writing);
             let first = range.first_page / WORD_PAGES;
             for (word, mask) in bits.range(..pages.div_ceil(WORD_PAGES)).filter(|(_, mask)| **mask != 0) {
                 let i = (first + word) as usize;
-                taken_any |= self.start_over(cx, &mut lock, &slot, i, bitmap.take_bits(cx, i, *mask)) != 0;
+                let taken = self.take_dirty(cx, bitmap, i, *mask);
+                taken_any |= taken != 0;
+                changed |= self.start_over(cx, &mut lock, &slot, i, taken);
             }
         }
-        if taken_any {
-            self.flush_remote_tlbs(cx);
-        }
+        self.flush_after_collecting(cx, taken_any, changed);
+        self.handed_out(bitmap);
         Ok(())
     }
 
@@ -129,17 +141,105 @@ impl Vm {
         self.memslots.peek_active(as_id, |set| set.by_id(id).cloned()).ok_or(Errno::ENOENT)
     }
 
-    /// Writes to the pages whose bits were taken from a word will be seen again. Returns the bits.
-    fn start_over(
-        &self,
-        cx: &Cx<'_>,
-        lock: &mut RwLockWriteGuard<'_, ()>,
-        slot: &Memslot,
-        word: usize,
-        taken: u64,
-    ) -> u64 {
-        let base = slot.base_gfn + word as u64 * WORD_PAGES;
-        self.mmu.enable_log_dirty_pt_masked(cx, lock, slot.as_id, base, taken, self.dirty_log_initially_set());
+    /// Takes the bits of a word that are set and in `mask`.
+    fn take_dirty(&self, cx: &Cx<'_>, bitmap: &DirtyBitmap, word: usize, mask: u64) -> u64 {
+        let Some(runs) = &self.runs else { return bitmap.take_bits(cx, word, mask) };
+        let taken = bitmap.take_bits(cx, word, mask);
+        let value = bitmap.peek_word(word) | taken;
+        let kept = bitmap.unreported().map(|mut record| record.take(word as u64, value, taken, &runs.lock()));
+        if let Some(Err(page)) = kept {
+            panic!(
+                "MMU-INV-040: a guest has written to page {page} of a logged slot, which is not marked dirty when its word is collected"
+            );
+        }
         taken
+    }
+
+    /// Nobody uses a translation any more that lets writes to pages go unseen whose bits were taken. Only if no bit was taken can there be none: an entry
+    /// that had no W to lose may have had it when a TLB was filled.
+    fn flush_after_collecting(&self, cx: &Cx<'_>, taken_any: bool, changed: bool) {
+        let needed = if cx.has_mutant(FLUSH_BY_SPTE) { changed } else { taken_any };
+        if needed && !cx.has_mutant(COLLECT_NO_FLUSH) {
+            self.flush_remote_tlbs(cx);
+        }
+    }
+
+    /// User space is told what was collected.
+    fn handed_out(&self, bitmap: &DirtyBitmap) {
+        if let Some(mut record) = bitmap.unreported() {
+            record.handed_out();
+        }
+    }
+
+    /// User space is told that the slot is logged.
+    pub(super) fn promise_dirty_log(&self, slot: &Memslot) {
+        if let Some(mut record) = slot.dirty_bitmap.as_ref().and_then(|bitmap| bitmap.unreported()) {
+            record.promise();
+        }
+    }
+
+    /// Whether stores of guests are recorded.
+    #[inline]
+    pub(super) fn watches_guests(&self) -> bool {
+        self.runs.is_some()
+    }
+
+    /// A guest has written to a frame.
+    pub(super) fn record_store(&self, gfn: Gfn) {
+        let Some(runs) = &self.runs else { return };
+        self.memslots.peek_active(0, |set| {
+            let slot = set.by_gfn(gfn).filter(|slot| slot.dirty_bitmap.is_some());
+            if let Some(slot) = slot
+                && let Some(mut record) = slot.dirty_bitmap.as_ref().and_then(|bitmap| bitmap.unreported())
+            {
+                record.store(gfn - slot.base_gfn, runs.lock().now());
+            }
+        });
+    }
+
+    /// A run of a vCPU begins, if anybody counts.
+    pub(super) fn run_begins(&self) -> Option<Moment> {
+        self.runs.as_ref().map(|runs| runs.lock().begin())
+    }
+
+    /// It has ended: whatever it had to mark is marked.
+    ///
+    /// # Panics
+    /// MMU-INV-040: if a store is lost.
+    pub(super) fn run_ends(&self, run: Option<Moment>) {
+        let (Some(run), Some(runs)) = (run, &self.runs) else { return };
+        runs.lock().end(run);
+        self.check_stores();
+    }
+
+    /// MMU-INV-040: every store of a guest to a logged slot, of which user space was not told, is marked by now.
+    ///
+    /// # Panics
+    /// If one is not.
+    pub(super) fn check_stores(&self) {
+        let Some(runs) = &self.runs else { return };
+        if !self.logs_dirty_pages() {
+            return;
+        }
+        self.memslots.peek_active(0, |set| {
+            for slot in set.iter().filter(|slot| !slot.is_invalid()) {
+                let Some(bitmap) = &slot.dirty_bitmap else { continue };
+                let word = |word: u64| bitmap.peek_word(word as usize);
+                if let Some(Err(page)) = bitmap.unreported().map(|record| record.check(word, &runs.lock())) {
+                    panic!(
+                        "MMU-INV-040: a guest has written to page {page} of slot {:?}, which is logged, and user space will not be told",
+                        slot.id
+                    );
+                }
+            }
+        });
+    }
+
+    /// Writes to the pages whose bits were taken from a word will be seen again. Whether any entry changed.
+    fn start_over(&self, cx: &Cx<'_>, lock: &mut MmuLock<'_, '_>, slot: &Memslot, word: usize, taken: u64) -> bool {
+        let base = slot.base_gfn + word as u64 * WORD_PAGES;
+        let mask =
+            if cx.has_mutant(PML_CLEAR_ALL) { u64::MAX >> (64 - (slot.gfns().end - base).min(64)) } else { taken };
+        self.mmu.enable_log_dirty_pt_masked(cx, lock, slot.as_id, base, mask, self.dirty_log_initially_set())
     }
 }

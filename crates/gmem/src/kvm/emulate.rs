@@ -148,6 +148,9 @@ impl Vcpu {
             len => mm.write_words(cx, hva, len, value),
         };
         let written = written.is_ok();
+        if written {
+            self.vm.record_store(gfn);
+        }
         if let Some(bitmap) = slot.dirty_bitmap.as_ref().filter(|_| written) {
             bitmap.set(cx, gfn - slot.base_gfn);
         }

@@ -11,10 +11,11 @@
 use super::cpu::{AccessFault, CpuExit};
 use super::exception::{Exception, INSN_BYTES};
 use super::vcpu::{Vcpu, VcpuState};
+use super::vm::Vm;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 use sim_mmu::guest_paging::{AccessMode, Cr0, GuestFault, PagingRegisters};
-use sim_mmu::walker::MmuFault;
-use sim_mmu::{Access, Gpa, Gva, Stage2Fault};
+use sim_mmu::walker::{MmuFault, WalkMemory};
+use sim_mmu::{Access, Gfn, Gpa, Gva, Level, Stage2Fault};
 
 /// One instruction of a guest program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -200,6 +201,43 @@ pub(super) enum Visit {
     LogFull,
 }
 
+/// Where a vCPU's walks find tables, its own and stage 2's: what the processor writes into the guest's is a store of the guest.
+struct GuestMemory<'a> {
+    vm: &'a Vm,
+}
+
+impl WalkMemory for GuestMemory<'_> {
+    #[inline]
+    fn stage2_entry(&self, cx: &Cx<'_>, table: Pfn, level: Level, index: usize) -> u64 {
+        self.vm.mmu.stage2_entry(cx, table, level, index)
+    }
+
+    #[inline]
+    fn update_stage2_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.vm.mmu.update_stage2_entry(cx, table, index, old, new)
+    }
+
+    #[inline]
+    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
+        self.vm.mmu.guest_entry(cx, table, index)
+    }
+
+    #[inline]
+    fn update_guest_entry(
+        &self,
+        cx: &Cx<'_>,
+        gfn: Gfn,
+        table: Pfn,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64> {
+        self.vm.mmu.update_guest_entry(cx, gfn, table, index, old, new)?;
+        self.vm.record_store(gfn);
+        Ok(())
+    }
+}
+
 impl VcpuState {
     pub(super) fn has_paging(&self) -> bool {
         self.sregs.paging.cr0.contains(Cr0::PG)
@@ -332,9 +370,30 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
     ) -> Result<Pfn, AccessFault> {
-        let found = state.cpu.translate(cx, &self.vm.mmu, gva, mode, access).map(|found| found.pfn);
+        let found = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access);
         self.show_processor(state);
-        found
+        let pfn = found?.pfn;
+        if self.vm.watches_guests() {
+            state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
+        }
+        Ok(pfn)
+    }
+
+    /// The guest has written to a page that it had just translated.
+    #[inline]
+    fn stored(&self, state: &VcpuState, gva: Gva) {
+        if self.vm.watches_guests() {
+            let gfn = if state.has_paging() { state.cpu.cached_gfn(gva) } else { Some(Gpa(gva.0).gfn()) };
+            gfn.into_iter().for_each(|gfn| self.vm.record_store(gfn));
+        }
+    }
+
+    /// As [`Vcpu::stored`], of bytes that may lie in two pages.
+    fn stored_span(&self, state: &VcpuState, gva: Gva, size: u64) {
+        self.stored(state, gva);
+        if gva.offset() + size > PAGE_SIZE {
+            self.stored(state, Gva(gva.page().0.wrapping_add(PAGE_SIZE)));
+        }
     }
 
     /// One access of four bytes. `change` gives the new value, or `None` for a read; returns the old one.
@@ -350,10 +409,12 @@ impl Vcpu {
         let offset = gva.offset();
         if offset.is_multiple_of(4) {
             let pfn = self.translate(cx, state, gva, None, kind)?;
-            return Ok(match kind {
-                Access::Write => phys.change_u32(cx, pfn, offset, |old| change(old).unwrap_or(old)),
-                _ => phys.read_u32(cx, pfn, offset),
-            });
+            if kind != Access::Write {
+                return Ok(phys.read_u32(cx, pfn, offset));
+            }
+            let old = phys.change_u32(cx, pfn, offset, |old| change(old).unwrap_or(old));
+            self.stored(state, gva);
+            return Ok(old);
         }
         let bytes = self.bytes(cx, state, gva, None, kind, 4)?;
         let mut old = 0;
@@ -364,6 +425,7 @@ impl Vcpu {
             for (i, &(pfn, at)) in bytes.iter().enumerate() {
                 phys.write_u8(cx, pfn, at, (new >> (8 * i)) as u8);
             }
+            self.stored_span(state, gva, 4);
         }
         Ok(old)
     }
@@ -398,12 +460,14 @@ impl Vcpu {
         if gva.0.is_multiple_of(8) {
             let pfn = self.translate(cx, state, gva, mode, Access::Write)?;
             phys.write_u64(cx, pfn, gva.offset(), value);
+            self.stored(state, gva);
             return Ok(());
         }
         let bytes = self.bytes(cx, state, gva, mode, Access::Write, 8)?;
         for ((pfn, at), byte) in bytes.into_iter().zip(value.to_le_bytes()) {
             phys.write_u8(cx, pfn, at, byte);
         }
+        self.stored_span(state, gva, 8);
         Ok(())
     }
 
@@ -417,12 +481,14 @@ impl Vcpu {
             while let Err(found) = phys.cmpxchg_u64(cx, pfn, at, old, old.wrapping_add(value)) {
                 old = found;
             }
+            self.stored(state, gva);
             return Ok(());
         }
         let old = bytes.iter().rev().fold(0, |value, &(pfn, at)| value << 8 | u64::from(phys.read_u8(cx, pfn, at)));
         for ((pfn, at), byte) in bytes.into_iter().zip(old.wrapping_add(value).to_le_bytes()) {
             phys.write_u8(cx, pfn, at, byte);
         }
+        self.stored_span(state, gva, 8);
         Ok(())
     }
 

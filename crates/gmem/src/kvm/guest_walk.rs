@@ -82,7 +82,10 @@ impl Vcpu {
                     continue;
                 }
                 match self.vm.mm.cmpxchg_u64(cx, hva, entry, new) {
-                    Ok(true) => self.mark_page_dirty(cx, state, table),
+                    Ok(true) => {
+                        self.vm.record_store(table);
+                        self.mark_page_dirty(cx, state, table);
+                    }
                     Ok(false) => continue 'walk,
                     Err(_) => return Err(fault(PageFaultCode::empty())),
                 }

@@ -29,6 +29,8 @@ pub struct Host {
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
     faulty: AtomicBool,
+    /// What guests of VMs made from now on do is recorded. Not the kernel's; for checking.
+    watches_guests: AtomicBool,
     watched: parking_lot::Mutex<Watched>,
     /// Whether processors show what they have cached.
     recorded: AtomicBool,
@@ -77,6 +79,7 @@ impl Host {
             next_ino: AtomicU32::new(1),
             charged: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
+            watches_guests: AtomicBool::new(false),
             watched: Default::default(),
             recorded: AtomicBool::new(false),
         })
@@ -94,6 +97,16 @@ impl Host {
             cx.inject_signal(faults);
         }
         process
+    }
+
+    /// Of VMs made from now on it is recorded which stores of their guests user space must be told of (MMU-INV-040), and which frames their TLBs
+    /// may lead to (MMU-INV-026, MMU-INV-031).
+    pub fn watch_guests(&self) {
+        self.watches_guests.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watches_guests(&self) -> bool {
+        self.watches_guests.load(Ordering::Relaxed)
     }
 
     pub(crate) fn watch_vm(&self, vm: &Arc<Vm>) {

@@ -234,6 +234,18 @@ pub fn get_dirty_log(cx: &Cx<'_>, process: &Process, vm: RawFd, slot: u32) -> Re
     with_vm(cx, process, vm, |vm| vm.get_dirty_log(cx, slot))
 }
 
+/// A turn of the worker that recovers huge pages from the NX mitigation, which is a thread of the VM's own; this stands for it, as
+/// [`Vm::recover_nx_huge_pages`]. The descriptor keeps the VM while it works, as a VM that is destroyed waits for its worker.
+///
+/// # Errors
+/// As an ioctl on the descriptor, if it is no VM's.
+pub fn nx_huge_page_recovery(cx: &Cx<'_>, process: &Process, vm: RawFd, ratio: u64) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| {
+        vm.recover_nx_huge_pages(cx, ratio);
+        Ok(())
+    })
+}
+
 /// `KVM_CLEAR_DIRTY_LOG`.
 ///
 /// # Errors

@@ -10,6 +10,7 @@
 use super::host::{Charge, Host};
 use super::lpage_info::LpageInfo;
 use super::uapi::*;
+use crate::invariants::guest_stores::Unreported;
 use bytemuck::allocation::zeroed_slice_box;
 use sim_kernel::fs::File;
 use sim_kernel::sched::{Access, ObjId};
@@ -31,6 +32,8 @@ pub struct DirtyBitmap {
     /// The memory that the kernel would need for it.
     _charge: Charge,
     words: Box<[AtomicU64]>,
+    /// What it must still hand out, if that is recorded. Not the kernel's; for MMU-INV-040.
+    unreported: Option<parking_lot::Mutex<Unreported>>,
 }
 
 impl DirtyBitmap {
@@ -42,7 +45,8 @@ impl DirtyBitmap {
         // Two copies: one to collect into, one to hand out.
         let charge = host.charge(pages.div_ceil(64) * 16)?;
         let words = zeroed_slice_box(pages.div_ceil(64) as usize);
-        Ok(DirtyBitmap { object: cx.new_object("dirty_bitmap"), _charge: charge, words })
+        let unreported = host.watches_guests().then(Default::default);
+        Ok(DirtyBitmap { object: cx.new_object("dirty_bitmap"), _charge: charge, words, unreported })
     }
 
     /// Marks every page dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).
@@ -51,6 +55,11 @@ impl DirtyBitmap {
             let left = pages - i as u64 * 64;
             word.store(if left >= 64 { u64::MAX } else { (1 << left) - 1 }, Ordering::Relaxed);
         }
+    }
+
+    /// The record of stores that user space has not been told of, if there is one.
+    pub(super) fn unreported(&self) -> Option<parking_lot::MutexGuard<'_, Unreported>> {
+        self.unreported.as_ref().map(parking_lot::Mutex::lock)
     }
 
     /// Number of 64-bit words.
@@ -97,12 +106,6 @@ impl DirtyBitmap {
         }
         cx.point(Access::Rmw, self.object, index as u64);
         self.words[index].fetch_and(!mask, Ordering::SeqCst) & mask
-    }
-
-    /// Takes the word and clears it; a scheduling point as [`DirtyBitmap::word`].
-    #[track_caller]
-    pub fn take_word(&self, cx: &Cx<'_>, index: usize) -> u64 {
-        self.take_bits(cx, index, u64::MAX)
     }
 }
 

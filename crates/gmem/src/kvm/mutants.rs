@@ -129,3 +129,13 @@ pub const OBSOLETE_LATE: Mutant = Mutant::new(262, "OBSOLETE_LATE");
 pub const PROTECT_THEN_TAKE: Mutant = Mutant::new(280, "PROTECT_THEN_TAKE");
 /// Roots that were declared invalid are taken apart before the call returns.
 pub const LAZY_ROOT_ZAP: Mutant = Mutant::new(281, "LAZY_ROOT_ZAP");
+/// Once a slot that is logged has lost W everywhere, TLBs lose it too.
+pub const ENABLE_NO_FLUSH: Mutant = Mutant::new(282, "ENABLE_NO_FLUSH");
+/// So do they when pages were collected.
+pub const COLLECT_NO_FLUSH: Mutant = Mutant::new(283, "COLLECT_NO_FLUSH");
+/// That depends on the bits that were taken, not on what the entries said.
+pub const FLUSH_BY_SPTE: Mutant = Mutant::new(284, "FLUSH_BY_SPTE");
+/// vCPUs that know the slot without logging are waited for.
+pub const ENABLE_NO_SRCU: Mutant = Mutant::new(285, "ENABLE_NO_SRCU");
+/// Collecting starts over with the pages whose bits were taken, and with no others.
+pub const PML_CLEAR_ALL: Mutant = Mutant::new(286, "PML_CLEAR_ALL");

@@ -9,7 +9,7 @@ use super::vm::{Vm, WeakVm};
 use sim_kernel::mm::{INVALIDATE_RANGE, MmuNotifier};
 use sim_kernel::sync::RwLockWriteGuard;
 use sim_kernel::{Cx, HvaRange};
-use sim_mmu::{FlushNeeded, GfnRange, Invalidation, MayYield, RootFilter};
+use sim_mmu::{Age, FlushNeeded, GfnRange, Invalidation, MayYield, RootFilter};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,6 +55,14 @@ impl MmuNotifier for KvmMmuNotifier {
         if last {
             vm.mn_memslots_update_wait.wake_up_all(cx);
         }
+    }
+
+    fn clear_young(&self, cx: &Cx<'_>, range: HvaRange) -> bool {
+        let Some(vm) = self.vm.upgrade() else { return false };
+        let _srcu = vm.srcu.read(cx);
+        // Without mmu_lock, and without a flush: a TLB may hide the next access.
+        let age = |(slot, gfns): (Arc<Memslot>, GfnRange)| vm.mmu.age_gfn_range(cx, slot.as_id, gfns, Age::Clear);
+        vm.slots_at(cx, range).into_iter().fold(false, |young, part| age(part) | young)
     }
 }
 

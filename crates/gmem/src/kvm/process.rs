@@ -325,6 +325,22 @@ impl Process {
         self.mm.mincore(cx, addr, len)
     }
 
+    /// Writes ones for a range's pages to `/sys/kernel/mm/page_idle/bitmap`, as root.
+    ///
+    /// # Errors
+    /// `EINVAL`.
+    pub fn page_idle_mark(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<(), Errno> {
+        self.mm.page_idle_mark(cx, addr, len)
+    }
+
+    /// Reads there which of a range's pages are idle, counted from the start of the range.
+    ///
+    /// # Errors
+    /// `EINVAL`.
+    pub fn page_idle_read(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<u64>, Errno> {
+        self.mm.page_idle_read(cx, addr, len)
+    }
+
     /// `mlock(2)`.
     ///
     /// # Errors

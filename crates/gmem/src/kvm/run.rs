@@ -78,7 +78,9 @@ impl Vcpu {
         if let Some(answer) = answer {
             answer_pending(&mut state, answer);
         }
+        let run = self.vm.run_begins();
         let result = self.vcpu_run(cx, &mut state);
+        self.vm.run_ends(run);
         let exit = state.exit;
         drop(state);
         cx.task_work_run();
@@ -132,13 +134,14 @@ impl Vcpu {
         if self.check_request(cx, Request::TlbFlush) {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
-            state.cpu.flush_all(cx);
+            state.flush_all(cx);
             self.show_processor(state);
         }
         if self.check_request(cx, Request::TlbFlushCurrent) {
-            state.cpu.flush_all(cx);
+            state.flush_all(cx);
         }
         if self.check_request(cx, Request::TlbFlushGuest) {
+            state.tlb_flush += 1;
             state.cpu.flush_guest(cx);
         }
     }
@@ -151,7 +154,7 @@ impl Vcpu {
         if state.root.is_none() {
             state.root = Some(self.vm.load_root(cx)?);
             if !cx.has_mutant(ROOTLOAD_NO_FLUSH) {
-                state.cpu.flush_all(cx);
+                state.flush_all(cx);
             }
         }
         Ok(())
@@ -171,8 +174,15 @@ impl Vcpu {
         self.show_guest_mode(cx);
         let visit = srcu.outside(|| {
             let may_run = self.enter_guest_mode(cx);
-            let visit = may_run.then(|| self.guest(cx, state));
+            let visit = may_run.then(|| {
+                self.check_at_entry(state);
+                self.guest(cx, state)
+            });
             self.leave_guest_mode(cx, may_run);
+            if may_run {
+                // Until this step nobody may have freed anything.
+                self.check_reached(state, "MMU-INV-026: in the guest");
+            }
             visit
         });
         match visit {
@@ -278,6 +288,11 @@ impl Vcpu {
     /// Registers after the last run.
     pub fn regs(&self, cx: &Cx<'_>) -> super::vcpu::GuestRegs {
         self.mutex.lock(cx).regs
+    }
+
+    /// `vcpu->stat.tlb_flush`: how often the vCPU has flushed its TLB.
+    pub fn tlb_flushes(&self, cx: &Cx<'_>) -> u64 {
+        self.mutex.lock(cx).tlb_flush
     }
 
     /// `kvm_run.immediate_exit`.

@@ -238,7 +238,7 @@ impl Vm {
             } else {
                 let invalid = old.invalid_copy(cx);
                 self.memslots.inactive(as_id, |set| set.replace(Some(old), Some(&invalid)));
-                self.swap_active_memslots(cx, as_id, arch);
+                self.swap_active_memslots(cx, as_id, arch, true);
                 self.arch_flush_shadow_memslot(cx, old);
                 old.set_zapped(true);
                 arch = self.slots_arch_lock.lock(cx);
@@ -257,7 +257,7 @@ impl Vm {
                 if let (Change::Delete | Change::Move, Some(old)) = (change, &old) {
                     // The inactive set still has the untouched old slot: make it active again.
                     old.set_zapped(false);
-                    self.swap_active_memslots(cx, as_id, arch);
+                    self.swap_active_memslots(cx, as_id, arch, true);
                     let invalid = current.expect("the stand-in was published");
                     self.memslots.inactive(as_id, |set| set.replace(Some(&invalid), Some(old)));
                     invalid.free(cx);
@@ -270,7 +270,8 @@ impl Vm {
 
         // The inactive set still has the old slot (delete, move: the set that was active before the stand-in came).
         self.memslots.inactive(as_id, |set| set.replace(old.as_deref(), new.as_ref()));
-        self.swap_active_memslots(cx, as_id, arch);
+        let waits = change != Change::FlagsOnly || !cx.has_mutant(ENABLE_NO_SRCU);
+        self.swap_active_memslots(cx, as_id, arch, waits);
         self.memslots.inactive(as_id, |set| set.replace(current.as_deref(), new.as_ref()));
         if let Some((file, slot)) = file.zip(new.as_ref()) {
             self.gmem_commit_bind(cx, &file, slot).expect("the scenario of this mutant has room");
@@ -363,6 +364,7 @@ impl Vm {
         change: Change,
     ) {
         self.account_dirty_logging(cx, old.as_deref(), new.as_deref());
+        let promised = new.clone();
         match (change, old, new) {
             (Change::Create, _, Some(new)) => slots.nr_memslot_pages += new.npages,
             (Change::Delete, Some(old), _) => {
@@ -385,6 +387,9 @@ impl Vm {
             }
             other => unreachable!("inconsistent change {other:?}"),
         }
+        if let Some(new) = promised {
+            self.promise_dirty_log(&new);
+        }
     }
 
     /// Whether a slot may be replaced by another one: not if it is bound. Where that happens nevertheless, its bindings stay behind.
@@ -393,7 +398,7 @@ impl Vm {
     }
 
     /// `kvm_swap_active_memslots`: publishes the inactive set and waits until nobody uses the other one.
-    fn swap_active_memslots(self: &Arc<Vm>, cx: &Cx<'_>, as_id: u16, arch: MutexGuard<'_, ()>) {
+    fn swap_active_memslots(self: &Arc<Vm>, cx: &Cx<'_>, as_id: u16, arch: MutexGuard<'_, ()>, waits: bool) {
         let generation = self.memslots.peek_active(u32::from(as_id), |set| set.generation);
         self.memslots.inactive(as_id, |set| set.generation = generation | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
 
@@ -407,7 +412,7 @@ impl Vm {
             self.srcu.synchronize(cx);
         }
         drop(arch);
-        if !cx.has_mutant(RC_60) && !cx.has_mutant(RC_20) {
+        if waits && !cx.has_mutant(RC_60) && !cx.has_mutant(RC_20) {
             self.srcu.synchronize(cx);
         }
 

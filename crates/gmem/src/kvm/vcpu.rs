@@ -18,6 +18,7 @@ use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::tlb::CachedTranslation;
 use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -144,8 +145,13 @@ pub(crate) struct VcpuState {
     /// What is left of the access that a pending MMIO exit is part of.
     pub(crate) mmio: super::emulate::Mmio,
     pub(crate) immediate_exit: bool,
+    /// `vcpu->stat.tlb_flush`.
+    pub(crate) tlb_flush: u64,
     /// Retries in a row that nothing explains. Not the kernel's; for INV-506.
     pub(crate) unexplained_retries: u32,
+    /// The frames that the guest has reached since everything was flushed, with how often each had been allocated, if the host is watched: what
+    /// its TLB may lead to. Not the kernel's; for MMU-INV-026 and MMU-INV-031.
+    pub(crate) reached: BTreeMap<Pfn, u32>,
 }
 
 impl VcpuState {
@@ -167,8 +173,17 @@ impl VcpuState {
             pending_exit: None,
             mmio: Default::default(),
             immediate_exit: false,
+            tlb_flush: 0,
             unexplained_retries: 0,
+            reached: BTreeMap::new(),
         }
+    }
+
+    /// `kvm_vcpu_flush_tlb_all`, `kvm_vcpu_flush_tlb_current`.
+    pub(super) fn flush_all(&mut self, cx: &Cx<'_>) {
+        self.tlb_flush += 1;
+        self.cpu.flush_all(cx);
+        self.reached.clear();
     }
 }
 
@@ -215,7 +230,7 @@ impl Vcpu {
     }
 
     /// `kvm_make_request`.
-    pub(super) fn make_request(&self, cx: &Cx<'_>, request: Request) {
+    pub fn make_request(&self, cx: &Cx<'_>, request: Request) {
         self.requests.rmw(cx, |r| r | request as u64);
     }
 
@@ -286,6 +301,8 @@ impl Vcpu {
             !self.has_requests(cx)
         } && !cx.signal_pending();
         if may_run {
+            let seen = self.peek_requests() == 0 || self.guest_mode.peek() == EXITING_GUEST_MODE;
+            assert!(seen, "MMU-INV-034: vCPU {} enters the guest with a request that it has not seen", self.id);
             self.visits.fetch_add(1, Ordering::Relaxed);
         }
         may_run
@@ -367,11 +384,11 @@ impl Vm {
         self.vcpus.read().clone()
     }
 
-    /// `kvm_make_all_cpus_request` with WAIT: no vCPU is in the guest with the request unseen when this returns.
+    /// `kvm_make_all_cpus_request` with WAIT: no vCPU is in the guest with the request unseen when this returns. Whether any had to be called out of it.
     ///
     /// # Panics
     /// MMU-INV-033: if one is.
-    pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) {
+    pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) -> bool {
         let vcpus = self.all_vcpus();
         let mut inside = Vec::new();
         for vcpu in &vcpus {
@@ -389,6 +406,7 @@ impl Vm {
             // EXITING belongs to this round of the guest: whatever mode follows, it has been outside.
             vcpu.outside.wait_event_told(cx, || vcpu.guest_mode.peek() != EXITING_GUEST_MODE);
         }
+        let called = inside.iter().any(|(_, _, waits)| *waits);
         for (vcpu, visit, _) in inside {
             let goes_on = visit % 2 == 1 && vcpu.visits.load(Ordering::Relaxed) == visit;
             assert!(
@@ -397,6 +415,7 @@ impl Vm {
                 vcpu.id
             );
         }
+        called
     }
 
     /// Kicks every vCPU without a request and without waiting.
@@ -409,7 +428,10 @@ impl Vm {
 
 impl RemoteFlush for Vm {
     fn flush_remote_tlbs(&self, cx: &Cx<'_>) {
-        self.make_all_requests(cx, Request::TlbFlush);
+        self.remote_tlb_flush_requests.fetch_add(1, Ordering::Relaxed);
+        if self.make_all_requests(cx, Request::TlbFlush) {
+            self.remote_tlb_flush.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -5,12 +5,13 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::{LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
+use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
 use super::uapi::*;
 use super::vcpu::{Request, Vcpu};
+use crate::invariants::guest_stores::Runs;
 use sim_coco::{Backend, ConfidentialMachine, Plain};
 use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
@@ -82,6 +83,12 @@ pub struct Vm {
     manual_dirty_log: AtomicU64,
     /// Slots that are logged; changed under `slots_lock`.
     pub(crate) nr_memslots_dirty_logging: AtomicU64,
+    /// `kvm->stat.remote_tlb_flush_requests`.
+    pub(super) remote_tlb_flush_requests: AtomicU64,
+    /// `kvm->stat.remote_tlb_flush`.
+    pub(super) remote_tlb_flush: AtomicU64,
+    /// The runs of vCPUs that go on, if stores are recorded. Not the kernel's; for MMU-INV-040.
+    pub(super) runs: Option<parking_lot::Mutex<Runs>>,
     destroyed: AtomicBool,
     notifier: OnceLock<Arc<dyn MmuNotifier>>,
 }
@@ -130,6 +137,9 @@ impl Vm {
             disabled_quirks: AtomicU64::new(0),
             manual_dirty_log: AtomicU64::new(0),
             nr_memslots_dirty_logging: AtomicU64::new(0),
+            remote_tlb_flush_requests: AtomicU64::new(0),
+            remote_tlb_flush: AtomicU64::new(0),
+            runs: host.watches_guests().then(Default::default),
             destroyed: AtomicBool::new(false),
             notifier: OnceLock::new(),
         });
@@ -187,6 +197,13 @@ impl Vm {
     /// `EIO` if the caller's address space is not the VM's.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
         if !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// `remote_tlb_flush_requests` and `remote_tlb_flush` of the VM's statistics: how often all TLBs were to be flushed, and how often a vCPU had to be
+    /// called out of the guest for it.
+    pub fn remote_tlb_flushes(&self) -> (u64, u64) {
+        let [requests, flushes] = [&self.remote_tlb_flush_requests, &self.remote_tlb_flush];
+        (requests.load(Ordering::Relaxed), flushes.load(Ordering::Relaxed))
     }
 
     /// vCPUs that exist.
@@ -384,13 +401,30 @@ impl Vm {
         };
         self.mmu.wrprot_slot(cx, &mut lock, new.as_id, new.gfns(), smallest);
         drop(lock);
-        self.flush_remote_tlbs(cx);
+        if !cx.has_mutant(ENABLE_NO_FLUSH) {
+            self.flush_remote_tlbs(cx);
+        }
     }
 
     /// Frames of the range that could be mapped huge, for reports: the largest level that the slot's metadata allows.
     pub fn allowed_level(&self, slot: &Memslot, gfn: Gfn) -> Level {
         let allowed = LARGE_LEVELS.iter().rev().find(|&&level| !slot.lpage_info.is_disallowed(gfn, level));
         allowed.copied().unwrap_or(Level::L4K)
+    }
+
+    /// `kvm_recover_nx_huge_pages`, one turn of the VM's worker (`kvm_nx_huge_page_recovery_worker`): takes out one of each `ratio` tables that a
+    /// fetch made of a huge page, at least one, or none with ratio 0 (`nx_huge_pages_recovery_ratio`).
+    pub fn recover_nx_huge_pages(&self, cx: &Cx<'_>, ratio: u64) {
+        let _srcu = self.srcu.read(cx);
+        let mut lock = self.mmu.mmu_lock.read(cx);
+        let to_zap = if ratio == 0 { 0 } else { self.mmu.nx_huge_page_splits().div_ceil(ratio) };
+        let is_logged = |as_id: u16, gfn: Gfn| {
+            self.logs_dirty_pages()
+                && self
+                    .memslots
+                    .read(cx, u32::from(as_id), |set| set.by_gfn(gfn).is_some_and(|slot| slot.dirty_bitmap.is_some()))
+        };
+        self.mmu.recover_nx_huge_pages(cx, &mut lock, to_zap, is_logged, self);
     }
 
     /// `kvm_zap_gfn_range`: an invalidation of its own around a zap of the range, in all address spaces.

@@ -12,7 +12,9 @@ use live_kvm::{Failure, GuestAccess, GuestMode, GuestRun, Left, PagedKind, Proce
 
 use super::{LiveOutcome, Reply, machine};
 use crate::ops::json::recorded_style;
-use crate::ops::{Advice, Answer, Detail, Errno, Exit, FdRef, FileStat, HvaRef, Name, Op, PagedAccess, Prot, Signal};
+use crate::ops::{
+    Advice, Answer, Detail, Errno, Exit, FdRef, FileStat, GuestPaged, HvaRef, Name, Op, PagedAccess, Prot, Signal,
+};
 
 /// What a name stands for when nothing was given it.
 const NO_FD: i32 = -1;
@@ -233,6 +235,9 @@ impl Live {
                 Ok(detail(Detail::Resident(pages)))
             }
             Op::Mlock { map, offset, len } => self.process.mlock(self.address(map, *offset), *len).map(done),
+            Op::PageIdleMark { .. } | Op::PageIdleRead { .. } | Op::NxHugePageRecovery { .. } => {
+                Err(Failure::Refused(format!("{}: not done, because it concerns the whole machine", op.name())))
+            }
             Op::HostRead { map, offset } => {
                 let value = self.process.load(self.address(map, *offset))?;
                 Ok(detail(Detail::Value(value.into())))
@@ -261,29 +266,13 @@ impl Live {
                 let access = GuestAccess::Hypercall { nr: *nr, args: [arg(0), arg(1), arg(2), arg(3)], reply: *reply };
                 self.guest(vcpu, access, args.len())
             }
-            Op::GuestPaged { .. } => self.guest_paged(op),
+            Op::GuestPaged(op) => self.guest_paged(op),
         }
     }
 
-    fn guest_paged(&mut self, op: &Op) -> Performed {
-        let &Op::GuestPaged {
-            ref vcpu,
-            ref root_map,
-            root_offset,
-            cr3,
-            cpl,
-            access,
-            gva,
-            value,
-            wp,
-            smep,
-            smap,
-            nxe,
-            ac,
-        } = op
-        else {
-            unreachable!("{} is another operation", op.name())
-        };
+    fn guest_paged(&mut self, op: &GuestPaged) -> Performed {
+        let &GuestPaged { ref vcpu, ref root_map, root_offset, cr3, cpl, access, gva, value, wp, smep, smap, nxe, ac } =
+            op;
         let (offset, entry) = live_kvm::ROOT_ENTRY;
         self.process.store64(self.address(root_map, root_offset).wrapping_add(offset), entry)?;
         let kind = match access {

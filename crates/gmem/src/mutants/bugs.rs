@@ -83,7 +83,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "zap x T",
         "flushing before a zap yields",
         "the guest ends an access to a page that was freed meanwhile",
-        &["INV-203", "INV-202"],
+        &["MMU-INV-026", "MMU-INV-031", "INV-203", "INV-202"],
         "races/access-punch-yield.toml",
     )
     .also(&["R09", "YIELD_NO_FLUSH"]),

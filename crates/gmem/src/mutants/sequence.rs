@@ -70,7 +70,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "P x T",
         "the flush of TLBs before mmu_lock is released",
         "the guest goes on using a page that was freed: its TLB still has it",
-        &["INV-203", "INV-201", "INV-202"],
+        &["INV-203", "INV-201", "INV-202", "MMU-INV-026", "MMU-INV-031"],
         "races/access-punch.toml",
     )
     .also(&["R08", "FLUSH_MISSING"]),

@@ -70,6 +70,60 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R26"]),
     row(
+        COLLECT_READLOCK,
+        "F x L",
+        "mmu_lock held for writing while pages are collected: it is held for reading",
+        "the log takes the mark of a fault that is about to map its page, and the page is writable then without one",
+        &["MMU-INV-040"],
+        "mmu/map-collect.toml",
+    )
+    .also(&["R23"]),
+    row(
+        COLLECT_NO_FLUSH,
+        "L x T",
+        "the flush after pages were collected",
+        "the guest goes on writing through its TLB, and nobody learns of it",
+        &["MMU-INV-040"],
+        "mmu/write-collect.toml",
+    )
+    .also(&["R24"]),
+    row(
+        ENABLE_NO_SRCU,
+        "F x L",
+        "the wait for faults that know the slot without its log, when logging begins",
+        "one of them makes an entry writable after W was taken everywhere, and marks nothing",
+        &["MMU-INV-040", "INV-401"],
+        "mmu/enable-fault.toml",
+    )
+    .also(&["R27"]),
+    row(
+        ENABLE_NO_FLUSH,
+        "L x T",
+        "the flush when logging begins",
+        "the guest goes on writing through its TLB, and nobody learns of it",
+        &["MMU-INV-040"],
+        "mmu/enable-write.toml",
+    )
+    .also(&["R28"]),
+    row(
+        FLUSH_BY_SPTE,
+        "L x ageing x T",
+        "that the flush of collecting depends on the bits taken: it depends on what the entries said",
+        "an entry that had no right left to lose stays writable in a TLB, and nobody learns of the writes",
+        &["MMU-INV-040"],
+        "mmu/age-collect.toml",
+    )
+    .also(&["R25"]),
+    row(
+        PML_CLEAR_ALL,
+        "PML x L",
+        "that collecting clears D of the pages whose bits were taken only: it does so of all pages of the word",
+        "nothing: a record that a processor still has is reported later, whatever became of D",
+        &[],
+        "mmu/pml-collect.toml",
+    )
+    .also(&["R30"]),
+    row(
         FAST_HUGE_LOG,
         "fast F, L",
         "that the fast path leaves huge leafs of a logged slot alone",
@@ -97,6 +151,24 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R67"]),
     row(
+        RCU_BEFORE_FLUSH,
+        "recovery x T",
+        "the order of flush and RCU when recovery has taken tables out: the section ends first",
+        "tables are freed to which caches of processors still lead",
+        &["MMU-INV-005"],
+        "mmu/recover-walk.toml",
+    )
+    .also(&["R18"]),
+    row(
+        RECOVER_NO_FLUSH,
+        "recovery x T",
+        "the flush after recovery has taken tables out",
+        "a processor walks a table that was freed, to which its caches still lead",
+        &["MMU-INV-005"],
+        "mmu/recover-walk.toml",
+    )
+    .also(&["R35"]),
+    row(
         RECOVER_IGNORES_MIXED,
         "recovery, S",
         "that recovery looks at the attributes",
@@ -105,6 +177,32 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "mmu/recover-mixed.toml",
     )
     .also(&["R36"]),
+    row(
+        BUG_68,
+        "ageing x N",
+        "the compare-exchange by which ageing changes an entry",
+        "a leaf that was zapped comes back, and its page is somebody else's",
+        &["INV-203", "INV-201", "MMU-INV-006"],
+        "mmu/age-drop.toml",
+    )
+    .also(&["R57", "AGE_PLAIN_STORE"]),
+    row(
+        BUG_66,
+        "F x F (NX mitigation)",
+        "the order of a table's link and the reason for it: the table is linked first",
+        "a fault takes the table out that says nothing yet, and what waits for the recovery worker is a table that was freed",
+        &["MMU-INV-006", "MMU-INV-005", "MMU-INV-007"],
+        "mmu/nx-fetch-read.toml",
+    ),
+    row(
+        NO_FREEZE_CHILDREN,
+        "NX recovery x F",
+        "freezing the entries of a table that was taken out",
+        "a fault maps a page into a table that is about to be freed",
+        &["MMU-INV-004", "MMU-INV-006", "MMU-INV-007"],
+        "mmu/nx-recover.toml",
+    )
+    .also(&["R14"]),
     row(
         LAZY_ROOT_ZAP,
         "D x N (quirk on)",

@@ -10,16 +10,16 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "any zap x T",
         "the order of mode and requests at entry: a vCPU looks for requests first",
         "it enters with a translation whose flush it has missed, and whoever zapped does not know",
-        &["INV-203", "INV-201"],
+        &["MMU-INV-034", "INV-203", "INV-201"],
         "races/access-punch.toml",
     )
-    .also(&["DEKKER_BROKEN"]),
+    .also(&["R49", "DEKKER_BROKEN"]),
     row(
         MODE_NO_FENCE,
         "any zap x T",
         "the barrier between a vCPU's mode and its look for requests",
         "with store buffers (`--memory-model tso`) both sides look before either is seen: nobody kicks the vCPU, and it uses a page that was freed",
-        &["INV-203", "INV-201", "INV-202"],
+        &["MMU-INV-026", "INV-203", "INV-201", "INV-202"],
         "races/access-punch.toml",
     )
     .under_tso(),
@@ -28,23 +28,26 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "any zap x T, kicked",
         "waiting for a vCPU that somebody else has kicked",
         "a page is freed while the guest is about to use it",
-        &["MMU-INV-033", "INV-203", "INV-201"],
+        &["MMU-INV-026", "MMU-INV-033", "INV-203", "INV-201"],
         "mmu/access-punch-kick.toml",
-    ),
+    )
+    .also(&["R50"]),
     row(
         ROOTLOAD_NO_FLUSH,
         "D x T (quirk on)",
         "the flush at the load of a root",
         "under the same ASID the translations of the old tree go on",
-        &["INV-203", "INV-201"],
+        &["MMU-INV-031", "MMU-INV-026", "INV-203", "INV-201"],
         "mmu/access-delete-all.toml",
-    ),
+    )
+    .also(&["R54"]),
     row(
         OBSOLETE_LATE,
         "D x N x T (quirk on)",
         "asking vCPUs to drop invalid roots in the section that made them invalid",
         "a notifier zaps in an invalid root, where no flush is owed, and a vCPU still runs on it",
-        &["INV-203", "INV-201"],
+        &["MMU-INV-035", "INV-203", "INV-201"],
         "mmu/access-drop-delete.toml",
-    ),
+    )
+    .also(&["R44"]),
 ];

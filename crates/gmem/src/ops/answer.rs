@@ -69,6 +69,8 @@ pub enum Detail {
     Dirty(Vec<u64>),
     /// The numbers of the resident pages that `mincore` found.
     Resident(Vec<u64>),
+    /// The numbers of the pages that are idle.
+    Idle(Vec<u64>),
 }
 
 /// The fields of `struct stat` that recordings have.
@@ -254,6 +256,7 @@ impl Detail {
             }
             Detail::Dirty(bits) => put("dirty", bits.as_slice().into()),
             Detail::Resident(pages) => put("resident", pages.as_slice().into()),
+            Detail::Idle(pages) => put("idle", pages.as_slice().into()),
         }
     }
 }
@@ -344,6 +347,9 @@ impl Fields {
         }
         if let Some(pages) = self.numbers("resident")? {
             return Ok(Detail::Resident(pages));
+        }
+        if let Some(pages) = self.numbers("idle")? {
+            return Ok(Detail::Idle(pages));
         }
         if self.has(&["size", "blocks", "blksize", "mode", "nlink"]) {
             let mut field = |name| self.required(name);

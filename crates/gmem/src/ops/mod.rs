@@ -20,5 +20,5 @@ pub use advice::{Advice, Prot};
 pub use answer::{Answer, Detail, Exit, FileStat, OtherField};
 pub use errno::{Errno, Signal};
 pub use name::{FdRef, HvaRef, Name};
-pub use op::{Op, PagedAccess};
+pub use op::{GuestPaged, Op, PagedAccess};
 pub use spte::{SpteChange, SpteRun, SpteState, fold};

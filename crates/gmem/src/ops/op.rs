@@ -167,6 +167,20 @@ pub enum Op {
         offset: u64,
         len: u64,
     },
+    PageIdleMark {
+        map: Name,
+        offset: u64,
+        len: u64,
+    },
+    PageIdleRead {
+        map: Name,
+        offset: u64,
+        len: u64,
+    },
+    NxHugePageRecovery {
+        vm: Name,
+        ratio: u64,
+    },
     HostRead {
         map: Name,
         offset: u64,
@@ -214,21 +228,26 @@ pub enum Op {
         args: Vec<u64>,
         reply: u64,
     },
-    GuestPaged {
-        vcpu: Name,
-        root_map: Name,
-        root_offset: u64,
-        cr3: u64,
-        cpl: u64,
-        access: PagedAccess,
-        gva: u64,
-        value: u64,
-        wp: bool,
-        smep: bool,
-        smap: bool,
-        nxe: bool,
-        ac: bool,
-    },
+    GuestPaged(GuestPaged),
+}
+
+/// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "arguments are described by `table::OPS`, in one place")]
+pub struct GuestPaged {
+    pub vcpu: Name,
+    pub root_map: Name,
+    pub root_offset: u64,
+    pub cr3: u64,
+    pub cpl: u64,
+    pub access: PagedAccess,
+    pub gva: u64,
+    pub value: u64,
+    pub wp: bool,
+    pub smep: bool,
+    pub smap: bool,
+    pub nxe: bool,
+    pub ac: bool,
 }
 
 /// What `guest_paged` does with its address.
@@ -288,6 +307,9 @@ impl Op {
             Op::Madvise { .. } => "madvise",
             Op::Mincore { .. } => "mincore",
             Op::Mlock { .. } => "mlock",
+            Op::PageIdleMark { .. } => "page_idle_mark",
+            Op::PageIdleRead { .. } => "page_idle_read",
+            Op::NxHugePageRecovery { .. } => "nx_huge_page_recovery",
             Op::HostRead { .. } => "host_read",
             Op::HostWrite { .. } => "host_write",
             Op::HostRead64 { .. } => "host_read64",
@@ -297,7 +319,7 @@ impl Op {
             Op::GuestWrite { .. } => "guest_write",
             Op::GuestRmw { .. } => "guest_rmw",
             Op::GuestHypercall { .. } => "guest_hypercall",
-            Op::GuestPaged { .. } => "guest_paged",
+            Op::GuestPaged(_) => "guest_paged",
         }
     }
 }

@@ -344,6 +344,17 @@ pub const OPS: &[OpSpec] = &[
     op("madvise", &[MAP, OFFSET, LEN, arg("advice", Kind::Advice)], "madvise(2)"),
     op("mincore", &[MAP, OFFSET, LEN], "mincore(2); says which pages are resident"),
     op("mlock", &[MAP, OFFSET, LEN], "mlock(2)"),
+    op(
+        "page_idle_mark",
+        &[MAP, OFFSET, LEN],
+        "ones written to page_idle/bitmap for the pages: idle until somebody uses them",
+    ),
+    op("page_idle_read", &[MAP, OFFSET, LEN], "page_idle/bitmap read; says which pages are idle"),
+    op(
+        "nx_huge_page_recovery",
+        &[VM, opt("ratio", Kind::Count, "60")],
+        "one turn of the VM's recovery worker, with that nx_huge_pages_recovery_ratio",
+    ),
     op("host_read", &[MAP, OFFSET], "a 32-bit load by the VMM process"),
     op("host_write", &[MAP, OFFSET, VALUE], "a 32-bit store by the VMM process"),
     op("host_read64", &[MAP, OFFSET], "a 64-bit load by the VMM process"),

@@ -130,7 +130,7 @@ impl Pattern {
             Answer::Ok { value, detail } => match detail {
                 Detail::Value(word) => Pattern::OkNumber(*word),
                 Detail::Stat(stat) => Pattern::OkNumber(stat.size),
-                Detail::Dirty(pages) | Detail::Resident(pages) => Pattern::OkPages(pages.clone()),
+                Detail::Dirty(pages) | Detail::Resident(pages) | Detail::Idle(pages) => Pattern::OkPages(pages.clone()),
                 _ if *value == 0 => Pattern::Ok,
                 _ => Pattern::OkNumber(*value),
             },
@@ -166,9 +166,10 @@ impl Pattern {
                 Detail::Stat(stat) => stat.size == *number,
                 _ => value == number,
             },
-            (Pattern::OkPages(pages), Answer::Ok { detail: Detail::Dirty(got) | Detail::Resident(got), .. }) => {
-                got == pages
-            }
+            (
+                Pattern::OkPages(pages),
+                Answer::Ok { detail: Detail::Dirty(got) | Detail::Resident(got) | Detail::Idle(got), .. },
+            ) => got == pages,
             (Pattern::Errno(errno), Answer::Failed { errno: got, .. } | Answer::Exit { errno: Some(got), .. }) => {
                 got == errno
             }

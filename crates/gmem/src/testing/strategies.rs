@@ -3,7 +3,7 @@
 
 use super::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp};
 use crate::MachineConfig;
-use crate::ops::{Advice, FdRef, HvaRef, Name, Op, PagedAccess, Prot};
+use crate::ops::{Advice, FdRef, GuestPaged, HvaRef, Name, Op, PagedAccess, Prot};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::Union;
@@ -410,6 +410,25 @@ impl Ground {
                 1,
                 (g.map(), g.offset(), g.length()).prop_map(|(map, offset, len)| Op::Mlock { map, offset, len }).boxed(),
             ),
+            (
+                "page_idle_mark",
+                2,
+                (g.map(), g.offset(), g.length())
+                    .prop_map(|(map, offset, len)| Op::PageIdleMark { map, offset, len })
+                    .boxed(),
+            ),
+            (
+                "page_idle_read",
+                2,
+                (g.map(), g.offset(), g.length())
+                    .prop_map(|(map, offset, len)| Op::PageIdleRead { map, offset, len })
+                    .boxed(),
+            ),
+            (
+                "nx_huge_page_recovery",
+                1,
+                (g.vm(), 0..3u64).prop_map(|(vm, ratio)| Op::NxHugePageRecovery { vm, ratio }).boxed(),
+            ),
             ("host_read", 4, (g.map(), g.offset()).prop_map(|(map, offset)| Op::HostRead { map, offset }).boxed()),
             ("host_read64", 2, (g.map(), g.offset()).prop_map(|(map, offset)| Op::HostRead64 { map, offset }).boxed()),
             (
@@ -479,20 +498,22 @@ impl Ground {
         let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
         let cpl = prop_oneof![4 => prop::sample::select(vec![0, 3]), 1 => edge()];
         (self.vcpu(), self.map(), self.gpa(), cpl, access, gva, any::<u64>(), flags).prop_map(
-            |(vcpu, root_map, cr3, cpl, access, gva, value, (wp, smep, smap, nxe, ac))| Op::GuestPaged {
-                vcpu,
-                root_map,
-                root_offset: 0,
-                cr3,
-                cpl,
-                access,
-                gva,
-                value,
-                wp,
-                smep,
-                smap,
-                nxe,
-                ac,
+            |(vcpu, root_map, cr3, cpl, access, gva, value, (wp, smep, smap, nxe, ac))| {
+                Op::GuestPaged(GuestPaged {
+                    vcpu,
+                    root_map,
+                    root_offset: 0,
+                    cr3,
+                    cpl,
+                    access,
+                    gva,
+                    value,
+                    wp,
+                    smep,
+                    smap,
+                    nxe,
+                    ac,
+                })
             },
         )
     }

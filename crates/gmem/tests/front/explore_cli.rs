@@ -44,7 +44,7 @@ fn a_missing_barrier_shows_only_with_store_buffers() {
     let tso = explore(&scenario, &["--mutant", "MODE_NO_FENCE", "--memory-model", "tso"]);
     let finding = &tso["findings"][0];
     let id = finding["invariant"].as_str().unwrap();
-    assert!(["INV-203", "INV-201", "INV-202"].contains(&id), "{id}");
+    assert!(["MMU-INV-026", "INV-203", "INV-201", "INV-202"].contains(&id), "{id}");
     // The command that it prints has all that the failure needs.
     let command = finding["report"]["command"].as_str().unwrap();
     assert!(command.contains(" --memory-model tso --mutant MODE_NO_FENCE --replay gmem1:"), "{command}");

@@ -5,6 +5,7 @@ mod charges;
 mod create_race;
 mod descriptors;
 mod dirty_points;
+mod dirty_rounds;
 mod fallocate_kinds;
 mod mmio_cache;
 mod mmio_wrap;
@@ -13,6 +14,7 @@ mod poison_race;
 mod poison_signal;
 mod prefault_level;
 mod readonly_logging;
+mod run_loop;
 mod stand_in;
 
 use gmem::MachineConfig;
@@ -44,7 +46,11 @@ impl Machine {
     }
 
     fn with(cx: &Cx<'_>, vm_type: u64, config: MachineConfig) -> Machine {
-        let process = Host::new(cx, config).process(cx);
+        Machine::on(cx, &Host::new(cx, config), vm_type)
+    }
+
+    fn on(cx: &Cx<'_>, host: &Arc<Host>, vm_type: u64) -> Machine {
+        let process = host.process(cx);
         let kvm = ioctl::open_kvm(cx, &process).unwrap();
         let fd = ioctl::create_vm(cx, &process, kvm, vm_type).unwrap();
         let vm = ioctl::peek_vm(cx, &process, fd).unwrap();

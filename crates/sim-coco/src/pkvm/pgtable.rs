@@ -202,12 +202,13 @@ impl El2<'_> {
         self.tlbi(vmid, Tlbi::Ipa { ipa: Pa::of(slot.first), level: slot.level }, old.pfn(), slot.level.pages());
     }
 
-    /// TLB maintenance, announced on the bytes of the frames that it may concern, and `DSB`.
+    /// TLB maintenance between two `DSB`, announced on the bytes of the frames that it may concern.
     #[track_caller]
     pub(super) fn tlbi(&self, vmid: Vmid, op: Tlbi, first: Pfn, pages: u64) {
         let words = WORDS_PER_PAGE as u64;
         self.cx.point_range(Access::Store, self.hv.phys.object(), first.0 * words, pages.saturating_mul(words));
         self.hv.tlbs.invalidate(self.cpu, vmid, op);
+        self.record(TraceEvent::Dsb);
         self.record(TraceEvent::Tlbi { vmid, op });
         self.record(TraceEvent::Dsb);
     }

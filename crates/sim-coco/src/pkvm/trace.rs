@@ -115,7 +115,7 @@ pub enum TraceEvent {
         /// Which.
         op: Tlbi,
     },
-    /// `DSB`: the maintenance of this processor is complete, and accesses by the old translations, too.
+    /// `DSB`: what this processor wrote is seen by walks, and its maintenance is complete, and so are accesses by the old translations.
     Dsb,
     /// State of a page in the hypervisor's array.
     State {

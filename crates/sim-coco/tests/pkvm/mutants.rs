@@ -68,8 +68,10 @@ const ATTEMPTS: [(Mutant, Attempt); 19] = [
     (mutants::NO_POISON, |cx, both| {
         let pfn = written(cx, both, 7);
         assert_eq!(both.force(cx, pfn), OK);
-        assert!(invariants::pkvm_inv_007(&both.pkvm).is_ok() || both.guest_read(cx, P, GFN).is_none());
-        both.donate(cx, P, pfn, GFN).is_ok() && both.guest_read(cx, P, GFN) == Some(0)
+        let forgotten = invariants::pkvm_inv_007(&both.pkvm).is_err();
+        let replaced = both.donate(cx, P, pfn, GFN).is_ok() && both.guest_read(cx, P, GFN) == Some(0);
+        assert_eq!(replaced, forgotten);
+        replaced
     }),
     // Neither has the page.
     (mutants::K10, |cx, both| {
@@ -79,6 +81,7 @@ const ATTEMPTS: [(Mutant, Attempt); 19] = [
         assert!(both.pkvm.el2(cx, P).host_donate_guest(&vcpu, pfn, GFN).is_err());
         let lost = both.state(pfn) == PageState::NoPage;
         assert_eq!(lost, invariants::pkvm_inv_001(&both.pkvm).is_err());
+        assert_eq!(lost, invariants::pkvm_inv_004(&both.pkvm).is_err());
         lost
     }),
     (mutants::K07, |cx, both| {

@@ -150,7 +150,7 @@ fn young_and_old() {
 #[test]
 fn other_sizes_of_addresses() {
     // Roots of one page to sixteen, at levels 0 to 2.
-    for bits in [32, 34, 36, 40, 44, 48] {
+    for bits in [32, 34, 36, 39, 40, 44, 48] {
         let config = sim_coco::pkvm::PkvmConfig { guest_bits: bits, host_bits: bits.max(40), ..config() };
         Sim::sequential().solo(|cx| {
             let both = Both::new(cx, config);

@@ -1,54 +1,95 @@
-//! Operations against each other under many schedules: the races (`K..`) of the specification that the hypervisor decides.
+//! Operations against each other in every interleaving: the races (`K..`) of the specification that the hypervisor decides.
 
 use crate::discipline::Checker;
 use crate::machine::{Both, GFN, IDLE, N, OK, P, config, ipa};
 use sim_coco::pkvm::{CpuId, HostCall, HostContext, HvcResult, Pa, PkvmConfig, SMCCC_SUCCESS, Touch, func, mutants};
-use sim_kernel::sched::{Chooser, Config, Random, Sim, Verdict};
+use sim_kernel::explore::{Exploration, Judgement, Options, Program, StrategyKind};
+use sim_kernel::sched::{Sim, Verdict};
 use sim_kernel::{Cx, MutantSet, Pfn};
 use sim_mmu::Gfn;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+/// Executions of a race that is not searched to its end.
 const SEEDS: u64 = 200;
 const OTHER: Gfn = Gfn(GFN.0 + 7);
 /// The protected VM's vCPU 1 is loaded here.
 const Q: CpuId = CpuId(2);
 
-type Task = fn(&Cx<'_>, &Both, Pfn) -> String;
-type Setup = fn(&Cx<'_>, &Both) -> Pfn;
+pub(crate) type Task = fn(&Cx<'_>, &Both, Pfn) -> String;
+pub(crate) type Setup = fn(&Cx<'_>, &Both) -> Pfn;
 /// What the two tasks answered, and what was left: the host's state of the page, and its first word.
-type Seen = BTreeSet<[String; 3]>;
+pub(crate) type Seen = BTreeSet<[String; 3]>;
 
-/// Runs two tasks on a page that `setup` made, under many schedules. With all rules, the invariants and the discipline hold afterwards.
-fn pairs(mutants: MutantSet, setup: Setup, tasks: [Task; 2]) -> Seen {
-    let mut seen = BTreeSet::new();
-    let mut sim = Sim::new(Chooser::Random(Random::new()));
-    for seed in 0..SEEDS {
-        let ((both, answers, pfn), verdict) = sim.execute(&Config { seed, ..Config::default() }, |cx| {
-            cx.set_mutants(mutants);
-            let both = Arc::new(Both::new(cx, PkvmConfig { trace: mutants.is_empty(), ..config() }));
-            assert!(both.load(cx, Q, both.protected.handle, 1));
-            let pfn = setup(cx, &both);
-            let answers = Arc::new(parking_lot::Mutex::new([const { String::new() }; 2]));
-            for (i, (name, task)) in ["a", "b"].into_iter().zip(tasks).enumerate() {
-                let (both, answers) = (Arc::clone(&both), Arc::clone(&answers));
-                cx.spawn(name, move |cx| {
-                    let answer = task(cx, &both, pfn);
-                    answers.lock()[i] = answer;
-                });
-            }
-            (both, answers, pfn)
-        });
-        assert_eq!(verdict, Verdict::Completed, "seed {seed}");
-        if mutants.is_empty() {
+/// Two tasks on a page that `setup` made.
+pub(crate) struct Race {
+    pub(crate) mutants: MutantSet,
+    pub(crate) setup: Setup,
+    pub(crate) tasks: [Task; 2],
+}
+
+pub(crate) struct State {
+    both: Arc<Both>,
+    pfn: Pfn,
+    answers: Arc<parking_lot::Mutex<[String; 2]>>,
+}
+
+impl Program for Race {
+    type State = State;
+
+    fn setup(&self, cx: &Cx<'_>) -> State {
+        cx.set_mutants(self.mutants);
+        let both = Arc::new(Both::new(cx, PkvmConfig { trace: self.mutants.is_empty(), ..config() }));
+        assert!(both.load(cx, Q, both.protected.handle, 1));
+        let pfn = (self.setup)(cx, &both);
+        let answers = Arc::new(parking_lot::Mutex::new([const { String::new() }; 2]));
+        for (i, (name, task)) in ["a", "b"].into_iter().zip(self.tasks).enumerate() {
+            let (both, answers) = (Arc::clone(&both), Arc::clone(&answers));
+            cx.spawn(name, move |cx| {
+                let answer = task(cx, &both, pfn);
+                answers.lock()[i] = answer;
+            });
+        }
+        State { both, pfn, answers }
+    }
+
+    /// With all rules, the invariants and the discipline hold afterwards.
+    fn judge(&self, _sim: &mut Sim, State { both, pfn, answers }: State, verdict: &Verdict) -> Judgement {
+        assert_eq!(*verdict, Verdict::Completed);
+        if self.mutants.is_empty() {
             both.check();
             Checker::check(&both.pkvm.trace_jsonl()).unwrap();
         }
         let [a, b] = answers.lock().clone();
-        seen.insert([a, b, format!("{} {}", both.state(pfn).name(), both.phys.peek_u64(pfn, 0))]);
+        Judgement::outcome(format!("{a};{b};{} {}", both.state(pfn).name(), both.phys.peek_u64(pfn, 0)))
     }
-    seen
+}
+
+impl Race {
+    /// What comes of it under a strategy, and after how many executions.
+    pub(crate) fn outcomes(&self, kind: StrategyKind) -> (Seen, u64) {
+        let mut exploration = Exploration::new(self, kind, 0, Options::default());
+        let mut executions = 0;
+        while executions < SEEDS || kind.is_exhaustive() {
+            if exploration.step().is_none() {
+                break;
+            }
+            executions += 1;
+            assert!(executions < 20_000, "{kind} does not end");
+        }
+        let outcome = |outcome: &String| {
+            let parts: Vec<String> = outcome.split(';').map(String::from).collect();
+            parts.try_into().expect("three parts")
+        };
+        (exploration.statistics().outcomes.keys().map(outcome).collect(), executions)
+    }
+}
+
+/// What comes of a race: with all rules in every interleaving, without one in many.
+fn pairs(mutants: MutantSet, setup: Setup, tasks: [Task; 2]) -> Seen {
+    let kind = if mutants.is_empty() { StrategyKind::Dpor } else { StrategyKind::Random };
+    Race { mutants, setup, tasks }.outcomes(kind).0
 }
 
 fn told(answer: impl Debug) -> String {
@@ -59,7 +100,7 @@ fn expect<const N: usize>(seen: &Seen, expected: [[&str; 3]; N]) {
     assert_eq!(*seen, expected.into_iter().map(|seen| seen.map(String::from)).collect());
 }
 
-fn host_page(cx: &Cx<'_>, both: &Both) -> Pfn {
+pub(crate) fn host_page(cx: &Cx<'_>, both: &Both) -> Pfn {
     let pfn = both.page();
     assert!(both.host_write(cx, IDLE, pfn, 5));
     for vcpu in &both.protected.vcpus {
@@ -68,7 +109,7 @@ fn host_page(cx: &Cx<'_>, both: &Both) -> Pfn {
     pfn
 }
 
-fn guest_page(cx: &Cx<'_>, both: &Both) -> Pfn {
+pub(crate) fn guest_page(cx: &Cx<'_>, both: &Both) -> Pfn {
     let pfn = host_page(cx, both);
     assert_eq!(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }), OK);
     assert!(both.guest_write(cx, P, GFN, 5));
@@ -114,16 +155,14 @@ fn k6_donated_and_shared() {
 
 #[test]
 fn k2_the_host_touches_a_page_that_is_donated() {
-    fn late(cx: &Cx<'_>, both: &Both, pfn: Pfn, context: HostContext) -> String {
-        // The donation takes more steps than an access.
-        (0..12).for_each(|_| cx.cond_resched());
+    fn writes(cx: &Cx<'_>, both: &Both, pfn: Pfn, context: HostContext) -> String {
         told(both.pkvm.host_touch(cx, IDLE, context, Pa::of(pfn), Touch::Write(9)))
     }
-    let write: Task = |cx, both, pfn| late(cx, both, pfn, HostContext::Kernel);
+    let write: Task = |cx, both, pfn| writes(cx, both, pfn, HostContext::Kernel);
     let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, write]);
     // Before the donation, which keeps it; or by force, so that what the guest gets is a mark.
     expect(&seen, [["0", "Done(9)", "NOPAGE 9"], ["0", "Done(9)", "OWNED 9"]]);
-    let user: Task = |cx, both, pfn| late(cx, both, pfn, HostContext::User);
+    let user: Task = |cx, both, pfn| writes(cx, both, pfn, HostContext::User);
     let seen = pairs(MutantSet::EMPTY, host_page, [DONATE_HERE, user]);
     expect(&seen, [["0", "Done(9)", "NOPAGE 9"], ["0", "SigSegv", "NOPAGE 5"]]);
 }

@@ -2,6 +2,7 @@
 
 use super::mm::{GupError, GupFlags, GupPage, HostLevel, Mm};
 use super::pgtable::Look;
+use super::phys::FrameFlags;
 use super::vma::{Prot, Vma, VmaTree};
 use crate::mutants::RC_41;
 use crate::{Cx, Hva, Pfn};
@@ -42,6 +43,10 @@ impl Mm {
         let pte = tables.pte(hva);
         if !pte.permits(write) {
             return None;
+        }
+        // `mark_page_accessed`, which whoever takes the page says of it.
+        if self.phys.flags(pte.pfn()).contains(FrameFlags::IDLE) {
+            self.phys.clear_flags(pte.pfn(), FrameFlags::IDLE);
         }
         // The entry's reference keeps the page: it is put after the entry was emptied under this lock.
         if !cx.has_mutant(RC_41) {

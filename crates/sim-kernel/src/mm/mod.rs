@@ -18,6 +18,7 @@ mod mm;
 mod mmap;
 mod mprotect;
 mod notifier;
+mod page_idle;
 mod pgtable;
 pub mod phys;
 mod uaccess;

@@ -3,7 +3,8 @@
 //! A start is called before the first entry changes and an end after the last; in between a listener must not use translations of
 //! the range. Pairs may nest. Both run under SRCU, so that unregistering can wait for the ones that run.
 //!
-//! Simplified: only the range callbacks exist (no ageing, no `release`), all of them may sleep, and none fails.
+//! Simplified: no `release`; of ageing only `clear_young`, since nothing here reclaims (`clear_flush_young`) or makes pages huge by itself
+//! (`test_young`), and it is called without the page-table lock. All callbacks may sleep, and none fails.
 
 use crate::sync::{LockMap, Srcu};
 use crate::{Cx, HvaRange};
@@ -19,6 +20,12 @@ pub trait MmuNotifier: Send + Sync + fmt::Debug {
 
     /// `invalidate_range_end`: the translations of `range` are settled again.
     fn invalidate_range_end(&self, cx: &Cx<'_>, range: HvaRange);
+
+    /// `clear_young`: whether the listener's translations of `range` were used since they were last asked. From now on they count as not used; nobody
+    /// flushes anything for that. A listener without A bits of its own has not used any.
+    fn clear_young(&self, _cx: &Cx<'_>, _range: HvaRange) -> bool {
+        false
+    }
 }
 
 /// `__mmu_notifier_invalidate_range_start_map`: from a start to its end. Whoever waits until no pair is open waits for this.
@@ -83,6 +90,16 @@ impl Notifiers {
             notifier.invalidate_range_start(cx, range);
         }
         Invalidation { range, told }
+    }
+
+    /// `mmu_notifier_clear_young`: whether any listener has used the range.
+    pub(super) fn clear_young(&self, cx: &Cx<'_>, range: HvaRange) -> bool {
+        if self.current().is_empty() {
+            return false;
+        }
+        let _srcu = self.srcu.read(cx);
+        // All are asked, whatever the first says.
+        self.current().iter().fold(false, |young, (_, notifier)| notifier.clear_young(cx, range) | young)
     }
 
     /// `mmu_notifier_invalidate_range_end`. Who unregistered meanwhile is not called any more; who registered meanwhile was

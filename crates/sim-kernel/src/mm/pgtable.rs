@@ -135,6 +135,8 @@ pub(super) struct PageTables {
     pmds: BTreeMap<u64, Pmd>,
     /// The 1 GiB regions whose page of 2 MiB entries exists, by address / 1 GiB.
     puds: BTreeSet<u64>,
+    /// Entries whose A bit is clear, by page number, of huge pages the first: those that were aged and not used since. Every new entry is young.
+    old: BTreeSet<u64>,
 }
 
 fn index(hva: Hva) -> usize {
@@ -159,6 +161,32 @@ impl PageTables {
             None => Look::NoTable,
             Some(Pmd::Huge(pte)) => Look::Huge(*pte),
             Some(Pmd::Table(table)) => Look::Small(table.0[index(hva)]),
+        }
+    }
+
+    /// The number under which an entry is in `old`.
+    fn age_key(&self, hva: Hva) -> u64 {
+        let is_huge = matches!(self.pmds.get(&(hva.0 / PMD_SIZE)), Some(Pmd::Huge(_)));
+        if is_huge { hva.page() / PAGES_PER_PMD * PAGES_PER_PMD } else { hva.page() }
+    }
+
+    /// `ptep_test_and_clear_young`: whether the entry's A bit was set. It is clear now.
+    pub(super) fn test_and_clear_young(&mut self, hva: Hva) -> bool {
+        self.old.insert(self.age_key(hva))
+    }
+
+    /// The processor uses an entry and sets its A bit.
+    #[inline]
+    pub(super) fn mark_young(&mut self, hva: Hva) {
+        if !self.old.is_empty() {
+            self.old.remove(&self.age_key(hva));
+        }
+    }
+
+    /// The entries of a range are others from now on, which are young.
+    fn forget_age(&mut self, range: HvaRange) {
+        if !self.old.is_empty() {
+            self.old.retain(|page| !(range.start.page()..range.end.page()).contains(page));
         }
     }
 
@@ -229,6 +257,7 @@ impl PageTables {
     /// # Panics
     /// If there is no page table.
     pub(super) fn set(&mut self, phys: &PhysMem, hva: Hva, new: Pte) -> Pte {
+        self.mark_young(hva);
         let Some(Pmd::Table(table)) = self.pmds.get_mut(&(hva.0 / PMD_SIZE)) else {
             panic!("{hva:?} has no page table");
         };
@@ -250,6 +279,7 @@ impl PageTables {
     /// If the entry has a page table or a page that is not a zero page.
     pub(super) fn set_huge(&mut self, phys: &PhysMem, hva: Hva, new: Pte) {
         self.reach(hva);
+        self.forget_age(block(hva.0 / PMD_SIZE));
         let old = self.pmds.insert(hva.0 / PMD_SIZE, Pmd::Huge(new));
         let replaceable = match &old {
             None => true,
@@ -275,6 +305,10 @@ impl PageTables {
         }
         *pmd = Pmd::Table(table);
         phys.charge_deposited_table();
+        let first = hva.page() / PAGES_PER_PMD * PAGES_PER_PMD;
+        if self.old.contains(&first) {
+            self.old.extend(first..first + PAGES_PER_PMD);
+        }
         true
     }
 
@@ -283,6 +317,7 @@ impl PageTables {
     /// # Panics
     /// If the address has no page table.
     pub(super) fn collapse(&mut self, phys: &PhysMem, hva: Hva, new: Pte, gather: &mut MmuGather) {
+        self.forget_age(block(hva.0 / PMD_SIZE));
         let old = self.pmds.insert(hva.0 / PMD_SIZE, Pmd::Huge(new));
         let Some(Pmd::Table(table)) = old else { panic!("only a page table collapses") };
         phys.uncharge_table();
@@ -301,6 +336,7 @@ impl PageTables {
     pub(super) fn zap(&mut self, phys: &PhysMem, part: HvaRange, how: Zap, gather: &mut MmuGather) {
         let number = part.start.0 / PMD_SIZE;
         let whole = part == block(number);
+        self.forget_age(part);
         let empty = match self.pmds.get_mut(&number) {
             None => return,
             Some(Pmd::Huge(huge)) => {

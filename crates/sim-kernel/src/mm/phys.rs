@@ -51,6 +51,8 @@ bitflags::bitflags! {
         const TABLE = 1 << 4;
         /// `PG_reserved`: one of the shared zero pages; its mappings are not counted and it is never freed.
         const RESERVED = 1 << 5;
+        /// `PG_idle`: nobody is known to have used the page since user space said that it is idle.
+        const IDLE = 1 << 6;
     }
 }
 
@@ -427,7 +429,7 @@ impl PhysMem {
     #[inline]
     pub fn numbered_table(&self, table: Pfn) -> (u32, &[AtomicU64; WORDS_PER_PAGE]) {
         let content = self.frame(table).content.load(Ordering::Acquire);
-        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        assert!(content >= FIRST_BUFFER, "MMU-INV-005: {table:?} is used as a table, and is none");
         let number = content - FIRST_BUFFER;
         (number, &self.contents.get(number).words)
     }
@@ -442,7 +444,7 @@ impl PhysMem {
             "{table:?} is not filled"
         );
         let content = self.frame(table).content.load(Ordering::Acquire);
-        assert!(content >= FIRST_BUFFER, "{table:?} is not a table");
+        assert!(content >= FIRST_BUFFER, "MMU-INV-005: {table:?} is used as a table, and is none");
         let bytes = self.contents.get(content - FIRST_BUFFER);
         bytes.fill.store(fill, Ordering::Relaxed);
         bytes.is_filled.store(1, Ordering::Relaxed);

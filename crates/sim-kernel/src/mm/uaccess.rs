@@ -23,9 +23,10 @@ impl Mm {
     ) -> Result<R, Signal> {
         loop {
             {
-                let tables = self.page_table_lock.lock(cx);
+                let mut tables = self.page_table_lock.lock(cx);
                 let pte = tables.pte(hva);
                 if pte.permits(write) {
+                    tables.mark_young(hva);
                     return Ok(access(&self.phys, pte.pfn(), hva.0 % PAGE_SIZE));
                 }
             }

@@ -12,11 +12,11 @@ use super::{MmuLock, TdpMmu};
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::SlotView;
 use crate::flush::RemoteFlush;
-use crate::mutants::RECOVER_IGNORES_MIXED;
+use crate::mutants::{COLLECT_READLOCK, RCU_BEFORE_FLUSH, RECOVER_IGNORES_MIXED, RECOVER_NO_FLUSH};
 use crate::spte::Spte;
 use crate::stage2::PT_WRITABLE_MASK;
 use sim_kernel::Cx;
-use sim_kernel::sync::{RwLockReadGuard, RwLockWriteGuard, rcu_read_lock};
+use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
 
 impl TdpMmu {
     /// `kvm_tdp_mmu_wrprot_slot`: removes W from the leafs of at least `min_level` in `range`; whether any had it. The caller
@@ -87,49 +87,46 @@ impl TdpMmu {
     }
 
     /// `kvm_arch_mmu_enable_log_dirty_pt_masked`: after the bits of `mask` (bit i is frame `base` + i) were taken from the bitmap.
-    /// The caller flushes iff it took any bit.
+    /// Whether any entry changed. The caller flushes iff it took any bit, whatever changed: an entry that had lost W before may have it in a TLB.
     pub fn enable_log_dirty_pt_masked(
         &self,
         cx: &Cx<'_>,
-        lock: &mut RwLockWriteGuard<'_, ()>,
+        lock: &mut MmuLock<'_, '_>,
         as_id: u16,
         base: Gfn,
         mask: u64,
         initially_set: bool,
-    ) {
+    ) -> bool {
+        let excludes_faults = lock.is_exclusive() || cx.has_mutant(COLLECT_READLOCK);
+        assert!(excludes_faults, "MMU-INV-053: pages are collected with mmu_lock held for reading");
         if mask == 0 {
-            return;
+            return false;
         }
+        let mut changed = false;
         if initially_set {
             // Enabling touched nothing, so huge leafs are still writable.
             let first = base + u64::from(mask.trailing_zeros());
             let last = base + u64::from(63 - mask.leading_zeros());
             if self.config().eager_page_split {
                 let range = GfnRange::new(first, last + 1);
-                self.split_huge_pages(cx, MmuLock::Write(lock), as_id, range, Level::L4K);
+                self.split_huge_pages(cx, lock.again(), as_id, range, Level::L4K);
             }
-            self.write_protect_gfn(cx, lock, as_id, first, Level::L2M);
+            changed |= self.write_protect_gfn(cx, lock, as_id, first, Level::L2M);
             // As in the kernel, which rounds up: two neighbours of which the second starts a large page count as one page.
             let up = |gfn: Gfn| gfn.0.next_multiple_of(Level::L2M.span());
             if up(first) != up(last) {
-                self.write_protect_gfn(cx, lock, as_id, last, Level::L2M);
+                changed |= self.write_protect_gfn(cx, lock, as_id, last, Level::L2M);
             }
         }
-        self.clear_dirty_pt_masked(cx, lock, as_id, base, mask);
+        changed | self.clear_dirty_pt_masked(cx, lock, as_id, base, mask)
     }
 
-    /// `kvm_tdp_mmu_clear_dirty_pt_masked`: removes W from the 4 KiB leafs in `mask`, or D where that is logged.
-    pub fn clear_dirty_pt_masked(
-        &self,
-        cx: &Cx<'_>,
-        _lock: &mut RwLockWriteGuard<'_, ()>,
-        as_id: u16,
-        base: Gfn,
-        mask: u64,
-    ) {
+    /// `kvm_tdp_mmu_clear_dirty_pt_masked`: removes W from the 4 KiB leafs in `mask`, or D where that is logged; whether any had it.
+    pub fn clear_dirty_pt_masked(&self, cx: &Cx<'_>, lock: &MmuLock<'_, '_>, as_id: u16, base: Gfn, mask: u64) -> bool {
         if mask == 0 {
-            return;
+            return false;
         }
+        let mut changed = false;
         let first = base + u64::from(mask.trailing_zeros());
         let last = base + u64::from(63 - mask.leading_zeros());
         let bit = self.dirty_log_bit();
@@ -137,20 +134,21 @@ impl TdpMmu {
         self.for_each_root(cx, valid, |root| {
             let _rcu = rcu_read_lock(cx);
             let range = GfnRange::new(first, last + 1);
-            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, true);
+            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, lock.is_exclusive());
             while iter.is_valid() {
                 if iter.level == Level::L4K && mask >> (iter.gfn - base) & 1 != 0 && iter.old_spte.is_present() {
-                    self.clear_spte_bits(cx, &mut iter, bit);
+                    changed |= self.clear_spte_bits(cx, &mut iter, bit);
                 }
                 iter.next(cx, &self.tables);
             }
         });
+        changed
     }
 
-    /// `tdp_mmu_clear_spte_bits`.
-    fn clear_spte_bits(&self, cx: &Cx<'_>, iter: &mut TdpIter, bit: u64) {
+    /// `tdp_mmu_clear_spte_bits`; whether the entry had any.
+    fn clear_spte_bits(&self, cx: &Cx<'_>, iter: &mut TdpIter, bit: u64) -> bool {
         if !iter.old_spte.has(bit) {
-            return;
+            return false;
         }
         let word = iter.word(cx, &self.tables);
         if self.tables.masks.has_volatile_bits(iter.old_spte) {
@@ -160,32 +158,30 @@ impl TdpMmu {
         }
         let new = iter.old_spte.without(bit);
         self.handle_changed_spte(cx, Rules::of(iter, false), iter.gfn, iter.level, iter.old_spte, new);
+        true
     }
 
     /// `kvm_tdp_mmu_write_protect_gfn`: removes W and M from the leaf of at least `min_level` over `gfn`, so that not even the
-    /// fast path makes it writable.
-    fn write_protect_gfn(
-        &self,
-        cx: &Cx<'_>,
-        _lock: &mut RwLockWriteGuard<'_, ()>,
-        as_id: u16,
-        gfn: Gfn,
-        min_level: Level,
-    ) {
+    /// fast path makes it writable; whether it had either.
+    fn write_protect_gfn(&self, cx: &Cx<'_>, lock: &MmuLock<'_, '_>, as_id: u16, gfn: Gfn, min_level: Level) -> bool {
+        let mut changed = false;
         let valid = |root: &Root| root.is_valid_direct(as_id);
         self.for_each_root(cx, valid, |root| {
             let _rcu = rcu_read_lock(cx);
-            let mut iter = TdpIter::new(cx, &self.tables, root, min_level, GfnRange::with_len(gfn, 1), true);
+            let range = GfnRange::with_len(gfn, 1);
+            let mut iter = TdpIter::new(cx, &self.tables, root, min_level, range, lock.is_exclusive());
             while iter.is_valid() {
                 if iter.old_spte.is_leaf(iter.level) {
                     let new = iter.old_spte.without(PT_WRITABLE_MASK | self.tables.masks.mmu_writable);
                     if new != iter.old_spte {
                         self.set_spte(cx, &mut iter, new, Frames::Count);
+                        changed = true;
                     }
                 }
                 iter.next(cx, &self.tables);
             }
         });
+        changed
     }
 
     /// `kvm_tdp_mmu_recover_huge_pages`: dirty logging of the slot ended; tables below which everything could be one huge leaf are
@@ -244,8 +240,11 @@ impl TdpMmu {
             }
             iter.next(cx, &self.tables);
         }
+        if cx.has_mutant(RCU_BEFORE_FLUSH) {
+            drop(rcu.take());
+        }
         // Before the RCU section ends: paging-structure caches may still point to the unlinked tables.
-        if owed {
+        if owed && !cx.has_mutant(RECOVER_NO_FLUSH) {
             flush.flush_remote_tlbs(cx);
         }
     }

@@ -10,6 +10,7 @@ use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
 use crate::mutants::{BUG_66, LOST_LINK};
 use crate::spte::Spte;
+use sim_kernel::sched::Access;
 use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
 use sim_kernel::{Cx, Errno, Pfn};
 
@@ -53,9 +54,13 @@ impl TdpMmu {
     }
 
     /// `disallowed_hugepage_adjust`: a table that is there because its huge page may not be executed stays, and the fault goes on below it.
-    fn disallowed_hugepage_adjust(&self, iter: &TdpIter, goal: &mut Level) {
+    fn disallowed_hugepage_adjust(&self, cx: &Cx<'_>, iter: &TdpIter, goal: &mut Level) {
         let splits = iter.level > Level::L4K && iter.level == *goal && iter.old_spte.is_table(iter.level);
-        if splits && self.tables.is_nx_disallowed(iter.old_spte.pfn()) {
+        if !splits {
+            return;
+        }
+        self.tables.announce_nx(cx, Access::Load, iter.old_spte.pfn());
+        if self.tables.is_nx_disallowed(iter.old_spte.pfn()) {
             *goal = goal.down().expect("above 4 KiB");
         }
     }
@@ -96,7 +101,7 @@ impl TdpMmu {
         let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, false);
         while iter.is_valid() {
             if self.config().nx_huge_pages {
-                self.disallowed_hugepage_adjust(&iter, &mut goal);
+                self.disallowed_hugepage_adjust(cx, &iter, &mut goal);
             }
             if iter.old_spte.is_frozen() {
                 return Ok(RetPf::Retry);

@@ -107,6 +107,16 @@ pub enum MmuLock<'a, 'g> {
     Write(&'a mut RwLockWriteGuard<'g, ()>),
 }
 
+impl<'g> MmuLock<'_, 'g> {
+    /// The same hold, for a callee.
+    pub fn again(&mut self) -> MmuLock<'_, 'g> {
+        match self {
+            MmuLock::Read(lock) => MmuLock::Read(lock),
+            MmuLock::Write(lock) => MmuLock::Write(lock),
+        }
+    }
+}
+
 /// Whether a zap may release mmu_lock on the way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MayYield {

@@ -11,6 +11,7 @@ use super::{MmuLock, TdpMmu};
 use crate::addr::Gfn;
 use crate::flush::RemoteFlush;
 use crate::spte::Spte;
+use sim_kernel::sched::Access;
 use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
 use sim_kernel::{Cx, Pfn};
 
@@ -20,6 +21,7 @@ impl TdpMmu {
     pub(super) fn track_possible_nx_huge_page(&self, cx: &Cx<'_>, table: Pfn, late: bool) {
         let _pages = self.roots.tdp_mmu_pages_lock.lock(cx);
         if late {
+            self.tables.announce_nx(cx, Access::Store, table);
             self.tables.set_nx_disallowed(table, true);
         }
         if self.tables.is_nx_disallowed(table) {
@@ -29,6 +31,7 @@ impl TdpMmu {
 
     /// `tdp_mmu_unlink_sp`, the part about the worker: the table was taken out.
     pub(super) fn untrack_nx_huge_page(&self, cx: &Cx<'_>, table: Pfn) {
+        self.tables.announce_nx(cx, Access::Load, table);
         if !self.tables.is_nx_disallowed(table) {
             return;
         }

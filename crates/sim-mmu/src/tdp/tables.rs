@@ -6,11 +6,12 @@
 
 use super::{PageStats, TdpConfig};
 use crate::addr::{Gfn, Level, PT_ENTRIES};
+use crate::mutants::BUG_66;
 use crate::spte::Spte;
 use crate::stage2::SpteMasks;
 use bytemuck::Zeroable;
 use sim_kernel::mm::{FrameFlags, PhysMem};
-use sim_kernel::sched::ObjId;
+use sim_kernel::sched::{Access, ObjId};
 use sim_kernel::sync::{Rmw, Word, call_rcu};
 use sim_kernel::{Arena, Cx, Errno, Pfn};
 use std::fmt;
@@ -57,6 +58,8 @@ pub(super) struct Tables {
     pub(super) masks: SpteMasks,
     /// All entries of this VM; the index is table * 512 + index.
     object: ObjId,
+    /// `sp->nx_huge_page_disallowed`, where it may change while others look ([`BUG_66`]).
+    nx_object: ObjId,
     meta: Arena<TableMeta, 6>,
     rmw: Rmw,
     /// Present leafs per level.
@@ -74,6 +77,7 @@ impl Tables {
             config,
             masks: config.masks(),
             object: cx.new_object("spte"),
+            nx_object: if cx.has_mutant(BUG_66) { cx.new_object("sp->nx_huge_page_disallowed") } else { ObjId::NONE },
             meta: Arena::recycled(cx),
             rmw: Rmw::new(cx),
             leafs: Default::default(),
@@ -259,6 +263,13 @@ impl Tables {
     /// Gives the table, of a mirror, the frame that it will be in the external tables, or takes it away.
     pub(super) fn set_external(&self, table: Pfn, external: Option<Pfn>) {
         self.meta(table).external.store(external.map_or(0, |pfn| pfn.0 as u32), Ordering::Relaxed);
+    }
+
+    /// Announces an access to `sp->nx_huge_page_disallowed` of a table that others can reach. It does not change then, unless [`BUG_66`] is off.
+    pub(super) fn announce_nx(&self, cx: &Cx<'_>, access: Access, table: Pfn) {
+        if cx.has_mutant(BUG_66) {
+            cx.point(access, self.nx_object, table.0);
+        }
     }
 
     /// `sp->nx_huge_page_disallowed`.

@@ -277,7 +277,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
             }
         }
         self.observer.update();
-        let updated = self.memory.update_guest_entry(self.cx, place.table, place.index, old, new);
+        let updated = self.memory.update_guest_entry(self.cx, place.gpa.gfn(), place.table, place.index, old, new);
         Ok(updated.map_err(|_| Changed))
     }
 

@@ -89,7 +89,15 @@ impl WalkMemory for Memory {
         value
     }
 
-    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+    fn update_guest_entry(
+        &self,
+        _cx: &Cx<'_>,
+        _gfn: Gfn,
+        table: Pfn,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64> {
         self.guest_updates.set(self.guest_updates.get() + 1);
         self.update(table, index, old, new)
     }

@@ -4,9 +4,12 @@
 use crate::races::{race, spawn, start_with};
 use crate::vm::{BASE, Vm, config, runs};
 use sim_kernel::Cx;
-use sim_kernel::sched::Sim;
-use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, RetPf, RootFilter, Spte, Stage2Kind, TdpConfig, TdpFault};
+use sim_kernel::sched::{Chooser, Config, Divergence, LogLevel, Ready, Sim, Strategy, TaskId, Verdict};
+use sim_mmu::{
+    Access, Age, Gfn, GfnRange, Level, MayYield, MmuLock, RetPf, RootFilter, Spte, Stage2Kind, TdpConfig, TdpFault,
+};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
 const PAGE: Gfn = Gfn(600);
@@ -91,6 +94,64 @@ fn mm_074_the_fast_path_changes_w_alone() {
             }
         });
     }
+}
+
+/// Lets the second task change an entry each time that the first is about to, and counts how often that is.
+struct Spoiler {
+    spoiled: bool,
+    attempts: Arc<AtomicU64>,
+}
+
+impl Strategy for Spoiler {
+    fn begin(&mut self, _seed: u64) {}
+
+    fn pick(&mut self, ready: &Ready<'_>) -> Result<TaskId, Divergence> {
+        let (fault, other) = (TaskId(1), TaskId(2));
+        let exchanges = |task: TaskId| {
+            let next = ready.pending(task);
+            next.access == sim_kernel::sched::Access::Rmw && next.site.file().contains("tdp")
+        };
+        if !exchanges(fault) {
+            self.spoiled = false;
+            return Ok(fault);
+        }
+        if !self.spoiled {
+            self.spoiled = exchanges(other);
+            return Ok(other);
+        }
+        self.attempts.fetch_add(1, SeqCst);
+        Ok(fault)
+    }
+}
+
+#[test]
+fn mm_075_after_five_failures_the_slow_path_has_to_do_it() {
+    let attempts = Arc::new(AtomicU64::new(0));
+    let mut sim = Sim::new(Chooser::Custom(Box::new(Spoiler { spoiled: false, attempts: Arc::clone(&attempts) })));
+    let settings = Config { steps_max: 10_000, log: LogLevel::Off, ..Config::default() };
+    let (root, verdict) = sim.execute(&settings, |cx| {
+        let vm = Arc::new(Vm::new(cx, 1));
+        let root = start_with(cx, &vm, Level::L4K, &[PAGE.0]);
+        vm.slot.logged.store(true, SeqCst);
+        vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K);
+        let (first, second) = (Arc::clone(&root), Arc::clone(&root));
+        spawn(cx, "fault", &vm, move |cx, vm| {
+            let mut fault = vm.fault(PAGE, true);
+            fault.present = true;
+            assert_eq!(vm.mmu.fast_page_fault(cx, &first, &fault, Some(&vm.slot)), RetPf::Invalid);
+        });
+        // The entry's A bit goes and comes.
+        spawn(cx, "age", &vm, move |cx, vm| {
+            for _ in 0..10 {
+                vm.mmu.age_gfn_range(cx, 0, GfnRange::with_len(PAGE, 1), Age::Clear);
+                vm.mmu.translate(cx, &second, PAGE.gpa(), Access::Read).unwrap();
+            }
+        });
+        (vm, root)
+    });
+    assert_eq!(verdict, Verdict::Completed, "{verdict}");
+    assert_eq!(attempts.load(SeqCst), 5);
+    sim.solo(|cx| root.0.mmu.put_root(cx, root.1));
 }
 
 #[test]
@@ -237,7 +298,7 @@ fn mm_120_collecting_a_page_that_lost_w_already_changes_nothing() {
         vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K);
         let logged = |initially_set| {
             let mut lock = vm.mmu.mmu_lock.write(cx);
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, BASE + 64, 1 << 24, initially_set);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, BASE + 64, 1 << 24, initially_set);
         };
         let before = vm.mmu.peek_leaf(&root, PAGE);
         logged(false);

@@ -138,8 +138,8 @@ const CASES: &[Case] = &[
             assert_eq!(vm.slot.dirty.lock().pop_last(), Some(520));
             vm.mmu.translate(cx, root, fault.gpa, sim_mmu::Access::Write).unwrap();
             let mut lock = vm.mmu.mmu_lock.write(cx);
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, Gfn(512), 0x1fe, false);
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, Gfn(512), 0x1fe, false);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, Gfn(512), 0x1fe, false);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, Gfn(512), 0x1fe, false);
         },
         events: &[(520, 1, 1, "leaf+w", "leaf")],
     },
@@ -149,7 +149,7 @@ const CASES: &[Case] = &[
         step: |cx, vm, _| {
             vm.slot.logged.store(true, SeqCst);
             let mut lock = vm.mmu.mmu_lock.write(cx);
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, Gfn(512 + 448), 1 << 63 | 1, true);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, Gfn(512 + 448), 1 << 63 | 1, true);
         },
         events: &[(512, 1, 2, "leaf+w", "table"), (960, 1, 1, "leaf+w", "leaf"), (1023, 1, 1, "leaf+w", "leaf")],
     },

@@ -5,7 +5,7 @@ use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Sim;
 use sim_kernel::{Errno, Pfn};
 use sim_mmu::{
-    Access, Gfn, GfnRange, Gpa, Level, MayYield, RetPf, RootFilter, SpteState, Stage2Kind, TdpConfig, TdpMmu,
+    Access, Gfn, GfnRange, Gpa, Level, MayYield, MmuLock, RetPf, RootFilter, SpteState, Stage2Kind, TdpConfig, TdpMmu,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -313,7 +313,7 @@ fn the_initially_set_bitmap_write_protects_huge_leafs_for_good() {
         vm.slot.logged.store(true, SeqCst);
         let mut lock = vm.mmu.mmu_lock.write(cx);
         let mut collect = |base: u64, mask| {
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, Gfn(base), mask, true);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, Gfn(base), mask, true);
             [512, 1024, 1536].map(|gfn| vm.mmu.peek_leaf(&root, Gfn(gfn)).0.is_writable())
         };
         // Rounding up takes 1023 and 1024 for neighbours within one large page, as the kernel does.

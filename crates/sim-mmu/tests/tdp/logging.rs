@@ -48,7 +48,7 @@ fn collect(cx: &Cx<'_>, vm: &Vm) -> bool {
     cx.cond_resched();
     let taken = vm.slot.dirty.lock().remove(&PAGE.0);
     if taken {
-        vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, WORD, BIT, false);
+        vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, WORD, BIT, false);
     }
     taken
 }
@@ -89,7 +89,7 @@ fn write(cx: &Cx<'_>, vm: &Vm, root: &Root, processor: &mut Processor<Ept>, gfn:
 }
 
 #[test]
-fn mm_090_enabling_splits_everything_and_protects_it() {
+fn mm_090_mm_093_enabling_splits_everything_and_protects_it() {
     for config in [config(Stage2Kind::Npt), config(Stage2Kind::Ept), with_log()] {
         Sim::sequential().solo(|cx| {
             let vm = Vm::with(cx, 2, config);
@@ -106,7 +106,7 @@ fn mm_090_enabling_splits_everything_and_protects_it() {
 }
 
 #[test]
-fn mm_090_without_eager_splits_huge_leafs_lose_w_with_the_log_too() {
+fn mm_090_mm_101_without_eager_splits_huge_leafs_lose_w_with_the_log_too() {
     for config in [config(Stage2Kind::Ept), with_log()] {
         Sim::sequential().solo(|cx| {
             let vm = Vm::with(cx, 1, TdpConfig { eager_page_split: false, ..config });
@@ -124,7 +124,7 @@ fn mm_090_without_eager_splits_huge_leafs_lose_w_with_the_log_too() {
 }
 
 #[test]
-fn mm_092_a_recovered_page_takes_w_and_d_of_its_first_child() {
+fn mm_091_mm_092_a_recovered_page_takes_w_and_d_of_its_first_child() {
     for (written, fast) in [(BASE, false), (PAGE, true)] {
         Sim::sequential().solo(|cx| {
             let vm = Vm::new(cx, 1);

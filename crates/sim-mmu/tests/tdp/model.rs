@@ -180,7 +180,7 @@ fn apply(cx: &Cx<'_>, vm: &Vm, root: &mut Arc<Root>, model: &mut Model, op: &Op)
         }
         Op::Collect { word, mask } => {
             let mut lock = mmu.mmu_lock.write(cx);
-            mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, BASE + word * 64, mask, false);
+            mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, BASE + word * 64, mask, false);
             for page in (0..64).filter(|i| mask >> i & 1 != 0).map(|i| word * 64 + i) {
                 if !model.huge.contains(&(page / 512))
                     && let Some(entry) = model.pages.get_mut(&page)

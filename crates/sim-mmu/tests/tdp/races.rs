@@ -5,7 +5,7 @@ use sim_kernel::explore::{Exploration, Judgement, Options, Program, StrategyKind
 use sim_kernel::sched::{Sim, Verdict};
 use sim_kernel::sync::{Mutex, rcu_read_lock};
 use sim_kernel::{Cx, MutantSet, Pfn};
-use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, RetPf, Root, RootFilter};
+use sim_mmu::{Access, Gfn, GfnRange, Level, MayYield, MmuLock, RetPf, Root, RootFilter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -263,7 +263,7 @@ fn no_write_is_lost() {
                     cx.cond_resched();
                     if vm.slot.dirty.lock().remove(&600) {
                         let base = Gfn(512 + 64);
-                        vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, base, 1 << 24, false);
+                        vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, base, 1 << 24, false);
                     }
                 }
             });

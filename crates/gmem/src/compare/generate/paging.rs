@@ -1,7 +1,7 @@
 //! Guests with page tables: a slot of tables and pages, entries of all kinds in them, and accesses that walk them.
 
 use super::{Generator, PAGE};
-use crate::ops::{FdRef, HvaRef, Name, Op, PagedAccess, Prot};
+use crate::ops::{FdRef, GuestPaged, HvaRef, Name, Op, PagedAccess, Prot};
 use rand::RngExt;
 
 /// Pages of the slot; the first ones are tables.
@@ -108,7 +108,7 @@ impl Generator {
                     PagedAccess::Write | PagedAccess::ReadModifyWrite => gva |= 8,
                     PagedAccess::Execute => gva &= !(PAGE - 1),
                 }
-                let op = Op::GuestPaged {
+                let op = Op::GuestPaged(GuestPaged {
                     vcpu: "c0".into(),
                     root_map: map,
                     root_offset: 0,
@@ -122,7 +122,7 @@ impl Generator {
                     smap: self.chance(3),
                     nxe: !self.chance(3),
                     ac: self.chance(3),
-                };
+                });
                 self.ops.push(op);
             }
         }
