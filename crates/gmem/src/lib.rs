@@ -82,6 +82,7 @@ pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuE
 pub use backend::Simulator;
 pub use kvm::config::{KernelVersion, MachineConfig, Thp};
 pub use kvm::process::{Process, Sharing};
+pub use kvm::sev::insn::SnpInsn;
 pub use kvm::uapi::{self, Cap};
 pub use kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 pub use sim_kernel::mm::{Advice, Prot, Signal};

@@ -27,7 +27,7 @@ pub use guest::{GuestAccess, GuestMode, GuestRun, Left};
 pub use ioctl::Region;
 pub use limits::limit_process;
 pub use maps::ARENA;
-pub use paged::{PagedAccess, PagedKind, PagedRun, ROOT_ENTRY};
+pub use paged::{PAGED_LAYOUT, PagedAccess, PagedKind, PagedRun, ROOT_ENTRY};
 pub use process::{Failure, Process, Stat, module_parameter, two_dimensional_paging};
 
 /// What a call gave: its value, or why there is none.

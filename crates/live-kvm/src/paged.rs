@@ -234,3 +234,24 @@ impl RunPage {
         Some(unsafe { self.data().io.port })
     }
 }
+
+/// Where everything is, by name: for who has the same slot to hold it against.
+pub const PAGED_LAYOUT: [(&str, u64); 17] = [
+    ("pages", PAGES),
+    ("code", CODE),
+    ("user code", USER_CODE),
+    ("IDT", IDT),
+    ("GDT", GDT),
+    ("TSS", TSS),
+    ("stack", STACK),
+    ("PDPT", PDPT),
+    ("PD", PD),
+    ("PT", PT),
+    ("vectors", VECTORS),
+    ("handlers", HANDLERS),
+    ("bytes of a handler", HANDLER_SIZE),
+    ("port of the end", PagedRun::DONE_PORT as u64),
+    ("port of exception 0", PagedRun::EXCEPTION_PORT as u64),
+    ("bytes above an error code", PagedRun::ERROR_CODE),
+    ("entry of the root", ROOT_ENTRY.1),
+];

@@ -61,6 +61,7 @@ errnos! {
     EOVERFLOW = 75, "Value too large for defined data type";
     ENXIO = 6, "No such device or address";
     EOPNOTSUPP = 95, "Operation not supported";
+    ETIMEDOUT = 110, "Connection timed out";
     EHWPOISON = 133, "Memory page has hardware error";
 }
 

@@ -19,7 +19,7 @@ use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
-pub const NAMES: [&str; 39] = [
+pub const NAMES: [&str; 51] = [
     "create_vm",
     "create_vcpu",
     "check_extension",
@@ -59,6 +59,18 @@ pub const NAMES: [&str; 39] = [
     "page_idle_mark",
     "page_idle_read",
     "nx_huge_page_recovery",
+    "sev_init2",
+    "snp_launch_start",
+    "snp_launch_update",
+    "snp_launch_finish",
+    "guest_read_shared",
+    "guest_write_shared",
+    "guest_pvalidate",
+    "guest_rmpadjust",
+    "guest_ghcb_msr",
+    "guest_vmgexit",
+    "guest_psc",
+    "guest_convert",
 ];
 
 /// Operations that a program has at most: what follows is ignored.
@@ -114,7 +126,7 @@ fn run_tasks(program: &Program, tasks: &[Vec<Op>]) {
     let mut sim = Sim::new(Chooser::Random(Random::new()));
     let config = Config { seed: program.seed, steps_max: STEPS_MAX, log: LogLevel::Off, ..Config::default() };
     let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::new(cx, program.machine.clone()));
+        let world = Arc::new(World::watched(cx, program.machine.clone()));
         for op in &program.set_up {
             world.execute(cx, op);
         }

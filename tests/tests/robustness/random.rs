@@ -26,7 +26,7 @@ pub(crate) fn run_in_tasks(machine: &MachineConfig, set_up: &[Op], tasks: &[Vec<
     let answers: Arc<parking_lot::Mutex<Vec<Answer>>> = Arc::default();
     let config = Config { seed, steps_max: 5_000_000, log: LogLevel::Hash, ..Config::default() };
     let (world, verdict) = sim.execute(&config, |cx| {
-        let world = Arc::new(World::new(cx, machine.clone()));
+        let world = Arc::new(World::watched(cx, machine.clone()));
         for op in set_up {
             world.execute(cx, op);
         }

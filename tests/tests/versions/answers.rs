@@ -237,6 +237,13 @@ fn v27_sw_protected_vms() {
 
 /// A range inside one block, in an area that has whole blocks.
 #[test]
+fn v29_snp_vms() {
+    let config = MachineConfig { snp: true, ..MachineConfig::default() };
+    let refused = r#"{"errno": "EINVAL"}"#;
+    check_on("V29", &config, "", "create_vm vm1 type=snp", [refused, OK, OK, OK, OK]);
+}
+
+#[test]
 fn h1_collapse_of_less_than_a_block() {
     let before = "mmap m0 len=4M align=2M\nhost_write m0 0 1";
     check("H1", before, "madvise m0 4K 4K collapse", [EINVAL, EINVAL, EINVAL, EINVAL, OK]);

@@ -6,7 +6,7 @@
 use super::{HypercallExit, RawFd, Result, VcpuExit};
 use crate::kvm::ioctl;
 use crate::kvm::process::Process;
-use crate::kvm::uapi::exit::KVM_EXIT_MEMORY_FAULT;
+use crate::kvm::uapi::exit::{KVM_EXIT_MEMORY_FAULT, KVM_EXIT_SNP_REQ_CERTS};
 use crate::kvm::uapi::kvm_pre_fault_memory;
 use crate::kvm::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestInsn, GuestRegs, Vcpu};
 use sim_kernel::{Cx, Errno};
@@ -49,13 +49,24 @@ pub struct VcpuFd {
     run: KvmRun,
     /// The data of an access to a port, which lies in `kvm_run` too.
     out: [u8; 4],
+    /// The data of a system event.
+    event: [u64; 1],
     exit: ExitInfo,
     errno: Option<Errno>,
 }
 
 impl VcpuFd {
     pub(super) fn new(process: Arc<Process>, fd: RawFd, vcpu: Arc<Vcpu>) -> VcpuFd {
-        VcpuFd { process, fd, vcpu, run: KvmRun::Nothing, out: [0; 4], exit: ExitInfo::Unknown, errno: None }
+        VcpuFd {
+            process,
+            fd,
+            vcpu,
+            run: KvmRun::Nothing,
+            out: [0; 4],
+            event: [0],
+            exit: ExitInfo::Unknown,
+            errno: None,
+        }
     }
 
     /// Gives the guest a program, which starts at its first instruction with registers 0; an exit that was waiting for an answer is
@@ -63,6 +74,11 @@ impl VcpuFd {
     pub fn load_program(&mut self, cx: &Cx<'_>, program: &[GuestInsn]) {
         self.run = KvmRun::Nothing;
         self.vcpu.set_program(cx, program);
+    }
+
+    /// The blocks of bytes that [`WriteBlock`](crate::SnpInsn::WriteBlock) of an SNP guest's program copies. The simulator's own.
+    pub fn set_blocks(&mut self, cx: &Cx<'_>, blocks: Vec<Box<[u8]>>) {
+        self.vcpu.set_blocks(cx, blocks);
     }
 
     /// Where instructions are fetched from: every entry then also needs this address to be executable memory. `None`, as at the
@@ -130,6 +146,12 @@ impl VcpuFd {
                 VcpuExit::IoOut(port, &self.out)
             }
             ExitInfo::MemoryFault { .. } => VcpuExit::Unsupported(KVM_EXIT_MEMORY_FAULT),
+            ExitInfo::SystemEvent { kind, data } => {
+                self.event = [data];
+                VcpuExit::SystemEvent(kind, &self.event)
+            }
+            ExitInfo::FailEntry { reason } => VcpuExit::FailEntry(reason, 0),
+            ExitInfo::SnpReqCerts { .. } => VcpuExit::Unsupported(KVM_EXIT_SNP_REQ_CERTS),
             ExitInfo::Mmio { gpa, len, data, is_write } => {
                 self.run = KvmRun::Mmio(data.to_le_bytes());
                 let KvmRun::Mmio(bytes) = &mut self.run else { unreachable!("just stored") };

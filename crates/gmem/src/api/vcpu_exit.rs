@@ -62,6 +62,10 @@ pub enum VcpuExit<'a> {
         /// Bytes.
         size: u64,
     },
+    /// Something happened to the whole guest: the type, and the event's data.
+    SystemEvent(u32, &'a [u64]),
+    /// The processor did not enter the guest: the reason, and the processor's number, which is always 0.
+    FailEntry(u64, u32),
     /// The ioctl succeeded without saying why.
     Unknown,
     /// An exit reason that has no variant.

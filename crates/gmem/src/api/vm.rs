@@ -104,6 +104,14 @@ impl VmFd {
         ioctl::set_memory_attributes(cx, &self.process, self.fd, &attr)
     }
 
+    /// `KVM_MEMORY_ENCRYPT_OP`, of an SNP VM; `cmd` gets the firmware's error, and what is left to do.
+    ///
+    /// # Errors
+    /// `ENOTTY` on a host without SEV; `EPERM` for commands that are not SNP's; the command's own.
+    pub fn encrypt_op_sev(&self, cx: &Cx<'_>, cmd: &mut crate::kvm::sev::SevCmd) -> Result<()> {
+        ioctl::memory_encrypt_op(cx, &self.process, self.fd, cmd)
+    }
+
     /// `KVM_GET_DIRTY_LOG`: one bit for each page of a slot of `memory_size` bytes that was written since the last call.
     ///
     /// The answer has as many words as `memory_size` calls for. Where that is not the slot's size, words of pages that the slot does

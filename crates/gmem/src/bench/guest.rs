@@ -11,7 +11,7 @@ use sim_mmu::guest_paging::{AccessMode, Cr0, Cr3, Cr4, Efer, Encryption, GuestFo
 use sim_mmu::processor::{GuestState, Processor};
 use sim_mmu::tlb::{TlbConfig, TlbTag};
 use sim_mmu::walker::{CountReferences, Ept, Npt, Stage2, Stage2Format, Stage2Root};
-use sim_mmu::{Access, Gva, Level};
+use sim_mmu::{Access, Gpa, Gva, Level};
 
 /// Where the guest sees its pages.
 pub(super) const BASE: Gva = Gva(0x5555_0000_0000);
@@ -84,7 +84,7 @@ impl<F: Vendor, M: Memory> Guest<F, M> {
             for level in (2..=levels).rev() {
                 let level = Level::from_number(level).unwrap();
                 let frame = memory.table(table);
-                let entry = memory.guest_entry(cx, frame, gva.index(level));
+                let entry = memory.guest_entry(cx, frame, Gpa(gva.index(level) as u64 * 8));
                 if entry == 0 {
                     let bits = gpte::PRESENT | gpte::WRITABLE | gpte::USER | gpte::ACCESSED;
                     memory.set(frame, gva.index(level), bits | next_guest << 12);

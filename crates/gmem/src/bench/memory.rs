@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::{Cx, Pfn};
 use sim_mmu::walker::WalkMemory;
-use sim_mmu::{Gfn, Level};
+use sim_mmu::{Gpa, Level};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pages of which there are contents.
@@ -57,18 +57,12 @@ impl WalkMemory for Flat {
         exchange(self.word(table, index), old, new)
     }
     #[inline]
-    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
+    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        let index = (entry.offset() / 8) as usize;
         self.word(table, index).load(Ordering::Acquire)
     }
-    fn update_guest_entry(
-        &self,
-        _cx: &Cx<'_>,
-        _gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
+    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        let index = (entry.offset() / 8) as usize;
         exchange(self.word(table, index), old, new)
     }
 }
@@ -93,18 +87,12 @@ impl WalkMemory for Hashed {
     fn update_stage2_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
         exchange(&self.0[&table.0][index], old, new)
     }
-    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
+    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        let index = (entry.offset() / 8) as usize;
         self.0[&table.0][index].load(Ordering::Acquire)
     }
-    fn update_guest_entry(
-        &self,
-        _cx: &Cx<'_>,
-        _gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
+    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        let index = (entry.offset() / 8) as usize;
         exchange(&self.0[&table.0][index], old, new)
     }
 }
@@ -131,19 +119,11 @@ impl WalkMemory for Simulated {
         exchange(self.0.table_word(table, index), old, new)
     }
     #[inline]
-    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
-        self.0.read_u64(cx, table, index as u64 * 8)
+    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        self.0.read_u64(cx, table, entry.offset())
     }
-    fn update_guest_entry(
-        &self,
-        cx: &Cx<'_>,
-        _gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
-        self.0.cmpxchg_u64(cx, table, index as u64 * 8, old, new)
+    fn update_guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        self.0.cmpxchg_u64(cx, table, entry.offset(), old, new)
     }
 }
 

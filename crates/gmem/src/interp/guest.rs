@@ -11,7 +11,7 @@ use super::paged;
 use super::world::{World, errno_of, failed};
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Sharing};
-use crate::kvm::uapi::exit::KVM_EXIT_IO;
+use crate::kvm::uapi::exit::{KVM_EXIT_IO, KVM_EXIT_SNP_REQ_CERTS};
 use crate::kvm::uapi::kvm_userspace_memory_region;
 use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
 use crate::ops::{Answer, Exit, Name, Op};
@@ -30,12 +30,16 @@ impl World {
         if result.is_ok()
             && let Some(vm) = ioctl::peek_vm(cx, &self.process, vm_fd)
             && vm.vcpu_count() == 1
+            && vm.sev().is_none()
         {
             // A VM whose slots already use this place keeps them: the recording program does not look either.
             let _ = self.add_code_slot(cx, vm_fd, paging);
         }
         if let Some(vcpu) = result.ok().and_then(|fd| ioctl::peek_vcpu(cx, &self.process, fd)) {
-            vcpu.set_mode(cx, CpuMode::Protected32, Some(Gva(CODE_GPA)));
+            // What an SNP guest executes is its private memory: fetches of it are not modelled.
+            let is_snp = vcpu.sev().is_some();
+            let mode = if is_snp { CpuMode::Long64 } else { CpuMode::Protected32 };
+            vcpu.set_mode(cx, mode, (!is_snp).then_some(Gva(CODE_GPA)));
         }
         self.name_fd(vcpu, result)
     }
@@ -115,6 +119,9 @@ pub(super) fn answer_of(result: Result<(), Errno>, exit: ExitInfo, halted: Optio
         // As with a hypercall: another vCPU's program, under a descriptor that was given anew.
         ExitInfo::Io { .. } => Exit::Reason(u64::from(KVM_EXIT_IO)),
         ExitInfo::Shutdown => Exit::Shutdown,
+        ExitInfo::SystemEvent { kind, data } => Exit::SystemEvent { kind: u64::from(kind), data },
+        ExitInfo::FailEntry { reason } => Exit::FailEntry { reason },
+        ExitInfo::SnpReqCerts { .. } => Exit::Reason(u64::from(KVM_EXIT_SNP_REQ_CERTS)),
         ExitInfo::InternalError { suberror, .. } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
         ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },
     };

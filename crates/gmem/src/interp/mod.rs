@@ -5,8 +5,9 @@
 //! answer comes out. The process has one `/dev/kvm` open throughout.
 
 mod guest;
-mod paged;
+pub(crate) mod paged;
 mod sequential;
+mod snp;
 mod stage2;
 mod world;
 

@@ -184,3 +184,25 @@ impl World {
         }
     }
 }
+
+/// Where everything is, by name. The recording program is in another crate, which knows nothing of this one; a test holds one against the other.
+#[cfg(test)]
+pub(crate) const LAYOUT: [(&str, u64); 17] = [
+    ("pages", PAGES),
+    ("code", CODE),
+    ("user code", USER_CODE),
+    ("IDT", IDT),
+    ("GDT", GDT),
+    ("TSS", TSS),
+    ("stack", STACK),
+    ("PDPT", PDPT),
+    ("PD", PD),
+    ("PT", PT),
+    ("vectors", VECTORS),
+    ("handlers", HANDLERS * INSN_BYTES),
+    ("bytes of a handler", 2 * INSN_BYTES),
+    ("port of the end", DONE_PORT as u64),
+    ("port of exception 0", EXCEPTION_PORT as u64),
+    ("bytes above an error code", ERROR_CODE),
+    ("entry of the root", gpa(PDPT) | TABLE),
+];

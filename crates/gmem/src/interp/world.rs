@@ -31,16 +31,18 @@ const LISTED_MAX: u64 = 1 << 22;
 pub struct World {
     pub(super) process: Arc<Process>,
     kvm: RawFd,
-    names: parking_lot::Mutex<Names>,
+    pub(super) names: parking_lot::Mutex<Names>,
     /// Judges what is read, if somebody wants to know.
     contents: Option<parking_lot::Mutex<Contents>>,
 }
 
 /// What the process's names stand for.
 #[derive(Debug, Default)]
-struct Names {
+pub(super) struct Names {
     fds: BTreeMap<Name, RawFd>,
     maps: BTreeMap<Name, Hva>,
+    /// The descriptor of `/dev/sev`, once it was needed.
+    pub(super) sev: Option<RawFd>,
 }
 
 /// What a name stands for.
@@ -83,9 +85,14 @@ impl World {
     /// });
     /// ```
     pub fn checked(cx: &Cx<'_>, config: MachineConfig) -> World {
+        World { contents: Some(Default::default()), ..World::watched(cx, config) }
+    }
+
+    /// [`World::new`] on a host that watches its guests ([`Host::watch_guests`]); what is read is judged by nobody.
+    pub fn watched(cx: &Cx<'_>, config: MachineConfig) -> World {
         let host = Host::new(cx, config);
         host.watch_guests();
-        World { contents: Some(Default::default()), ..World::on(cx, &host) }
+        World::on(cx, &host)
     }
 
     /// The process.
@@ -146,7 +153,7 @@ impl World {
         Hva(self.map(map).0.wrapping_add(offset))
     }
 
-    fn hva(&self, hva: &HvaRef) -> u64 {
+    pub(super) fn hva(&self, hva: &HvaRef) -> u64 {
         match hva {
             HvaRef::Map { map, offset } => self.address(map, *offset).0,
             HvaRef::Raw(address) => *address,
@@ -332,6 +339,18 @@ impl World {
                 self.guest(cx, op)
             }
             Op::GuestPaged(op) => self.guest_paged(cx, op),
+            Op::SevInit2 { .. }
+            | Op::SnpLaunchStart { .. }
+            | Op::SnpLaunchUpdate { .. }
+            | Op::SnpLaunchFinish { .. } => self.encrypt_op(cx, op),
+            Op::GuestReadShared { .. }
+            | Op::GuestWriteShared { .. }
+            | Op::GuestPvalidate { .. }
+            | Op::GuestRmpadjust { .. }
+            | Op::GuestGhcbMsr { .. }
+            | Op::GuestVmgexit { .. }
+            | Op::GuestPsc { .. }
+            | Op::GuestConvert { .. } => self.guest_snp(cx, op),
         }
     }
 
@@ -388,7 +407,7 @@ fn unit(result: Result<(), sim_kernel::Errno>) -> Answer {
     with_detail(result, Detail::None)
 }
 
-fn with_detail(result: Result<(), sim_kernel::Errno>, detail: Detail) -> Answer {
+pub(super) fn with_detail(result: Result<(), sim_kernel::Errno>, detail: Detail) -> Answer {
     match result {
         Ok(()) => Answer::Ok { value: 0, detail },
         Err(errno) => Answer::Failed { errno: errno_of(errno), detail },

@@ -151,6 +151,7 @@ impl Vm {
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
         let complete = self.attributes.peek_all_equal(cx, some, value);
         assert!(complete, "INV-305: a conversion of {range:?} succeeded and not all of it has the attribute");
+        self.sev_wake_spinners(cx);
         Ok(())
     }
 

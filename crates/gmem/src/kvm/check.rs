@@ -18,12 +18,15 @@ use std::collections::BTreeMap;
 
 impl Vcpu {
     /// MMU-INV-031, MMU-INV-035: what the vCPU is about to use is still there.
+    #[inline]
     pub(super) fn check_at_entry(&self, state: &VcpuState) {
         let root = state.root.as_ref().expect("it was loaded");
         // Who declares roots invalid holds mmu_lock until every vCPU is out and will look.
         let may_use = !root.is_invalid() || self.vm.mmu.mmu_lock.is_write_locked();
         assert!(may_use, "MMU-INV-035: vCPU {} enters the guest on an invalid root", self.id());
-        self.check_reached(state, "MMU-INV-031: on the way into the guest");
+        if self.is_watched {
+            self.check_reached(state, "MMU-INV-031: on the way into the guest");
+        }
     }
 
     /// No frame that a TLB may lead to was freed. Where the guest was not inside when it was, it was flushed since.
@@ -45,6 +48,10 @@ impl Vm {
         let gfn = fault.gfn();
         assert!(!slot.is_zapped(), "INV-204: {gfn:?} is mapped through a slot that is deleted or moved, after its zap");
         let phys = &self.host.phys;
+        if let Some(sev) = self.sev().filter(|_| fault.is_private) {
+            let assigned = sev.host().snp().rmp().is_assigned(pfn);
+            assert!(assigned, "SNP-INV-010: {gfn:?} is mapped as private to {pfn:?}, which is not assigned");
+        }
         if self.machine.has_private_memory() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
@@ -110,6 +117,9 @@ impl Vm {
     /// # Panics
     /// If something does not, naming the invariant.
     pub fn check_invariants(&self) {
+        if let Some(sev) = self.sev() {
+            sev.host().check_quiescent(&self.host.existing());
+        }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
         self.mmu.assert_consistent();
         self.check_stores();

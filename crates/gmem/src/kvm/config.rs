@@ -1,6 +1,6 @@
 //! The machine and its kernel: what a simulation is configured with.
 
-use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
+use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SNP_VM, KVM_X86_SW_PROTECTED_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
@@ -64,6 +64,14 @@ pub struct MachineConfig {
     /// Readers of the arrays of attributes and bindings stop between their nodes, not only before and after: a hundred times as many
     /// interleavings, of code that is rarely the question.
     pub xarray_steps: bool,
+    /// The machine has AMD SEV-SNP, and the kernel uses it: there are VMs of type `KVM_X86_SNP_VM`. Only with nested paging of AMD's format.
+    pub snp: bool,
+    /// ASIDs that SNP guests may have (`min_sev_asid - 1`).
+    pub snp_asids: u64,
+    /// RMP instructions can be seen half done: then they fail because somebody else is at work, and have to be tried again.
+    pub snp_contention: bool,
+    /// The host reads ones instead of ciphertext (`CiphertextHiding`).
+    pub ciphertext_hiding: bool,
     /// Rules that are switched off, to see what they are there for.
     pub mutants: MutantSet,
     /// What fails on purpose.
@@ -94,6 +102,10 @@ impl Default for MachineConfig {
             memory_failure: false,
             hwpoison_abba: true,
             xarray_steps: false,
+            snp: false,
+            snp_asids: 1006,
+            snp_contention: false,
+            ciphertext_hiding: false,
             mutants: MutantSet::EMPTY,
             faults: Faults::default(),
         }
@@ -104,7 +116,13 @@ impl MachineConfig {
     /// The VM types that `KVM_CREATE_VM` takes and `KVM_CAP_VM_TYPES` reports, as a mask (`kvm_caps.supported_vm_types`).
     pub fn vm_types(&self) -> u64 {
         let sw_protected = self.sw_protected_vm && self.tdp_enabled;
-        1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM
+        let snp = u64::from(self.has_snp()) << KVM_X86_SNP_VM;
+        1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM | snp
+    }
+
+    /// Whether there are SNP VMs: the machine, its nested paging and the kernel have what it takes.
+    pub fn has_snp(&self) -> bool {
+        self.snp && self.tdp_enabled && self.stage2 == Stage2Kind::Npt && self.kernel.has_snp()
     }
 
     /// Whether huge pages are split when dirty logging is enabled: only the TDP MMU does.
@@ -133,7 +151,7 @@ impl MachineConfig {
 
     /// Whether `KVM_SET_MEMORY_ATTRIBUTES` exists.
     pub fn has_memory_attributes(&self) -> bool {
-        self.memory_attributes || self.sw_protected_vm
+        self.memory_attributes || self.sw_protected_vm || self.has_snp()
     }
 
     /// The largest frame that a slot may have (`kvm_mmu_max_gfn`). With shadow paging the host's width does not limit it.

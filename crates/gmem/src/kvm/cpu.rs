@@ -4,27 +4,35 @@
 //! Simplified: each vCPU has a processor of its own, so that nothing is left behind when it moves, and one VPID or ASID.
 
 use super::config::MachineConfig;
+use super::exception::Exception;
 use sim_kernel::Cx;
-use sim_mmu::guest_paging::{AccessMode, Gva, PagingRegisters, UnsupportedPaging};
+use sim_mmu::guest_paging::{AccessMode, Encryption, GuestFormat, Gva, PagingRegisters, UnsupportedPaging};
 use sim_mmu::processor::{GuestState, InveptType, InvvpidType, TlbControl, Translated};
 use sim_mmu::tlb::{CachedTranslation, TlbTag};
 use sim_mmu::walker::{
     EptExit, EptViolation, ExitInfo1, ExitQualification, MmuFault, NestedPageFault, NoObserver, Pml, Stage2,
     Stage2Root, WalkMemory,
 };
-use sim_mmu::{Access, Ept, Gfn, Level, Npt, Processor, Stage2Fault, Stage2Kind};
+use sim_mmu::{Access, Ept, Gfn, Gpa, Level, Npt, Processor, Stage2Fault, Stage2Kind};
 
 /// The VPID or ASID of the one vCPU of a processor. 0 is the host's.
 const TAG: TlbTag = TlbTag(1);
 
 /// An access that failed, in the guest or by an exit.
-pub(super) type AccessFault = MmuFault<CpuExit>;
+pub(crate) type AccessFault = MmuFault<CpuExit>;
 
 /// Why the processor left the guest in the middle of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum CpuExit {
+pub(crate) enum CpuExit {
     /// Stage 2 refuses.
-    Fault(Stage2Fault),
+    Fault {
+        /// What KVM makes of it.
+        fault: Stage2Fault,
+        /// EXITINFO1, on AMD.
+        info1: ExitInfo1,
+    },
+    /// No exit: the machine raises an exception in the guest.
+    Exception(Exception),
     /// The page-modification log is full.
     LogFull,
 }
@@ -50,11 +58,11 @@ macro_rules! each {
 
 impl Cpu {
     /// A processor of a machine, with nothing cached and paging off. It runs nothing before [`Cpu::enter`].
-    pub(crate) fn new(cx: &Cx<'_>, config: &MachineConfig) -> Cpu {
+    pub(crate) fn new(cx: &Cx<'_>, config: &MachineConfig, encryption: Encryption) -> Cpu {
         let maxphyaddr = config.maxphyaddr as u8;
         let nowhere = Stage2Root { table: sim_kernel::Pfn(0), level: Level::L512G };
         let state = GuestState { registers: PagingRegisters::default(), tag: TAG, stage2: Stage2::new(nowhere) };
-        let guest = config.guest_format();
+        let guest = GuestFormat { encryption, ..config.guest_format() };
         match config.stage2 {
             Stage2Kind::Npt => {
                 let made = Processor::new(cx, Npt::new(maxphyaddr, true), guest, config.tlb, state);
@@ -103,6 +111,25 @@ impl Cpu {
                     Some(mode) => processor.translate_observed(cx, memory, gva, mode, access, &mut NoObserver),
                 };
                 found.map_err(|fault| decoded(fault, ept_exit))
+            }
+        }
+    }
+
+    /// As [`Cpu::translate`], with the guest-physical address.
+    pub(super) fn translate_physical<M: WalkMemory>(
+        &mut self,
+        cx: &Cx<'_>,
+        memory: &M,
+        gva: Gva,
+        mode: Option<AccessMode>,
+        access: Access,
+    ) -> Result<(Translated, Gpa), AccessFault> {
+        match self {
+            Cpu::Npt(processor) => processor
+                .translate_physical(cx, memory, gva, mode, access)
+                .map_err(|fault| decoded(fault, nested_page_fault)),
+            Cpu::Ept(processor) => {
+                processor.translate_physical(cx, memory, gva, mode, access).map_err(|fault| decoded(fault, ept_exit))
             }
         }
     }
@@ -169,7 +196,7 @@ fn nested_page_fault(exit: NestedPageFault) -> CpuExit {
     };
     let present = exit.info1.contains(ExitInfo1::PRESENT);
     let reserved = exit.info1.contains(ExitInfo1::RESERVED);
-    CpuExit::Fault(Stage2Fault { gpa: exit.gpa, access, present, reserved })
+    CpuExit::Fault { fault: Stage2Fault { gpa: exit.gpa, access, present, reserved }, info1: exit.info1 }
 }
 
 /// A violation's qualification as KVM's error code; a misconfiguration says of the access nothing at all.
@@ -185,10 +212,12 @@ fn ept_exit(exit: EptExit) -> CpuExit {
                 Access::Read
             };
             let present = qualification.intersects(Q::READABLE | Q::WRITABLE | Q::EXECUTABLE);
-            CpuExit::Fault(Stage2Fault { gpa, access, present, reserved: false })
+            let fault = Stage2Fault { gpa, access, present, reserved: false };
+            CpuExit::Fault { fault, info1: ExitInfo1::empty() }
         }
         EptExit::Misconfiguration { gpa } => {
-            CpuExit::Fault(Stage2Fault { gpa, access: Access::Read, present: false, reserved: true })
+            let fault = Stage2Fault { gpa, access: Access::Read, present: false, reserved: true };
+            CpuExit::Fault { fault, info1: ExitInfo1::empty() }
         }
         EptExit::PmlFull => CpuExit::LogFull,
         EptExit::VirtualizationException(_) => unreachable!("KVM has not switched #VE on"),

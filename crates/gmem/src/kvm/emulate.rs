@@ -10,6 +10,7 @@ use super::run::{Next, truncate};
 use super::uapi::*;
 use super::vcpu::{ExitInfo, GuestInsn, Vcpu, VcpuState};
 use arrayvec::ArrayVec;
+use sim_kernel::Errno;
 use sim_kernel::{Cx, Hva, PAGE_SIZE};
 use sim_mmu::guest_paging::GuestFault;
 use sim_mmu::{Access, Gpa, Gva};
@@ -186,7 +187,18 @@ impl Vcpu {
     }
 
     /// `complete_userspace_io`: user space has handled the exit; the instruction goes on.
-    pub(super) fn complete_userspace_io(&self, cx: &Cx<'_>, state: &mut VcpuState, pending: ExitInfo) -> Next {
+    ///
+    /// # Errors
+    /// `EINVAL` for an answer that there is not, of those that an SNP guest waits for.
+    pub(super) fn complete_userspace_io(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        pending: ExitInfo,
+    ) -> Result<Next, Errno> {
+        if let Some(next) = self.sev_complete(cx, state, pending)? {
+            return Ok(next);
+        }
         match pending {
             ExitInfo::Mmio { data, .. } => {
                 // In the run page a memory fault's address lies where MMIO has its data.
@@ -199,20 +211,20 @@ impl Vcpu {
                 if !mmio.is_write {
                     mmio.value |= (data & part.mask()) << part.shift;
                 }
-                return self.ask_or(cx, state, mmio).unwrap_or_else(|fault| inject(state, fault));
+                return Ok(self.ask_or(cx, state, mmio).unwrap_or_else(|fault| inject(state, fault)));
             }
             ExitInfo::Io { .. } => {
                 if let Some(rip) = &mut state.foreign_rip {
                     // `out imm8, al` is two bytes.
                     rip.0 = rip.0.wrapping_add(2);
-                    return Next::Enter;
+                    return Ok(Next::Enter);
                 }
             }
             ExitInfo::Hypercall { ret, .. } => state.regs.rax = truncate(state.mode, ret),
             other => unreachable!("no exit of this kind waits for user space: {other:?}"),
         }
         state.regs.rip += 1;
-        Next::Enter
+        Ok(Next::Enter)
     }
 }
 

@@ -35,8 +35,8 @@ pub(crate) struct Exception {
 impl Exception {
     /// `ud2` and the like: by its vector alone.
     pub(crate) fn of_vector(vector: u8) -> Exception {
-        // Double fault, invalid TSS, segment not present, stack, #GP, #PF, alignment check, and control protection have a code.
-        let has_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+        // Double fault, invalid TSS, segment not present, stack, #GP, #PF, alignment check, control protection, and #VC have a code.
+        let has_code = matches!(vector, 8 | 10..=14 | 17 | 21 | 29);
         Exception { vector, error: has_code.then_some(0), cr2: None }
     }
 }
@@ -68,6 +68,9 @@ impl Vcpu {
         if let Some(cr2) = exception.cr2 {
             state.cr2 = cr2;
         }
+        if let Some(visit) = self.default_vc_handler(state, exception) {
+            return visit;
+        }
         for event in [exception, Exception::of_vector(DF_VECTOR)] {
             match self.enter_handler(cx, state, event) {
                 Ok(true) => return Visit::Done,
@@ -75,8 +78,10 @@ impl Vcpu {
                 Err(MmuFault::Stage2(exit)) => {
                     state.pending_exception = Some(exception);
                     return match exit {
-                        CpuExit::Fault(fault) => Visit::DeliveryFault(fault),
+                        CpuExit::Fault { fault, info1 } => Visit::DeliveryFault { fault, info1 },
                         CpuExit::LogFull => Visit::LogFull,
+                        // Of the handler's own tables or stack: nothing is left that could handle it.
+                        CpuExit::Exception(_) => Visit::TripleFault,
                     };
                 }
             }

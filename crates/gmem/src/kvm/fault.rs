@@ -13,6 +13,7 @@ use sim_coco::ConfidentialMachine;
 use sim_kernel::mm::HostLevel;
 use sim_kernel::sync::RwLockReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
+use sim_mmu::walker::ExitInfo1;
 use sim_mmu::{Gfn, GfnRange, Gpa, Level, NoSlot, RetPf, Root, SlotView, Stage2Fault, TdpFault};
 use std::sync::Arc;
 
@@ -88,14 +89,25 @@ impl Vcpu {
     ///
     /// # Errors
     /// What `KVM_RUN` answers; `state.exit` is a memory-fault exit where one was prepared.
-    pub(crate) fn page_fault(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &Stage2Fault) -> Result<RetPf, Errno> {
+    pub(crate) fn page_fault(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        fault: &Stage2Fault,
+        info1: ExitInfo1,
+    ) -> Result<RetPf, Errno> {
         let vm = &self.vm;
         let Some(root) = state.root.clone() else { return Ok(RetPf::Retry) };
         let gfn = fault.gpa.gfn();
-        // Only software-protected VMs: the attribute decides, read without lock or sequence.
-        let is_private = vm.machine.has_private_memory()
-            && (!fault.reserved || vm.kernel().mmio_fault_may_be_private())
-            && vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        // SNP: the guest says whether it means its private memory (`PFERR_PRIVATE_ACCESS`). Software-protected VMs: the attribute decides, read without
+        // lock or sequence.
+        let is_private = if state.sev.is_some() {
+            info1.contains(ExitInfo1::ENC)
+        } else {
+            vm.machine.has_private_memory()
+                && (!fault.reserved || vm.kernel().mmio_fault_may_be_private())
+                && vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+        };
         if fault.reserved {
             match self.handle_mmio_page_fault(cx, state, &root, fault.gpa) {
                 RetPf::Continue => {}

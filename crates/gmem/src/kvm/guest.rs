@@ -10,12 +10,13 @@
 
 use super::cpu::{AccessFault, CpuExit};
 use super::exception::{Exception, INSN_BYTES};
+use super::sev::insn::SnpInsn;
 use super::vcpu::{Vcpu, VcpuState};
 use super::vm::Vm;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 use sim_mmu::guest_paging::{AccessMode, Cr0, GuestFault, PagingRegisters};
-use sim_mmu::walker::{MmuFault, WalkMemory};
-use sim_mmu::{Access, Gfn, Gpa, Gva, Level, Stage2Fault};
+use sim_mmu::walker::{ExitInfo1, MmuFault, WalkMemory};
+use sim_mmu::{Access, Gpa, Gva, Level, Stage2Fault};
 
 /// One instruction of a guest program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,6 +112,8 @@ pub enum GuestInsn {
         /// Its vector.
         vector: u8,
     },
+    /// An instruction of an SNP guest.
+    Snp(SnpInsn),
 }
 
 /// How wide the guest's registers are.
@@ -182,15 +185,19 @@ pub struct GuestContext {
 }
 
 /// What the guest did in one visit.
-pub(super) enum Visit {
+pub(crate) enum Visit {
     /// The instruction is complete.
     Done,
     /// The program ended.
     Halted,
     /// Stage 2 refused an access of the instruction, or the fetch of it.
-    Fault { fault: Stage2Fault, fetch: bool },
+    Fault { fault: Stage2Fault, info1: ExitInfo1, fetch: bool },
     /// Stage 2 refused an access that the processor made itself to deliver an exception.
-    DeliveryFault(Stage2Fault),
+    DeliveryFault { fault: Stage2Fault, info1: ExitInfo1 },
+    /// The guest has executed VMGEXIT.
+    Vmgexit,
+    /// VMEXIT_INVALID: the guest was not entered.
+    Invalid,
     /// The guest asked for something.
     Hypercall { nr: u64, args: [u64; 4] },
     /// The guest wrote to a port.
@@ -218,22 +225,14 @@ impl WalkMemory for GuestMemory<'_> {
     }
 
     #[inline]
-    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
-        self.vm.mmu.guest_entry(cx, table, index)
+    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        self.vm.mmu.guest_entry(cx, table, entry)
     }
 
     #[inline]
-    fn update_guest_entry(
-        &self,
-        cx: &Cx<'_>,
-        gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
-        self.vm.mmu.update_guest_entry(cx, gfn, table, index, old, new)?;
-        self.vm.record_store(gfn);
+    fn update_guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        self.vm.mmu.update_guest_entry(cx, table, entry, old, new)?;
+        self.vm.record_store(entry.gfn());
         Ok(())
     }
 }
@@ -255,7 +254,10 @@ impl VcpuState {
     /// The instruction that is next leaves the guest, whatever it finds.
     fn leaves_next(&self) -> bool {
         let next = self.program.get(self.regs.rip);
-        let leaves = matches!(next, None | Some(GuestInsn::Out { .. } | GuestInsn::Hypercall { .. }));
+        let leaves = matches!(
+            next,
+            None | Some(GuestInsn::Out { .. } | GuestInsn::Hypercall { .. } | GuestInsn::Snp(SnpInsn::Vmgexit))
+        );
         leaves && self.foreign_rip.is_none()
     }
 
@@ -268,7 +270,7 @@ impl VcpuState {
 
 impl Vcpu {
     /// The guest runs: one instruction, then out again.
-    pub(super) fn guest(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
+    pub(crate) fn guest(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
         if let Some(exception) = state.pending_exception.take() {
             return self.deliver(cx, state, exception);
         }
@@ -291,7 +293,8 @@ impl Vcpu {
     fn refused(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: AccessFault, fetch: bool) -> Visit {
         match fault {
             MmuFault::Guest(fault) => self.deliver(cx, state, fault.into()),
-            MmuFault::Stage2(CpuExit::Fault(fault)) => Visit::Fault { fault, fetch },
+            MmuFault::Stage2(CpuExit::Fault { fault, info1 }) => Visit::Fault { fault, info1, fetch },
+            MmuFault::Stage2(CpuExit::Exception(exception)) => self.deliver(cx, state, exception),
             MmuFault::Stage2(CpuExit::LogFull) => Visit::LogFull,
         }
     }
@@ -311,19 +314,29 @@ impl Vcpu {
             });
         }
         if state.code.is_some() {
-            self.translate(cx, state, state.linear_rip(), None, Access::Exec)?;
+            if self.vm.sev.is_some() {
+                self.snp_read(cx, state, state.linear_rip(), None, Access::Exec, &mut [0])?;
+            } else {
+                self.translate(cx, state, state.linear_rip(), None, Access::Exec)?;
+            }
         }
         Ok(state.program.get(state.regs.rip).copied())
     }
 
     /// A byte of code in guest memory.
     fn byte(&self, cx: &Cx<'_>, state: &mut VcpuState, at: Gva) -> Result<u8, AccessFault> {
+        if self.vm.sev.is_some() {
+            let mut byte = [0];
+            self.snp_read(cx, state, at, None, Access::Exec, &mut byte)?;
+            return Ok(byte[0]);
+        }
         let pfn = self.translate(cx, state, at, None, Access::Exec)?;
         Ok(self.vm.host.phys.read_u8(cx, pfn, at.offset()))
     }
 
     fn perform(&self, cx: &Cx<'_>, state: &mut VcpuState, insn: GuestInsn) -> Result<Visit, AccessFault> {
         match insn {
+            GuestInsn::Snp(insn) => return self.perform_snp(cx, state, insn),
             GuestInsn::Hypercall { nr, args } => return Ok(Visit::Hypercall { nr, args }),
             GuestInsn::Out { port } => return Ok(Visit::Io { port, data: state.regs.rbx as u32 }),
             GuestInsn::Exception { vector } => return Ok(self.deliver(cx, state, Exception::of_vector(vector))),
@@ -373,7 +386,7 @@ impl Vcpu {
         let found = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access);
         self.show_processor(state);
         let pfn = found?.pfn;
-        if self.vm.watches_guests() {
+        if self.is_watched {
             state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
         }
         Ok(pfn)
@@ -382,13 +395,14 @@ impl Vcpu {
     /// The guest has written to a page that it had just translated.
     #[inline]
     fn stored(&self, state: &VcpuState, gva: Gva) {
-        if self.vm.watches_guests() {
+        if self.is_watched {
             let gfn = if state.has_paging() { state.cpu.cached_gfn(gva) } else { Some(Gpa(gva.0).gfn()) };
             gfn.into_iter().for_each(|gfn| self.vm.record_store(gfn));
         }
     }
 
     /// As [`Vcpu::stored`], of bytes that may lie in two pages.
+    #[inline]
     fn stored_span(&self, state: &VcpuState, gva: Gva, size: u64) {
         self.stored(state, gva);
         if gva.offset() + size > PAGE_SIZE {
@@ -405,6 +419,9 @@ impl Vcpu {
         kind: Access,
         change: impl Fn(u32) -> Option<u32>,
     ) -> Result<u32, AccessFault> {
+        if self.vm.sev.is_some() {
+            return self.snp_access(cx, state, gva, kind, change);
+        }
         let phys = &self.vm.host.phys;
         let offset = gva.offset();
         if offset.is_multiple_of(4) {
@@ -438,6 +455,11 @@ impl Vcpu {
         gva: Gva,
         mode: Option<AccessMode>,
     ) -> Result<u64, AccessFault> {
+        if self.vm.sev.is_some() {
+            let mut bytes = [0; 8];
+            self.snp_read(cx, state, gva, mode, Access::Read, &mut bytes)?;
+            return Ok(u64::from_le_bytes(bytes));
+        }
         let phys = &self.vm.host.phys;
         if gva.0.is_multiple_of(8) {
             let pfn = self.translate(cx, state, gva, mode, Access::Read)?;
@@ -456,6 +478,10 @@ impl Vcpu {
         mode: Option<AccessMode>,
         value: u64,
     ) -> Result<(), AccessFault> {
+        if self.vm.sev.is_some() {
+            let new = value.to_le_bytes();
+            return self.snp_modify(cx, state, gva, mode, &mut [0; 8], |bytes| bytes.copy_from_slice(&new));
+        }
         let phys = &self.vm.host.phys;
         if gva.0.is_multiple_of(8) {
             let pfn = self.translate(cx, state, gva, mode, Access::Write)?;
@@ -473,6 +499,13 @@ impl Vcpu {
 
     /// `lock add` of eight bytes: one step where they are aligned.
     fn add_quad(&self, cx: &Cx<'_>, state: &mut VcpuState, gva: Gva, value: u64) -> Result<(), AccessFault> {
+        if self.vm.sev.is_some() {
+            let add = |bytes: &mut [u8]| {
+                let old = u64::from_le_bytes((&*bytes).try_into().expect("eight bytes"));
+                bytes.copy_from_slice(&old.wrapping_add(value).to_le_bytes());
+            };
+            return self.snp_modify(cx, state, gva, None, &mut [0; 8], add);
+        }
         let phys = &self.vm.host.phys;
         let bytes = self.bytes(cx, state, gva, None, Access::Write, 8)?;
         if gva.0.is_multiple_of(8) {

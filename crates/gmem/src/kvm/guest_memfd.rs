@@ -5,6 +5,13 @@
 //! frames that the bindings name. Nothing here zeroes memory before it is exposed: allocating leaves a page as it is, and the first
 //! look-up or host fault clears it under the folio lock.
 
+mod populate;
+mod surroundings;
+
+pub(crate) use populate::PopulateSource;
+
+use surroundings::Surroundings;
+
 use super::host::Host;
 use super::memslots::Memslot;
 use super::mutants::*;
@@ -151,7 +158,7 @@ impl GmemInode {
         self.punching.lock().push(pages.clone());
         self.mapping.truncate(cx, pages.clone(), &mut |pfn| {
             for view in &views {
-                view.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
+                view.arch_gmem_invalidate(cx, pfn);
             }
         });
         let mut punching = self.punching.lock();
@@ -464,6 +471,9 @@ impl Vm {
         if inode.is_init_shared() {
             return Ok(());
         }
+        if let Some(sev) = self.sev() {
+            return sev.gmem_make_private(cx, gfn, pfn);
+        }
         let answer = self.host.busy.ask().and_then(|()| self.machine.make_private(cx, gfn, pfn));
         answer.map_err(|fault| match fault {
             MachineFault::Busy => Errno::EAGAIN,
@@ -492,47 +502,6 @@ impl Memslot {
         }
         file.put(cx);
         None
-    }
-}
-
-/// What INV-103 and INV-108 need to know of a file before a hole is punched: the pages of the hole, of a large one the first, and
-/// its neighbours. A frame is the same page while its generation is the same.
-struct Surroundings {
-    hole: Vec<(Pgoff, Pfn, u32)>,
-    beside: [Option<(Pgoff, Pfn, u32)>; 2],
-}
-
-impl Surroundings {
-    /// Pages of a hole that are looked at.
-    const MOST: usize = 64;
-
-    fn of(inode: &GmemInode, pages: &Range<u64>) -> Surroundings {
-        let page = |index: Pgoff, pfn: Pfn| (index, pfn, inode.host.phys.generation(pfn));
-        let at = |index: u64| inode.mapping.peek(Pgoff(index)).map(|pfn| page(Pgoff(index), pfn));
-        let hole = inode.mapping.peek_range(pages.clone(), Self::MOST);
-        Surroundings {
-            hole: hole.into_iter().map(|(index, pfn)| page(index, pfn)).collect(),
-            beside: [pages.start.checked_sub(1).and_then(at), at(pages.end)],
-        }
-    }
-
-    fn is_there(inode: &GmemInode, &(index, pfn, generation): &(Pgoff, Pfn, u32)) -> bool {
-        inode.mapping.peek(index) == Some(pfn) && inode.host.phys.generation(pfn) == generation
-    }
-
-    fn check(&self, inode: &GmemInode) {
-        for page @ (index, pfn, _) in &self.hole {
-            assert!(
-                !Self::is_there(inode, page),
-                "INV-103: {pfn:?} is still at {index:?} after a hole was punched there"
-            );
-        }
-        for page @ (index, pfn, _) in self.beside.iter().flatten() {
-            assert!(
-                Self::is_there(inode, page),
-                "INV-108: {pfn:?} at {index:?} went away with a hole that was punched beside it"
-            );
-        }
     }
 }
 
@@ -623,7 +592,9 @@ impl GmemFile {
             return None;
         }
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
-        Some(self.vm.invalidate_frames(cx, &mut lock, frames))
+        let invalidation = self.vm.invalidate_frames(cx, &mut lock, frames.iter().copied());
+        self.vm.sev_reload_vmsas(cx, &frames);
+        Some(invalidation)
     }
 
     /// `kvm_gmem_invalidate_end`. The bindings are as they were, because `invalidate_lock` was held throughout.
@@ -697,7 +668,7 @@ impl FileOperations for GmemFile {
                 let phys = &self.inode.host.phys;
                 (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
             }
-            self.vm.machine.reclaim(cx, pfn).expect("a machine without protection takes every page back");
+            self.arch_gmem_invalidate(cx, pfn);
         });
     }
 

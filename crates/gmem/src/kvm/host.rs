@@ -3,6 +3,7 @@
 use super::config::MachineConfig;
 use super::guest_memfd::GmemInode;
 use super::process::Process;
+use super::sev::SevHost;
 use super::vm::Vm;
 use sim_coco::BusyOnce;
 use sim_kernel::mm::{Mm, PhysMem};
@@ -25,6 +26,8 @@ pub struct Host {
     pub(crate) nodes: Arc<NodeCache>,
     /// Stands before the machines of the VMs.
     pub(crate) busy: BusyOnce,
+    /// SEV-SNP, if the machine has it.
+    sev: Option<Arc<SevHost>>,
     next_ino: AtomicU32,
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
@@ -71,8 +74,10 @@ impl Host {
         let phys = Arc::new(PhysMem::with_nodes(cx, config.memory, config.nodes));
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
+        let sev = SevHost::boot(cx, &phys, &config);
         Arc::new(Host {
             config,
+            sev,
             phys,
             nodes,
             busy: BusyOnce::default(),
@@ -135,6 +140,12 @@ impl Host {
     #[inline]
     pub(crate) fn is_recorded(&self) -> bool {
         self.recorded.load(Ordering::Relaxed)
+    }
+
+    /// SEV-SNP of the host, if it has it.
+    #[inline]
+    pub fn sev(&self) -> Option<&Arc<SevHost>> {
+        self.sev.as_ref()
     }
 
     /// The configuration.

@@ -6,6 +6,7 @@
 use super::guest_memfd::GmemFile;
 use super::host::Host;
 use super::process::Process;
+use super::sev::SevCmd;
 use super::uapi::*;
 use super::vcpu::{ExitInfo, GuestRegs, Vcpu, VcpuFile, install_vcpu, install_vm};
 use super::vm::{Vm, VmFile, VmType, check_extension};
@@ -258,6 +259,14 @@ pub fn clear_dirty_log(
     bits: &BTreeMap<u64, u64>,
 ) -> Result<(), Errno> {
     with_vm(cx, process, vm, |vm| vm.clear_dirty_log(cx, range, bits))
+}
+
+/// `KVM_MEMORY_ENCRYPT_OP`; `cmd` is updated with the firmware's error, and with what is left to do.
+///
+/// # Errors
+/// As [`SevCmd`]'s commands; `ENOTTY` on a host without SEV.
+pub fn memory_encrypt_op(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mut SevCmd) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.sev_mem_enc_ioctl(cx, process, cmd))
 }
 
 /// `KVM_PRE_FAULT_MEMORY`; `range` is updated to what is left, unless the descriptor was not a vCPU's.

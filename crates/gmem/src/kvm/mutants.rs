@@ -139,3 +139,45 @@ pub const FLUSH_BY_SPTE: Mutant = Mutant::new(284, "FLUSH_BY_SPTE");
 pub const ENABLE_NO_SRCU: Mutant = Mutant::new(285, "ENABLE_NO_SRCU");
 /// Collecting starts over with the pages whose bits were taken, and with no others.
 pub const PML_CLEAR_ALL: Mutant = Mutant::new(286, "PML_CLEAR_ALL");
+/// A page is assigned to the guest before it is mapped as private.
+pub const SEV_NO_MAKE_PRIVATE: Mutant = Mutant::new(287, "SEV_NO_MAKE_PRIVATE");
+/// It is assigned at the address where it is mapped.
+pub const SEV_WRONG_GPA: Mutant = Mutant::new(288, "SEV_WRONG_GPA");
+/// It is assigned to the guest whose it is.
+pub const SEV_WRONG_ASID: Mutant = Mutant::new(289, "SEV_WRONG_ASID");
+/// A page that leaves its guest_memfd goes back to the hypervisor.
+pub const SEV_NO_INVALIDATE: Mutant = Mutant::new(290, "SEV_NO_INVALIDATE");
+/// RMPUPDATE is tried again while another processor is at work in the region.
+pub const SEV_NO_OVERLAP_RETRY: Mutant = Mutant::new(291, "SEV_NO_OVERLAP_RETRY");
+/// The direct map is split before a page gets another owner.
+pub const SEV_NO_SPLIT: Mutant = Mutant::new(292, "SEV_NO_SPLIT");
+/// An ASID is used again only after a flush.
+pub const SEV_ASID_NO_FLUSH: Mutant = Mutant::new(293, "SEV_ASID_NO_FLUSH");
+/// No guest is deactivated while ASIDs are flushed.
+pub const SEV_DEACTIVATE_UNLOCKED: Mutant = Mutant::new(294, "SEV_DEACTIVATE_UNLOCKED");
+/// An ASID is given up after its guest was decommissioned.
+pub const SEV_ASID_FREED_FIRST: Mutant = Mutant::new(295, "SEV_ASID_FREED_FIRST");
+/// LAUNCH_UPDATE refuses a page that is assigned.
+pub const SEV_LAUNCH_NO_ASSIGNED_CHECK: Mutant = Mutant::new(296, "SEV_LAUNCH_NO_ASSIGNED_CHECK");
+/// A page that could not be launched goes back to the hypervisor.
+pub const SEV_LAUNCH_NO_RECLAIM: Mutant = Mutant::new(297, "SEV_LAUNCH_NO_RECLAIM");
+/// A page is closed while it is launched.
+pub const SEV_LAUNCH_OPEN: Mutant = Mutant::new(298, "SEV_LAUNCH_OPEN");
+/// Only private frames are launched.
+pub const SEV_POPULATE_SHARED: Mutant = Mutant::new(299, "SEV_POPULATE_SHARED");
+/// Nothing is pre-faulted before the launch has ended.
+pub const SEV_PRE_FAULT_EARLY: Mutant = Mutant::new(300, "SEV_PRE_FAULT_EARLY");
+/// Who takes the page of a VMSA away tells its vCPU.
+pub const SEV_NO_VMSA_RELOAD: Mutant = Mutant::new(301, "SEV_NO_VMSA_RELOAD");
+/// And waits until it has left the guest.
+pub const SEV_VMSA_RELOAD_NO_WAIT: Mutant = Mutant::new(302, "SEV_VMSA_RELOAD_NO_WAIT");
+/// A VMSA is not used if it was taken away while it was looked up.
+pub const SEV_VMSA_NO_RETRY: Mutant = Mutant::new(303, "SEV_VMSA_NO_RETRY");
+/// Who takes a VMSA from another vCPU waits until it has left the guest.
+pub const SEV_AP_NO_WAIT: Mutant = Mutant::new(304, "SEV_AP_NO_WAIT");
+/// A VMSA at the head of a region of 2 MiB is refused.
+pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(305, "SEV_AP_ALIGNED_VMSA");
+/// The end of a list of pages is read once.
+pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(306, "SEV_PSC_DOUBLE_FETCH");
+/// It must lie within the buffer.
+pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(307, "SEV_PSC_UNBOUNDED");

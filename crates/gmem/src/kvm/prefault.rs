@@ -1,7 +1,7 @@
 //! `KVM_PRE_FAULT_MEMORY`: populates stage 2 without an access (`kvm_vcpu_pre_fault_memory`).
 
 use super::memslots::MemslotSet;
-use super::mutants::BUG_27;
+use super::mutants::{BUG_27, SEV_PRE_FAULT_EARLY};
 use super::uapi::*;
 use super::vcpu::{Vcpu, VcpuState};
 use crate::invariants::api_results::inv_605;
@@ -64,6 +64,9 @@ impl Vcpu {
     /// `kvm_arch_vcpu_pre_fault_memory`: returns the bytes up to the end of the mapping, `size` at most.
     fn pre_fault_one(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, size: u64) -> Result<u64, Errno> {
         let vm = &self.vm;
+        if vm.sev().is_some_and(|sev| !sev.pre_fault_allowed()) && !cx.has_mutant(SEV_PRE_FAULT_EARLY) {
+            return Err(Errno::EOPNOTSUPP);
+        }
         if state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx)) {
             let root = state.root.take().expect("just seen");
             vm.mmu.put_root(cx, root);

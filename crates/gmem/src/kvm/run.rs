@@ -4,15 +4,18 @@
 
 use super::guest::Visit;
 use super::mutants::ROOTLOAD_NO_FLUSH;
+use super::sev::MpState;
+use super::sev::RmpFault;
 use super::uapi::*;
 use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestContext, GuestInsn, Request, Vcpu, VcpuState};
 use crate::invariants::api_results::inv_602;
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
-use sim_mmu::{Gpa, Gva, RetPf};
+use sim_mmu::walker::ExitInfo1;
+use sim_mmu::{Gpa, Gva, RetPf, Stage2Fault};
 
 /// What is left to do after an exit was handled.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Enter again.
     Enter,
     /// Back to user space.
@@ -23,6 +26,13 @@ impl Vcpu {
     /// Gives the vCPU a program; it starts at its first instruction, and an exit that was pending is forgotten.
     pub fn set_program(&self, cx: &Cx<'_>, program: &[GuestInsn]) {
         load_program(&mut self.mutex.lock(cx), program);
+    }
+
+    /// The blocks of bytes that a program of an SNP guest copies to memory; others have none.
+    pub fn set_blocks(&self, cx: &Cx<'_>, blocks: Vec<Box<[u8]>>) {
+        if let Some(es) = &mut self.mutex.lock(cx).sev {
+            es.blocks = blocks;
+        }
     }
 
     /// Where the program's instructions are fetched from, and how wide the registers are.
@@ -93,7 +103,7 @@ impl Vcpu {
     fn vcpu_run(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
         let mut srcu = self.vm.srcu.read(cx);
         if let Some(pending) = state.pending_exit.take() {
-            match self.complete_userspace_io(cx, state, pending) {
+            match self.complete_userspace_io(cx, state, pending)? {
                 Next::Enter => {}
                 Next::Exit => return Ok(()),
             }
@@ -101,8 +111,15 @@ impl Vcpu {
         if state.immediate_exit {
             return Err(Errno::EINTR);
         }
+        self.pre_sev_run(state)?;
         state.exit = ExitInfo::Unknown;
         loop {
+            if let Some(es) = &state.sev
+                && es.mp_state == MpState::Halted
+                && self.peek_requests() == 0
+            {
+                srcu.outside(|| self.sev_block(cx));
+            }
             match self.vcpu_enter_guest(cx, state, &mut srcu)? {
                 Next::Enter => {}
                 Next::Exit => return Ok(()),
@@ -144,6 +161,14 @@ impl Vcpu {
             state.tlb_flush += 1;
             state.cpu.flush_guest(cx);
         }
+        if self.vm.sev.is_some() {
+            if self.check_request(cx, Request::UpdateProtectedGuestState) {
+                self.sev_snp_init_protected_guest_state(cx, state);
+            }
+            if self.check_request(cx, Request::VmsaPageReload) {
+                self.sev_snp_reload_vmsa(cx, state);
+            }
+        }
     }
 
     /// `kvm_mmu_load`: a root for who has none. What the processor cached of another tree goes: the tags need not tell trees apart.
@@ -167,6 +192,12 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
+        if let Some(es) = &state.sev {
+            if es.mp_state == MpState::Halted {
+                return Ok(Next::Enter);
+            }
+            self.pre_sev_run(state)?;
+        }
         self.load_mmu(cx, state)?;
         self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
@@ -176,10 +207,10 @@ impl Vcpu {
             let may_run = self.enter_guest_mode(cx);
             let visit = may_run.then(|| {
                 self.check_at_entry(state);
-                self.guest(cx, state)
+                if state.sev.is_some() { self.sev_guest(cx, state) } else { self.guest(cx, state) }
             });
             self.leave_guest_mode(cx, may_run);
-            if may_run {
+            if may_run && self.is_watched {
                 // Until this step nobody may have freed anything.
                 self.check_reached(state, "MMU-INV-026: in the guest");
             }
@@ -223,6 +254,11 @@ impl Vcpu {
                 Ok(Next::Exit)
             }
             Visit::Hypercall { nr, args } => Ok(self.emulate_hypercall(state, nr, args)),
+            Visit::Vmgexit => self.sev_handle_vmgexit(cx, state),
+            Visit::Invalid => {
+                state.exit = ExitInfo::FailEntry { reason: SVM_EXIT_ERR };
+                Ok(Next::Exit)
+            }
             Visit::Io { port, data } => {
                 state.exit = ExitInfo::Io { port, data };
                 state.pending_exit = Some(state.exit);
@@ -232,7 +268,7 @@ impl Vcpu {
                 state.exit = ExitInfo::Shutdown;
                 Ok(Next::Exit)
             }
-            Visit::Fault { fault, fetch } => match self.page_fault(cx, state, &fault)? {
+            Visit::Fault { fault, info1, fetch } => match self.npf(cx, state, &fault, info1)? {
                 RetPf::Emulate => Ok(self.emulate(cx, state, fetch)),
                 RetPf::Retry => {
                     self.wait_before_retry(cx, state, srcu, fault.gpa);
@@ -241,7 +277,7 @@ impl Vcpu {
                 RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
-            Visit::DeliveryFault(fault) => match self.page_fault(cx, state, &fault)? {
+            Visit::DeliveryFault { fault, info1 } => match self.npf(cx, state, &fault, info1)? {
                 RetPf::Emulate => {
                     // `kvm_prepare_event_vectoring_exit`: what the processor itself was doing cannot be emulated.
                     let suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
@@ -257,6 +293,22 @@ impl Vcpu {
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
         }
+    }
+
+    /// `npf_interception`, and its like on Intel: the MMU first. What the RMP refused is looked at only if the guest goes on.
+    fn npf(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &Stage2Fault, info1: ExitInfo1) -> Result<RetPf, Errno> {
+        let result = self.page_fault(cx, state, fault, info1);
+        if state.sev.is_none() {
+            return result;
+        }
+        if info1.contains(ExitInfo1::RMP) && result.is_ok() {
+            self.sev_handle_rmp_fault(cx, state, RmpFault { gpa: fault.gpa, error: info1 });
+        }
+        // `svm_check_emulate_instruction`: what is protected cannot be emulated, so the guest tries again.
+        Ok(match result? {
+            RetPf::Emulate => RetPf::Spurious,
+            other => other,
+        })
     }
 
     /// `kvm_emulate_hypercall`.
@@ -310,6 +362,9 @@ fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
     state.program.clear();
     state.program.extend_from_slice(program);
     state.regs = Default::default();
+    if let Some(es) = &mut state.sev {
+        es.shared_mapping = false;
+    }
     (state.foreign_rip, state.pending_exception, state.pending_exit) = (None, None, None);
 }
 

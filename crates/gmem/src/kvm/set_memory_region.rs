@@ -439,6 +439,7 @@ impl Vm {
             &**self,
         );
         flush.discharge(cx, &**self);
+        self.sev_reload_vmsas(cx, &[(slot.as_id, slot.gfns())]);
     }
 }
 

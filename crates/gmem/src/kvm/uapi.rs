@@ -158,6 +158,9 @@ pub const KVM_X86_DEFAULT_VM: u64 = 0;
 /// VMs with private memory that only software protects: for testing.
 pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
 
+/// VMs that AMD SEV-SNP protects.
+pub const KVM_X86_SNP_VM: u64 = 4;
+
 /// Memory slots that user space may use, per address space.
 pub const KVM_USER_MEM_SLOTS: u32 = 32764;
 /// Most pages of one user slot.
@@ -183,18 +186,29 @@ pub mod exit {
     pub const KVM_EXIT_MMIO: u32 = 6;
     /// The guest shut down.
     pub const KVM_EXIT_SHUTDOWN: u32 = 8;
+    /// The processor did not enter the guest.
+    pub const KVM_EXIT_FAIL_ENTRY: u32 = 9;
     /// A signal is pending.
     pub const KVM_EXIT_INTR: u32 = 10;
     /// KVM could not go on.
     pub const KVM_EXIT_INTERNAL_ERROR: u32 = 17;
+    /// Something happened to the whole guest.
+    pub const KVM_EXIT_SYSTEM_EVENT: u32 = 24;
     /// An access that user space has to resolve.
     pub const KVM_EXIT_MEMORY_FAULT: u32 = 39;
+    /// A guest wants certificates beside an attestation report.
+    pub const KVM_EXIT_SNP_REQ_CERTS: u32 = 43;
 }
 
 /// Emulation failed (`kvm_run.internal.suberror`).
 pub const KVM_INTERNAL_ERROR_EMULATION: u32 = 1;
 /// Delivering an event to the guest touched what has to be emulated (`kvm_run.internal.suberror`).
 pub const KVM_INTERNAL_ERROR_DELIVERY_EV: u32 = 3;
+
+/// `KVM_EXIT_SYSTEM_EVENT`: an SEV guest ended itself.
+pub const KVM_SYSTEM_EVENT_SEV_TERM: u32 = 6;
+/// `KVM_EXIT_FAIL_ENTRY`: the processor found the guest's state invalid.
+pub const SVM_EXIT_ERR: u64 = u64::MAX;
 
 /// The hypercall by which a guest asks for a conversion.
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;

@@ -11,10 +11,12 @@ use super::exception::Exception;
 pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
 use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
+use super::sev::{SevEs, SevState};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno, Pfn};
+use sim_mmu::guest_paging::Encryption;
 use sim_mmu::tlb::CachedTranslation;
 use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
@@ -44,6 +46,10 @@ pub enum Request {
     TlbFlushGuest = 1 << 3,
     /// `KVM_REQ_UPDATE_CPU_DIRTY_LOGGING`: whether any slot is logged has changed, and with it whether the processor's log is on.
     UpdateCpuDirtyLogging = 1 << 4,
+    /// `KVM_REQ_UPDATE_PROTECTED_GUEST_STATE`: another vCPU of an SNP guest gave this one a VMSA, or took it away.
+    UpdateProtectedGuestState = 1 << 5,
+    /// `KVM_REQ_VMSA_PAGE_RELOAD`: the page of the guest's own VMSA is being taken away.
+    VmsaPageReload = 1 << 6,
 }
 
 /// Why KVM_RUN came back (`struct kvm_run`).
@@ -104,6 +110,27 @@ pub enum ExitInfo {
         /// Bytes, always a page.
         size: u64,
     },
+    /// `KVM_EXIT_SYSTEM_EVENT`.
+    SystemEvent {
+        /// `KVM_SYSTEM_EVENT_*`.
+        kind: u32,
+        /// `data[0]`.
+        data: u64,
+    },
+    /// `KVM_EXIT_FAIL_ENTRY`: the processor did not enter the guest.
+    FailEntry {
+        /// `hardware_entry_failure_reason`.
+        reason: u64,
+    },
+    /// `KVM_EXIT_SNP_REQ_CERTS`: an SNP guest wants certificates beside a report.
+    SnpReqCerts {
+        /// Where they go.
+        gpa: Gpa,
+        /// For how many pages there is room.
+        npages: u64,
+        /// What user space answers.
+        ret: u64,
+    },
 }
 
 impl ExitInfo {
@@ -111,7 +138,7 @@ impl ExitInfo {
     pub(crate) fn set_answer(&mut self, value: u64) {
         match self {
             ExitInfo::Mmio { data, is_write: false, .. } => *data = value,
-            ExitInfo::Hypercall { ret, .. } => *ret = value,
+            ExitInfo::Hypercall { ret, .. } | ExitInfo::SnpReqCerts { ret, .. } => *ret = value,
             _ => {}
         }
     }
@@ -152,10 +179,12 @@ pub(crate) struct VcpuState {
     /// The frames that the guest has reached since everything was flushed, with how often each had been allocated, if the host is watched: what
     /// its TLB may lead to. Not the kernel's; for MMU-INV-026 and MMU-INV-031.
     pub(crate) reached: BTreeMap<Pfn, u32>,
+    /// SEV-SNP, if the VM is of that type.
+    pub(crate) sev: Option<Box<SevState>>,
 }
 
 impl VcpuState {
-    fn new(cpu: Cpu) -> VcpuState {
+    fn new(cpu: Cpu, sev: Option<Box<SevState>>) -> VcpuState {
         VcpuState {
             cpu,
             root: None,
@@ -176,6 +205,7 @@ impl VcpuState {
             tlb_flush: 0,
             unexplained_retries: 0,
             reached: BTreeMap::new(),
+            sev,
         }
     }
 
@@ -197,10 +227,13 @@ pub struct Vcpu {
     guest_mode: Atomic64,
     requests: Atomic64,
     outside: WaitQueue,
+    /// What the guest reaches and stores is recorded, as the host was asked to.
+    pub(super) is_watched: bool,
     /// Beginnings and ends of visits to the guest: odd in one. Not the kernel's; for MMU-INV-033.
     visits: AtomicU64,
     /// What the processor has cached, as far as somebody looks on: `mutex` is held while it runs.
     shown: parking_lot::Mutex<ShownProcessor>,
+    pub(crate) sev: Option<SevEs>,
 }
 
 /// What a report shows of the processor that runs a vCPU.
@@ -232,6 +265,11 @@ impl Vcpu {
     /// `kvm_make_request`.
     pub fn make_request(&self, cx: &Cx<'_>, request: Request) {
         self.requests.rmw(cx, |r| r | request as u64);
+    }
+
+    /// `kvm_make_request_and_kick` of a request that is waited for: the vCPU is not in the guest with it unseen when this returns.
+    pub(crate) fn make_request_and_wait(self: &Arc<Vcpu>, cx: &Cx<'_>, request: Request) {
+        self.vm.make_requests(cx, std::slice::from_ref(self), request);
     }
 
     /// `kvm_check_request`: takes the request if it is there.
@@ -268,6 +306,11 @@ impl Vcpu {
     /// Whether any request waits.
     pub(crate) fn has_requests(&self, cx: &Cx<'_>) -> bool {
         self.requests.load(cx) != 0
+    }
+
+    /// Whether the vCPU is in the guest and has not seen this request: for checkers.
+    pub(crate) fn runs_with_request(&self, request: Request) -> bool {
+        self.visits.load(Ordering::Relaxed) % 2 == 1 && self.requests.peek() & request as u64 != 0
     }
 
     /// Requests without a scheduling point: for checkers.
@@ -344,6 +387,9 @@ impl Vcpu {
         if let Some(root) = root {
             self.vm.mmu.put_root(cx, root);
         }
+        if let (Some(es), Some(sev)) = (&self.sev, self.vm.sev()) {
+            es.free(cx, sev);
+        }
     }
 }
 
@@ -351,13 +397,34 @@ impl Vm {
     /// `KVM_CREATE_VCPU`.
     ///
     /// # Errors
-    /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken.
+    /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken; `ENOMEM`.
     pub(crate) fn create_vcpu(self: &Arc<Vm>, cx: &Cx<'_>, id: u64) -> Result<Arc<Vcpu>, Errno> {
         let most = self.host.config.max_vcpus;
         if self.vcpus.read().len() as u64 >= most || id >= most * super::uapi::KVM_VCPU_ID_RATIO {
             return Err(Errno::EINVAL);
         }
-        let mut cpu = Cpu::new(cx, &self.host.config);
+        let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None) };
+        sev.begin_vcpu(cx);
+        SevEs::new(cx, sev)
+            .and_then(|(es, state)| {
+                let pages = (es.vmcb(), es.vmsa());
+                self.make_vcpu(cx, id, Some((es, state))).inspect_err(|_| {
+                    self.host.phys.put(cx, pages.0);
+                    self.host.phys.put(cx, pages.1);
+                })
+            })
+            .inspect_err(|_| sev.abandon_vcpu())
+    }
+
+    fn make_vcpu(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        id: u64,
+        sev: Option<(SevEs, Box<SevState>)>,
+    ) -> Result<Arc<Vcpu>, Errno> {
+        let (es, sev_state) = sev.unzip();
+        let encryption = if es.is_some() { Encryption::CBit(51) } else { Encryption::None };
+        let mut cpu = Cpu::new(cx, &self.host.config, encryption);
         if self.mmu.config().pml && self.logs_dirty_pages() {
             cpu.set_logging(true);
         }
@@ -365,12 +432,14 @@ impl Vm {
             vm: Arc::clone(self),
             id,
             operator: Mutex::new(cx, "vmm->vcpu", ()),
-            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(cpu)),
+            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(cpu, sev_state)),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
+            is_watched: self.watches_guests(),
             visits: AtomicU64::new(0),
             shown: Default::default(),
+            sev: es,
         });
         let mut vcpus = self.vcpus.write();
         if vcpus.iter().any(|v| v.id == id) {
@@ -389,9 +458,12 @@ impl Vm {
     /// # Panics
     /// MMU-INV-033: if one is.
     pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) -> bool {
-        let vcpus = self.all_vcpus();
+        self.make_requests(cx, &self.all_vcpus(), request)
+    }
+
+    fn make_requests(&self, cx: &Cx<'_>, vcpus: &[Arc<Vcpu>], request: Request) -> bool {
         let mut inside = Vec::new();
-        for vcpu in &vcpus {
+        for vcpu in vcpus {
             vcpu.make_request(cx, request);
             let visit = vcpu.visits.load(Ordering::Relaxed);
             let waits = match vcpu.kick(cx) {

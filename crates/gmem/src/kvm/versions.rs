@@ -187,6 +187,11 @@ impl KernelVersion {
         matches!(self, KernelVersion::V6_8 | KernelVersion::V6_18)
     }
 
+    /// Whether there are SNP VMs. They came with 6.11, whose rules are those of 6.12.
+    pub(crate) fn has_snp(self) -> bool {
+        self >= KernelVersion::V6_12
+    }
+
     /// V21. Whether there is `KVM_PRE_FAULT_MEMORY`, which came in 6.11.
     pub(crate) fn has_pre_fault_memory(self) -> bool {
         self >= KernelVersion::V6_12

@@ -8,10 +8,12 @@ use super::memslots::Memslot;
 use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
+use super::sev::SevInfo;
 use super::slot_sets::SlotSets;
 use super::uapi::*;
 use super::vcpu::{Request, Vcpu};
 use crate::invariants::guest_stores::Runs;
+use sim_coco::snp::SnpVm;
 use sim_coco::{Backend, ConfidentialMachine, Plain};
 use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
@@ -33,6 +35,8 @@ pub enum VmType {
     Default,
     /// `KVM_X86_SW_PROTECTED_VM`.
     SwProtected,
+    /// `KVM_X86_SNP_VM`.
+    Snp,
 }
 
 impl VmType {
@@ -47,6 +51,7 @@ impl VmType {
         match number {
             KVM_X86_DEFAULT_VM => Ok(VmType::Default),
             KVM_X86_SW_PROTECTED_VM => Ok(VmType::SwProtected),
+            KVM_X86_SNP_VM => Ok(VmType::Snp),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -59,6 +64,8 @@ pub struct Vm {
     pub(crate) mm: Arc<Mm>,
     pub(crate) vm_type: VmType,
     pub(crate) machine: Backend,
+    /// `kvm_sev_info`, of an SNP VM.
+    pub(crate) sev: Option<Box<SevInfo>>,
     pub(crate) users: RefCount,
     pub(crate) slots_lock: Mutex<SlotsState>,
     pub(crate) slots_arch_lock: Mutex<()>,
@@ -110,14 +117,19 @@ impl Vm {
     /// `kvm_create_vm`: a VM with one reference, following changes of `mm`.
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
         let config = host.config.tdp_config();
+        let sev = host.sev().filter(|_| vm_type == VmType::Snp);
+        let machine = match (vm_type, sev) {
+            (VmType::Default, _) => Backend::Plain(Plain::shared_only()),
+            (VmType::SwProtected, _) => Backend::Plain(Plain::software_protected()),
+            (VmType::Snp, Some(sev)) => Backend::Snp(SnpVm::new(Arc::clone(sev.snp()))),
+            (VmType::Snp, None) => unreachable!("there are no SNP VMs on a host without SNP"),
+        };
         let vm = Arc::new(Vm {
             host: Arc::clone(host),
             mm: Arc::clone(mm),
             vm_type,
-            machine: Backend::Plain(match vm_type {
-                VmType::Default => Plain::shared_only(),
-                VmType::SwProtected => Plain::software_protected(),
-            }),
+            machine,
+            sev: sev.map(|sev| Box::new(SevInfo::new(cx, sev))),
             users: RefCount::with_rule(cx, "kvm->users_count", 1, "INV-405: "),
             slots_lock: Mutex::new(cx, "slots_lock", SlotsState::default()),
             slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
@@ -194,9 +206,10 @@ impl Vm {
     /// Gates common to all ioctls of a VM and its vCPUs.
     ///
     /// # Errors
-    /// `EIO` if the caller's address space is not the VM's.
+    /// `EIO` if the caller's address space is not the VM's, or the VM is bugged.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
-        if !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
+        let bugged = self.sev().is_some_and(SevInfo::is_bugged);
+        if bugged || !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// `remote_tlb_flush_requests` and `remote_tlb_flush` of the VM's statistics: how often all TLBs were to be flushed, and how often a vCPU had to be
@@ -336,6 +349,7 @@ impl Vm {
         for vcpu in vcpus {
             vcpu.destroy(cx);
         }
+        self.sev_vm_destroy(cx);
         self.mmu.zap_all(cx);
         self.mmu.uninit(cx);
         for as_id in 0..self.address_spaces() {

@@ -42,3 +42,11 @@ struct Reply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_slot_of_guest_paging_is_the_same_here_and_there() {
+        assert_eq!(crate::interp::paged::LAYOUT, live_kvm::PAGED_LAYOUT);
+    }
+}

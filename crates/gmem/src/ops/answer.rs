@@ -63,6 +63,11 @@ pub enum Detail {
         /// How many bytes are left.
         size: u64,
     },
+    /// The struct of `KVM_MEMORY_ENCRYPT_OP` after the call.
+    Firmware {
+        /// The firmware's error; 0 if it was not the firmware's.
+        error: u64,
+    },
     /// The result of `fstat`.
     Stat(FileStat),
     /// The numbers of the bits set in a dirty log.
@@ -140,6 +145,18 @@ pub enum Exit {
     },
     /// `KVM_EXIT_SHUTDOWN`: a triple fault.
     Shutdown,
+    /// `KVM_EXIT_SYSTEM_EVENT`.
+    SystemEvent {
+        /// Its type: 6 is a guest that ended itself (`KVM_SYSTEM_EVENT_SEV_TERM`).
+        kind: u64,
+        /// What comes with it: the guest's reasons.
+        data: u64,
+    },
+    /// `KVM_EXIT_FAIL_ENTRY`: the processor did not enter the guest.
+    FailEntry {
+        /// The processor's reason.
+        reason: u64,
+    },
     /// `KVM_EXIT_INTR`: a signal is pending.
     Intr,
     /// Any other exit, by its number.
@@ -247,6 +264,7 @@ impl Detail {
                 put("gpa", (*gpa).into());
                 put("size", (*size).into());
             }
+            Detail::Firmware { error } => put("fw_error", (*error).into()),
             Detail::Stat(stat) => {
                 put("size", stat.size.into());
                 put("blocks", stat.blocks.into());
@@ -273,6 +291,8 @@ impl Exit {
             Exit::MemoryFault { .. } => "memory_fault".into(),
             Exit::InternalError { .. } => "internal_error".into(),
             Exit::Shutdown => "shutdown".into(),
+            Exit::SystemEvent { .. } => "system_event".into(),
+            Exit::FailEntry { .. } => "fail_entry".into(),
             Exit::Intr => "intr".into(),
             Exit::Reason(number) => format!("reason_{number}"),
         }
@@ -308,6 +328,11 @@ impl Exit {
                 put("size", (*size).into());
             }
             Exit::InternalError { suberror: Some(suberror) } => put("suberror", (*suberror).into()),
+            Exit::SystemEvent { kind, data } => {
+                put("type", (*kind).into());
+                put("data", (*data).into());
+            }
+            Exit::FailEntry { reason } => put("reason", (*reason).into()),
             Exit::Hlt { value: None } | Exit::Done { value: None } | Exit::InternalError { suberror: None } => {}
             Exit::Shutdown | Exit::Intr | Exit::Reason(_) => {}
         }
@@ -341,6 +366,9 @@ impl Fields {
     fn detail(&mut self) -> Result<Detail, String> {
         if let Some(value) = self.number("value")? {
             return Ok(Detail::Value(value));
+        }
+        if let Some(error) = self.number("fw_error")? {
+            return Ok(Detail::Firmware { error });
         }
         if let Some(bits) = self.numbers("dirty")? {
             return Ok(Detail::Dirty(bits));
@@ -391,6 +419,10 @@ impl Fields {
             },
             "internal_error" => Exit::InternalError { suberror: self.number("suberror")? },
             "shutdown" => Exit::Shutdown,
+            "system_event" if self.has(&["type", "data"]) => {
+                Exit::SystemEvent { kind: self.required("type")?, data: self.required("data")? }
+            }
+            "fail_entry" if self.has(&["reason"]) => Exit::FailEntry { reason: self.required("reason")? },
             "intr" => Exit::Intr,
             // A number that would print differently (leading zeros, a sign) is not ours.
             _ => match name.strip_prefix("reason_").and_then(|digits| digits.parse().ok()).map(Exit::Reason) {

@@ -220,6 +220,12 @@ const SLOT_FLAGS: Arg = opt(
     "0",
 );
 
+/// What the VMM does about a hypercall exit of an SNP guest.
+const CONVERTS: Arg = opt("reply", Kind::Count, "0");
+/// States of a page, as page-state changes have them.
+const TO: Arg = arg("to", Kind::Choice(&[("private", 1), ("shared", 2)]));
+const GHCB: Arg = arg("ghcb", Kind::Address);
+
 /// The capabilities that guest_memfd programs ask for.
 const CAPS: &[Symbol] = &[
     ("user_memory", 3),
@@ -251,7 +257,7 @@ const FALLOCATE_MODES: &[Symbol] = &[
 pub const OPS: &[OpSpec] = &[
     op(
         "create_vm",
-        &[VM, opt("type", Kind::Choice(&[("default", 0), ("sw_protected", 1)]), "default")],
+        &[VM, opt("type", Kind::Choice(&[("default", 0), ("sw_protected", 1), ("snp", 4)]), "default")],
         "KVM_CREATE_VM",
     ),
     op(
@@ -391,5 +397,106 @@ pub const OPS: &[OpSpec] = &[
             flag("ac", "off"),
         ],
         "an access of 8 bytes, or a jump, by the vCPU in 4-level paging at CR3, with a cold TLB; first the VMM writes entry 256 of the root",
+    ),
+    op(
+        "sev_init2",
+        &[
+            VM,
+            opt("vmsa_features", Kind::Flags(&[("debug_swap", 32)]), "0"),
+            NO_FLAGS,
+            opt("ghcb_version", Kind::Count, "2"),
+        ],
+        "KVM_SEV_INIT2",
+    ),
+    op(
+        "snp_launch_start",
+        &[
+            VM,
+            opt("policy", Kind::Flags(&[("usual", 0x30000), ("debug", 1 << 19), ("no_page_swap", 1 << 25)]), "usual"),
+            NO_FLAGS,
+        ],
+        "KVM_SEV_SNP_LAUNCH_START",
+    ),
+    op(
+        "snp_launch_update",
+        &[
+            VM,
+            GPA,
+            HVA,
+            LEN,
+            opt(
+                "type",
+                Kind::Choice(&[("normal", 1), ("zero", 3), ("unmeasured", 4), ("secrets", 5), ("cpuid", 6)]),
+                "normal",
+            ),
+            NO_FLAGS,
+        ],
+        "KVM_SEV_SNP_LAUNCH_UPDATE, again and again until nothing is left or it fails",
+    ),
+    op("snp_launch_finish", &[VM, NO_FLAGS], "KVM_SEV_SNP_LAUNCH_FINISH"),
+    op("guest_read_shared", &[VCPU, GPA], "as guest_read, by an SNP guest through a mapping without the C-bit"),
+    op(
+        "guest_write_shared",
+        &[VCPU, GPA, VALUE],
+        "as guest_write, by an SNP guest through a mapping without the C-bit",
+    ),
+    op(
+        "guest_pvalidate",
+        &[
+            VCPU,
+            GPA,
+            opt("size", Kind::Size, "4K"),
+            opt("validate", Kind::Switch { off: "rescind", on: "accept" }, "accept"),
+        ],
+        "pvalidate by the vCPU, then hlt; reads EAX, or 255 if there was nothing to do",
+    ),
+    op(
+        "guest_rmpadjust",
+        &[
+            VCPU,
+            GPA,
+            opt("vmpl", Kind::Count, "1"),
+            opt("perms", Kind::Flags(&[("r", 1), ("w", 2), ("xu", 4), ("xs", 8)]), "0"),
+            flag("vmsa", "off"),
+        ],
+        "rmpadjust by the vCPU, then hlt; reads EAX",
+    ),
+    op(
+        "guest_ghcb_msr",
+        &[VCPU, arg("value", Kind::Address), CONVERTS],
+        "vmgexit by the vCPU with this request in the GHCB MSR, then hlt; reads the MSR. On a hypercall exit the VMM converts the memory and answers 0, or only answers `reply` if that is not 0",
+    ),
+    op(
+        "guest_vmgexit",
+        &[
+            VCPU,
+            GHCB,
+            arg(
+                "code",
+                Kind::Choice(&[
+                    ("psc", 0x8000_0010),
+                    ("guest_request", 0x8000_0011),
+                    ("ext_guest_request", 0x8000_0012),
+                    ("ap_creation", 0x8000_0013),
+                    ("hv_features", 0x8000_fffd),
+                    ("term_request", 0x8000_fffe),
+                ]),
+            ),
+            opt("info1", Kind::Address, "0"),
+            opt("info2", Kind::Address, "0"),
+            opt("rax", Kind::Address, "1"),
+            CONVERTS,
+        ],
+        "vmgexit by the vCPU with a request in the GHCB, which it writes first, then hlt; reads SW_EXITINFO2, or 1 << 63 and SW_EXITINFO1 if that says an error",
+    ),
+    op(
+        "guest_psc",
+        &[VCPU, GHCB, GPA, LEN, TO, flag("huge", "off"), CONVERTS],
+        "another page state of a range, by a list in the GHCB, in pages of 4K or 2M, as Linux does it: pvalidate too; ends the guest if that fails",
+    ),
+    op(
+        "guest_convert",
+        &[VCPU, GPA, TO, CONVERTS],
+        "another page state of one page, by the GHCB MSR, as Linux does it: pvalidate too; ends the guest if that fails",
     ),
 ];

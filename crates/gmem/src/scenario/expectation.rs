@@ -10,7 +10,8 @@
 //! | `exception`, `exception 14`, `exception 14 6` | the guest got an exception; with numbers, this vector with this error code |
 //! | `memory_fault`, `memory_fault private`, `memory_fault shared 0x200000` | a memory-fault exit for that kind of access, at that guest address |
 //! | `mmio`, `mmio read`, `mmio write` | an MMIO exit |
-//! | `hypercall`, `internal_error`, `shutdown`, `intr` | that exit |
+//! | `system_event`, `system_event 0x100` | a guest ended itself; with a number, for this reason |
+//! | `hypercall`, `internal_error`, `shutdown`, `fail_entry`, `intr` | that exit |
 //!
 //! Alternatives are separated by `|`. Simplified: nothing is said about stage 2; traces are for that.
 
@@ -67,6 +68,13 @@ pub enum Pattern {
     InternalError,
     /// A triple fault.
     Shutdown,
+    /// An event of the whole guest.
+    SystemEvent {
+        /// Its data; `None` if any.
+        data: Option<u64>,
+    },
+    /// The guest was not entered.
+    FailEntry,
     /// Interrupted by a signal.
     Intr,
 }
@@ -150,6 +158,8 @@ impl Pattern {
                 Exit::Hypercall { .. } => Pattern::Hypercall,
                 Exit::InternalError { .. } => Pattern::InternalError,
                 Exit::Shutdown => Pattern::Shutdown,
+                Exit::SystemEvent { data, .. } => Pattern::SystemEvent { data: Some(*data) },
+                Exit::FailEntry { .. } => Pattern::FailEntry,
                 Exit::Intr => Pattern::Intr,
                 _ => return None,
             },
@@ -192,7 +202,11 @@ impl Pattern {
                 private.is_none_or(|private| private == was_private) && gpa.is_none_or(|gpa| gpa == *at)
             }
             (Pattern::Mmio { write }, Exit::Mmio { write: wrote, .. }) => write.is_none_or(|write| write == *wrote),
+            (Pattern::SystemEvent { data }, Exit::SystemEvent { data: got, .. }) => {
+                data.is_none_or(|data| data == *got)
+            }
             (Pattern::Hypercall, Exit::Hypercall { .. })
+            | (Pattern::FailEntry, Exit::FailEntry { .. })
             | (Pattern::InternalError, Exit::InternalError { .. })
             | (Pattern::Shutdown, Exit::Shutdown)
             | (Pattern::Intr, Exit::Intr) => true,
@@ -262,6 +276,15 @@ impl Pattern {
             "hypercall" => Pattern::Hypercall,
             "internal_error" => Pattern::InternalError,
             "shutdown" => Pattern::Shutdown,
+            "system_event" => Pattern::SystemEvent {
+                data: match rest.next() {
+                    None => None,
+                    Some((i, word)) => {
+                        Some(words::number(word).ok_or((i, "expected the data of the event".to_string()))?)
+                    }
+                },
+            },
+            "fail_entry" => Pattern::FailEntry,
             "intr" => Pattern::Intr,
             _ => match (Errno::from_name(head), Signal::from_name(head)) {
                 (Some(errno), _) => Pattern::Errno(errno),
@@ -276,8 +299,20 @@ impl Pattern {
     }
 }
 
-const HEADS: [&str; 10] =
-    ["ok", "hlt", "done", "exception", "memory_fault", "mmio", "hypercall", "internal_error", "shutdown", "intr"];
+const HEADS: [&str; 12] = [
+    "ok",
+    "hlt",
+    "done",
+    "exception",
+    "memory_fault",
+    "mmio",
+    "hypercall",
+    "internal_error",
+    "shutdown",
+    "system_event",
+    "fail_entry",
+    "intr",
+];
 
 fn expected_pattern(found: &str) -> String {
     let known = HEADS.into_iter().chain(Errno::names()).chain(Signal::names());
@@ -324,6 +359,9 @@ impl fmt::Display for Pattern {
             Pattern::Hypercall => f.write_str("hypercall"),
             Pattern::InternalError => f.write_str("internal_error"),
             Pattern::Shutdown => f.write_str("shutdown"),
+            Pattern::SystemEvent { data: None } => f.write_str("system_event"),
+            Pattern::SystemEvent { data: Some(data) } => write!(f, "system_event {data:#x}"),
+            Pattern::FailEntry => f.write_str("fail_entry"),
             Pattern::Intr => f.write_str("intr"),
         }
     }

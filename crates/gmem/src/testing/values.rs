@@ -128,6 +128,9 @@ pub fn check_and_end(cx: &Cx<'_>, world: &World) {
         vm.check_invariants();
     }
     world.process().exit(cx);
+    if let Some(sev) = world.process().host().sev() {
+        sev.check_end();
+    }
     let phys = world.process().host().phys();
     assert_eq!(phys.used_frames(), phys.reserved_frames(), "frames are left after the process has ended");
     assert_eq!(phys.tables(), 0, "tables are left after the process has ended");

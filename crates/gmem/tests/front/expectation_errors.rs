@@ -13,7 +13,7 @@ fn expectations() {
              --> bad.toml:4:12
               |
             4 |   close g0 =>
-              |            ^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+              |            ^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, system_event, fail_entry, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "close g0 => okay",
@@ -22,7 +22,7 @@ fn expectations() {
              --> bad.toml:4:15
               |
             4 |   close g0 => okay
-              |               ^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+              |               ^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, system_event, fail_entry, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "close g0 => EINVALID",
@@ -31,7 +31,7 @@ fn expectations() {
              --> bad.toml:4:15
               |
             4 |   close g0 => EINVALID
-              |               ^^^^^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS; did you mean `EINVAL`?"#]],
+              |               ^^^^^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, system_event, fail_entry, intr, an error such as EINVAL, or a signal such as SIGBUS; did you mean `EINVAL`?"#]],
     );
     check_line(
         "close g0 => ok |",
@@ -40,7 +40,7 @@ fn expectations() {
              --> bad.toml:4:18
               |
             4 |   close g0 => ok |
-              |                  ^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+              |                  ^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, system_event, fail_entry, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "close g0 => ok | | EINVAL",
@@ -49,7 +49,7 @@ fn expectations() {
              --> bad.toml:4:18
               |
             4 |   close g0 => ok | | EINVAL
-              |                  ^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+              |                  ^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, system_event, fail_entry, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check_line(
         "guest_read c0 0 => hlt seven",
@@ -146,7 +146,7 @@ fn outcomes() {
              --> bad.toml:7:32
               |
             7 | outcomes = ['r0 => ok', 'r0 => kaputt']
-              |                                ^^^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
+              |                                ^^^^^^ expected ok, hlt, done, exception, memory_fault, mmio, hypercall, internal_error, shutdown, system_event, fail_entry, intr, an error such as EINVAL, or a signal such as SIGBUS"#]],
     );
     check(
         "[thread.t]\nrun = '''\nr0: close a\nr0: close b\n'''\n",

@@ -93,6 +93,10 @@ fn a_scenario_says_everything_of_a_machine() {
         memory_failure = true
         hwpoison_abba = false
         xarray_steps = true
+        snp = true
+        snp_asids = 9
+        snp_contention = true
+        ciphertext_hiding = true
         fail_frame = 1
         fail_table = 2
         fail_node = 3
@@ -111,6 +115,10 @@ fn a_scenario_says_everything_of_a_machine() {
         memory_failure: true,
         hwpoison_abba: false,
         xarray_steps: true,
+        snp: true,
+        snp_asids: 9,
+        snp_contention: true,
+        ciphertext_hiding: true,
         faults,
         ..shadow()
     };

@@ -71,6 +71,33 @@ impl Snp {
         Ok(())
     }
 
+    /// A guest replaces bytes, which are in one page, by a function of them (a locked instruction).
+    ///
+    /// # Errors
+    /// As [`Snp::check_guest`]; then nothing is written.
+    ///
+    /// # Panics
+    /// As [`Snp::guest_read`].
+    #[track_caller]
+    pub fn guest_modify(
+        &self,
+        cx: &Cx<'_>,
+        cpu: &GuestCpu,
+        access: &SnpAccess,
+        bytes: &mut [u8],
+        change: impl FnOnce(&mut [u8]),
+    ) -> Result<(), GuestFault> {
+        assert!(access.kind == AccessKind::Write, "a write that reads");
+        let offset = access.gpa.offset();
+        let level = if access.is_private(cpu) { Level::L4K } else { access.level };
+        self.point_bytes(cx, access.kind, access.pfn, level, offset, bytes.len());
+        let path = self.check_guest(cpu, access)?;
+        self.memory.read(path, access.pfn, offset as usize, bytes);
+        change(bytes);
+        self.memory.write(path, access.pfn, offset as usize, bytes);
+        Ok(())
+    }
+
     /// The host reads bytes of a page. It never faults.
     ///
     /// # Panics

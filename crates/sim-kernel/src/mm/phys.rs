@@ -15,7 +15,10 @@
 //! do). The kernel holds no references for the latter; here a frame that is freed while one is left fails an assertion (INV-203).
 
 mod contents;
+mod guard;
 mod poison;
+
+pub use guard::MayWrite;
 
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
@@ -160,6 +163,9 @@ pub struct PhysMem {
     broken: parking_lot::Mutex<Vec<Pfn>>,
     failing_frame: Nth,
     failing_table: Nth,
+    write_guard: guard::WriteGuard,
+    /// Frames that the kernel keeps for good.
+    kept: AtomicU64,
 }
 
 impl PhysMem {
@@ -191,6 +197,8 @@ impl PhysMem {
             broken: Default::default(),
             failing_frame: Nth::default(),
             failing_table: Nth::default(),
+            write_guard: guard::WriteGuard::default(),
+            kept: AtomicU64::new(0),
         }
     }
 
@@ -360,7 +368,7 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if all memory is in use.
     pub fn alloc_zeroed(&self) -> Result<Pfn, Errno> {
-        self.alloc_with(ZERO, Placement::LOCAL)
+        self.alloc_with(ZERO, Placement::LOCAL).inspect(|pfn| self.assert_may_write(*pfn))
     }
 
     /// 512 zeroed frames, aligned to 512, each with one reference: a transparent huge page.

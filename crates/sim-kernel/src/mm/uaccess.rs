@@ -27,7 +27,12 @@ impl Mm {
                 let pte = tables.pte(hva);
                 if pte.permits(write) {
                     tables.mark_young(hva);
-                    return Ok(access(&self.phys, pte.pfn(), hva.0 % PAGE_SIZE));
+                    let done = access(&self.phys, pte.pfn(), hva.0 % PAGE_SIZE);
+                    // The kernel finds nothing wrong with the address, and the task would fault again and again.
+                    if write && self.phys.take_refusal() {
+                        return Err(Signal::Sigbus);
+                    }
+                    return Ok(done);
                 }
             }
             self.do_user_addr_fault(cx, hva, write)?;

@@ -48,9 +48,10 @@ impl PhysMem {
         Ok(base)
     }
 
-    /// Frames that the zero pages occupy; what remains in use when every process and file is gone.
+    /// Frames that the zero pages and what the kernel [keeps](PhysMem::keep) occupy; what remains in use when every process and file is gone.
     pub fn reserved_frames(&self) -> u64 {
         let zero = self.zero_pages();
-        u64::from(zero.small.lock().is_some()) + zero.huge.lock().map_or(0, |_| PAGES_PER_PMD)
+        let pages = u64::from(zero.small.lock().is_some()) + zero.huge.lock().map_or(0, |_| PAGES_PER_PMD);
+        pages + self.kept_frames()
     }
 }

@@ -225,6 +225,38 @@ impl<F: Stage2Format> Processor<F> {
         access: Access,
         observer: &mut O,
     ) -> Result<Translated, MmuFault<F::Exit>> {
+        let entry = self.translate_entry(cx, memory, gva, mode, access, observer)?;
+        Ok(self.translated(gva, &entry, access))
+    }
+
+    /// As [`Processor::translate_observed`] without an observer, with the guest-physical address: what checks by address ask for.
+    ///
+    /// # Errors
+    /// An exception in the guest, or an exit.
+    pub fn translate_physical<M: WalkMemory>(
+        &mut self,
+        cx: &Cx<'_>,
+        memory: &M,
+        gva: Gva,
+        mode: Option<AccessMode>,
+        access: Access,
+    ) -> Result<(Translated, Gpa), MmuFault<F::Exit>> {
+        let mode = mode.unwrap_or(self.access_mode);
+        let entry = self.translate_entry(cx, memory, gva, mode, access, &mut NoObserver)?;
+        let gpa = Gpa(entry.gfn(gva.0 >> PAGE_SHIFT).0 << PAGE_SHIFT | gva.offset());
+        Ok((self.translated(gva, &entry, access), gpa))
+    }
+
+    #[inline(always)]
+    fn translate_entry<M: WalkMemory, O: WalkObserver>(
+        &mut self,
+        cx: &Cx<'_>,
+        memory: &M,
+        gva: Gva,
+        mode: AccessMode,
+        access: Access,
+        observer: &mut O,
+    ) -> Result<Entry, MmuFault<F::Exit>> {
         if !self.mode.is_canonical(gva) {
             return Err(MmuFault::Guest(self.mode.not_canonical(false)));
         }
@@ -233,7 +265,7 @@ impl<F: Stage2Format> Processor<F> {
                 Verdict::Use => {
                     observer.tlb_hit();
                     self.accelerate(gva, &entry);
-                    return Ok(self.translated(gva, &entry, access));
+                    return Ok(entry);
                 }
                 Verdict::Refuse(fault) if !self.tlb.config().rewalks_before_fault => {
                     let gpa = Gpa(entry.gfn(gva.0 >> PAGE_SHIFT).0 << PAGE_SHIFT);
@@ -256,7 +288,7 @@ impl<F: Stage2Format> Processor<F> {
         }?;
         let entry = self.tlb.fill(cx, gva, &leaf);
         self.accelerate(gva, &entry);
-        Ok(self.translated(gva, &entry, access))
+        Ok(entry)
     }
 
     /// Translates an access that may cross into the next page, as many bytes as it has, at most 4096. The second translation

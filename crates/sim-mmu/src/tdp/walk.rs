@@ -3,7 +3,7 @@
 
 use super::root::Root;
 use super::{TdpConfig, TdpMmu};
-use crate::addr::{Gfn, Gpa, Level};
+use crate::addr::{Gpa, Level};
 use crate::spte::Access;
 use crate::stage2::Stage2Kind;
 use crate::walker::{
@@ -80,21 +80,13 @@ impl WalkMemory for TdpMmu {
     }
 
     #[inline]
-    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
-        self.tables.phys.read_u64(cx, table, index as u64 * 8)
+    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        self.tables.phys.read_u64(cx, table, entry.offset())
     }
 
     #[inline]
-    fn update_guest_entry(
-        &self,
-        cx: &Cx<'_>,
-        _gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
-        self.tables.phys.cmpxchg_u64(cx, table, index as u64 * 8, old, new)
+    fn update_guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        self.tables.phys.cmpxchg_u64(cx, table, entry.offset(), old, new)
     }
 }
 

@@ -134,7 +134,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
                 }
             };
             self.observer.guest_reference(level);
-            let entry = self.memory.guest_entry(self.cx, table, index);
+            let entry = self.memory.guest_entry(self.cx, table, entry_gpa);
             if level != Level::L4K && guest.masks.is_usual_table(entry, level) {
                 rights = rights.and(Stage1Rights::of(entry));
                 table_gfn = guest.masks.frame_of(entry);
@@ -149,7 +149,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
                 return Err(page_fault(guest, gva, mode, access, code));
             }
             rights = rights.and(Stage1Rights::of(entry));
-            let place = Place { gva, gpa: entry_gpa, table, index };
+            let place = Place { gva, gpa: entry_gpa, table };
             if level == Level::L4K || entry & gpte::PAGE_SIZE != 0 {
                 return self.finish(guest, place, entry, level, rights, mode, access);
             }
@@ -277,7 +277,7 @@ impl<F: Stage2Format, M: WalkMemory, C: WalkCaches, O: WalkObserver> Walker<'_, 
             }
         }
         self.observer.update();
-        let updated = self.memory.update_guest_entry(self.cx, place.gpa.gfn(), place.table, place.index, old, new);
+        let updated = self.memory.update_guest_entry(self.cx, place.table, place.gpa, old, new);
         Ok(updated.map_err(|_| Changed))
     }
 
@@ -302,7 +302,6 @@ struct Place {
     gva: Gva,
     gpa: Gpa,
     table: Pfn,
-    index: usize,
 }
 
 #[cold]

@@ -46,22 +46,14 @@ pub trait WalkMemory {
     /// The value found, if it is not `old`.
     fn update_stage2_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64>;
 
-    /// Reads an entry of a guest's table, which lies in this frame of guest memory.
-    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, index: usize) -> u64;
+    /// Reads the entry at this guest-physical address of a guest's table, which lies in this frame of guest memory.
+    fn guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64;
 
     /// Sets A and D bits in an entry of a guest's table: a write of the guest to the page `gfn`, which is `table`.
     ///
     /// # Errors
     /// The value found, if it is not `old`.
-    fn update_guest_entry(
-        &self,
-        cx: &Cx<'_>,
-        gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64>;
+    fn update_guest_entry(&self, cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64>;
 }
 
 /// A table of stage 2 on the way to a gpa.

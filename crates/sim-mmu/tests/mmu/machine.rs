@@ -80,7 +80,8 @@ impl WalkMemory for Memory {
         self.update(table, index, old, new)
     }
 
-    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
+    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        let index = (entry.offset() / 8) as usize;
         let value = self.get(table, index);
         let mut surprise = self.surprise.borrow_mut();
         if let Some((_, (pfn, at), new)) = surprise.take_if(|(when, ..)| *when == (table.0, index)) {
@@ -89,15 +90,8 @@ impl WalkMemory for Memory {
         value
     }
 
-    fn update_guest_entry(
-        &self,
-        _cx: &Cx<'_>,
-        _gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
+    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        let index = (entry.offset() / 8) as usize;
         self.guest_updates.set(self.guest_updates.get() + 1);
         self.update(table, index, old, new)
     }

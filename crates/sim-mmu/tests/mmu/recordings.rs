@@ -11,7 +11,7 @@ use sim_mmu::guest_paging::{Cr0, Cr3, Cr4, Efer, Encryption, GuestFault, GuestFo
 use sim_mmu::processor::{GuestState, Processor};
 use sim_mmu::tlb::{TlbConfig, TlbTag};
 use sim_mmu::walker::{MmuFault, Npt, Stage2, Stage2Root, WalkMemory};
-use sim_mmu::{Access, Gfn, Gva, Level};
+use sim_mmu::{Access, Gpa, Gva, Level};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -63,19 +63,13 @@ impl WalkMemory for Memory {
         panic!("every bit is set already")
     }
 
-    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, index: usize) -> u64 {
+    fn guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa) -> u64 {
+        let index = (entry.offset() / 8) as usize;
         self.get(table.0, index)
     }
 
-    fn update_guest_entry(
-        &self,
-        _cx: &Cx<'_>,
-        _gfn: Gfn,
-        table: Pfn,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64> {
+    fn update_guest_entry(&self, _cx: &Cx<'_>, table: Pfn, entry: Gpa, old: u64, new: u64) -> Result<(), u64> {
+        let index = (entry.offset() / 8) as usize;
         assert_eq!(self.get(table.0, index), old);
         self.set(table.0, index, new);
         Ok(())

@@ -14,6 +14,7 @@ impl PhysMem {
     #[track_caller]
     pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        self.assert_may_write(pfn);
         let content = self.rmw.update(&self.frame(pfn).content, |_| ZERO);
         if content >= FIRST_BUFFER {
             self.contents.free(content - FIRST_BUFFER);
@@ -23,6 +24,7 @@ impl PhysMem {
     /// Copies the bytes of a frame (`copy_highpage`), for copy-on-write. One step.
     pub fn copy(&self, cx: &Cx<'_>, from: Pfn, to: Pfn) {
         cx.point_range(Access::Store, self.bytes, to.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        self.assert_may_write(to);
         match self.frame(from).content.load(Ordering::Acquire) {
             content if content >= FIRST_BUFFER => {
                 let source = &self.contents.get(content - FIRST_BUFFER).words;
@@ -124,7 +126,9 @@ impl PhysMem {
         let index = Self::word_index(offset, 8);
         cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
         self.assert_used(pfn);
-        self.word_mut(pfn, index).store(value, Ordering::Release);
+        if self.begin_write(pfn) {
+            self.word_mut(pfn, index).store(value, Ordering::Release);
+        }
     }
 
     /// Replaces the 64-bit word at byte `offset`, which must be a multiple of 8, if it is `old` (`lock cmpxchg`).
@@ -186,6 +190,9 @@ impl PhysMem {
             let new = u64::from(change((word >> shift) as u32));
             Some((word & !(0xffff_ffff << shift)) | (new << shift))
         };
+        if !self.begin_write(pfn) {
+            return (self.peek_u64(pfn, index) >> shift) as u32;
+        }
         let old = self.word_mut(pfn, index).fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
         (old.unwrap_or_else(|word| word) >> shift) as u32
     }

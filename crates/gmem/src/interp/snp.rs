@@ -1,0 +1,300 @@
+//! Operations on SNP VMs: the launch, and programs of their guests.
+//!
+//! A guest's program is what Linux does: a page-state change is `pvalidate` and a request to the hypervisor, in the order in which that is safe, and
+//! what goes wrong ends the guest by the MSR protocol. The VMM's part is here too: it converts what it is asked to convert.
+
+use super::guest::answer_of;
+use super::world::{World, failed, with_detail};
+use crate::kvm::ioctl;
+use crate::kvm::sev::insn::SnpInsn;
+use crate::kvm::sev::page::Request;
+use crate::kvm::sev::protocol::ghcb::{exit, offset};
+use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason};
+use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
+use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev};
+use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes};
+use crate::kvm::vcpu::{ExitInfo, GuestInsn, Vcpu};
+use crate::ops::{Answer, Detail, Name, Op};
+use sim_kernel::fs::RawFd;
+use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE, PMD_SIZE};
+use sim_mmu::Gpa;
+use std::sync::Arc;
+
+/// Set in what `guest_vmgexit` reads if the hypervisor said an error.
+const VMGEXIT_ERROR: u64 = 1 << 63;
+
+/// Pages that one operation changes at most: each is several instructions of its program, and nobody has memory for more.
+const PSC_PAGES_MAX: u64 = 1 << 16;
+
+/// A field of a GHCB, which may be anywhere.
+fn in_ghcb(ghcb: Gpa, offset: u64) -> Gpa {
+    Gpa(ghcb.0.wrapping_add(offset))
+}
+
+/// A program under construction.
+#[derive(Default)]
+struct Program {
+    insns: Vec<GuestInsn>,
+    blocks: Vec<Box<[u8]>>,
+}
+
+impl Program {
+    fn snp(&mut self, insn: SnpInsn) {
+        self.insns.push(GuestInsn::Snp(insn));
+    }
+
+    fn shared(&mut self, shared: bool) {
+        self.snp(SnpInsn::SetShared { shared });
+    }
+
+    /// Ends the guest.
+    fn terminate(&mut self, reason: TermReason) {
+        self.snp(SnpInsn::WriteGhcbMsr { value: MsrRequest::terminate(reason).encode() });
+        self.snp(SnpInsn::Vmgexit);
+    }
+
+    /// Ends the guest unless `rbx` is this.
+    fn terminate_unless(&mut self, value: u64, reason: TermReason) {
+        let to = self.insns.len() + 3;
+        self.insns.push(GuestInsn::JumpEqual { value, to });
+        self.terminate(reason);
+    }
+
+    /// `pvalidate` of one page; anything but success ends the guest.
+    fn pvalidate(&mut self, gpa: Gpa, size: u64, validate: u32) {
+        self.snp(SnpInsn::Pvalidate { gpa, size, validate });
+        self.terminate_unless(0, TermReason::Pvalidate);
+    }
+
+    /// `vmgexit` with a request in the GHCB: the page is written at once, as what follows is read from it.
+    fn vmgexit(&mut self, ghcb: Gpa, request: Box<[u8]>) {
+        self.shared(true);
+        self.snp(SnpInsn::WriteBlock { gpa: ghcb, block: self.blocks.len() });
+        self.blocks.push(request);
+        self.snp(SnpInsn::WriteGhcbMsr { value: ghcb.0 });
+        self.snp(SnpInsn::Vmgexit);
+    }
+}
+
+impl World {
+    /// The descriptor of `/dev/sev`, opened when it is first needed; -1 if there is none.
+    fn sev_fd(&self, cx: &Cx<'_>) -> RawFd {
+        if let Some(fd) = self.names.lock().sev {
+            return fd;
+        }
+        let fd = open_sev(cx, &self.process).unwrap_or(-1);
+        self.names.lock().sev = Some(fd);
+        fd
+    }
+
+    fn sev_cmd(&self, cx: &Cx<'_>, vm: &Name, cmd: &mut SevCmd) -> Result<(), Errno> {
+        ioctl::memory_encrypt_op(cx, &self.process, self.fd(vm), cmd)
+    }
+
+    /// `KVM_MEMORY_ENCRYPT_OP`.
+    pub(super) fn encrypt_op(&self, cx: &Cx<'_>, op: &Op) -> Answer {
+        let (vm, op) = match op {
+            Op::SevInit2 { vm, vmsa_features, flags, ghcb_version } => {
+                let (flags, ghcb_version) = (*flags as u32, u16::try_from(*ghcb_version).unwrap_or(u16::MAX));
+                (vm, SevOp::Init2 { vmsa_features: *vmsa_features, flags, ghcb_version })
+            }
+            Op::SnpLaunchStart { vm, policy, flags } => {
+                let flags = u16::try_from(*flags).unwrap_or(u16::MAX);
+                (vm, SevOp::SnpLaunchStart(SnpLaunchStart { policy: *policy, flags, ..SnpLaunchStart::default() }))
+            }
+            Op::SnpLaunchUpdate { vm, gpa, hva, len, r#type, flags } => {
+                let update = SnpLaunchUpdate {
+                    gfn_start: Gpa(*gpa).gfn(),
+                    uaddr: Hva(self.hva(hva)),
+                    len: *len,
+                    page_type: SnpPageType(u8::try_from(*r#type).unwrap_or(u8::MAX)),
+                    flags: u16::try_from(*flags).unwrap_or(u16::MAX),
+                };
+                return self.launch_update(cx, vm, update);
+            }
+            Op::SnpLaunchFinish { vm, flags } => {
+                let flags = u16::try_from(*flags).unwrap_or(u16::MAX);
+                (vm, SevOp::SnpLaunchFinish(SnpLaunchFinish { flags, ..SnpLaunchFinish::default() }))
+            }
+            other => unreachable!("{} is no operation of the firmware", other.name()),
+        };
+        let mut cmd = SevCmd::new(op, self.sev_fd(cx));
+        let result = self.sev_cmd(cx, vm, &mut cmd);
+        with_detail(result, firmware(cmd.error))
+    }
+
+    /// As a VMM does it: until nothing is left.
+    fn launch_update(&self, cx: &Cx<'_>, vm: &Name, update: SnpLaunchUpdate) -> Answer {
+        let mut cmd = SevCmd::new(SevOp::SnpLaunchUpdate(update), self.sev_fd(cx));
+        loop {
+            let result = self.sev_cmd(cx, vm, &mut cmd);
+            match cmd.op {
+                SevOp::SnpLaunchUpdate(left) if result.is_ok() && left.len > 0 => {}
+                _ => return with_detail(result, firmware(cmd.error)),
+            }
+        }
+    }
+
+    /// Runs a program of an SNP guest.
+    pub(super) fn guest_snp(&self, cx: &Cx<'_>, op: &Op) -> Answer {
+        if let Op::GuestPsc { len, huge, .. } = op
+            && len.div_ceil(if *huge { PMD_SIZE } else { PAGE_SIZE }) > PSC_PAGES_MAX
+        {
+            return failed(Errno::ENOMEM);
+        }
+        let mut program = Program::default();
+        let (vcpu, reply, reads) = program.of(op);
+        let fd = self.fd(vcpu);
+        let Some(handle) = ioctl::peek_vcpu(cx, &self.process, fd) else {
+            return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
+        };
+        let _operator = handle.operator.lock(cx);
+        handle.set_blocks(cx, program.blocks);
+        handle.set_program(cx, &program.insns);
+        let mut answer = None;
+        loop {
+            let (result, exit) = match ioctl::run_answered(cx, &self.process, fd, answer) {
+                Ok(run) => run,
+                Err(errno) => return failed(errno),
+            };
+            match exit {
+                ExitInfo::Hypercall { args, .. } if result.is_ok() => {
+                    answer = Some(if reply == 0 { self.map_gpa_range(cx, &handle, args) } else { reply });
+                }
+                ExitInfo::SnpReqCerts { .. } if result.is_ok() => answer = Some(reply),
+                _ => {
+                    let value = reads.then(|| handle.regs(cx).rbx);
+                    return answer_of(result, exit, value);
+                }
+            }
+        }
+    }
+
+    /// What the VMM does when it is asked to convert memory: nothing but that. Returns what the guest is told.
+    fn map_gpa_range(&self, cx: &Cx<'_>, vcpu: &Arc<Vcpu>, [gpa, npages, attributes, _]: [u64; 4]) -> u64 {
+        /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
+        const ENCRYPTED: u64 = 1 << 4;
+        let private = if attributes & ENCRYPTED != 0 { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
+        let args = kvm_memory_attributes { address: gpa, size: npages * PAGE_SIZE, attributes: private, flags: 0 };
+        match vcpu.vm().set_memory_attributes(cx, &args) {
+            Ok(()) => 0,
+            Err(errno) => errno.number() as u64,
+        }
+    }
+}
+
+fn firmware(error: u32) -> Detail {
+    if error == 0 { Detail::None } else { Detail::Firmware { error: u64::from(error) } }
+}
+
+impl Program {
+    /// The program of an operation, with the vCPU that runs it, what the VMM replies, and whether `rbx` is worth telling.
+    fn of<'op>(&mut self, op: &'op Op) -> (&'op Name, u64, bool) {
+        match op {
+            Op::GuestReadShared { vcpu, gpa } => {
+                self.shared(true);
+                self.insns.push(GuestInsn::Read { gpa: Gpa(*gpa) });
+                (vcpu, 0, true)
+            }
+            Op::GuestWriteShared { vcpu, gpa, value } => {
+                self.shared(true);
+                self.insns.push(GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 });
+                (vcpu, 0, false)
+            }
+            Op::GuestPvalidate { vcpu, gpa, size, validate } => {
+                let size = u64::from(*size == PMD_SIZE);
+                self.snp(SnpInsn::Pvalidate { gpa: Gpa(*gpa), size, validate: u32::from(*validate) });
+                (vcpu, 0, true)
+            }
+            Op::GuestRmpadjust { vcpu, gpa, vmpl, perms, vmsa } => {
+                let rdx = vmpl & 0xff | (perms & 0xff) << 8 | u64::from(*vmsa) << 16;
+                self.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
+                (vcpu, 0, true)
+            }
+            Op::GuestGhcbMsr { vcpu, value, reply } => {
+                self.snp(SnpInsn::WriteGhcbMsr { value: *value });
+                self.snp(SnpInsn::Vmgexit);
+                self.snp(SnpInsn::ReadGhcbMsr);
+                (vcpu, *reply, true)
+            }
+            Op::GuestVmgexit { vcpu, ghcb, code, info1, info2, rax, reply } => {
+                let request = Request { code: *code, info1: *info1, info2: *info2, rax: *rax, scratch: None };
+                self.vmgexit(Gpa(*ghcb), request.page(&[]));
+                self.read_exit_info(Gpa(*ghcb));
+                (vcpu, *reply, true)
+            }
+            Op::GuestConvert { vcpu, gpa, to, reply } => {
+                let gpa = Gpa(*gpa);
+                let private = *to == PageOp::Private as u64;
+                if !private {
+                    self.pvalidate(gpa, 0, 0);
+                }
+                self.snp(SnpInsn::WriteGhcbMsr { value: MsrRequest::Psc { gpa, op: *to as u8 }.encode() });
+                self.snp(SnpInsn::Vmgexit);
+                self.snp(SnpInsn::ReadGhcbMsr);
+                self.terminate_unless(MsrResponse::Psc { failed: false }.encode(), TermReason::Psc);
+                if private {
+                    self.pvalidate(gpa, 0, 1);
+                }
+                (vcpu, *reply, false)
+            }
+            Op::GuestPsc { vcpu, ghcb, gpa, len, to, huge, reply } => {
+                self.psc(Gpa(*ghcb), Gpa(*gpa), *len, *to, *huge);
+                (vcpu, *reply, false)
+            }
+            other => unreachable!("{} is no operation of an SNP guest", other.name()),
+        }
+    }
+
+    /// `rbx` becomes SW_EXITINFO2, or SW_EXITINFO1 with a mark if that is not 0.
+    fn read_exit_info(&mut self, ghcb: Gpa) {
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO1) });
+        let to = self.insns.len() + 4;
+        self.insns.push(GuestInsn::JumpEqual { value: 0, to });
+        // The reason is in SW_EXITINFO2; that it is one is told by the mark.
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
+        self.snp(SnpInsn::OrRbx { value: VMGEXIT_ERROR });
+        let end = self.insns.len() + 2;
+        self.insns.push(GuestInsn::Jump { to: end });
+        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
+    }
+
+    /// `snp_set_memory_shared` and `_private`, without a limit of entries but that of a request: `pvalidate` before or after, and the request again and again until
+    /// the hypervisor has done all of it.
+    fn psc(&mut self, ghcb: Gpa, gpa: Gpa, len: u64, to: u64, huge: bool) {
+        let private = to == PageOp::Private as u64;
+        let entry = |gpa: Gpa| PscEntry { cur_page: 0, gfn: gpa.gfn(), op: to as u8, is_2m: huge };
+        let step = if huge { PMD_SIZE } else { PAGE_SIZE };
+        let pages: Vec<Gpa> = (0..len).step_by(step as usize).map(|at| Gpa(gpa.0.wrapping_add(at))).collect();
+        for pages in pages.chunks(MAX_ENTRY) {
+            if !private {
+                pages.iter().for_each(|gpa| self.pvalidate(*gpa, u64::from(huge), 0));
+            }
+            let entries: Vec<u64> = pages.iter().map(|gpa| entry(*gpa).to_word()).collect();
+            let end_entry = entries.len() as u16 - 1;
+            let header = PscHeader { cur_entry: 0, end_entry, reserved: 0 };
+            let done_header = PscHeader { cur_entry: end_entry + 1, ..header }.to_word();
+            let list: Vec<u64> = std::iter::once(header.to_word()).chain(entries).collect();
+            let request = Request {
+                code: exit::PSC,
+                info1: 0,
+                info2: 0,
+                rax: 0,
+                scratch: Some(in_ghcb(ghcb, offset::SHARED_BUFFER)),
+            };
+            self.vmgexit(ghcb, request.page(&list));
+            let again = self.insns.len() - 1;
+            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SHARED_BUFFER) });
+            let done = self.insns.len() + 5;
+            self.insns.push(GuestInsn::JumpEqual { value: done_header, to: done });
+            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
+            self.insns.push(GuestInsn::JumpEqual { value: 0, to: again });
+            self.terminate(TermReason::Psc);
+            assert_eq!(self.insns.len(), done, "the jump leads behind the end of the guest");
+            self.shared(false);
+            if private {
+                pages.iter().for_each(|gpa| self.pvalidate(*gpa, u64::from(huge), 1));
+            }
+        }
+    }
+}

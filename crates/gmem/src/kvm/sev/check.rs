@@ -1,0 +1,141 @@
+//! What must hold of SEV-SNP and of KVM's use of it (`SNP-INV-...`): at the steps that could break it, and over everything while nothing happens.
+
+use super::host::SevHost;
+use super::vcpu::NO_VMSA;
+use crate::kvm::host::Existing;
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vm::Vm;
+use sim_coco::AccessKind;
+use sim_coco::snp::firmware::{AsidUse, GuestState};
+use sim_coco::snp::{Asid, GuestCpu, PageState, RmpEntry, Snp, SnpAccess, VmplPerms};
+use sim_kernel::{PAGES_PER_PMD, PMD_SIZE, Pfn};
+use sim_mmu::Gpa;
+use std::collections::BTreeSet;
+
+/// SNP-INV-005, SNP-INV-035: a guest's access that went through was to a page of its own, at this address, which it has accepted and may use.
+///
+/// # Panics
+/// If it was not: a check of the hardware is missing.
+pub(super) fn assert_access(snp: &Snp, cpu: &GuestCpu, access: &SnpAccess) {
+    if !access.is_private(cpu) {
+        return;
+    }
+    let page = snp.rmp().page(access.pfn);
+    let is_own = page.assigned && page.asid == cpu.asid && !page.immutable;
+    assert!(is_own, "SNP-INV-005: a guest with {:?} uses {:?}, which is not its own: {page:?}", cpu.asid, access.pfn);
+    let is_there = page.gpa.gfn() == access.gpa.gfn();
+    assert!(
+        is_there,
+        "SNP-INV-005: a guest uses {:?} at {:?}, and it belongs at {:?}",
+        access.pfn, access.gpa, page.gpa
+    );
+    assert!(page.validated, "SNP-INV-005: a guest uses {:?}, which it has not accepted", access.gpa);
+    let needed = match access.kind {
+        AccessKind::Read => VmplPerms::R,
+        AccessKind::Write => VmplPerms::R | VmplPerms::W,
+        AccessKind::Fetch if cpu.cpl == 3 => VmplPerms::XU,
+        AccessKind::Fetch => VmplPerms::XS,
+    };
+    let perms = page.perms[cpu.vmpl.index()];
+    assert!(perms.contains(needed), "SNP-INV-035: {:?} does to {:?} what it may not: {perms:?}", cpu.vmpl, access.gpa);
+}
+
+/// SNP-INV-033: a page that was just assigned to a guest is one that it has not accepted.
+pub(super) fn assert_assigned(snp: &Snp, pfn: Pfn, asid: Asid, gpa: Gpa) {
+    let page: RmpEntry = snp.rmp().page(pfn);
+    let is_right = page.assigned && page.asid == asid && page.gpa.gfn() == gpa.gfn();
+    assert!(
+        is_right,
+        "SNP-INV-010: {pfn:?} is assigned to {:?} at {:?} instead of {asid:?} at {gpa:?}",
+        page.asid, page.gpa
+    );
+    assert!(!page.validated, "SNP-INV-033: {pfn:?} is new to the guest at {gpa:?}, and counts as accepted");
+}
+
+impl Vcpu {
+    /// SNP-INV-020, SNP-INV-029: while the vCPU is in the guest, its VMSA is one, is its own, and is where the guest has it.
+    pub(super) fn assert_vmsa(&self, snp: &Snp, asid: Asid, vmsa: Pfn) {
+        let page = snp.rmp().page(vmsa);
+        let is_vmsa = page.assigned && page.asid == asid && page.vmsa;
+        assert!(is_vmsa, "SNP-INV-020: vCPU {} runs with {vmsa:?}, which is no VMSA of its guest: {page:?}", self.id());
+        let gpa = self.sev().expect("a vCPU of an SNP VM").guest_vmsa_gpa.peek();
+        let aligned = if gpa == NO_VMSA { vmsa.0.is_multiple_of(PAGES_PER_PMD) } else { gpa.is_multiple_of(PMD_SIZE) };
+        assert!(!aligned, "SNP-INV-029: the VMSA of vCPU {} is at the head of a region of 2 MiB", self.id());
+    }
+}
+
+impl SevHost {
+    /// What must hold while no operation is under way, of the machine and of everything that exists.
+    ///
+    /// # Panics
+    /// If something does not, naming the invariant.
+    pub(crate) fn check_quiescent(&self, existing: &Existing) {
+        let snp = self.snp();
+        if let Err(violation) = snp.check_invariants() {
+            panic!("{violation}");
+        }
+        let mut owned: BTreeSet<Pfn> = self.leaked().into_iter().collect();
+        for inode in &existing.inodes {
+            owned.extend(inode.mapping().peek_range(0..u64::MAX, usize::MAX).into_iter().map(|(_, pfn)| pfn));
+        }
+        let mut asids = BTreeSet::new();
+        for vm in existing.vms.iter().filter(|vm| !vm.is_destroyed()) {
+            vm.sev_check(&mut owned, &mut asids);
+        }
+        let (_, reclaim) = self.peek_asids();
+        for asid in reclaim {
+            let bound = matches!(snp.peek_asid(asid), Some(AsidUse::Bound { .. }));
+            assert!(!bound, "SNP-INV-011: {asid:?} was given up, and a guest has it");
+        }
+        for head in snp.rmp().written_regions() {
+            (0..PAGES_PER_PMD).map(|i| head + i).for_each(|pfn| self.check_page(pfn, &owned));
+        }
+    }
+
+    fn check_page(&self, pfn: Pfn, owned: &BTreeSet<Pfn>) {
+        let snp = self.snp();
+        if !snp.rmp().is_assigned(pfn) || snp.rmp().layout().is_rmp_page(pfn) {
+            return;
+        }
+        let state = snp.rmp().state(pfn);
+        let leaked = owned.contains(&pfn);
+        if !self.phys().is_allocated(pfn) && !leaked {
+            let closed = !matches!(state, Some(PageState::GuestInvalid | PageState::GuestValid | PageState::Reclaim));
+            let id = if closed || snp.rmp().page(pfn).vmsa { "SNP-INV-008" } else { "SNP-INV-009" };
+            panic!("{id}: {pfn:?} is free and assigned: {state:?}");
+        }
+        assert!(leaked, "SNP-INV-024: {pfn:?} is assigned ({state:?}), and nobody has it");
+        let is_guests = snp.rmp().page(pfn).asid != Asid::HOST;
+        assert!(
+            !is_guests || self.is_split(pfn),
+            "SNP-INV-030: the kernel maps {pfn:?}, a guest's, with its neighbours"
+        );
+    }
+
+    /// After the last process has ended: nothing is assigned but what leaked.
+    pub(crate) fn check_end(&self) {
+        self.check_quiescent(&Existing { vms: Vec::new(), inodes: Vec::new(), mms: Vec::new() });
+    }
+}
+
+impl Vm {
+    /// Adds the pages that the VM has beside its memory, and looks at its ASID and its digest.
+    fn sev_check(&self, owned: &mut BTreeSet<Pfn>, asids: &mut BTreeSet<Asid>) {
+        let Some(sev) = self.sev() else { return };
+        owned.extend(self.all_vcpus().iter().filter_map(|vcpu| vcpu.sev()).map(|es| es.vmsa()));
+        owned.extend(sev.context());
+        owned.extend(sev.guest_req_mutex.peek(|pages| pages.response));
+        let Some(asid) = sev.asid() else { return };
+        assert!(asids.insert(asid), "SNP-INV-011: two VMs have {asid:?}");
+        let Some(gctx) = sev.gctx() else { return };
+        let known = sev.host.snp().peek_guest(gctx, |guest| (guest.digest, guest.state));
+        let Some((digest, state)) = known else { panic!("SNP-INV-040: the firmware knows no guest of {gctx:?}") };
+        assert_eq!(digest, *sev.launched.lock(), "SNP-INV-018: the launch digest is not that of what was launched");
+        let finished = state == GuestState::Running;
+        assert_eq!(
+            finished,
+            sev.pre_fault_allowed(),
+            "SNP-INV-019: firmware and KVM disagree about the end of the launch"
+        );
+    }
+}

@@ -1,0 +1,260 @@
+//! What a VM has of SEV-SNP (`struct kvm_sev_info`), from `KVM_SEV_INIT2` to the end of the VM (`sev_guest_init`, `sev_vm_destroy`).
+
+use super::host::SevHost;
+use crate::kvm::mutants::SEV_ASID_FREED_FIRST;
+use crate::kvm::vm::Vm;
+use sim_coco::snp::{Asid, RmpSize, Spa};
+use sim_kernel::sync::Mutex;
+use sim_kernel::{Cx, Errno, Pfn};
+use sim_mmu::Gpa;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// `SVM_SEV_FEAT_SNP_ACTIVE`.
+pub(super) const SNP_ACTIVE: u64 = 1 << 0;
+/// `SVM_SEV_FEAT_DEBUG_SWAP`, which user space may ask for.
+pub(super) const DEBUG_SWAP: u64 = 1 << 5;
+/// `GHCB_VERSION_MAX`.
+pub(super) const GHCB_VERSION: u16 = 2;
+
+/// What `kvm->lock` protects of it.
+#[derive(Debug)]
+pub(super) struct Launch {
+    /// `KVM_SEV_INIT2` has not been called.
+    pub(super) need_init: bool,
+    /// The guest's policy, once it has one.
+    pub(super) policy: u64,
+    /// The descriptor of `/dev/sev` that START was given; commands of later use it.
+    pub(super) fd: i32,
+}
+
+/// The pages that guest requests go through.
+#[derive(Debug, Default)]
+pub(super) struct GuestRequestPages {
+    /// `guest_req_buf`, an ordinary page.
+    pub(super) request: Option<Pfn>,
+    /// `guest_resp_buf`, the firmware's as long as the VM lives.
+    pub(super) response: Option<Pfn>,
+}
+
+/// SEV-SNP of one VM.
+#[derive(Debug)]
+pub struct SevInfo {
+    pub(super) host: Arc<SevHost>,
+    /// `kvm->lock`.
+    pub(super) lock: Mutex<Launch>,
+    /// `guest_req_mutex`.
+    pub(super) guest_req_mutex: Mutex<GuestRequestPages>,
+    asid: OnceLock<Asid>,
+    /// `snp_context`.
+    context: parking_lot::Mutex<Option<Pfn>>,
+    vmsa_features: AtomicU64,
+    /// `kvm->arch.pre_fault_allowed`.
+    pre_fault_allowed: AtomicBool,
+    /// `kvm->created_vcpus`.
+    created_vcpus: AtomicU64,
+    /// `snp_certs_enabled`.
+    pub(super) certs_enabled: AtomicBool,
+    /// `kvm->vm_bugged`.
+    bugged: AtomicBool,
+    /// The launch digest that follows from what was launched: for SNP-INV-018.
+    pub(super) launched: parking_lot::Mutex<sim_coco::snp::firmware::LaunchDigest>,
+}
+
+impl SevInfo {
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<SevHost>) -> SevInfo {
+        SevInfo {
+            host: Arc::clone(host),
+            lock: Mutex::new(cx, "kvm->lock", Launch { need_init: true, policy: 0, fd: -1 }),
+            guest_req_mutex: Mutex::new(cx, "guest_req_mutex", GuestRequestPages::default()),
+            asid: OnceLock::new(),
+            context: Default::default(),
+            vmsa_features: AtomicU64::new(0),
+            pre_fault_allowed: AtomicBool::new(false),
+            created_vcpus: AtomicU64::new(0),
+            certs_enabled: AtomicBool::new(false),
+            bugged: AtomicBool::new(false),
+            launched: parking_lot::Mutex::new(sim_coco::snp::firmware::LaunchDigest::ZERO),
+        }
+    }
+
+    /// SEV-SNP of the host.
+    pub fn host(&self) -> &Arc<SevHost> {
+        &self.host
+    }
+
+    /// The VM's ASID, after `KVM_SEV_INIT2`.
+    pub fn asid(&self) -> Option<Asid> {
+        self.asid.get().copied()
+    }
+
+    /// `snp_context`: the page with the guest's context, after `KVM_SEV_SNP_LAUNCH_START`.
+    pub fn context(&self) -> Option<Pfn> {
+        *self.context.lock()
+    }
+
+    pub(super) fn set_context(&self, context: Option<Pfn>) {
+        *self.context.lock() = context;
+    }
+
+    /// The context as the firmware's commands name it.
+    pub(super) fn gctx(&self) -> Option<Spa> {
+        self.context().map(Spa::of)
+    }
+
+    /// `sev_snp_guest`: `KVM_SEV_INIT2` was called.
+    pub(super) fn is_snp_guest(&self) -> bool {
+        self.asid.get().is_some()
+    }
+
+    /// `vmsa_features`.
+    pub fn vmsa_features(&self) -> u64 {
+        self.vmsa_features.load(Ordering::Relaxed)
+    }
+
+    /// `kvm->arch.pre_fault_allowed`: whether the guest's memory is measured already.
+    pub fn pre_fault_allowed(&self) -> bool {
+        self.pre_fault_allowed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn allow_pre_fault(&self) {
+        self.pre_fault_allowed.store(true, Ordering::SeqCst);
+    }
+
+    /// `kvm->created_vcpus`.
+    pub(super) fn created_vcpus(&self) -> u64 {
+        self.created_vcpus.load(Ordering::SeqCst)
+    }
+
+    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts.
+    pub(crate) fn begin_vcpu(&self, cx: &Cx<'_>) {
+        let _lock = self.lock.lock(cx);
+        self.created_vcpus.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A vCPU is not made after all.
+    pub(crate) fn abandon_vcpu(&self) {
+        self.created_vcpus.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// `kvm_vm_bugged`: no ioctl of the VM works any more.
+    pub fn is_bugged(&self) -> bool {
+        self.bugged.load(Ordering::SeqCst)
+    }
+
+    /// `snp_page_reclaim`: back to the hypervisor, or leaked, and then the VM is of no use any more.
+    ///
+    /// # Errors
+    /// `EIO`.
+    pub(super) fn page_reclaim(&self, cx: &Cx<'_>, pfn: Pfn) -> Result<(), Errno> {
+        self.host.reclaim_page(cx, pfn).map_err(|_| {
+            self.bugged.store(true, Ordering::SeqCst);
+            self.host.leak_page(pfn);
+            Errno::EIO
+        })
+    }
+}
+
+impl Vm {
+    /// SEV-SNP of the VM, if it is of that type.
+    pub fn sev(&self) -> Option<&SevInfo> {
+        self.sev.as_deref()
+    }
+
+    /// `sev_guest_init2`.
+    ///
+    /// # Errors
+    /// `EINVAL` if the VM is of no SEV type, has vCPUs, or is asked for what there is not; `ENOTTY`, `EBUSY` without an ASID; `ENOMEM`.
+    pub(super) fn sev_guest_init2(
+        &self,
+        cx: &Cx<'_>,
+        sev: &SevInfo,
+        launch: &mut Launch,
+        vmsa_features: u64,
+        flags: u32,
+        ghcb_version: u16,
+    ) -> Result<(), Errno> {
+        if !launch.need_init || sev.created_vcpus() > 0 || flags != 0 || vmsa_features & !DEBUG_SWAP != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if !matches!(ghcb_version, 0 | GHCB_VERSION) {
+            return Err(Errno::EINVAL);
+        }
+        let asid = sev.host.asid_new(cx)?;
+        if let Err(errno) = snp_guest_req_init(cx, sev) {
+            sev.host.asid_free(cx, asid);
+            return Err(errno);
+        }
+        sev.vmsa_features.store(vmsa_features | SNP_ACTIVE, Ordering::Relaxed);
+        sev.asid.set(asid).expect("need_init is cleared with the first ASID");
+        if let sim_coco::Backend::Snp(machine) = &self.machine {
+            machine.set_asid(asid);
+        }
+        launch.need_init = false;
+        Ok(())
+    }
+
+    /// `sev_vm_destroy`: the pages of guest requests, then the context, then the ASID. Pages of guest_memfds may go before or after.
+    pub(crate) fn sev_vm_destroy(&self, cx: &Cx<'_>) {
+        let Some(sev) = self.sev() else { return };
+        let Some(asid) = sev.asid() else { return };
+        let pages = std::mem::take(&mut *sev.guest_req_mutex.lock(cx));
+        if let Some(response) = pages.response {
+            sev.host.free_firmware_page(cx, response);
+        }
+        if let Some(request) = pages.request {
+            sev.host.free_page(cx, request);
+        }
+        if cx.has_mutant(SEV_ASID_FREED_FIRST) {
+            sev.host.asid_free(cx, asid);
+        }
+        // Without a decommissioned context, the ASID is lost with it.
+        if snp_decommission_context(cx, sev).is_ok() && !cx.has_mutant(SEV_ASID_FREED_FIRST) {
+            sev.host.asid_free(cx, asid);
+        }
+    }
+}
+
+/// `snp_guest_req_init`.
+fn snp_guest_req_init(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
+    let request = sev.host.alloc_page(cx)?;
+    let response = match sev.host.alloc_firmware_page(cx) {
+        Ok(response) => response,
+        Err(errno) => {
+            sev.host.free_page(cx, request);
+            return Err(errno);
+        }
+    };
+    *sev.guest_req_mutex.lock(cx) = GuestRequestPages { request: Some(request), response: Some(response) };
+    Ok(())
+}
+
+/// `snp_decommission_context`: forgets the guest and frees its context; nothing to do without one.
+///
+/// # Errors
+/// If the firmware refuses; then the context is leaked.
+pub(super) fn snp_decommission_context(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
+    let Some(context) = sev.context() else { return Ok(()) };
+    let decommissioned = {
+        let _deactivate = sev.host.deactivate_lock.write(cx);
+        sev.host.snp().snp_decommission(cx, Spa::of(context))
+    };
+    if decommissioned.is_err() {
+        sev.host.leak_allocated(context);
+        return Err(Errno::EIO);
+    }
+    sev.host.free_firmware_page(cx, context);
+    sev.set_context(None);
+    Ok(())
+}
+
+/// A page of the VM goes back to the hypervisor from the open state: a vCPU's VMSA.
+///
+/// # Errors
+/// `EFAULT`.
+pub(super) fn make_vmsa_shared(cx: &Cx<'_>, host: &SevHost, vmsa: Pfn) -> Result<(), Errno> {
+    host.rmp_make_shared(cx, vmsa, RmpSize::Size4K)
+}
+
+/// The address that a VMSA which KVM provides is measured at.
+pub(super) const VMSA_GPA: Gpa = Gpa(0xffff_ffff_f000);

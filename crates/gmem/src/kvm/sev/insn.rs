@@ -1,0 +1,126 @@
+//! Instructions of a guest that only SNP guests have, and what Linux makes of their results. Not KVM.
+//!
+//! Programs of such guests run with paging off unless they say otherwise, and there every access is private; [`SnpInsn::SetShared`] stands for the tables of a
+//! guest that maps its memory one to one, with or without the C-bit.
+
+use super::access::VC_VECTOR;
+use super::protocol::msr::{MsrRequest, TermReason};
+use crate::kvm::cpu::AccessFault;
+use crate::kvm::exception::Exception;
+use crate::kvm::guest::Visit;
+use crate::kvm::vcpu::{Vcpu, VcpuState};
+use sim_coco::snp::{RmpAdjust, RmpFail};
+use sim_kernel::Cx;
+use sim_mmu::{Gpa, Gva};
+
+/// An instruction of an SNP guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum SnpInsn {
+    /// The data accesses that follow go through mappings without the C-bit, or with it.
+    SetShared {
+        /// Without.
+        shared: bool,
+    },
+    /// `pvalidate`; `rbx` receives EAX, or 255 if there was nothing to do.
+    Pvalidate {
+        /// The page.
+        gpa: Gpa,
+        /// 0 for 4 KiB, 1 for 2 MiB.
+        size: u64,
+        /// 1 to accept, 0 to take back.
+        validate: u32,
+    },
+    /// `rmpadjust`; `rbx` receives EAX.
+    Rmpadjust {
+        /// The page.
+        gpa: Gpa,
+        /// 0 for 4 KiB, 1 for 2 MiB.
+        size: u64,
+        /// Target VMPL, permissions, VMSA flag.
+        rdx: u64,
+    },
+    /// `wrmsr` of the GHCB MSR.
+    WriteGhcbMsr {
+        /// An address, or a request.
+        value: u64,
+    },
+    /// `rdmsr` of it, into `rbx`.
+    ReadGhcbMsr,
+    /// `or rbx, value`.
+    OrRbx {
+        /// What.
+        value: u64,
+    },
+    /// `vmgexit`.
+    Vmgexit,
+    /// A copy of one of the program's blocks of bytes to memory, in one step if it is in one page.
+    WriteBlock {
+        /// Where.
+        gpa: Gpa,
+        /// Which.
+        block: usize,
+    },
+}
+
+/// What Linux says instead of EAX if PVALIDATE changed nothing (`PVALIDATE_FAIL_NOUPDATE`).
+pub const PVALIDATE_NO_UPDATE: u64 = 255;
+
+fn eax(result: Result<(), RmpFail>) -> u64 {
+    result.err().and_then(RmpFail::code).map_or(0, u64::from)
+}
+
+impl Vcpu {
+    pub(crate) fn perform_snp(&self, cx: &Cx<'_>, state: &mut VcpuState, insn: SnpInsn) -> Result<Visit, AccessFault> {
+        if self.vm.sev().is_none() {
+            /// `ud2`'s vector.
+            const UD_VECTOR: u8 = 6;
+            return Ok(self.deliver(cx, state, Exception::of_vector(UD_VECTOR)));
+        }
+        match insn {
+            SnpInsn::SetShared { shared } => es(state).shared_mapping = shared,
+            SnpInsn::WriteGhcbMsr { value } => es(state).ghcb_msr = value,
+            SnpInsn::ReadGhcbMsr => state.regs.rbx = es(state).ghcb_msr,
+            SnpInsn::OrRbx { value } => state.regs.rbx |= value,
+            SnpInsn::Vmgexit => {
+                state.regs.rip += 1;
+                return Ok(Visit::Vmgexit);
+            }
+            SnpInsn::Pvalidate { gpa, size, validate } => {
+                let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                let done = self.snp_pvalidate(cx, state, &operand, validate)?;
+                state.regs.rbx = if done.unchanged { PVALIDATE_NO_UPDATE } else { eax(done.result) };
+                state.regs.rip += 1;
+                return Ok(Visit::Done);
+            }
+            SnpInsn::Rmpadjust { gpa, size, rdx } => {
+                let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                state.regs.rbx = eax(self.snp_rmpadjust(cx, state, &operand, RmpAdjust(rdx))?);
+                state.regs.rip += 1;
+                return Ok(Visit::Done);
+            }
+            SnpInsn::WriteBlock { gpa, block } => {
+                let block = es(state).blocks[block].clone();
+                let mut bytes = block.clone();
+                self.snp_modify(cx, state, Gva(gpa.0), None, &mut bytes, |bytes| bytes.copy_from_slice(&block))?;
+                state.regs.rip += 1;
+                return Ok(Visit::Done);
+            }
+        }
+        // Nobody sees registers: the next instruction is in the same visit.
+        state.regs.rip += 1;
+        Ok(self.guest(cx, state))
+    }
+
+    /// `#VC` of a guest without a table of handlers: as Linux has it, an exception that has no handler in its kernel ends the guest, by the MSR protocol.
+    pub(crate) fn default_vc_handler(&self, state: &mut VcpuState, exception: Exception) -> Option<Visit> {
+        let has_table = state.sregs.idt.limit != 0;
+        let sev = state.sev.as_deref_mut().filter(|_| exception.vector == VC_VECTOR && !has_table)?;
+        sev.ghcb_msr = MsrRequest::terminate(TermReason::Unspecified).encode();
+        Some(Visit::Vmgexit)
+    }
+}
+
+fn es(state: &mut VcpuState) -> &mut super::vcpu::SevState {
+    state.sev.as_deref_mut().expect("a vCPU of an SNP VM")
+}

@@ -1,0 +1,169 @@
+//! The leaves that the host calls, as data: numbers, the states of a TD in which they are allowed, and the locks that they take.
+
+use super::lock::Mode;
+use super::td::OpState;
+
+/// A leaf of SEAMCALL.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[allow(missing_docs, reason = "each is the leaf that its name says")]
+#[repr(u16)]
+pub enum Leaf {
+    VpEnter = 0,
+    MngAddcx = 1,
+    MemPageAdd = 2,
+    MemSeptAdd = 3,
+    VpAddcx = 4,
+    MemPageRelocate = 5,
+    MemPageAug = 6,
+    MemRangeBlock = 7,
+    MngKeyConfig = 8,
+    MngCreate = 9,
+    VpCreate = 10,
+    MemRd = 12,
+    MemWr = 14,
+    MemPageDemote = 15,
+    MrExtend = 16,
+    MrFinalize = 17,
+    VpFlush = 18,
+    MngVpflushdone = 19,
+    MngKeyFreeid = 20,
+    MngInit = 21,
+    VpInit = 22,
+    MemPagePromote = 23,
+    PhymemPageRdmd = 24,
+    MemSeptRd = 25,
+    PhymemPageReclaim = 28,
+    MemPageRemove = 29,
+    MemSeptRemove = 30,
+    SysKeyConfig = 31,
+    SysInit = 33,
+    SysTdmrInit = 36,
+    MemTrack = 38,
+    MemRangeUnblock = 39,
+    PhymemCacheWb = 40,
+    PhymemPageWbinvd = 41,
+    SysConfig = 45,
+    SysShutdown = 52,
+    PhymemPamtAdd = 58,
+    PhymemPamtRemove = 59,
+}
+
+/// The locks of a TD that a leaf takes, in this order; `None`: not at all, or implied by the one before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LeafLocks {
+    pub(super) tdr: Mode,
+    pub(super) op_state: Option<Mode>,
+    pub(super) tree: Option<Mode>,
+    /// Of the entry that the leaf is about.
+    pub(super) entry: bool,
+}
+
+impl Leaf {
+    /// All of them.
+    pub const ALL: [Leaf; 38] = [
+        Leaf::VpEnter,
+        Leaf::MngAddcx,
+        Leaf::MemPageAdd,
+        Leaf::MemSeptAdd,
+        Leaf::VpAddcx,
+        Leaf::MemPageRelocate,
+        Leaf::MemPageAug,
+        Leaf::MemRangeBlock,
+        Leaf::MngKeyConfig,
+        Leaf::MngCreate,
+        Leaf::VpCreate,
+        Leaf::MemRd,
+        Leaf::MemWr,
+        Leaf::MemPageDemote,
+        Leaf::MrExtend,
+        Leaf::MrFinalize,
+        Leaf::VpFlush,
+        Leaf::MngVpflushdone,
+        Leaf::MngKeyFreeid,
+        Leaf::MngInit,
+        Leaf::VpInit,
+        Leaf::MemPagePromote,
+        Leaf::PhymemPageRdmd,
+        Leaf::MemSeptRd,
+        Leaf::PhymemPageReclaim,
+        Leaf::MemPageRemove,
+        Leaf::MemSeptRemove,
+        Leaf::SysKeyConfig,
+        Leaf::SysInit,
+        Leaf::SysTdmrInit,
+        Leaf::MemTrack,
+        Leaf::MemRangeUnblock,
+        Leaf::PhymemCacheWb,
+        Leaf::PhymemPageWbinvd,
+        Leaf::SysConfig,
+        Leaf::SysShutdown,
+        Leaf::PhymemPamtAdd,
+        Leaf::PhymemPamtRemove,
+    ];
+
+    /// The number in RAX.
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// The leaf with this number.
+    pub fn from_number(number: u16) -> Option<Leaf> {
+        Leaf::ALL.into_iter().find(|leaf| leaf.number() == number)
+    }
+
+    /// Largest version that the leaf has. VP.INIT version 1 and DEMOTE's are of later modules.
+    pub const fn version_max(self) -> u8 {
+        match self {
+            Leaf::MemSeptAdd | Leaf::MemSeptRemove | Leaf::MemPagePromote | Leaf::VpInit => 1,
+            _ => 0,
+        }
+    }
+
+    /// States of a TD in which the leaf is allowed, by number; `None` for leaves that do not look.
+    pub const fn op_states(self) -> Option<&'static [u8]> {
+        Some(match self {
+            Leaf::VpEnter => &[2, 3, 9],
+            Leaf::MngAddcx | Leaf::MngInit => &[0],
+            Leaf::MemPageAdd | Leaf::MrExtend | Leaf::MrFinalize | Leaf::VpInit => &[1],
+            Leaf::MemSeptAdd => &[1, 2, 3, 6, 7, 8, 9],
+            Leaf::VpAddcx | Leaf::VpCreate => &[1, 7],
+            Leaf::MemPageAug => &[1, 2, 3, 9],
+            Leaf::MemPageRelocate
+            | Leaf::MemRangeBlock
+            | Leaf::MemRangeUnblock
+            | Leaf::MemPageDemote
+            | Leaf::MemPagePromote => &[1, 2, 3, 4, 5, 8, 9],
+            Leaf::MemPageRemove => &[1, 2, 3, 4, 5, 8, 9, 10],
+            Leaf::MemSeptRd | Leaf::MemRd | Leaf::MemSeptRemove => &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+            Leaf::MemWr => &[1, 2, 3, 6, 7, 8, 9, 10],
+            Leaf::MemTrack => &[1, 2, 3, 4, 5, 6, 7, 8, 9],
+            _ => return None,
+        })
+    }
+
+    /// Whether the leaf is allowed in this state.
+    pub fn is_allowed_in(self, state: OpState) -> bool {
+        self.op_states().is_none_or(|states| states.contains(&(state as u8)))
+    }
+
+    pub(super) const fn locks(self) -> LeafLocks {
+        const X: Mode = Mode::Exclusive;
+        const S: Mode = Mode::Shared;
+        let (tdr, op_state, tree, entry) = match self {
+            Leaf::VpCreate | Leaf::VpAddcx | Leaf::VpInit | Leaf::VpEnter | Leaf::MemTrack => (S, Some(S), None, false),
+            Leaf::MemSeptAdd
+            | Leaf::MemSeptRd
+            | Leaf::MemRd
+            | Leaf::MemWr
+            | Leaf::MemPageAug
+            | Leaf::MemPageRemove
+            | Leaf::MemPagePromote
+            | Leaf::MemPageDemote
+            | Leaf::MemPageRelocate => (S, Some(S), Some(S), true),
+            Leaf::MemSeptRemove | Leaf::MemRangeBlock | Leaf::MemRangeUnblock => (S, Some(S), Some(X), true),
+            Leaf::VpFlush | Leaf::PhymemPageReclaim => (S, None, None, false),
+            _ => (X, None, None, false),
+        };
+        LeafLocks { tdr, op_state, tree, entry }
+    }
+}
