@@ -43,6 +43,8 @@ impl Table {
     pub const HOST: Table = Table(9);
     /// Nodes of xarrays.
     pub const NODES: Table = Table(10);
+    /// Entries of the RMP of an SNP machine.
+    pub const RMP: Table = Table(11);
 
     /// What the table is.
     pub fn spec(self) -> &'static TableSpec {
@@ -117,6 +119,12 @@ pub const TABLES: &[TableSpec] = &[
         title: "XArray nodes",
         note: "of page caches, bindings and memory attributes",
         columns: &["array", "indexes", "shift", "slots used"],
+    },
+    TableSpec {
+        id: "rmp",
+        title: "RMP",
+        note: "frames of an SNP machine that are not the hypervisor's",
+        columns: &["frame", "state", "owner", "guest address", "validated"],
     },
 ];
 

@@ -149,7 +149,9 @@ fn states_say_what_the_operations_did() {
 #[test]
 fn every_table_is_filled_by_some_scenario() {
     let mut filled = BTreeSet::new();
-    for name in ["fault-against-punch.toml", "dirty-logging.toml", "mmap-init-shared.toml"] {
+    for name in
+        ["fault-against-punch.toml", "dirty-logging.toml", "mmap-init-shared.toml", "snp/convert-both-ways.toml"]
+    {
         filled.extend(record(name, 0).store.rows().iter().map(|row| row.table));
     }
     let all: BTreeSet<Table> = (0..TABLES.len()).map(|at| Table(at as u8)).collect();

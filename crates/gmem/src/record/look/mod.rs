@@ -6,6 +6,7 @@
 mod files;
 mod map;
 mod memory;
+mod snp;
 mod stage2;
 mod vms;
 
@@ -18,6 +19,7 @@ use sim_kernel::{Hva, Pfn};
 use super::store::Store;
 use crate::kvm::guest_memfd::GmemInode;
 use crate::kvm::host::{Existing, Host};
+use crate::kvm::sev::SevHost;
 use crate::kvm::vm::Vm;
 
 /// Looks at a host again and again, and knows again what it has seen.
@@ -32,6 +34,8 @@ pub struct Looker {
 /// What the parts look at.
 struct Moment<'a> {
     phys: &'a PhysMem,
+    /// SEV-SNP of the host, if it has it.
+    sev: Option<Arc<SevHost>>,
     vms: Vec<(u64, Arc<Vm>)>,
     inodes: Vec<Arc<GmemInode>>,
     /// What each process maps.
@@ -53,6 +57,7 @@ const PARTS: &[fn(&mut Moment<'_>, &mut Store)] = &[
     files::bindings,
     files::nodes,
     memory::host_mappings,
+    snp::rmp,
     // The last: frames that the others name.
     memory::frames,
 ];
@@ -79,8 +84,15 @@ impl Looker {
         }
         let process = vms.iter().map(|vm| mms.iter().position(|mm| Arc::ptr_eq(mm, &vm.mm))).collect();
         let vms = vms.into_iter().map(|vm| (self.number_of(&vm).expect("just numbered"), vm)).collect();
-        let mut moment =
-            Moment { phys: &host.phys, vms, inodes, mapped: &self.mapped, process, frames: BTreeMap::new() };
+        let mut moment = Moment {
+            phys: &host.phys,
+            sev: host.sev().cloned(),
+            vms,
+            inodes,
+            mapped: &self.mapped,
+            process,
+            frames: BTreeMap::new(),
+        };
         store.begin();
         for part in PARTS {
             part(&mut moment, store);
