@@ -87,6 +87,26 @@ Examples:
 
 Exit codes: 0 every bug was found and nothing else, 1 otherwise, 2 an unknown id, 3 a bug in gmem")]
     Zoo(Zoo),
+    /// Attack an SNP guest as its hypervisor could: with the check that stops it, and without
+    #[command(after_help = "\
+Examples:
+  gmem attack scenarios/attacks/snp/remap.toml
+  gmem attack scenarios/attacks/snp/*.toml
+
+After each step comes what it ended in, and after a bar what it ends in on a machine without the check.
+Exit codes: 0 everything came out as the files say, 1 something did not, 2 bad input, 3 a bug in gmem")]
+    Attack(Attack),
+    /// Boot an SNP guest of a given size, and count what it converts
+    #[command(after_help = "\
+Examples:
+  gmem workload
+  gmem workload --vcpus 4 --memory 1G
+  gmem workload --bounces 5000 --conversions 1000 --kexec --seed 7
+  gmem workload --json | jq .log_digest
+
+The same sizes and seed give the same event log, whose hash is in the last line.
+Exit codes: 0 every vCPU came to its end, 1 one did not, 2 bad input, 3 a bug in gmem")]
+    Workload(Workload),
     /// List the invariants that are checked, with what they say
     #[command(after_help = "\
 Examples:
@@ -349,6 +369,46 @@ pub struct Zoo {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = jobs)]
     pub jobs: Option<usize>,
+}
+
+/// The arguments of `gmem attack`.
+#[derive(Debug, Args)]
+pub struct Attack {
+    /// The files
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+}
+
+/// The arguments of `gmem workload`.
+#[derive(Debug, Args)]
+pub struct Workload {
+    /// vCPUs, at most 8
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub vcpus: u32,
+    /// Bytes of guest memory, such as 1G
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = guest_size)]
+    pub memory: u64,
+    /// Bytes that the firmware accepts before the kernel runs [default: half of memory, at most 512M]
+    #[arg(long, value_name = "SIZE", value_parser = guest_size)]
+    pub firmware_accept: Option<u64>,
+    /// Cycles of firmware DMA through bounce buffers (W4)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub bounces: u32,
+    /// Blocks of 4M that each vCPU accepts (W7) [default: until none is left]
+    #[arg(long, value_name = "N")]
+    pub lazy_blocks: Option<u32>,
+    /// Conversions of each vCPU at run time (W8) [default: 64]
+    #[arg(long, value_name = "N")]
+    pub conversions: Option<u32>,
+    /// Leave for another kernel in the end (W9)
+    #[arg(long)]
+    pub kexec: bool,
+    /// Who runs when is drawn from it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The arguments of `gmem bench`.

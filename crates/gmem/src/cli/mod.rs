@@ -4,6 +4,7 @@
 //! configuration file; arguments and `RUST_LOG` are all there is.
 
 pub mod args;
+mod attack;
 mod backend;
 mod bench;
 mod budget;
@@ -20,6 +21,7 @@ mod replay;
 mod report;
 mod run;
 mod step;
+mod workload;
 mod zoo;
 
 pub use backend::{Backend, NextLine, RecordOptions, RunOptions};
@@ -100,6 +102,8 @@ fn dispatch(
         Some(Command::Report(args)) => report::report(args, backend, out, complain),
         Some(Command::Step(args)) => step::step(args, backend, out, complain),
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
+        Some(Command::Attack(args)) => attack::attack(args, out, complain),
+        Some(Command::Workload(args)) => workload::workload(args, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),

@@ -254,6 +254,10 @@ impl Vcpu {
                 Ok(Next::Exit)
             }
             Visit::Hypercall { nr, args } => Ok(self.emulate_hypercall(state, nr, args)),
+            Visit::Spins { seen } => {
+                srcu.outside(|| self.sev_spin(cx, seen));
+                Ok(Next::Enter)
+            }
             Visit::Vmgexit => self.sev_handle_vmgexit(cx, state),
             Visit::Invalid => {
                 state.exit = ExitInfo::FailEntry { reason: SVM_EXIT_ERR };
@@ -364,6 +368,7 @@ fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
     state.regs = Default::default();
     if let Some(es) = &mut state.sev {
         es.shared_mapping = false;
+        es.kernel = None;
     }
     (state.foreign_rip, state.pending_exception, state.pending_exit) = (None, None, None);
 }

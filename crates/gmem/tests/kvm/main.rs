@@ -1,6 +1,7 @@
 //! KVM beneath the recordings: races, error paths and lifetimes that one thread of a real kernel never shows.
 
 mod accounting;
+mod attacks;
 mod charges;
 mod create_race;
 mod descriptors;
@@ -16,6 +17,7 @@ mod prefault_level;
 mod readonly_logging;
 mod run_loop;
 mod stand_in;
+mod workload;
 
 use gmem::MachineConfig;
 use gmem::kvm::host::Host;

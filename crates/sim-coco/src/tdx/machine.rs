@@ -355,7 +355,7 @@ impl Tdx {
         state.lp_mut(lp).tlb.entries().collect()
     }
 
-    /// Everything that the module keeps, as text: equal texts are equal states.
+    /// Everything that the module keeps, as text: equal texts are equal states. Without what a leaf that was busy leaves: that the host wants the lock.
     pub fn snapshot(&self) -> String {
         format!("{:?}", self.state.lock())
     }

@@ -72,7 +72,7 @@ impl PamtEntry {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     entry: PamtEntry,
     lock: Lock,
@@ -238,7 +238,7 @@ impl fmt::Debug for Pamt {
         let changed = PageSize::ALL.into_iter().flat_map(|size| {
             let slots = self.slots[size as usize].iter();
             slots
-                .filter(move |(base, slot)| **slot != self.initial(size, **base))
+                .filter(move |(base, slot)| !slot.lock.is_free() || slot.entry != self.initial(size, **base).entry)
                 .map(move |(base, slot)| (size, base, slot))
         });
         let changed: Vec<_> = changed.collect();

@@ -405,6 +405,17 @@ fn td_024_what_needs_the_td_for_itself_is_busy_while_a_vcpu_runs() {
 }
 
 #[test]
+fn what_was_busy_leaves_nothing_that_shows() {
+    with(|cx, machine| {
+        let tdr = machine.building(cx);
+        let before = machine.tdx.snapshot();
+        // A TD's own root as a page of it: the leaf itself holds it.
+        assert_eq!(told(machine.tdx.on(LP).vp_create(cx, tdr, tdr)), "OPERAND_BUSY|1");
+        assert_eq!(machine.tdx.snapshot(), before);
+    });
+}
+
+#[test]
 fn td_034_what_is_shown_of_an_entry() {
     with(|cx, machine| {
         let (tdr, tdvpr) = machine.running(cx);
