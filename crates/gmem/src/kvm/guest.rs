@@ -391,7 +391,9 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
     ) -> Result<Pfn, AccessFault> {
-        let pfn = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access)?.pfn;
+        let found = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access);
+        self.show_processor(state);
+        let pfn = found?.pfn;
         if self.is_watched {
             state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
         }

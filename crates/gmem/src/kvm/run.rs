@@ -152,6 +152,7 @@ impl Vcpu {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
             state.flush_all(cx);
+            self.show_processor(state);
         }
         if self.check_request(cx, Request::TlbFlushCurrent) {
             state.flush_all(cx);
@@ -198,6 +199,7 @@ impl Vcpu {
             self.pre_sev_run(state)?;
         }
         self.load_mmu(cx, state)?;
+        self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
         self.show_guest_mode(cx);
