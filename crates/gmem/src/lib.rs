@@ -52,6 +52,7 @@
 //! With several tasks, [`Machine::explore_random`] interleaves them under a seed and can replay what it found.
 
 pub mod api;
+pub mod attack;
 mod backend;
 pub mod bench;
 pub mod cli;
@@ -64,10 +65,12 @@ pub mod facts;
 pub mod interp;
 pub mod invariants;
 pub mod kvm;
+pub mod linux_guest;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod live;
 pub mod mutants;
 pub mod ops;
+pub mod record;
 pub mod replay;
 pub mod runner;
 pub mod scenario;
@@ -75,6 +78,8 @@ mod source;
 mod status;
 pub mod testing;
 pub mod trace;
+pub mod visual;
+pub mod workload;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};
 pub use backend::Simulator;

@@ -4,7 +4,7 @@
 //! how often, and has clock and scales: nothing here reads either. Bodies time only the part that the goal is about, by [`Timer::time`].
 //!
 //! Goals are numbered as in the design of the MMU: P1 to P4 and P8 are the processor's, P6 and P7 KVM's stage 2, P5, P9 and P10 a whole VM, P11 one
-//! with everything watched, P12 what a page costs in memory, P13 threads, and `pages` what a page costs in time, here and in a real kernel.
+//! with everything watched, P12 what a page costs in memory, P13 threads, P14 an SNP guest, and `pages` what a page costs in time, here and in a real kernel.
 
 mod checked;
 mod guest;
@@ -12,6 +12,7 @@ pub mod memory;
 pub mod pages;
 mod parallel;
 mod resident;
+mod snp;
 mod stage2;
 mod vm;
 mod walks;
@@ -184,6 +185,11 @@ pub const GOALS: &[Goal] = &[
     Goal { id: "P11", text: "accesses and faults with everything watched", run: checked::p11 },
     Goal { id: "P12", text: "memory of a resident page of 4 KiB without contents", run: resident::p12 },
     Goal { id: "P13", text: "faults on one thread and on two, in a VM of each or in one VM", run: parallel::p13 },
+    Goal {
+        id: "P14",
+        text: "a page converted by an SNP guest, there or back, with all that belongs to it",
+        run: snp::p14,
+    },
     Goal {
         id: "pages",
         text: "a page allocated, punched, touched by the VMM, touched by a vCPU",

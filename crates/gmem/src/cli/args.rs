@@ -87,6 +87,26 @@ Examples:
 
 Exit codes: 0 every bug was found and nothing else, 1 otherwise, 2 an unknown id, 3 a bug in gmem")]
     Zoo(Zoo),
+    /// Attack an SNP guest as its hypervisor could: with the check that stops it, and without
+    #[command(after_help = "\
+Examples:
+  gmem attack scenarios/attacks/snp/remap.toml
+  gmem attack scenarios/attacks/snp/*.toml
+
+After each step comes what it ended in, and after a bar what it ends in on a machine without the check.
+Exit codes: 0 everything came out as the files say, 1 something did not, 2 bad input, 3 a bug in gmem")]
+    Attack(Attack),
+    /// Boot an SNP guest of a given size, and count what it converts
+    #[command(after_help = "\
+Examples:
+  gmem workload
+  gmem workload --vcpus 4 --memory 1G
+  gmem workload --bounces 5000 --conversions 1000 --kexec --seed 7
+  gmem workload --json | jq .log_digest
+
+The same sizes and seed give the same event log, whose hash is in the last line.
+Exit codes: 0 every vCPU came to its end, 1 one did not, 2 bad input, 3 a bug in gmem")]
+    Workload(Workload),
     /// List the invariants that are checked, with what they say
     #[command(after_help = "\
 Examples:
@@ -94,6 +114,29 @@ Examples:
   gmem invariants INV-201 'INV-3*'
   gmem invariants --json | jq '.invariants[].id'")]
     Invariants(Invariants),
+    /// Record a run and write a page that shows it step by step, for a browser
+    #[command(after_help = "\
+Examples:
+  gmem report scenarios/fault-against-punch.toml -o run.html
+  gmem report scenarios/fault-against-punch.toml --seed 7 -o run.html
+  gmem report scenarios/races/fault-punch.toml --mutant RC-01 --replay gmem1:aeda -o failure.html
+  gmem report traces/conv-011.jsonl -o trace.html
+  gmem report scenarios/punch-hole.toml --perfetto -o run.json
+
+The page is one file that needs nothing else: no network, no server. The command that ends a report of gmem explore makes a page
+of the failure, with `report` in the place of `explore` and `-o FILE` behind it.
+Exit codes: 0 written, whether the run fails or not, 2 bad input, 3 a bug in gmem")]
+    Report(Report),
+    /// Step through a scenario in the terminal, forwards and backwards, and decide by hand who goes on
+    #[command(after_help = "\
+Examples:
+  gmem step scenarios/fault-against-punch.toml
+  gmem step scenarios/races/fault-punch.toml --mutant RC-01
+  gmem step scenarios/races/fault-punch.toml --mutant RC-01 --replay gmem1:aeda
+
+What was decided is printed at the end as a schedule, for gmem run --schedule and gmem report --schedule.
+Exit codes: 0 it was left, 2 bad input or no terminal, 3 a bug in gmem")]
+    Step(Step),
     /// Replay recorded traces and compare with what the real kernel answered
     #[command(after_help = "\
 Examples:
@@ -249,6 +292,59 @@ pub struct Explore {
     pub kernel: Option<KernelVersion>,
 }
 
+/// The arguments of `gmem report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A scenario, or a trace (*.jsonl)
+    pub input: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Write Chrome trace events instead of a page: ui.perfetto.dev and chrome://tracing open them
+    #[arg(long)]
+    pub perfetto: bool,
+    /// Which schedule: the same seed gives the same run
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Who runs next
+    #[arg(long, value_enum, default_value_t = Strategy::Random)]
+    pub strategy: Strategy,
+    /// Follow this schedule (`gmem1:...`) instead of a strategy
+    #[arg(long, visible_alias = "replay", value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
+    pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's or the recording's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
+    /// Which reorderings of loads and stores there are
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
+    pub memory_model: Memory,
+    /// Steps after which a run is given up
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
+    pub steps: u64,
+}
+
+/// The arguments of `gmem step`.
+#[derive(Debug, Args)]
+pub struct Step {
+    /// The scenario file
+    pub scenario: PathBuf,
+    /// Begin with these decisions (`gmem1:...`)
+    #[arg(long, visible_alias = "replay", value_name = "SCHEDULE")]
+    pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
+    /// Which reorderings of loads and stores there are
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
+    pub memory_model: Memory,
+}
+
 /// The arguments of `gmem zoo`.
 #[derive(Debug, Args)]
 pub struct Zoo {
@@ -273,6 +369,46 @@ pub struct Zoo {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = jobs)]
     pub jobs: Option<usize>,
+}
+
+/// The arguments of `gmem attack`.
+#[derive(Debug, Args)]
+pub struct Attack {
+    /// The files
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+}
+
+/// The arguments of `gmem workload`.
+#[derive(Debug, Args)]
+pub struct Workload {
+    /// vCPUs, at most 8
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub vcpus: u32,
+    /// Bytes of guest memory, such as 1G
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = guest_size)]
+    pub memory: u64,
+    /// Bytes that the firmware accepts before the kernel runs [default: half of memory, at most 512M]
+    #[arg(long, value_name = "SIZE", value_parser = guest_size)]
+    pub firmware_accept: Option<u64>,
+    /// Cycles of firmware DMA through bounce buffers (W4)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub bounces: u32,
+    /// Blocks of 4M that each vCPU accepts (W7) [default: until none is left]
+    #[arg(long, value_name = "N")]
+    pub lazy_blocks: Option<u32>,
+    /// Conversions of each vCPU at run time (W8) [default: 64]
+    #[arg(long, value_name = "N")]
+    pub conversions: Option<u32>,
+    /// Leave for another kernel in the end (W9)
+    #[arg(long)]
+    pub kexec: bool,
+    /// Who runs when is drawn from it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The arguments of `gmem bench`.

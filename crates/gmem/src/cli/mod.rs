@@ -4,6 +4,7 @@
 //! configuration file; arguments and `RUST_LOG` are all there is.
 
 pub mod args;
+mod attack;
 mod backend;
 mod bench;
 mod budget;
@@ -17,10 +18,13 @@ mod invariants;
 mod live;
 mod output;
 mod replay;
+mod report;
 mod run;
+mod step;
+mod workload;
 mod zoo;
 
-pub use backend::{Backend, RunOptions};
+pub use backend::{Backend, NextLine, RecordOptions, RunOptions};
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -95,7 +99,11 @@ fn dispatch(
         Some(Command::Explore(args)) => {
             explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
         }
+        Some(Command::Report(args)) => report::report(args, backend, out, complain),
+        Some(Command::Step(args)) => step::step(args, backend, out, complain),
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
+        Some(Command::Attack(args)) => attack::attack(args, out, complain),
+        Some(Command::Workload(args)) => workload::workload(args, out),
         Some(Command::Invariants(args)) => invariants::invariants(args, out),
         Some(Command::Bench(args)) => bench::bench(args, out, complain),
         Some(Command::Conformance(args)) => conformance::conformance(args, backend, out),

@@ -194,6 +194,8 @@ pub(crate) enum Visit {
     Fault { fault: Stage2Fault, info1: ExitInfo1, fetch: bool },
     /// Stage 2 refused an access that the processor made itself to deliver an exception.
     DeliveryFault { fault: Stage2Fault, info1: ExitInfo1 },
+    /// The guest spins on something of its memory; how many releases there were when it looked.
+    Spins { seen: u64 },
     /// The guest has executed VMGEXIT.
     Vmgexit,
     /// VMEXIT_INVALID: the guest was not entered.
@@ -256,6 +258,9 @@ impl VcpuState {
     /// The instruction that is next leaves the guest, whatever it finds.
     fn leaves_next(&self) -> bool {
         let next = self.program.get(self.regs.rip);
+        if next.is_none() && self.has_kernel() {
+            return false;
+        }
         let leaves = matches!(
             next,
             None | Some(GuestInsn::Out { .. } | GuestInsn::Hypercall { .. } | GuestInsn::Snp(SnpInsn::Vmgexit))
@@ -322,6 +327,9 @@ impl Vcpu {
                 self.translate(cx, state, state.linear_rip(), None, Access::Exec)?;
             }
         }
+        if state.regs.rip >= state.program.len() {
+            state.fetch_from_kernel();
+        }
         Ok(state.program.get(state.regs.rip).copied())
     }
 
@@ -385,7 +393,9 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
     ) -> Result<Pfn, AccessFault> {
-        let pfn = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access)?.pfn;
+        let found = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access);
+        self.show_processor(state);
+        let pfn = found?.pfn;
         if self.is_watched {
             state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
         }

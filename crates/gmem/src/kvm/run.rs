@@ -152,6 +152,7 @@ impl Vcpu {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
             state.flush_all(cx);
+            self.show_processor(state);
         }
         if self.check_request(cx, Request::TlbFlushCurrent) {
             state.flush_all(cx);
@@ -195,6 +196,7 @@ impl Vcpu {
             return Ok(Next::Enter);
         }
         self.load_mmu(cx, state)?;
+        self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
         self.show_guest_mode(cx);
@@ -249,6 +251,10 @@ impl Vcpu {
                 Ok(Next::Exit)
             }
             Visit::Hypercall { nr, args } => Ok(self.emulate_hypercall(state, nr, args)),
+            Visit::Spins { seen } => {
+                srcu.outside(|| self.sev_spin(cx, seen));
+                Ok(Next::Enter)
+            }
             Visit::Vmgexit => self.sev_handle_vmgexit(cx, state),
             Visit::Invalid => {
                 state.exit = ExitInfo::FailEntry { reason: SVM_EXIT_ERR };
@@ -360,6 +366,7 @@ fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
     state.regs = Default::default();
     if let Some(es) = &mut state.sev {
         es.shared_mapping = false;
+        es.kernel = None;
     }
     (state.foreign_rip, state.pending_exception, state.pending_exit) = (None, None, None);
 }

@@ -21,7 +21,7 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    pub(super) fn new(
+    pub(crate) fn new(
         (file, source): (&Arc<str>, &Arc<str>),
         span: Range<usize>,
         title: impl Into<String>,
@@ -40,7 +40,7 @@ impl Diagnostic {
         Diagnostic { title: shortened(title.into()), label: label.into(), help: None, file, source, span: start..end }
     }
 
-    pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
+    pub(crate) fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }

@@ -37,7 +37,7 @@ mod diagnostic;
 pub mod expectation;
 mod file;
 mod line;
-mod offsets;
+pub(crate) mod offsets;
 pub mod print;
 pub mod words;
 

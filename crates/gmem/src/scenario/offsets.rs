@@ -4,7 +4,7 @@
 
 /// For every byte of `decoded`, and for its end, the byte of `raw` that it comes from; `raw` is the string with its
 /// quotes. `None` if `raw` does not decode to `decoded`.
-pub(super) fn offsets(raw: &str, decoded: &str) -> Option<Vec<usize>> {
+pub(crate) fn offsets(raw: &str, decoded: &str) -> Option<Vec<usize>> {
     let quote = ["\"\"\"", "'''", "\"", "'"].into_iter().find(|quote| raw.starts_with(quote))?;
     let (escapes, multiline) = (quote.starts_with('"'), quote.len() == 3);
     let mut at = quote.len();

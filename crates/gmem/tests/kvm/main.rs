@@ -1,6 +1,7 @@
 //! KVM beneath the recordings: races, error paths and lifetimes that one thread of a real kernel never shows.
 
 mod accounting;
+mod attacks;
 mod charges;
 mod create_race;
 mod descriptors;
@@ -17,6 +18,7 @@ mod readonly_logging;
 mod run_loop;
 mod snp;
 mod stand_in;
+mod workload;
 
 use gmem::MachineConfig;
 use gmem::kvm::host::Host;

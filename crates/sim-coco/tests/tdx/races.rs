@@ -354,3 +354,26 @@ fn operations_on_different_tds_do_not_meet() {
     expect(&pairs(true, plain, [mine, theirs]), [[OK, OK]]);
     let _ = K;
 }
+
+#[test]
+fn an_execution_that_fails_ends_with_vcpus_inside_and_locks_held() {
+    // What is unwound then must not fail again: the next execution begins.
+    let mut sim = Sim::new(Chooser::Random(Random::new()));
+    for seed in 0..40 {
+        let ((), verdict) = sim.execute(&Config { seed, ..Config::default() }, |cx| {
+            let machine = Arc::new(Machine::new(cx, config()));
+            let pages = pending(cx, &machine);
+            let (first, second) = (Arc::clone(&machine), machine);
+            cx.spawn("guest", move |cx| {
+                accepting(cx, &first, pages);
+            });
+            cx.spawn("host", move |cx| {
+                let seam = second.tdx.on(Lp(1));
+                let _ = seam.mem_range_block(cx, OTHER, pages.tdr);
+                cx.cond_resched();
+                panic!("on purpose");
+            });
+        });
+        assert!(matches!(&verdict, Verdict::Panicked { message, .. } if message == "on purpose"), "{verdict:?}");
+    }
+}

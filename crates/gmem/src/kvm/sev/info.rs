@@ -59,6 +59,8 @@ pub struct SevInfo {
     bugged: AtomicBool,
     /// The launch digest that follows from what was launched: for SNP-INV-018.
     pub(super) launched: parking_lot::Mutex<sim_coco::snp::firmware::LaunchDigest>,
+    /// Not KVM's: vCPUs whose guest spins.
+    pub(super) spinners: super::kernel::Spinners,
 }
 
 impl SevInfo {
@@ -75,6 +77,7 @@ impl SevInfo {
             certs_enabled: AtomicBool::new(false),
             bugged: AtomicBool::new(false),
             launched: parking_lot::Mutex::new(sim_coco::snp::firmware::LaunchDigest::ZERO),
+            spinners: super::kernel::Spinners::new(cx),
         }
     }
 

@@ -54,6 +54,29 @@ pub enum SnpInsn {
     },
     /// `vmgexit`.
     Vmgexit,
+    /// `lock cmpxchg` of eight bytes; `rbx` receives what was there.
+    CompareExchange {
+        /// Where.
+        gpa: Gpa,
+        /// What is expected.
+        old: u64,
+        /// What comes there then.
+        new: u64,
+    },
+    /// `pause` and a look, until the eight bytes are something else: another vCPU's [`SnpInsn::Release`].
+    SpinWhile {
+        /// Where.
+        gpa: Gpa,
+        /// What it waits to see gone.
+        value: u64,
+    },
+    /// A store of eight bytes for which others spin.
+    Release {
+        /// Where.
+        gpa: Gpa,
+        /// What.
+        value: u64,
+    },
     /// A copy of one of the program's blocks of bytes to memory, in one step if it is in one page.
     WriteBlock {
         /// Where.
@@ -99,6 +122,34 @@ impl Vcpu {
                 state.regs.rip += 1;
                 return Ok(Visit::Done);
             }
+            SnpInsn::CompareExchange { gpa, old, new } => {
+                let mut found = 0;
+                let exchange = |bytes: &mut [u8]| {
+                    found = u64::from_le_bytes((&*bytes).try_into().expect("eight bytes"));
+                    if found == old {
+                        bytes.copy_from_slice(&new.to_le_bytes());
+                    }
+                };
+                self.snp_modify(cx, state, Gva(gpa.0), None, &mut [0; 8], exchange)?;
+                state.regs.rbx = found;
+                state.regs.rip += 1;
+                return Ok(Visit::Done);
+            }
+            SnpInsn::SpinWhile { gpa, value } => {
+                // Before the look: a release after it ends the wait.
+                let seen = self.vm.sev().expect("as above").spinners.seen();
+                if self.read_quad(cx, state, Gva(gpa.0), None)? == value {
+                    return Ok(Visit::Spins { seen });
+                }
+                state.regs.rip += 1;
+                return Ok(Visit::Done);
+            }
+            SnpInsn::Release { gpa, value } => {
+                self.write_quad(cx, state, Gva(gpa.0), None, value)?;
+                self.vm.sev().expect("as above").spinners.release(cx);
+                state.regs.rip += 1;
+                return Ok(Visit::Done);
+            }
             SnpInsn::WriteBlock { gpa, block } => {
                 let block = es(state).blocks[block].clone();
                 let mut bytes = block.clone();
@@ -114,6 +165,10 @@ impl Vcpu {
 
     /// `#VC` of a guest without a table of handlers: as Linux has it, an exception that has no handler in its kernel ends the guest, by the MSR protocol.
     pub(crate) fn default_vc_handler(&self, state: &mut VcpuState, exception: Exception) -> Option<Visit> {
+        let (error, cr2) = (u64::from(exception.error.unwrap_or(0)), exception.cr2.map_or(0, |cr2| cr2.0));
+        if exception.vector == VC_VECTOR && state.vc_to_kernel(error, cr2) {
+            return Some(Visit::Done);
+        }
         let has_table = state.sregs.idt.limit != 0;
         let sev = state.sev.as_deref_mut().filter(|_| exception.vector == VC_VECTOR && !has_table)?;
         sev.ghcb_msr = MsrRequest::terminate(TermReason::Unspecified).encode();

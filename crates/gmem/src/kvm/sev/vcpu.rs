@@ -72,6 +72,8 @@ pub(crate) struct SevState {
     pub(crate) shared_mapping: bool,
     /// Not KVM's: what [`WriteBlock`](super::insn::SnpInsn::WriteBlock) writes.
     pub(crate) blocks: Vec<Box<[u8]>>,
+    /// Not KVM's: the kernel that makes the program.
+    pub(crate) kernel: Option<Box<super::kernel::KernelOnVcpu>>,
     /// Not KVM's: the guest's level.
     pub(crate) vmpl: Vmpl,
     /// RMP faults in a row of which nothing came.
@@ -92,6 +94,7 @@ impl SevState {
             pending: Pending::None,
             shared_mapping: false,
             blocks: Vec::new(),
+            kernel: None,
             vmpl: Vmpl::ZERO,
             vain_faults: 0,
         }

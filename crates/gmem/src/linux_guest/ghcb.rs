@@ -1,0 +1,120 @@
+//! A processor of the guest's kernel and its GHCB: requests by the MSR and by the page, from the guest's side.
+
+use super::accept::Unaccepted;
+use super::cpu::{Cpu, Ends, Insn, Place};
+use crate::kvm::sev::protocol::ghcb::offset;
+use crate::kvm::sev::protocol::ghcb::{ValidBitmap, exit};
+use crate::kvm::sev::protocol::msr::{HV_FEATURES, MsrRequest, MsrResponse, PageOp, TermReason};
+use sim_kernel::PAGE_SIZE;
+use sim_mmu::Gpa;
+
+/// The version of the protocol that is spoken.
+const VERSION: u16 = 2;
+
+/// The kernel on one processor.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The processor.
+    pub cpu: Cpu,
+    /// Its GHCB; until there is one, and after it was given back, requests go through the MSR.
+    pub ghcb: Option<Gpa>,
+    /// Memory that was not accepted at boot, if there is any.
+    pub unaccepted: Option<Unaccepted>,
+    /// The processor needs memory touched after it was validated (no COHERENCY_SFW_NO).
+    pub evicts_caches: bool,
+}
+
+/// A request by the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Request {
+    pub(super) code: u64,
+    pub(super) info_1: u64,
+    pub(super) info_2: u64,
+    pub(super) scratch: Option<Gpa>,
+    pub(super) rax: Option<u64>,
+}
+
+/// The hypervisor did not take the request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Refused;
+
+impl Kernel {
+    /// The kernel at its first instruction.
+    pub fn new(cpu: Cpu) -> Kernel {
+        Kernel { cpu, ghcb: None, unaccepted: None, evicts_caches: false }
+    }
+
+    /// A request by the MSR; `None` if what comes back is no response.
+    pub(super) async fn msr_call(&self, request: MsrRequest) -> Ends<Option<MsrResponse>> {
+        self.cpu.run(Insn::WriteGhcbMsr(request.encode())).await?;
+        self.cpu.run(Insn::Vmgexit).await?;
+        self.cpu.run(Insn::ReadGhcbMsr).await.map(MsrResponse::decode)
+    }
+
+    /// `sev_es_negotiate_protocol`, `get_hv_features`: versions must meet, and the hypervisor must know of SNP.
+    ///
+    /// # Errors
+    /// The guest ends if they do not.
+    pub async fn negotiate(&self) -> Ends<u64> {
+        let Some(MsrResponse::SevInfo { max, min, .. }) = self.msr_call(MsrRequest::SevInfo).await? else {
+            return Err(self.cpu.terminate(TermReason::Unspecified).await);
+        };
+        if max < VERSION || min > VERSION {
+            return Err(self.cpu.terminate(TermReason::Protocol).await);
+        }
+        match self.msr_call(MsrRequest::HvFeatures).await? {
+            Some(MsrResponse::HvFeatures(features)) if features & 1 != 0 => Ok(features & HV_FEATURES),
+            _ => Err(self.cpu.terminate(TermReason::SnpUnsupported).await),
+        }
+    }
+
+    /// `setup_ghcb`, `snp_register_ghcb`: the page is shared, cleared, and registered; requests go through it from then on.
+    ///
+    /// # Errors
+    /// The guest ends if another page is registered, or if the page cannot be shared.
+    pub async fn set_up_ghcb(&mut self, page: Gpa) -> Ends<()> {
+        self.early_set_pages_state(page..page + PAGE_SIZE, PageOp::Shared).await?;
+        self.cpu.run(Insn::SetEncrypted(page..page + PAGE_SIZE, false)).await?;
+        self.cpu.run(Insn::Copy(Place::shared(page), vec![0; (PAGE_SIZE / 8) as usize])).await?;
+        if self.msr_call(MsrRequest::Register(page)).await? != Some(MsrResponse::Registered(page)) {
+            return Err(self.cpu.terminate(TermReason::Register).await);
+        }
+        self.ghcb = Some(page);
+        Ok(())
+    }
+
+    /// `sev_es_ghcb_hv_call`: fills in the page, leaves, and looks whether it was understood. Result: SW_EXITINFO2.
+    pub(super) async fn hv_call(&self, ghcb: Gpa, request: Request) -> Ends<Result<u64, Refused>> {
+        let mut valid = ValidBitmap::of(&[offset::SW_EXITCODE, offset::SW_EXITINFO1, offset::SW_EXITINFO2]);
+        if let Some(rax) = request.rax {
+            valid.set(offset::RAX);
+            self.cpu.write(Place::shared(ghcb + offset::RAX), rax).await?;
+        }
+        if request.scratch.is_some() {
+            valid.set(offset::SW_SCRATCH);
+        }
+        let scratch = request.scratch.map_or(0, |gpa| gpa.0);
+        let fields = vec![request.code, request.info_1, request.info_2, scratch];
+        self.cpu.run(Insn::Copy(Place::shared(ghcb + offset::SW_EXITCODE), fields)).await?;
+        self.cpu.run(Insn::Copy(Place::shared(ghcb + offset::VALID_BITMAP), valid.0.to_vec())).await?;
+        // Version in bits 31:16 of the last quadword, usage 0 above.
+        self.cpu.write(Place::shared(ghcb + (PAGE_SIZE - 8)), u64::from(VERSION) << 16).await?;
+        self.cpu.run(Insn::WriteGhcbMsr(ghcb.0)).await?;
+        self.cpu.run(Insn::Vmgexit).await?;
+        let response = self.cpu.read(Place::shared(ghcb + offset::SW_EXITINFO1)).await?;
+        let answer = self.cpu.read(Place::shared(ghcb + offset::SW_EXITINFO2)).await?;
+        Ok(if response as u32 == 0 { Ok(answer) } else { Err(Refused) })
+    }
+
+    /// The hypervisor's features again, by the page.
+    ///
+    /// # Errors
+    /// The guest ends if the page is not usable for requests.
+    pub async fn hv_features(&self, ghcb: Gpa) -> Ends<u64> {
+        let request = Request { code: exit::HV_FEATURES, ..Request::default() };
+        match self.hv_call(ghcb, request).await? {
+            Ok(features) => Ok(features),
+            Err(Refused) => Err(self.cpu.terminate(TermReason::Unspecified).await),
+        }
+    }
+}
