@@ -3,21 +3,26 @@
 use std::io::{self, Write};
 
 use rayon::prelude::*;
-use sim_kernel::sched::{LogLevel, Schedule};
+use sim_kernel::sched::{LogLevel, Random, Replay, RoundRobin, RunToCompletion, Schedule, Strategy};
 
 use crate::Status;
-use crate::cli::args::Strategy;
-use crate::cli::{Backend, RunOptions};
+use crate::cli::args;
+use crate::cli::{Backend, NextLine, RecordOptions, RunOptions};
 use crate::conformance::{self, Check, CheckResult, UnknownId};
 use crate::demo;
+use crate::explore::portfolio::Memory;
 use crate::explore::report::Origin;
 use crate::explore::{self, Finding, Flow, Plan, Progress, Report, ScenarioProgram};
 use crate::interp::Sequential;
 use crate::kvm::config::MachineConfig;
+use crate::record::{self, Recording};
 use crate::replay::Executor;
 use crate::runner::{self, RunReport};
 use crate::scenario::Scenario;
 use crate::trace::Header;
+
+/// Steps of a run that somebody makes by hand, at most.
+const PREFIX_STEPS_MAX: u64 = 100_000;
 
 /// The machine of this crate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,6 +83,69 @@ impl Backend for Simulator {
         explore::explain_finding(scenario, finding, origin)
     }
 
+    fn record(&self, scenario: &Scenario, options: &RecordOptions) -> Result<Recording, String> {
+        explore::as_explorer(|| {
+            let strategy: Box<dyn Strategy> = match (&options.schedule, options.strategy) {
+                (Some(schedule), _) => Box::new(Replay::new(schedule.clone())),
+                (None, args::Strategy::Random) => Box::new(Random::new()),
+                (None, args::Strategy::RoundRobin) => Box::new(RoundRobin),
+                (None, args::Strategy::RunToCompletion) => Box::new(RunToCompletion),
+            };
+            let origin = &options.origin;
+            let memory = origin.memory.model();
+            let plan = record::Plan {
+                strategy,
+                seed: options.seed,
+                memory,
+                limits: record::Limits { steps_max: options.steps_max },
+                explain: Some(origin.clone()),
+            };
+            let mut recording =
+                record::scenario(&ScenarioProgram::new(scenario).with_memory(memory).thoroughly(), plan);
+            let machine = &scenario.machine;
+            let decided = match &options.schedule {
+                Some(_) => format!("schedule {}", recording.schedule),
+                None => format!("{}, seed {}", strategy_name(options.strategy), options.seed),
+            };
+            let mut facts =
+                vec![("kernel", format!("Linux {}", machine.kernel)), ("stage 2", machine.stage2_name().into())];
+            if !origin.mutants.is_empty() {
+                facts.push(("switched off", origin.mutants.join(", ")));
+            }
+            facts.push(("who ran", decided));
+            recording.facts = facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+            Ok(recording)
+        })
+    }
+
+    fn record_prefix(
+        &self,
+        scenario: &Scenario,
+        memory: Memory,
+        schedule: &Schedule,
+        goes_on: bool,
+    ) -> Result<Recording, String> {
+        explore::as_explorer(|| {
+            let program = ScenarioProgram::new(scenario).with_memory(memory.model()).thoroughly();
+            let strategy = Box::new(record::Prefix::new(schedule.clone(), goes_on));
+            let limits = record::Limits { steps_max: PREFIX_STEPS_MAX };
+            let plan = record::Plan { strategy, seed: 0, memory: memory.model(), limits, explain: None };
+            let recording = record::scenario(&program, plan);
+            match &recording.misfit {
+                Some(misfit) => Err(misfit.clone()),
+                None => Ok(recording),
+            }
+        })
+    }
+
+    fn record_trace(&self, header: &Header, next: &mut NextLine<'_>) -> Result<Recording, String> {
+        let machine = MachineConfig::from_header(header)?;
+        let facts = [("kernel", format!("Linux {}", machine.kernel)), ("stage 2", machine.stage2_name().to_string())];
+        let mut recording = record::trace(machine, next)?;
+        recording.facts = facts.map(|(name, value)| (name.to_string(), value)).into();
+        Ok(recording)
+    }
+
     fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {
         // Each check has machines of its own, so they may run beside each other.
         Ok(conformance::select(patterns)?.into_par_iter().map(Check::run).collect())
@@ -88,11 +156,11 @@ impl Backend for Simulator {
     }
 }
 
-fn strategy_name(strategy: Strategy) -> &'static str {
+fn strategy_name(strategy: args::Strategy) -> &'static str {
     match strategy {
-        Strategy::Random => "random",
-        Strategy::RoundRobin => "round-robin",
-        Strategy::RunToCompletion => "run-to-completion",
+        args::Strategy::Random => "random",
+        args::Strategy::RoundRobin => "round-robin",
+        args::Strategy::RunToCompletion => "run-to-completion",
     }
 }
 

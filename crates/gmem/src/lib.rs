@@ -70,6 +70,7 @@ pub mod linux_guest;
 pub mod live;
 pub mod mutants;
 pub mod ops;
+pub mod record;
 pub mod replay;
 pub mod runner;
 pub mod scenario;
@@ -77,6 +78,7 @@ mod source;
 mod status;
 pub mod testing;
 pub mod trace;
+pub mod visual;
 pub mod workload;
 
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};

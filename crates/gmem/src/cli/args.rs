@@ -114,6 +114,29 @@ Examples:
   gmem invariants INV-201 'INV-3*'
   gmem invariants --json | jq '.invariants[].id'")]
     Invariants(Invariants),
+    /// Record a run and write a page that shows it step by step, for a browser
+    #[command(after_help = "\
+Examples:
+  gmem report scenarios/fault-against-punch.toml -o run.html
+  gmem report scenarios/fault-against-punch.toml --seed 7 -o run.html
+  gmem report scenarios/races/fault-punch.toml --mutant RC-01 --replay gmem1:aeda -o failure.html
+  gmem report traces/conv-011.jsonl -o trace.html
+  gmem report scenarios/punch-hole.toml --perfetto -o run.json
+
+The page is one file that needs nothing else: no network, no server. The command that ends a report of gmem explore makes a page
+of the failure, with `report` in the place of `explore` and `-o FILE` behind it.
+Exit codes: 0 written, whether the run fails or not, 2 bad input, 3 a bug in gmem")]
+    Report(Report),
+    /// Step through a scenario in the terminal, forwards and backwards, and decide by hand who goes on
+    #[command(after_help = "\
+Examples:
+  gmem step scenarios/fault-against-punch.toml
+  gmem step scenarios/races/fault-punch.toml --mutant RC-01
+  gmem step scenarios/races/fault-punch.toml --mutant RC-01 --replay gmem1:aeda
+
+What was decided is printed at the end as a schedule, for gmem run --schedule and gmem report --schedule.
+Exit codes: 0 it was left, 2 bad input or no terminal, 3 a bug in gmem")]
+    Step(Step),
     /// Replay recorded traces and compare with what the real kernel answered
     #[command(after_help = "\
 Examples:
@@ -267,6 +290,59 @@ pub struct Explore {
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
+}
+
+/// The arguments of `gmem report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A scenario, or a trace (*.jsonl)
+    pub input: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Write Chrome trace events instead of a page: ui.perfetto.dev and chrome://tracing open them
+    #[arg(long)]
+    pub perfetto: bool,
+    /// Which schedule: the same seed gives the same run
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Who runs next
+    #[arg(long, value_enum, default_value_t = Strategy::Random)]
+    pub strategy: Strategy,
+    /// Follow this schedule (`gmem1:...`) instead of a strategy
+    #[arg(long, visible_alias = "replay", value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
+    pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's or the recording's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
+    /// Which reorderings of loads and stores there are
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
+    pub memory_model: Memory,
+    /// Steps after which a run is given up
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
+    pub steps: u64,
+}
+
+/// The arguments of `gmem step`.
+#[derive(Debug, Args)]
+pub struct Step {
+    /// The scenario file
+    pub scenario: PathBuf,
+    /// Begin with these decisions (`gmem1:...`)
+    #[arg(long, visible_alias = "replay", value_name = "SCHEDULE")]
+    pub schedule: Option<String>,
+    /// Under the rules of this Linux release instead of the scenario's
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel: Option<KernelVersion>,
+    /// With this rule of the kernel switched off, as in RC-01 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub mutant: Vec<String>,
+    /// Which reorderings of loads and stores there are
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Memory::Sc)]
+    pub memory_model: Memory,
 }
 
 /// The arguments of `gmem zoo`.

@@ -7,9 +7,12 @@ use sim_kernel::sched::Schedule;
 use super::args::Strategy;
 use crate::Status;
 use crate::conformance::{CheckResult, UnknownId};
+use crate::explore::portfolio::Memory;
 use crate::explore::report::Origin;
 use crate::explore::{Finding, Flow, Plan, Progress, Report};
 use crate::kvm::config::KernelVersion;
+use crate::ops::Op;
+use crate::record::Recording;
 use crate::replay::Executor;
 use crate::scenario::Scenario;
 use crate::trace::Header;
@@ -30,6 +33,24 @@ pub struct RunOptions {
     /// The mutants that were asked for beside the scenario's; the scenario has them already.
     pub mutants: Vec<&'static str>,
 }
+
+/// What a recording was asked for.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// Which schedule.
+    pub seed: u64,
+    /// Who runs next.
+    pub strategy: Strategy,
+    /// Follow this schedule instead.
+    pub schedule: Option<Schedule>,
+    /// Steps after which the run is given up.
+    pub steps_max: u64,
+    /// What is known beside the run, for the explanation of a failure.
+    pub origin: Origin,
+}
+
+/// Gives the lines of a trace one after the other: number and operation.
+pub type NextLine<'a> = dyn FnMut() -> Result<Option<(u64, Op)>, String> + 'a;
 
 /// The simulator, as far as the command needs it.
 pub trait Backend: Sync {
@@ -76,6 +97,31 @@ pub trait Backend: Sync {
     /// # Errors
     /// If it cannot be seen again.
     fn explain_finding(&self, scenario: &Scenario, finding: &Finding, origin: &Origin) -> Result<Report, String>;
+
+    /// Runs a scenario once and records every step and every state.
+    ///
+    /// # Errors
+    /// If the simulator cannot be started.
+    fn record(&self, scenario: &Scenario, options: &RecordOptions) -> Result<Recording, String>;
+
+    /// Runs a scenario along a schedule and records it. At the schedule's end the run is left at the next decision or, if it goes on, ends
+    /// without a further preemption.
+    ///
+    /// # Errors
+    /// If the simulator cannot be started, or the schedule does not fit.
+    fn record_prefix(
+        &self,
+        scenario: &Scenario,
+        memory: Memory,
+        schedule: &Schedule,
+        goes_on: bool,
+    ) -> Result<Recording, String>;
+
+    /// Performs the operations of a trace and records every step and every state.
+    ///
+    /// # Errors
+    /// What `next` fails with, or that there is no such machine.
+    fn record_trace(&self, header: &Header, next: &mut NextLine<'_>) -> Result<Recording, String>;
 
     /// Runs the conformance checks that one of the patterns names, or all, and returns what came of each in their order.
     ///

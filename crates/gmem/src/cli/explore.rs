@@ -110,13 +110,13 @@ pub(super) fn default_jobs() -> usize {
 }
 
 /// Ids of the rules that are off.
-fn mutants_of(scenario: &Scenario) -> Vec<String> {
+pub(super) fn mutants_of(scenario: &Scenario) -> Vec<String> {
     let off = mutants::all().filter(|info| scenario.machine.mutants.contains(info.mutant));
     off.map(|info| info.id().to_string()).collect()
 }
 
 /// A word as a shell reads it as one.
-fn for_a_shell(word: &str) -> String {
+pub(super) fn for_a_shell(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
         word.to_string()

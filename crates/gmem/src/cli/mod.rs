@@ -18,11 +18,13 @@ mod invariants;
 mod live;
 mod output;
 mod replay;
+mod report;
 mod run;
+mod step;
 mod workload;
 mod zoo;
 
-pub use backend::{Backend, RunOptions};
+pub use backend::{Backend, NextLine, RecordOptions, RunOptions};
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -97,6 +99,8 @@ fn dispatch(
         Some(Command::Explore(args)) => {
             explore::explore(args, arguments.quiet == 0, arguments.verbose > 0, backend, out, complain)
         }
+        Some(Command::Report(args)) => report::report(args, backend, out, complain),
+        Some(Command::Step(args)) => step::step(args, backend, out, complain),
         Some(Command::Zoo(args)) => zoo::zoo(args, arguments.quiet == 0, out),
         Some(Command::Attack(args)) => attack::attack(args, out, complain),
         Some(Command::Workload(args)) => workload::workload(args, out),

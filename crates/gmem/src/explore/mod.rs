@@ -79,7 +79,7 @@ pub fn explain_finding(scenario: &Scenario, finding: &Finding, origin: &Origin) 
 }
 
 /// Runs `body` where assertions that fail are what is looked for.
-fn as_explorer<R: Send>(body: impl FnOnce() -> Result<R, String> + Send) -> Result<R, String> {
+pub(crate) fn as_explorer<R: Send>(body: impl FnOnce() -> Result<R, String> + Send) -> Result<R, String> {
     campaign::pool(1)?.install(|| {
         catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| Err(program::panic_message(&*payload)))
     })

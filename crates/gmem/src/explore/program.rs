@@ -147,6 +147,12 @@ impl ScenarioProgram {
         ScenarioProgram { thorough: true, ..ScenarioProgram::new(scenario) }
     }
 
+    /// This program, as [`ScenarioProgram::thorough`] has it.
+    #[must_use]
+    pub fn thoroughly(self) -> ScenarioProgram {
+        ScenarioProgram { thorough: true, ..self }
+    }
+
     /// The scenario.
     pub fn scenario(&self) -> &Scenario {
         &self.scenario
@@ -154,8 +160,14 @@ impl ScenarioProgram {
 
     /// The boot task's part: makes a host, performs the set-up, and starts the threads.
     pub fn begin(&self, cx: &Cx<'_>) -> Running {
+        self.begin_watched(cx, |_| {})
+    }
+
+    /// As [`ScenarioProgram::begin`]; `watch` gets the host before anything is done on it.
+    pub fn begin_watched(&self, cx: &Cx<'_>, watch: impl FnOnce(&Running)) -> Running {
         let world = Arc::new(World::checked(cx, self.scenario.machine.clone()));
         let mut running = Running { world, done: Arc::default(), broken: None };
+        watch(&running);
         if let Err(message) = quietly(|| self.perform(cx, &running, Part::Setup)) {
             running.broken = Some(message);
             return running;
@@ -178,12 +190,23 @@ impl ScenarioProgram {
     /// Performs what comes after the threads, tests the outcome, then ends the process and checks what it leaves behind. Nothing of it
     /// if the threads did not end; their verdict says why.
     pub fn end(&self, sim: &mut Sim, running: &Running, verdict: &Verdict) -> Ending {
+        match self.finish(sim, running, verdict) {
+            Some(ending) => ending,
+            None => self.look_at_the_end(sim, running),
+        }
+    }
+
+    /// The first part of [`ScenarioProgram::end`]: performs what comes after the threads. An ending if that was the end.
+    pub fn finish(&self, sim: &mut Sim, running: &Running, verdict: &Verdict) -> Option<Ending> {
         if !verdict.is_completed() || running.broken.is_some() {
-            return Ending { outcome: None, invariant: running.broken.clone() };
+            return Some(Ending { outcome: None, invariant: running.broken.clone() });
         }
-        if let Err(message) = quietly(|| sim.solo(|cx| self.perform(cx, running, Part::Finish))) {
-            return Ending { outcome: None, invariant: Some(message) };
-        }
+        let performed = quietly(|| sim.solo(|cx| self.perform(cx, running, Part::Finish)));
+        performed.err().map(|message| Ending { outcome: None, invariant: Some(message) })
+    }
+
+    /// The rest of it, if [`ScenarioProgram::finish`] was not the end.
+    pub fn look_at_the_end(&self, sim: &mut Sim, running: &Running) -> Ending {
         let outcome = {
             let done = running.done.lock();
             let labelled = |label: &str| done.iter().find(|d| d.step(&self.scenario).label.as_deref() == Some(label));

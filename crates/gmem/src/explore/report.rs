@@ -177,13 +177,18 @@ impl Report {
             return Report { failed, steps: tried.order.len(), ..Report::plain(failure, schedule, origin) };
         }
         let witness = Witness::of(program, Box::new(Replay::new(schedule.clone())));
+        let pairs = collision::collisions(program, &witness);
+        Report::of_witness(program, &witness, &pairs, origin)
+    }
+
+    /// Explains an execution that was looked at, with the pairs of its steps whose order matters.
+    pub(crate) fn of_witness(program: &ScenarioProgram, witness: &Witness, pairs: &[Pair], origin: &Origin) -> Report {
         let failed = witness.failure.is_some();
         let failure = witness.failure.clone().unwrap_or_else(|| Failure {
             invariant: None,
             message: "everything came out as the scenario says".to_string(),
         });
-        let pairs = collision::collisions(program, &witness);
-        let side = |at: usize| Side::of(program, &witness, at);
+        let side = |at: usize| Side::of(program, witness, at);
         let collision = |pair: &Pair| {
             let (first, second) = (side(pair.first), side(pair.second));
             Collision { common: common(&witness.steps[pair.first], &witness.steps[pair.second]), first, second }
@@ -197,10 +202,10 @@ impl Report {
             noticed_by,
             collision: pairs.first().map(collision),
             also: pairs.iter().skip(1).take(ALSO_MAX).map(collision).collect(),
-            state: state(&witness, pairs.first()),
+            state: state(witness, pairs.first()),
             preemptions: witness.preemptions(),
             steps: witness.steps.len(),
-            columns: columns::lay_out(program, &witness, pairs.first().copied()),
+            columns: columns::lay_out(program, witness, pairs.first().copied()),
             ..Report::plain(failure, &witness.schedule, origin)
         }
     }
@@ -237,7 +242,7 @@ pub(super) fn performing(program: &ScenarioProgram, line: (Part, usize)) -> Stri
 }
 
 /// The operation of a line, without what is expected of it.
-fn operation(text: &str) -> &str {
+pub(crate) fn operation(text: &str) -> &str {
     text.split("=>").next().unwrap_or(text).trim()
 }
 
@@ -247,7 +252,7 @@ pub(super) fn file_name(path: &str) -> &str {
 }
 
 /// An access in words.
-pub(super) const fn verb(access: Access) -> &'static str {
+pub(crate) const fn verb(access: Access) -> &'static str {
     match access {
         Access::Start => "begins",
         Access::Load => "reads",

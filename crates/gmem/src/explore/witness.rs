@@ -45,7 +45,7 @@ pub struct Site {
 }
 
 impl Site {
-    fn of(op: &Op) -> Site {
+    pub(crate) fn of(op: &Op) -> Site {
         let file = op.site.file();
         // As a dependency of something else, the path begins elsewhere.
         let from = file.rfind("crates/").unwrap_or(0);
@@ -148,7 +148,7 @@ impl Witness {
 }
 
 /// The task itself or, of a store buffer, the task whose stores wait there.
-pub(super) fn owner(task: TaskId) -> TaskId {
+pub(crate) fn owner(task: TaskId) -> TaskId {
     if task.0 >= BUFFERS_FROM { TaskId(task.0 - BUFFERS_FROM) } else { task }
 }
 

@@ -13,4 +13,4 @@ mod world;
 
 pub use sequential::Sequential;
 pub use stage2::Stage2Reader;
-pub use world::World;
+pub use world::{Named, World};

@@ -8,10 +8,13 @@ use sim_kernel::{Cx, Hva, PAGE_SIZE};
 
 use crate::invariants::contents::Contents;
 use crate::kvm::config::MachineConfig;
+use crate::kvm::guest_memfd::{GmemFile, GmemInode};
 use crate::kvm::host::Host;
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Process, Sharing};
 use crate::kvm::uapi::*;
+use crate::kvm::vcpu::{Vcpu, VcpuFile};
+use crate::kvm::vm::{Vm, VmFile};
 use crate::ops::{self, Answer, Detail, FdRef, FileStat, HvaRef, Name, Op};
 use std::sync::Arc;
 
@@ -40,6 +43,17 @@ pub(super) struct Names {
     maps: BTreeMap<Name, Hva>,
     /// The descriptor of `/dev/sev`, once it was needed.
     pub(super) sev: Option<RawFd>,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub enum Named {
+    /// A VM.
+    Vm(Arc<Vm>),
+    /// A vCPU.
+    Vcpu(Arc<Vcpu>),
+    /// The memory of a guest_memfd.
+    GuestMemfd(Arc<GmemInode>),
 }
 
 impl World {
@@ -105,6 +119,24 @@ impl World {
     pub fn vms(&self, cx: &Cx<'_>) -> Vec<(Name, Arc<crate::kvm::vm::Vm>)> {
         let names: Vec<Name> = self.names.lock().fds.keys().cloned().collect();
         names.into_iter().filter_map(|name| self.vm(cx, &name).map(|vm| (name, vm))).collect()
+    }
+
+    /// What the process has a name for, by name, without scheduling points: for reports.
+    pub fn named(&self) -> Vec<(Name, Named)> {
+        let names: Vec<(Name, RawFd)> = self.names.lock().fds.iter().map(|(name, fd)| (name.clone(), *fd)).collect();
+        let named = |fd| {
+            let file = self.process.fds.peek(fd)?;
+            let vm = || file.downcast::<VmFile>().map(|file| Named::Vm(Arc::clone(&file.vm)));
+            let vcpu = || file.downcast::<VcpuFile>().map(|file| Named::Vcpu(Arc::clone(&file.vcpu)));
+            let gmem = || file.downcast::<GmemFile>().map(|file| Named::GuestMemfd(Arc::clone(file.inode())));
+            vm().or_else(vcpu).or_else(gmem)
+        };
+        names.into_iter().filter_map(|(name, fd)| Some((name, named(fd)?))).collect()
+    }
+
+    /// Where the mappings begin that have a name.
+    pub fn mappings(&self) -> Vec<(Name, Hva)> {
+        self.names.lock().maps.iter().map(|(name, hva)| (name.clone(), *hva)).collect()
     }
 
     pub(super) fn name_fd(&self, name: &Name, result: Result<RawFd, sim_kernel::Errno>) -> Answer {

@@ -11,7 +11,8 @@ use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_coco::ConfidentialMachine;
-use sim_kernel::xarray::{Value, XArray, XaViolation};
+use sim_kernel::sched::ObjId;
+use sim_kernel::xarray::{NodeShape, Value, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{FlushNeeded, Gfn, GfnRange, Gpa, Invalidation, MayYield, RootFilter};
 use std::sync::Arc;
@@ -46,6 +47,23 @@ impl MemoryAttributes {
     /// What is wrong with the structure of the array (INV-701), if it has few nodes.
     pub fn check(&self) -> Vec<XaViolation> {
         self.array.check_small(NODES_MAX)
+    }
+
+    /// The object whose indexes are guest frames, as scheduling points name it: for reports.
+    pub fn object(&self) -> ObjId {
+        self.array.object()
+    }
+
+    /// The nodes of the array, parents before children, without scheduling points: for reports. None of an array with more nodes than
+    /// one looks at.
+    pub fn shape(&self) -> Vec<NodeShape> {
+        if self.array.node_count() > NODES_MAX { Vec::new() } else { self.array.shape().collect() }
+    }
+
+    /// The frames from `start` to `last`, both included, that have attributes, as the array has them: first and last of an entry, and the
+    /// attributes. The first entry only, without scheduling points: for reports.
+    pub fn peek_entry(&self, start: Gfn, last: Gfn) -> Option<(Gfn, Gfn, u64)> {
+        self.array.peek_entry(start.0, last.0).map(|(first, last, value)| (Gfn(first), Gfn(last), value.0))
     }
 
     /// The attribute without a scheduling point: under `slots_lock`, and for checkers.

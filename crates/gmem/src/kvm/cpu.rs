@@ -8,7 +8,7 @@ use super::exception::Exception;
 use sim_kernel::Cx;
 use sim_mmu::guest_paging::{AccessMode, Encryption, GuestFormat, Gva, PagingRegisters, UnsupportedPaging};
 use sim_mmu::processor::{GuestState, InveptType, InvvpidType, TlbControl, Translated};
-use sim_mmu::tlb::TlbTag;
+use sim_mmu::tlb::{CachedTranslation, TlbTag};
 use sim_mmu::walker::{
     EptExit, EptViolation, ExitInfo1, ExitQualification, MmuFault, NestedPageFault, NoObserver, Pml, Stage2,
     Stage2Root, WalkMemory,
@@ -162,6 +162,11 @@ impl Cpu {
             Cpu::Npt(_) => None,
             Cpu::Ept(processor) => Some(processor.log()),
         }
+    }
+
+    /// What the TLB has for the loaded tree: for reports.
+    pub(super) fn translations(&self) -> Vec<CachedTranslation> {
+        each!(self, processor => processor.tlb().translations())
     }
 
     /// `kvm_vcpu_flush_tlb_guest`: what the guest's own tables lead to.

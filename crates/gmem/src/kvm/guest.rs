@@ -200,6 +200,8 @@ pub(crate) enum Visit {
     Vmgexit,
     /// VMEXIT_INVALID: the guest was not entered.
     Invalid,
+    /// There is no VMSA to enter it with.
+    NoVmsa,
     /// The guest asked for something.
     Hypercall { nr: u64, args: [u64; 4] },
     /// The guest wrote to a port.
@@ -391,7 +393,9 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
     ) -> Result<Pfn, AccessFault> {
-        let pfn = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access)?.pfn;
+        let found = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access);
+        self.show_processor(state);
+        let pfn = found?.pfn;
         if self.is_watched {
             state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
         }

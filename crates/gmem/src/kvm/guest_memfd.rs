@@ -23,7 +23,7 @@ use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
-use sim_kernel::xarray::{Handle, XArray, XaViolation};
+use sim_kernel::xarray::{Handle, NodeShape, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
 use sim_mmu::{Gfn, GfnRange, Invalidation};
 use std::any::Any;
@@ -519,6 +519,11 @@ impl GmemFile {
     /// What is wrong with the structure of the bindings (INV-701).
     pub fn check_bindings(&self) -> Vec<XaViolation> {
         self.bindings.check()
+    }
+
+    /// The nodes of the bindings, parents before children, without scheduling points: for reports.
+    pub fn bindings_shape(&self) -> impl Iterator<Item = NodeShape> {
+        self.bindings.shape()
     }
 
     /// The inode.

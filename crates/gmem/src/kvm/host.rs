@@ -35,6 +35,8 @@ pub struct Host {
     /// What guests of VMs made from now on do is recorded. Not the kernel's; for checking.
     watches_guests: AtomicBool,
     watched: parking_lot::Mutex<Watched>,
+    /// Whether processors show what they have cached.
+    recorded: AtomicBool,
 }
 
 /// What was made on a host and may still exist: for checkers.
@@ -84,6 +86,7 @@ impl Host {
             faulty: AtomicBool::new(false),
             watches_guests: AtomicBool::new(false),
             watched: Default::default(),
+            recorded: AtomicBool::new(false),
         })
     }
 
@@ -126,6 +129,17 @@ impl Host {
         }
         let watched = self.watched.lock();
         Existing { vms: live(&watched.vms), inodes: live(&watched.inodes), mms: live(&watched.mms) }
+    }
+
+    /// From now on processors show what they have cached, for a recording of the state.
+    pub fn record(&self) {
+        self.recorded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody records the state.
+    #[inline]
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::Relaxed)
     }
 
     /// SEV-SNP of the host, if it has it.

@@ -111,7 +111,7 @@ impl Vcpu {
         if state.immediate_exit {
             return Err(Errno::EINTR);
         }
-        self.pre_sev_run(state)?;
+        self.svm_vcpu_pre_run()?;
         state.exit = ExitInfo::Unknown;
         loop {
             if let Some(es) = &state.sev
@@ -152,6 +152,7 @@ impl Vcpu {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
             state.flush_all(cx);
+            self.show_processor(state);
         }
         if self.check_request(cx, Request::TlbFlushCurrent) {
             state.flush_all(cx);
@@ -191,13 +192,11 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
-        if let Some(es) = &state.sev {
-            if es.mp_state == MpState::Halted {
-                return Ok(Next::Enter);
-            }
-            self.pre_sev_run(state)?;
+        if state.sev.as_ref().is_some_and(|es| es.mp_state == MpState::Halted) {
+            return Ok(Next::Enter);
         }
         self.load_mmu(cx, state)?;
+        self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
         self.show_guest_mode(cx);
@@ -261,6 +260,7 @@ impl Vcpu {
                 state.exit = ExitInfo::FailEntry { reason: SVM_EXIT_ERR };
                 Ok(Next::Exit)
             }
+            Visit::NoVmsa => Err(Errno::EINVAL),
             Visit::Io { port, data } => {
                 state.exit = ExitInfo::Io { port, data };
                 state.pending_exit = Some(state.exit);

@@ -17,6 +17,7 @@ use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::guest_paging::Encryption;
+use sim_mmu::tlb::CachedTranslation;
 use sim_mmu::{Gpa, Gva, RemoteFlush, Root};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -230,7 +231,18 @@ pub struct Vcpu {
     pub(super) is_watched: bool,
     /// Beginnings and ends of visits to the guest: odd in one. Not the kernel's; for MMU-INV-033.
     visits: AtomicU64,
+    /// What the processor has cached, as far as somebody looks on: `mutex` is held while it runs.
+    shown: parking_lot::Mutex<ShownProcessor>,
     pub(crate) sev: Option<SevEs>,
+}
+
+/// What a report shows of the processor that runs a vCPU.
+#[derive(Clone, Debug, Default)]
+pub struct ShownProcessor {
+    /// The root table that it was given.
+    pub root: Option<Pfn>,
+    /// What its TLB has for that tree.
+    pub tlb: Vec<CachedTranslation>,
 }
 
 impl fmt::Debug for Vcpu {
@@ -266,6 +278,29 @@ impl Vcpu {
             return false;
         }
         self.requests.rmw(cx, |r| r & !(request as u64)) & request as u64 != 0
+    }
+
+    /// `vcpu->mode` by the kernel's name, without a scheduling point: for reports.
+    pub fn peek_mode(&self) -> &'static str {
+        match self.guest_mode.peek() {
+            OUTSIDE_GUEST_MODE => "OUTSIDE_GUEST_MODE",
+            IN_GUEST_MODE => "IN_GUEST_MODE",
+            _ => "EXITING_GUEST_MODE",
+        }
+    }
+
+    /// Shows what the processor has cached, if anybody looks on.
+    #[inline]
+    pub(super) fn show_processor(&self, state: &VcpuState) {
+        if self.vm.host.is_recorded() {
+            let root = state.root.as_ref().map(|root| root.table());
+            *self.shown.lock() = ShownProcessor { root, tlb: state.cpu.translations() };
+        }
+    }
+
+    /// What was shown last: nothing unless the host is recorded ([`Host::record`](super::host::Host::record)).
+    pub fn shown(&self) -> ShownProcessor {
+        self.shown.lock().clone()
     }
 
     /// Whether any request waits.
@@ -403,6 +438,7 @@ impl Vm {
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
             is_watched: self.watches_guests(),
             visits: AtomicU64::new(0),
+            shown: Default::default(),
             sev: es,
         });
         let mut vcpus = self.vcpus.write();

@@ -61,9 +61,13 @@ pub(super) async fn boot_processor(mut kernel: Kernel, sizes: Sizes) -> Ends<()>
     kernel.accept_memory(swiotlb.clone()).await?;
     kernel.set_memory_decrypted(swiotlb.clone()).await?;
     kernel.cpu.run(Insn::Release(layout::ready(0), 1)).await?;
-    begins(&kernel, Phase::W7).await?;
+    if sizes.lazy_blocks > 0 {
+        begins(&kernel, Phase::W7).await?;
+    }
     lazy_acceptance(&kernel, &sizes, 0).await?;
-    begins(&kernel, Phase::W8).await?;
+    if sizes.conversions > 0 {
+        begins(&kernel, Phase::W8).await?;
+    }
     run_time(&kernel, &sizes, 0).await?;
     for vcpu in 1..sizes.vcpus {
         kernel.cpu.run(Insn::SpinWhile { gpa: layout::ready(vcpu), value: 1 }).await?;

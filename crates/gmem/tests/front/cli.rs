@@ -7,10 +7,12 @@ use std::process::{Command, Stdio};
 
 use expect_test::expect;
 use gmem::Status;
-use gmem::cli::{self, Backend, RunOptions};
+use gmem::cli::{self, Backend, NextLine, RecordOptions, RunOptions};
 use gmem::conformance::{self, CheckResult, UnknownId};
+use gmem::explore::portfolio::Memory;
 use gmem::explore::report::Origin;
 use gmem::explore::{Finding, Flow, Plan, Progress, Report};
+use gmem::record::Recording;
 use gmem::replay::Executor;
 use gmem::scenario::Scenario;
 use gmem::trace::Header;
@@ -69,6 +71,19 @@ impl Backend for Repeater {
 
     fn explain_finding(&self, _: &Scenario, _: &Finding, origin: &Origin) -> Result<Report, String> {
         Err(format!("nothing was found with {}", origin.command))
+    }
+
+    fn record(&self, scenario: &Scenario, options: &RecordOptions) -> Result<Recording, String> {
+        Err(format!("nothing to record of {} with {}", scenario.name, options.origin.command))
+    }
+
+    fn record_prefix(&self, scenario: &Scenario, _: Memory, _: &Schedule, _: bool) -> Result<Recording, String> {
+        Err(format!("nothing to step through in {}", scenario.name))
+    }
+
+    fn record_trace(&self, header: &Header, next: &mut NextLine<'_>) -> Result<Recording, String> {
+        let first = next()?.map(|(line, _)| line);
+        Err(format!("nothing to record of {} from line {first:?}", header.name))
     }
 
     fn conformance(&self, patterns: &[String]) -> Result<Vec<CheckResult>, UnknownId> {

@@ -3,6 +3,7 @@
 //! One program rather than one per file, because linking each costs seconds.
 
 mod bench;
+mod browser;
 mod cli;
 mod expectation_errors;
 mod explore;
@@ -14,8 +15,10 @@ mod operations;
 mod paging;
 mod recordings;
 mod replay;
+mod report;
 mod scenario_errors;
 mod scenarios;
+mod step;
 mod trace_errors;
 
 use std::path::{Path, PathBuf};

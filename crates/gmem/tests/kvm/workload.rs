@@ -44,6 +44,33 @@ fn a_guest_boots_runs_and_leaves_the_same_way_each_time() {
     assert_ne!(other.log_digest, report.log_digest);
 }
 
+/// W1, W3, W5, W6, W7, W8 with 4 vCPUs and 1 GiB, twice: lazy acceptance takes all that the firmware has left.
+#[test]
+fn a_guest_of_1_gib_boots_the_same_way_twice() {
+    let sizes = Sizes::boot(4, 1 << 30);
+    let report = run(&sizes, 0).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let back: u64 = report.phases.iter().map(|row| row.to_private).sum();
+    let shared: u64 = report.phases.iter().map(|row| row.to_shared).sum();
+    // Everything is accepted once, and conversions at run time come back; SWIOTLB, GHCBs, doorbells and clocks stay shared.
+    let stays = sizes.swiotlb() / 4096 + 1 + 3 * 4;
+    assert_eq!(back, (1 << 18) + 1024 + (shared - stays), "{report:?}");
+    let again = run(&sizes, 0).unwrap();
+    assert_eq!((again.log_digest, again.steps, again.phases), (report.log_digest, report.steps, report.phases));
+}
+
+/// Blocks of different vCPUs meet at their guard units.
+#[test]
+fn processors_that_accept_side_by_side_accept_each_page_once() {
+    let sizes = Sizes { conversions: 0, firmware_accept: 32 * MIB, ..Sizes::boot(4, 64 * MIB) };
+    for seed in 0..8 {
+        let report = run(&sizes, seed).unwrap();
+        assert!(report.is_complete(), "seed {seed}: {report:?}");
+        let accepted = phase(&report, Phase::W6).to_private + phase(&report, Phase::W7).to_private;
+        assert_eq!(accepted, 32 * MIB / 4096, "seed {seed}: {report:?}");
+    }
+}
+
 #[test]
 fn sizes_that_cannot_be_are_refused() {
     let sizes = small();

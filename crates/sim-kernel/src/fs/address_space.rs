@@ -7,7 +7,7 @@
 use crate::mm::{FrameFlags, IMmap, PhysMem, Placement};
 use crate::mutants::{RC_10, RC_37, RC_38, RC_46, RC_57};
 use crate::sync::RwLock;
-use crate::xarray::{Handle, InsertError, NodeCache, XArray, XaFlags, XaViolation};
+use crate::xarray::{Handle, InsertError, NodeCache, NodeShape, XArray, XaFlags, XaViolation};
 use crate::{Cx, Errno, Pfn, Pgoff};
 use std::ops::Range;
 use std::sync::Arc;
@@ -63,6 +63,11 @@ impl AddressSpace {
     /// What is wrong with the structure of the page index (INV-701): for checkers.
     pub fn check(&self) -> Vec<XaViolation> {
         self.pages.check()
+    }
+
+    /// The nodes of the page index, parents before children, without scheduling points: for reports.
+    pub fn shape(&self) -> impl Iterator<Item = NodeShape> {
+        self.pages.shape()
     }
 
     /// The pages of a range as they are now, at most `most` of them, ascending, without scheduling points: for checkers.

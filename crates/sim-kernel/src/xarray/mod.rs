@@ -111,6 +111,11 @@ impl<E> fmt::Debug for XArray<E> {
 }
 
 impl<E> XArray<E> {
+    /// The object that scheduling points of this array name.
+    pub fn object(&self) -> crate::sched::ObjId {
+        self.core.object
+    }
+
     /// Nodes linked in the array.
     pub fn node_count(&self) -> u64 {
         self.core.nodes.load(std::sync::atomic::Ordering::Relaxed)

@@ -7,6 +7,7 @@ use crate::addr::{Gfn, GfnRange, Level, PT_ENTRIES};
 use crate::spte::{Access, Spte, SpteState};
 use sim_kernel::Pfn;
 use sim_kernel::sched::ObjId;
+use std::sync::Arc;
 
 /// A present leaf, for checkers and reports.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,11 @@ impl TdpMmu {
     /// something else, or the table is gone.
     pub fn entry_place(&self, object: ObjId, index: u64) -> Option<(Gfn, Level)> {
         self.tables.entry_place(object, index)
+    }
+
+    /// The roots, newest first, invalid ones included: for reports.
+    pub fn peek_roots(&self) -> Vec<Arc<Root>> {
+        self.roots.snapshot()
     }
 
     /// Every present leaf of every root, newest root first, ascending.

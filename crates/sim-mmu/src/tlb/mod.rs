@@ -267,6 +267,23 @@ impl Tlb {
         self.acceleration.current()
     }
 
+    /// The translations that are cached for the loaded tags, in the order of the storage: for reports.
+    pub fn translations(&self) -> Vec<CachedTranslation> {
+        let Loaded { combined, physical_mappings, .. } = self.loaded;
+        let show = |entry: &Entry, is_combined: bool| CachedTranslation {
+            combined: is_combined,
+            address: Gva(entry.page() << PAGE_SHIFT),
+            gfn: entry.gfn(entry.page()),
+            pfn: entry.pfn(entry.page()),
+            level: entry.level(),
+            writable: entry.stage2().contains(Stage2Rights::WRITE) && (!is_combined || entry.stage1().is_writable()),
+        };
+        let linear =
+            self.combined.iter().filter(|entry| combined.contains(&entry.stamp)).map(|entry| show(entry, true));
+        let physical = self.physical.iter().filter(|entry| entry.stamp == physical_mappings);
+        linear.chain(physical.map(|entry| show(entry, false))).collect()
+    }
+
     /// What is cached for the loaded tags.
     pub fn contents(&self) -> TlbContents {
         let Loaded { combined, guest_structures, physical_mappings, stage2_structures, .. } = self.loaded;
@@ -283,6 +300,23 @@ impl Tlb {
         contents.guest_physical = self.physical.iter().filter(|entry| entry.stamp == physical_mappings).count();
         contents
     }
+}
+
+/// One translation that is cached, for reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CachedTranslation {
+    /// From a linear address through both stages, or only from a guest-physical one.
+    pub combined: bool,
+    /// First page of the mapping: its linear or its guest-physical address.
+    pub address: Gva,
+    /// The guest frame of that page.
+    pub gfn: Gfn,
+    /// Its host frame.
+    pub pfn: Pfn,
+    /// Size.
+    pub level: Level,
+    /// Both stages permit writes.
+    pub writable: bool,
 }
 
 /// How much is cached for one set of tags.

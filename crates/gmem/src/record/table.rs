@@ -1,0 +1,132 @@
+//! The tables of which a state consists: what they are called and which columns they have.
+//!
+//! A new machine adds its own here and a function to [`look`](super::look) that fills it; whatever shows states takes tables as they come. A table
+//! without rows in the whole run is not shown. Locks that are held are no table: they are known by when they were taken and released.
+
+/// What a table is.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TableSpec {
+    /// Short, for addresses and filters.
+    pub id: &'static str,
+    /// For people.
+    pub title: &'static str,
+    /// What it models, in a sentence.
+    pub note: &'static str,
+    /// Names of the columns; the first is never empty in a row that is there.
+    pub columns: &'static [&'static str],
+}
+
+/// Place of a table in [`TABLES`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Table(pub u8);
+
+impl Table {
+    /// Guest-physical memory as KVM sees it.
+    pub const MAP: Table = Table(0);
+    /// The counters of the invalidation protocol and others of a VM.
+    pub const COUNTERS: Table = Table(1);
+    /// vCPUs.
+    pub const VCPUS: Table = Table(2);
+    /// What their processors have cached.
+    pub const TLB: Table = Table(3);
+    /// Stage 2, entry by entry.
+    pub const STAGE2: Table = Table(4);
+    /// Page caches of guest_memfds.
+    pub const CACHE: Table = Table(5);
+    /// Bindings of files to slots.
+    pub const BINDINGS: Table = Table(6);
+    /// Memory slots.
+    pub const SLOTS: Table = Table(7);
+    /// Frames of the host.
+    pub const FRAMES: Table = Table(8);
+    /// What the VMM's page tables map.
+    pub const HOST: Table = Table(9);
+    /// Nodes of xarrays.
+    pub const NODES: Table = Table(10);
+    /// Entries of the RMP of an SNP machine.
+    pub const RMP: Table = Table(11);
+
+    /// What the table is.
+    pub fn spec(self) -> &'static TableSpec {
+        &TABLES[usize::from(self.0)]
+    }
+}
+
+/// Every table, in the order in which they are shown.
+pub const TABLES: &[TableSpec] = &[
+    TableSpec {
+        id: "map",
+        title: "Guest-physical map",
+        note: "ranges of guest frames with the same attribute, slot, backing and mapping",
+        columns: &["gfns", "attribute", "slot", "backing", "mapped by stage 2"],
+    },
+    TableSpec {
+        id: "counters",
+        title: "Sequence counters",
+        note: "the invalidation protocol between faults and whoever takes memory away",
+        columns: &["counter", "value"],
+    },
+    TableSpec {
+        id: "vcpus",
+        title: "vCPUs",
+        note: "vcpu->mode and vcpu->requests",
+        columns: &["vCPU", "mode", "requests", "root table"],
+    },
+    TableSpec {
+        id: "tlb",
+        title: "TLBs",
+        note: "translations that the processor of a vCPU has cached",
+        columns: &["vCPU", "address", "guest frame", "frame", "rights"],
+    },
+    TableSpec {
+        id: "stage2",
+        title: "Stage 2",
+        note: "entries below each root that were ever written",
+        columns: &["tree", "gfns", "level", "entry", "rights"],
+    },
+    TableSpec {
+        id: "cache",
+        title: "Page cache",
+        note: "the pages of each guest_memfd",
+        columns: &["file", "index", "frame", "references", "state"],
+    },
+    TableSpec {
+        id: "bindings",
+        title: "Bindings",
+        note: "which pages of a file belong to which slot",
+        columns: &["file", "pages", "VM", "slot"],
+    },
+    TableSpec {
+        id: "slots",
+        title: "Memory slots",
+        note: "the set of slots that is active",
+        columns: &["slot", "gfns", "flags", "file"],
+    },
+    TableSpec {
+        id: "frames",
+        title: "Frames of the host",
+        note: "frames that something above names, with how many name them",
+        columns: &["frame", "references", "host maps", "stage-2 maps", "state"],
+    },
+    TableSpec {
+        id: "host",
+        title: "Host mappings",
+        note: "what the page tables of the VMM map; a change is seen when page_table_lock is free",
+        columns: &["address", "frame", "rights"],
+    },
+    TableSpec {
+        id: "nodes",
+        title: "XArray nodes",
+        note: "of page caches, bindings and memory attributes",
+        columns: &["array", "indexes", "shift", "slots used"],
+    },
+    TableSpec {
+        id: "rmp",
+        title: "RMP",
+        note: "frames of an SNP machine that are not the hypervisor's",
+        columns: &["frame", "state", "owner", "guest address", "validated"],
+    },
+];
+
+/// Rows that a look has of one table of one owner, at most: of a guest of a terabyte nobody reads all.
+pub const ROWS_MAX: usize = 2048;
