@@ -12,7 +12,7 @@ use sim_mmu::{Gfn, Gpa};
 
 impl Script {
     /// One command by a descriptor of the caller's choice; the answer, what is left, and the firmware's error.
-    fn command(&mut self, op: SevOp, sev_fd: i32) -> (Result<(), Errno>, SevCmd) {
+    pub(super) fn command(&mut self, op: SevOp, sev_fd: i32) -> (Result<(), Errno>, SevCmd) {
         self.with(|cx, world| {
             let mut cmd = SevCmd::new(op, sev_fd);
             let result = ioctl::memory_encrypt_op(cx, world.process(), world.fd(&"vm0".into()), &mut cmd);
@@ -20,11 +20,11 @@ impl Script {
         })
     }
 
-    fn open_sev(&mut self) -> i32 {
+    pub(super) fn open_sev(&mut self) -> i32 {
         self.with(|cx, world| gmem::kvm::sev::open_sev(cx, world.process()).expect("there is SEV"))
     }
 
-    fn hva(&mut self, map: &str) -> Hva {
+    pub(super) fn hva(&mut self, map: &str) -> Hva {
         self.with(|_, world| world.map(&map.into()))
     }
 }
@@ -187,6 +187,9 @@ fn sn_127_what_the_firmware_refuses_goes_back_to_the_host() {
     assert_eq!(script.sev(|_, sev| sev.leaked()), [page]);
     assert!(script.of_vm("vm0", |_, vm| vm.sev().unwrap().is_bugged()));
     assert_eq!(script.state(page), PageState::PreGuest);
+    // Linux frees it nevertheless with its file: on the list of pages that nobody uses again, and in the allocator.
+    let message = script.finding();
+    assert!(message.starts_with("SNP-INV-008: "), "{message}");
 }
 
 #[test]
@@ -331,5 +334,20 @@ fn sn_095_values_of_cpuid_that_are_replaced_come_back() {
     );
     let frame = script.frame(0x20_6000).unwrap();
     assert_eq!(script.state(frame), PageState::GuestValid);
+    script.end();
+}
+
+#[test]
+fn a_vcpu_runs_although_the_launch_has_not_ended() {
+    let mut script = Script::vm();
+    script.snp(|cx, snp| snp.inject(cx, Command::LaunchFinish, Injected::Status(FwStatus::InvalidParam)));
+    // Its VMSA is launched, and the end of the launch fails: nothing refuses the vCPU, nor the page that it touches.
+    script.run(
+        "snp_launch_finish vm0                     => EIO
+         pre_fault_memory c0 0x200000 4K           => EOPNOTSUPP
+         guest_read c0 0x201000                    => system_event 0x100",
+    );
+    let page = script.frame(0x20_1000).unwrap();
+    assert_eq!(script.state(page), PageState::GuestInvalid);
     script.end();
 }
