@@ -19,6 +19,7 @@ pub mod lifetime;
 pub mod page_cache;
 pub mod progress;
 pub mod snapshot;
+mod snp;
 pub mod tables;
 pub mod translations;
 pub mod xarray;
@@ -85,6 +86,8 @@ pub enum Section {
     Xarray,
     /// The tables of stage 2: their shape, what their entries say, what logging relies on.
     Tables,
+    /// SEV-SNP: the RMP, the firmware, and KVM's use of them.
+    Snp,
 }
 
 impl fmt::Display for Section {
@@ -98,6 +101,7 @@ impl fmt::Display for Section {
             Section::ApiResults => "API results",
             Section::Xarray => "xarray structure",
             Section::Tables => "stage-2 tables",
+            Section::Snp => "SEV-SNP",
         })
     }
 }
@@ -158,6 +162,7 @@ static SECTIONS: &[&[Invariant]] = &[
     api_results::ROWS,
     xarray::ROWS,
     tables::ROWS,
+    snp::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

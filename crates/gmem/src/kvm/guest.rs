@@ -200,6 +200,8 @@ pub(crate) enum Visit {
     Vmgexit,
     /// VMEXIT_INVALID: the guest was not entered.
     Invalid,
+    /// There is no VMSA to enter it with.
+    NoVmsa,
     /// The guest asked for something.
     Hypercall { nr: u64, args: [u64; 4] },
     /// The guest wrote to a port.

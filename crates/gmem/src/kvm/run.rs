@@ -111,7 +111,7 @@ impl Vcpu {
         if state.immediate_exit {
             return Err(Errno::EINTR);
         }
-        self.pre_sev_run(state)?;
+        self.svm_vcpu_pre_run()?;
         state.exit = ExitInfo::Unknown;
         loop {
             if let Some(es) = &state.sev
@@ -192,11 +192,8 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
         self.serve_requests(cx, state);
-        if let Some(es) = &state.sev {
-            if es.mp_state == MpState::Halted {
-                return Ok(Next::Enter);
-            }
-            self.pre_sev_run(state)?;
+        if state.sev.as_ref().is_some_and(|es| es.mp_state == MpState::Halted) {
+            return Ok(Next::Enter);
         }
         self.load_mmu(cx, state)?;
         self.show_processor(state);
@@ -263,6 +260,7 @@ impl Vcpu {
                 state.exit = ExitInfo::FailEntry { reason: SVM_EXIT_ERR };
                 Ok(Next::Exit)
             }
+            Visit::NoVmsa => Err(Errno::EINVAL),
             Visit::Io { port, data } => {
                 state.exit = ExitInfo::Io { port, data };
                 state.pending_exit = Some(state.exit);

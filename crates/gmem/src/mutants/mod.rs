@@ -12,6 +12,7 @@ mod notifiers;
 mod page_cache;
 mod registry;
 mod sequence;
+mod sev;
 mod slots;
 mod tables;
 mod tlbs;

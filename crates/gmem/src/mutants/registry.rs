@@ -72,6 +72,7 @@ static PARTS: &[&[MutantInfo]] = &[
     super::lifetime::ROWS,
     super::bugs::ROWS,
     super::tables::ROWS,
+    super::sev::ROWS,
 ];
 
 /// Every mutant, area by area.

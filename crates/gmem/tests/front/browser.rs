@@ -73,6 +73,7 @@ impl Browser {
             .find_map(|line| line.strip_prefix("DevTools listening on ").map(str::to_string))
             .expect("Chromium says where it listens");
         // Somebody has to read what it says, or it waits.
+        #[expect(clippy::disallowed_methods)]
         std::thread::spawn(move || said.for_each(drop));
         let address = url.trim_start_matches("ws://").split('/').next().unwrap();
         let stream = TcpStream::connect(address).unwrap();

@@ -16,6 +16,7 @@ mod poison_signal;
 mod prefault_level;
 mod readonly_logging;
 mod run_loop;
+mod snp;
 mod stand_in;
 mod workload;
 

@@ -100,18 +100,24 @@ impl Vcpu {
         let seq = self.vm.mmu.invalidate.seq(cx);
         // The attribute is not looked at.
         let Ok(page) = self.vm.gmem_get_pfn(cx, &slot, gfn) else { return };
-        {
+        let raced = {
             // R9: whoever invalidates under this lock sees the address, or has changed the sequence.
             let lock = self.vm.mmu.mmu_lock.read(cx);
             es.guest_vmsa_gpa.store(cx, gpa.0);
             if self.vm.mmu.invalidate.retry_gfn(cx, &lock, seq, gfn) && !cx.has_mutant(SEV_VMSA_NO_RETRY) {
                 self.make_request(cx, Request::VmsaPageReload);
+                true
             } else {
                 let cached = self.vm.host.phys.mapping(page.pfn).is_some();
                 assert!(cached, "SNP-INV-020: the VMSA at {gpa:?} is {:?}, which left its guest_memfd", page.pfn);
                 state.sev.as_deref_mut().expect("as the vCPU").vmsa_pa = Some(page.pfn);
+                false
             }
-        }
+        };
         self.vm.host.phys.put(cx, page.pfn);
+        if raced {
+            // Where the kernel looks again and again until the page is gone.
+            self.vm.mmu.invalidate.wait_while_kept_away(cx, gfn);
+        }
     }
 }

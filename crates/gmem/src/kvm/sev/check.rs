@@ -18,6 +18,8 @@ use std::collections::BTreeSet;
 /// If it was not: a check of the hardware is missing.
 pub(super) fn assert_access(snp: &Snp, cpu: &GuestCpu, access: &SnpAccess) {
     if !access.is_private(cpu) {
+        let is_hosts = access.kind != AccessKind::Write || !snp.rmp().is_assigned(access.pfn);
+        assert!(is_hosts, "SNP-INV-002: a shared write changes {:?}, which is assigned", access.pfn);
         return;
     }
     let page = snp.rmp().page(access.pfn);

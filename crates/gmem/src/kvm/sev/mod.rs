@@ -46,3 +46,4 @@ pub use info::SevInfo;
 pub use ioctl::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};
 pub(crate) use vcpu::SevState;
 pub use vcpu::{MpState, SevEs};
+pub use vmsa::initial_vmsa;

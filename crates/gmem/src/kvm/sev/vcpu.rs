@@ -159,23 +159,19 @@ impl Vcpu {
         GuestCpu::snp(self.id() as u32, asid).at_vmpl(es.vmpl).at_cpl(state.sregs.paging.cpl)
     }
 
-    /// `svm_vcpu_pre_run` and `pre_sev_run`.
+    /// `svm_vcpu_pre_run`.
     ///
     /// # Errors
-    /// `EINVAL` before `KVM_SEV_INIT2`, and without a VMSA.
-    pub(crate) fn pre_sev_run(&self, state: &VcpuState) -> Result<(), Errno> {
-        let (Some(sev), Some(es)) = (self.vm.sev(), state.sev.as_deref()) else { return Ok(()) };
-        if !sev.is_snp_guest() || es.vmsa_pa.is_none() {
-            return Err(Errno::EINVAL);
-        }
-        Ok(())
+    /// `EINVAL` before `KVM_SEV_INIT2`.
+    pub(crate) fn svm_vcpu_pre_run(&self) -> Result<(), Errno> {
+        if self.vm.sev().is_some_and(|sev| !sev.is_snp_guest()) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
-    /// VMRUN, what the guest does, and the exit.
+    /// `pre_sev_run`, VMRUN, what the guest does, and the exit.
     pub(crate) fn sev_guest(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
         let sev = self.vm.sev().expect("a vCPU of an SNP VM");
         let (snp, asid) = (sev.host.snp(), sev.asid().expect("INIT2 was called"));
-        let vmsa = state.sev.as_deref().and_then(|es| es.vmsa_pa).expect("looked at before the entry");
+        let Some(vmsa) = state.sev.as_deref().and_then(|es| es.vmsa_pa) else { return Visit::NoVmsa };
         let vmrun = Vmrun {
             cpu: CpuId(u32::from(cx.task().0)),
             vmcb: Spa::of(self.sev().expect("as its VM").vmcb),

@@ -59,6 +59,11 @@ pub(super) fn reset_vmsa(features: u64, sregs: &SpecialRegisters) -> Box<[u8; PA
     page
 }
 
+/// The page of a vCPU whose registers nobody set, as it is measured: for whoever computes the digest that a launch should have.
+pub fn initial_vmsa(features: u64) -> Box<[u8; PAGE_SIZE as usize]> {
+    reset_vmsa(features, &SpecialRegisters::default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::{SEV_FEATURES, reset_vmsa};

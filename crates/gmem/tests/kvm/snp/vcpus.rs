@@ -1,0 +1,134 @@
+//! SN-160 to SN-162, SN-164: vCPUs that a guest starts and stops; messages to the firmware.
+
+use super::Script;
+use gmem::kvm::ioctl;
+use gmem::kvm::sev::MpState;
+use sim_coco::snp::PageState;
+
+/// A second vCPU, and an accepted page at 0x203000 that is a VMSA.
+const AP: &str = "
+    guest_pvalidate c0 0x200000                              => hlt 0
+    guest_write c0 0x200000 7                                => hlt
+    guest_pvalidate c0 0x203000                              => hlt 0
+    guest_rmpadjust c0 0x203000 vmpl=1 vmsa=on               => hlt 0
+";
+
+fn two_vcpus() -> Script {
+    let mut script = Script::vm();
+    script.run("create_vcpu vm0 c1 1                              => ok");
+    script.run(super::RUNNING);
+    script.run(AP);
+    script
+}
+
+#[test]
+fn sn_160_what_ap_creation_takes() {
+    let mut script = two_vcpus();
+    let malformed = "hlt 0x8000000000000005";
+    for (what, arguments) in [
+        ("features", "info1=0x100000001 info2=0x203000 rax=5"),
+        ("misaligned", "info1=0x100000001 info2=0x203008"),
+        ("2 MiB aligned", "info1=0x100000001 info2=0x400000"),
+        ("beyond memory", "info1=0x100000001 info2=0xfffffffff000"),
+        ("no such vCPU", "info1=0x900000001 info2=0x203000"),
+        ("no such request", "info1=0x100000003 info2=0x203000"),
+        ("from VMPL 1", "info1=0x100010001 info2=0x203000"),
+    ] {
+        println!("{what}");
+        script.run(&format!("guest_vmgexit c0 0x208000 ap_creation {arguments} => {malformed}"));
+    }
+    script.run(
+        "guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x200000                   => hlt 7",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_160_a_page_that_is_no_vmsa_is_not_entered_with() {
+    let mut script = two_vcpus();
+    script.run(
+        "guest_pvalidate c0 0x204000              => hlt 0
+         guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x204000 => hlt 0
+         guest_read c1 0x200000                   => fail_entry
+         guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x500000 => hlt 0
+         guest_read c1 0x200000                   => EINVAL",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_161_a_vcpu_without_vmsa_does_not_run() {
+    let mut script = two_vcpus();
+    script.run(
+        "guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x200000                   => hlt 7
+         guest_vmgexit c0 0x208000 ap_creation info1=0x100000002 => hlt 0",
+    );
+    let runnable = |script: &mut Script| {
+        script.with(|cx, world| {
+            let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c1".into())).unwrap();
+            vcpu.set_mp_state(cx, MpState::Runnable).unwrap();
+        });
+    };
+    // The request that is still to be served halts it; another vCPU's program would wait for ever.
+    script.with(|cx, world| {
+        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c1".into())).unwrap();
+        assert_ne!(vcpu.peek_requests(), 0);
+        cx.send_signal(cx.task());
+        let (result, _) = vcpu.run(cx);
+        assert_eq!(result, Err(sim_kernel::Errno::EINTR));
+        cx.clear_signals();
+    });
+    runnable(&mut script);
+    script.run("guest_read c1 0x200000                    => EINVAL");
+    script.run(
+        "guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x200000                   => hlt 7",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_162_a_hole_under_a_vmsa() {
+    let mut script = two_vcpus();
+    script.run(
+        "guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x200000                   => hlt 7",
+    );
+    let page = script.frame(0x20_3000).unwrap();
+    script.run("fallocate g0 punch_hole 12K 4K           => ok");
+    assert_eq!(script.state(page), PageState::Hypervisor);
+    // The vCPU looks the page up again; a new one is no VMSA.
+    script.run("guest_read c1 0x200000                    => fail_entry");
+    let fresh = script.frame(0x20_3000).unwrap();
+    assert_eq!(script.state(fresh), PageState::GuestInvalid);
+    script.end();
+}
+
+#[test]
+fn sn_164_the_answer_of_the_firmware_is_copied_also_if_it_refuses() {
+    let mut script = Script::running();
+    // An empty message: the firmware knows no such key or type. The response page is filled nevertheless.
+    script.run(
+        "set_memory_attributes vm0 0x209000 8K shared => ok
+         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x209000 => hlt 0x8000000000000005
+         guest_vmgexit c0 0x208000 guest_request info1=0x209001 info2=0x20a000 => hlt 0x8000000000000005
+         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x20a000 => hlt 0x16",
+    );
+    script.end();
+}
+
+#[test]
+fn no_vcpu_is_half_made_at_the_end_of_the_launch() {
+    let mut script = Script::vm();
+    script.run(
+        "create_vcpu vm0 c1 1                     => ok
+         create_vcpu vm0 c2 1                     => EEXIST
+         snp_launch_finish vm0                    => ok
+         guest_pvalidate c0 0x201000              => hlt 0
+         guest_write c1 0x201000 3                => hlt
+         guest_read c0 0x201000                   => hlt 3",
+    );
+    script.end();
+}
