@@ -193,10 +193,14 @@ impl SpteMasks {
         spte.0 & self.accessed != 0
     }
 
-    /// `make_spte_nonexecutable`.
+    /// `make_spte_nonexecutable`; an entry that waits for its next access will not get the right either.
     #[inline]
     pub const fn make_nonexecutable(&self, spte: Spte) -> Spte {
-        spte.without(self.exec | self.user_exec).with(self.nx)
+        let exec = self.exec | self.user_exec;
+        if self.is_access_track(spte) {
+            return spte.without(exec << ACC_SAVED_SHIFT);
+        }
+        spte.without(exec).with(self.nx)
     }
 
     /// `make_spte_executable`; an entry that waits for its next access gets the right with the others.

@@ -95,7 +95,8 @@ impl World {
     pub(super) fn encrypt_op(&self, cx: &Cx<'_>, op: &Op) -> Answer {
         let (vm, op) = match op {
             Op::SevInit2 { vm, vmsa_features, flags, ghcb_version } => {
-                let (flags, ghcb_version) = (*flags as u32, u16::try_from(*ghcb_version).unwrap_or(u16::MAX));
+                let (flags, ghcb_version) =
+                    (u32::try_from(*flags).unwrap_or(u32::MAX), u16::try_from(*ghcb_version).unwrap_or(u16::MAX));
                 (vm, SevOp::Init2 { vmsa_features: *vmsa_features, flags, ghcb_version })
             }
             Op::SnpLaunchStart { vm, policy, flags } => {
@@ -202,12 +203,17 @@ impl Program {
                 (vcpu, 0, false)
             }
             Op::GuestPvalidate { vcpu, gpa, size, validate } => {
-                let size = u64::from(*size == PMD_SIZE);
+                // What is no size of a page is in RCX as it is.
+                let size = match *size {
+                    PAGE_SIZE => 0,
+                    PMD_SIZE => 1,
+                    other => other,
+                };
                 self.snp(SnpInsn::Pvalidate { gpa: Gpa(*gpa), size, validate: u32::from(*validate) });
                 (vcpu, 0, true)
             }
             Op::GuestRmpadjust { vcpu, gpa, vmpl, perms, vmsa } => {
-                let rdx = vmpl & 0xff | (perms & 0xff) << 8 | u64::from(*vmsa) << 16;
+                let rdx = *vmpl.min(&0xff) | *perms.min(&0xff) << 8 | u64::from(*vmsa) << 16;
                 self.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
                 (vcpu, 0, true)
             }

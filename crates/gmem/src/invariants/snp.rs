@@ -80,11 +80,11 @@ pub(super) static ROWS: &[Invariant] = &[
     Invariant {
         id: "SNP-INV-012",
         section: Section::Snp,
-        text: "A page is measured while it is closed, and none is given to the guest before the launch has ended.",
+        text: "A page is measured while it is closed, and none is pre-faulted before the launch has ended.",
         window: "",
         when: &[When::Step],
         check: Check::AtStep,
-        note: "At LAUNCH_UPDATE and at every assignment.",
+        note: "At LAUNCH_UPDATE and at every pre-fault. A vCPU that is protected already may run, and fault, before LAUNCH_FINISH.",
     },
     Invariant {
         id: "SNP-INV-014",

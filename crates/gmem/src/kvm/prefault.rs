@@ -78,6 +78,10 @@ impl Vcpu {
         }
         let is_private =
             vm.machine.has_private_memory() && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        assert!(
+            !is_private || vm.sev().is_none_or(|sev| sev.pre_fault_allowed()),
+            "SNP-INV-012: {gpa:?} is pre-faulted while the guest is being measured"
+        );
         let level = self.map_page(cx, state, root, gpa, is_private)?;
         let bytes = level.span() * PAGE_SIZE;
         let end = (gpa.0 & !(bytes - 1)).saturating_add(bytes);

@@ -31,7 +31,7 @@ const MAX_LFS_FILESIZE: u64 = i64::MAX as u64;
 pub struct Process {
     pub(crate) host: Arc<Host>,
     pub(crate) mm: Arc<Mm>,
-    pub(crate) fds: FdTable,
+    pub(crate) fds: Arc<FdTable>,
 }
 
 /// What `mmap` maps.
@@ -62,7 +62,7 @@ impl Process {
         Arc::new(Process {
             host: Arc::clone(host),
             mm: Mm::with_huge_pages(cx, Arc::clone(&host.phys), host.config.huge_pages()),
-            fds: FdTable::new(cx, host.config.files_max),
+            fds: Arc::new(FdTable::new(cx, host.config.files_max)),
         })
     }
 

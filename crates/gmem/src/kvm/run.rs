@@ -270,7 +270,7 @@ impl Vcpu {
                 state.exit = ExitInfo::Shutdown;
                 Ok(Next::Exit)
             }
-            Visit::Fault { fault, info1, fetch } => match self.npf(cx, state, &fault, info1)? {
+            Visit::Fault { fault, info1, fetch } => match self.npf(cx, state, srcu, &fault, info1)? {
                 RetPf::Emulate => Ok(self.emulate(cx, state, fetch)),
                 RetPf::Retry => {
                     self.wait_before_retry(cx, state, srcu, fault.gpa);
@@ -279,7 +279,7 @@ impl Vcpu {
                 RetPf::Fixed | RetPf::Spurious => Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             },
-            Visit::DeliveryFault { fault, info1 } => match self.npf(cx, state, &fault, info1)? {
+            Visit::DeliveryFault { fault, info1 } => match self.npf(cx, state, srcu, &fault, info1)? {
                 RetPf::Emulate => {
                     // `kvm_prepare_event_vectoring_exit`: what the processor itself was doing cannot be emulated.
                     let suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
@@ -298,19 +298,26 @@ impl Vcpu {
     }
 
     /// `npf_interception`, and its like on Intel: the MMU first. What the RMP refused is looked at only if the guest goes on.
-    fn npf(&self, cx: &Cx<'_>, state: &mut VcpuState, fault: &Stage2Fault, info1: ExitInfo1) -> Result<RetPf, Errno> {
-        let result = self.page_fault(cx, state, fault, info1);
+    fn npf(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        srcu: &mut SrcuReadGuard<'_>,
+        fault: &Stage2Fault,
+        info1: ExitInfo1,
+    ) -> Result<RetPf, Errno> {
+        let result = self.page_fault(cx, state, fault, info1)?;
         if state.sev.is_none() {
-            return result;
+            return Ok(result);
         }
-        if info1.contains(ExitInfo1::RMP) && result.is_ok() {
-            self.sev_handle_rmp_fault(cx, state, RmpFault { gpa: fault.gpa, error: info1 });
-        }
+        let rmp = RmpFault { gpa: fault.gpa, error: info1 };
+        let is_vain = info1.contains(ExitInfo1::RMP) && !self.sev_handle_rmp_fault(cx, state, rmp);
         // `svm_check_emulate_instruction`: what is protected cannot be emulated, so the guest tries again.
-        Ok(match result? {
-            RetPf::Emulate => RetPf::Spurious,
-            other => other,
-        })
+        let is_refused = result == RetPf::Emulate;
+        if is_vain || is_refused {
+            self.sev_wait_after_vain_fault(cx, state, srcu, fault.gpa);
+        }
+        Ok(if is_refused { RetPf::Spurious } else { result })
     }
 
     /// `kvm_emulate_hypercall`.
@@ -367,6 +374,7 @@ fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
     if let Some(es) = &mut state.sev {
         es.shared_mapping = false;
         es.kernel = None;
+        es.pending = Default::default();
     }
     (state.foreign_rip, state.pending_exception, state.pending_exit) = (None, None, None);
 }

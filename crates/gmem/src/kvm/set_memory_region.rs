@@ -407,6 +407,7 @@ impl Vm {
             if let Some(spinners) = &self.pre_fault_spinners {
                 spinners.wake_unscheduled(cx);
             }
+            self.sev_wake_spinners(cx);
         });
         if cx.has_mutant(RC_60) {
             self.srcu.synchronize(cx);

@@ -126,7 +126,7 @@ pub enum ExitInfo {
     SnpReqCerts {
         /// Where they go.
         gpa: Gpa,
-        /// For how many pages there is room.
+        /// For how many pages there is room; with `ENOSPC`, user space puts here how many it needs.
         npages: u64,
         /// What user space answers.
         ret: u64,
@@ -138,7 +138,14 @@ impl ExitInfo {
     pub(crate) fn set_answer(&mut self, value: u64) {
         match self {
             ExitInfo::Mmio { data, is_write: false, .. } => *data = value,
-            ExitInfo::Hypercall { ret, .. } | ExitInfo::SnpReqCerts { ret, .. } => *ret = value,
+            ExitInfo::Hypercall { ret, .. } => *ret = value,
+            // Two fields of `kvm_run` in one word: the error, and above it how many pages are needed, if that is to be said.
+            ExitInfo::SnpReqCerts { ret, npages, .. } => {
+                *ret = value & 0xffff_ffff;
+                if value >> 32 != 0 {
+                    *npages = value >> 32;
+                }
+            }
             _ => {}
         }
     }

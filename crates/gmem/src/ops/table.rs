@@ -487,7 +487,7 @@ pub const OPS: &[OpSpec] = &[
             opt("rax", Kind::Address, "1"),
             CONVERTS,
         ],
-        "vmgexit by the vCPU with a request in the GHCB, which it writes first, then hlt; reads SW_EXITINFO2, or 1 << 63 and SW_EXITINFO1 if that says an error",
+        "vmgexit by the vCPU with a request in the GHCB, which it writes first, then hlt; reads SW_EXITINFO2, with bit 63 set if SW_EXITINFO1 says an error",
     ),
     op(
         "guest_psc",

@@ -49,7 +49,7 @@ pub use guest::{GuestCpu, GuestKind, PageOperand, SnpAccess};
 pub use layout::{RmpLayout, RmpUnusable, RstEntry, SegmentedRmp};
 pub use machine::{CpuId, Snp};
 pub use memory::{EncryptedMemory, KeyPath, PageBytes};
-pub use pvalidate::Pvalidated;
+pub use pvalidate::{Pvalidated, pvalidate_inputs};
 pub use rmp::Rmp;
 pub use rmpadjust::RmpAdjust;
 pub use rmpquery::RmpQueried;

@@ -4,7 +4,7 @@ use super::fail::{GuestFault, NpfError, RmpFail};
 use super::guest::{GuestCpu, GuestKind, PageOperand, SnpAccess};
 use super::lock::Span;
 use super::machine::Snp;
-use super::types::{RmpSize, Vmpl, head_of};
+use super::types::{Gva, RmpSize, Vmpl, head_of};
 use crate::AccessKind;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGES_PER_PMD, PMD_SIZE, Pfn};
@@ -39,18 +39,9 @@ impl Snp {
     ) -> Result<Pvalidated, GuestFault> {
         let (first, pages) = operand_span(operand);
         self.point(cx, Access::Rmw, first, pages);
-        if cpu.kind != GuestKind::Snp {
-            return Ok(Pvalidated { result: Ok(()), unchanged: true });
-        }
-        if cpu.cpl != 0 || cpu.vmpl != Vmpl::ZERO {
-            return Err(GuestFault::Gp0);
-        }
-        if edx > 1 {
-            return Ok(Pvalidated::failed(RmpFail::Input));
-        }
-        let size = match operand_size(operand) {
+        let size = match pvalidate_inputs(cpu, operand.gva, operand.size, edx)? {
             Ok(size) => size,
-            Err(fail) => return Ok(Pvalidated::failed(fail)),
+            Err(pvalidated) => return Ok(pvalidated),
         };
         if let Err(fail) = self.check_operand(cpu, operand, size)? {
             return Ok(Pvalidated::failed(fail));
@@ -97,11 +88,33 @@ pub(super) fn operand_span(operand: &PageOperand) -> (Pfn, u64) {
     if operand.size == 1 { (head_of(operand.pfn), PAGES_PER_PMD) } else { (operand.pfn, 1) }
 }
 
+/// What PVALIDATE looks at before it translates its operand: who executes it, and its registers. `Err` within: it ends there, with this.
+///
+/// # Errors
+/// `#GP(0)` outside CPL 0 and VMPL0.
+pub fn pvalidate_inputs(
+    cpu: &GuestCpu,
+    gva: Gva,
+    size: u64,
+    edx: u32,
+) -> Result<Result<RmpSize, Pvalidated>, GuestFault> {
+    if cpu.kind != GuestKind::Snp {
+        return Ok(Err(Pvalidated { result: Ok(()), unchanged: true }));
+    }
+    if cpu.cpl != 0 || cpu.vmpl != Vmpl::ZERO {
+        return Err(GuestFault::Gp0);
+    }
+    if edx > 1 {
+        return Ok(Err(Pvalidated::failed(RmpFail::Input)));
+    }
+    Ok(operand_size(gva, size).map_err(Pvalidated::failed))
+}
+
 /// RCX and the alignment of RAX.
-pub(super) fn operand_size(operand: &PageOperand) -> Result<RmpSize, RmpFail> {
-    match operand.size {
+pub(super) fn operand_size(gva: Gva, size: u64) -> Result<RmpSize, RmpFail> {
+    match size {
         0 => Ok(RmpSize::Size4K),
-        1 if operand.gva.0.is_multiple_of(PMD_SIZE) => Ok(RmpSize::Size2M),
+        1 if gva.0.is_multiple_of(PMD_SIZE) => Ok(RmpSize::Size2M),
         _ => Err(RmpFail::Input),
     }
 }

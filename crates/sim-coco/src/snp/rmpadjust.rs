@@ -6,13 +6,16 @@ use super::lock::Conflict;
 use super::machine::Snp;
 use super::mutants;
 use super::pvalidate::{operand_npf, operand_size, operand_span};
-use super::types::{Vmpl, VmplPerms};
+use super::types::{Gva, RmpSize, Vmpl, VmplPerms};
 use sim_kernel::Cx;
 use sim_kernel::sched::Access;
 
 /// RDX of RMPADJUST as it stands there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RmpAdjust(pub u64);
+
+/// The operands of RMPADJUST, or what it ends with before it translates.
+type Checked = Result<(RmpSize, Vmpl, VmplPerms, bool), RmpFail>;
 
 impl RmpAdjust {
     const VMSA: u64 = 1 << 16;
@@ -35,6 +38,33 @@ impl RmpAdjust {
 }
 
 impl Snp {
+    /// What RMPADJUST looks at before it translates its operand: who executes it, and its registers. `Err` within: it ends there, with this.
+    ///
+    /// # Errors
+    /// `#UD` outside an SNP guest, `#GP(0)` outside CPL 0.
+    pub fn rmpadjust_inputs(
+        &self,
+        cpu: &GuestCpu,
+        gva: Gva,
+        size: u64,
+        rdx: RmpAdjust,
+    ) -> Result<Result<(), RmpFail>, GuestFault> {
+        Ok(self.rmpadjust_checked(cpu, gva, size, rdx)?.map(drop))
+    }
+
+    fn rmpadjust_checked(&self, cpu: &GuestCpu, gva: Gva, size: u64, rdx: RmpAdjust) -> Result<Checked, GuestFault> {
+        if cpu.kind != GuestKind::Snp {
+            return Err(GuestFault::Ud);
+        }
+        if cpu.cpl != 0 {
+            return Err(GuestFault::Gp0);
+        }
+        let Some((target, perms, vmsa)) = rdx.decode(self.all_perms()) else { return Ok(Err(RmpFail::Input)) };
+        Ok(operand_size(gva, size).and_then(|size| {
+            if target <= cpu.vmpl { Err(RmpFail::Permission) } else { Ok((size, target, perms, vmsa)) }
+        }))
+    }
+
     /// RMPADJUST by a guest's processor. Cached translations do not change.
     ///
     /// # Errors
@@ -50,20 +80,10 @@ impl Snp {
     ) -> Result<Result<(), RmpFail>, GuestFault> {
         let (first, pages) = operand_span(operand);
         self.point(cx, Access::Rmw, first, pages);
-        if cpu.kind != GuestKind::Snp {
-            return Err(GuestFault::Ud);
-        }
-        if cpu.cpl != 0 {
-            return Err(GuestFault::Gp0);
-        }
-        let Some((target, perms, vmsa)) = rdx.decode(self.all_perms()) else { return Ok(Err(RmpFail::Input)) };
-        let size = match operand_size(operand) {
-            Ok(size) => size,
+        let (size, target, perms, vmsa) = match self.rmpadjust_checked(cpu, operand.gva, operand.size, rdx)? {
+            Ok(inputs) => inputs,
             Err(fail) => return Ok(Err(fail)),
         };
-        if target <= cpu.vmpl {
-            return Ok(Err(RmpFail::Permission));
-        }
         if let Err(fail) = self.check_operand(cpu, operand, size)? {
             return Ok(Err(fail));
         }

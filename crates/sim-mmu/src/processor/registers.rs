@@ -73,8 +73,11 @@ impl<F: Stage2Format> Processor<F> {
     /// MOV to CR0.
     ///
     /// # Errors
-    /// #GP if the result is paging that is not modelled.
+    /// #GP for switching paging off while PCIDs are on, and if the result is paging that is not modelled.
     pub fn mov_to_cr0(&mut self, cx: &Cx<'_>, new: Cr0) -> Result<(), GuestFault> {
+        if !new.contains(Cr0::PG) && self.state.registers.cr4.contains(Cr4::PCIDE) {
+            return Err(GP);
+        }
         let old = std::mem::replace(&mut self.state.registers.cr0, new);
         let mode = self.state.registers.mode().map_err(|_| {
             self.state.registers.cr0 = old;

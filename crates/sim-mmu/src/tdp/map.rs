@@ -129,8 +129,10 @@ impl TdpMmu {
                 } else {
                     self.link_table(cx, &mut iter, child, true, Frames::Count)
                 };
-                if linked.is_err() && !cx.has_mutant(LOST_LINK) {
-                    self.free_unlinked_sp(cx, child);
+                if linked.is_err() {
+                    if !cx.has_mutant(LOST_LINK) {
+                        self.free_unlinked_sp(cx, child);
+                    }
                     return Ok(RetPf::Retry);
                 }
                 if huge_disallowed && req >= iter.level {

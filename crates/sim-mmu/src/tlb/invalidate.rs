@@ -16,6 +16,15 @@ pub enum Structures {
     All,
 }
 
+/// How much of a guest's page goes with an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// What translates the address (faults).
+    Address,
+    /// All fragments of its page (instructions).
+    GuestPage,
+}
+
 /// What a flush takes of a context.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Target {
@@ -63,7 +72,7 @@ impl Tlb {
         for position in 0..self.contexts.len() {
             let key = self.contexts.get(position).key;
             if !matches!(key, ContextKey::Physical(..)) && choice(&key) {
-                self.remove_gva_of(position, gva, structures);
+                self.remove_gva_of(position, gva, structures, Reach::GuestPage);
             }
         }
         if structures == Structures::All {
@@ -75,11 +84,11 @@ impl Tlb {
     }
 
     /// Removes what translates a gva in one context.
-    fn remove_gva_of(&mut self, position: usize, gva: Gva, structures: Structures) {
+    fn remove_gva_of(&mut self, position: usize, gva: Gva, structures: Structures, reach: Reach) {
         let page = gva.0 >> PAGE_SHIFT;
         let &Context { translations: stamp, structures: of_structures, is_fractured, .. } = self.contexts.get(position);
         let acceleration = &mut self.acceleration;
-        if is_fractured {
+        if is_fractured && reach == Reach::GuestPage {
             // Fragments may be anywhere; they know their page.
             let is_part = |entry: &super::Entry| entry.stamp == stamp && entry.guest_page_covers(page);
             self.combined.sweep(is_part, |entry| acceleration.remove_entry(entry));
@@ -98,11 +107,11 @@ impl Tlb {
         }
     }
 
-    /// What a page fault invalidates: the address in the current context, global entries too, since a stale one would fault for ever. Part of
-    /// the fault, no scheduling point.
+    /// What a page fault invalidates: the address in the current context, global entries too, since a stale one would fault for ever. Other
+    /// fragments of its page stay: they do not translate it. Part of the fault, no scheduling point.
     pub(crate) fn page_fault(&mut self, gva: Gva) {
         for position in [self.loaded.linear, self.loaded.global] {
-            self.remove_gva_of(position, gva, Structures::OfAddress);
+            self.remove_gva_of(position, gva, Structures::OfAddress, Reach::Address);
         }
     }
 

@@ -385,7 +385,10 @@ fn control_registers_refuse_what_long_mode_forbids() {
         machine.processor.mov_to_cr3(cx, cr3 | 1 << 63 | 5).unwrap();
         assert_eq!(machine.processor.state().registers.cr3.0, cr3 | 5, "bit 63 is not stored");
         machine.processor.mov_to_cr3(cx, cr3).unwrap();
-        assert!(machine.processor.mov_to_cr0(cx, sim_mmu::guest_paging::Cr0::empty()).is_ok());
+        let no_paging = sim_mmu::guest_paging::Cr0::empty();
+        assert_eq!(machine.processor.mov_to_cr0(cx, no_paging), gp, "PCIDs are of long mode");
+        machine.processor.mov_to_cr4(cx, cr4).unwrap();
+        machine.processor.mov_to_cr0(cx, no_paging).unwrap();
         machine.change_registers(|r| r.efer = Efer::empty());
         assert_eq!(machine.processor.mov_to_cr0(cx, sim_mmu::guest_paging::Cr0::PG), gp, "PAE paging is not modelled");
     });

@@ -290,18 +290,25 @@ fn mm_118_a_zap_that_yields_does_what_one_does_that_cannot() {
 }
 
 #[test]
-fn mm_120_collecting_a_page_that_lost_w_already_changes_nothing() {
+fn mm_120_taking_m_away_is_a_change_even_without_w_and_taking_w_away_flushes_nothing() {
     Sim::sequential().solo(|cx| {
-        let vm = Vm::new(cx, 1);
+        let vm = Vm::with(cx, 1, TdpConfig { eager_page_split: false, ..config(Stage2Kind::Ept) });
         let root = start_with(cx, &vm, Level::L2M, &[PAGE.0]);
+        let mmu_writable = vm.mmu.masks().mmu_writable;
         vm.slot.logged.store(true, SeqCst);
-        vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K);
-        let logged = |initially_set| {
+        assert!(vm.mmu.wrprot_slot(cx, &mut vm.mmu.mmu_lock.read(cx), 0, vm.slot.range, Level::L4K));
+        let collect = |initially_set| {
             let mut lock = vm.mmu.mmu_lock.write(cx);
-            vm.mmu.enable_log_dirty_pt_masked(cx, &mut MmuLock::Write(&mut lock), 0, BASE + 64, 1 << 24, initially_set);
+            let mut lock = MmuLock::Write(&mut lock);
+            vm.mmu.enable_log_dirty_pt_masked(cx, &mut lock, 0, BASE + 64, 1 << 24, initially_set)
         };
         let before = vm.mmu.peek_leaf(&root, PAGE);
-        logged(false);
-        assert_eq!(vm.mmu.peek_leaf(&root, PAGE), before, "huge leafs have lost W when logging began");
+        assert!(!before.0.is_writable() && before.0.has(mmu_writable));
+        assert!(!collect(false), "huge leafs have lost W when logging began");
+        assert_eq!(vm.mmu.peek_leaf(&root, PAGE), before);
+        assert!(collect(true), "where logging began with every page dirty they lose M too: the caller must flush");
+        assert_eq!(vm.mmu.peek_leaf(&root, PAGE), (before.0.without(mmu_writable), before.1));
+        assert!(!collect(true), "once");
+        assert_eq!(vm.flush.take(), 0, "what lost W or M is the caller's to flush");
     });
 }

@@ -5,7 +5,7 @@ use crate::vm::{BASE, Vm, config};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, MutantSet};
 use sim_mmu::mutants::{BUG_66, NO_FREEZE_CHILDREN};
-use sim_mmu::{Access, Gfn, Level, RetPf, Root, Stage2Kind, TdpConfig, TdpFault};
+use sim_mmu::{Access, Age, Gfn, Level, MmuLock, RetPf, Root, Stage2Kind, TdpConfig, TdpFault};
 use std::sync::Arc;
 
 const PAGE: Gfn = Gfn(600);
@@ -96,6 +96,40 @@ fn mm_084_data_stays_small_until_recovery() {
         assert_eq!(vm.flush.take(), 1, "nothing to recover, nothing to flush");
         vm.mmu.put_root(cx, root);
         vm.mmu.uninit(cx);
+    });
+}
+
+#[test]
+fn mm_083_a_huge_page_that_waits_for_its_access_does_not_get_x_with_the_others() {
+    let check = |cx: &Cx<'_>, vm: &Vm, root: &Root| {
+        assert_eq!(vm.mmu.pages().leafs, [0, 1, 0]);
+        assert!(vm.mmu.masks().is_access_track(vm.mmu.peek_leaf(root, PAGE).0));
+        let read = vm.fault(PAGE, false);
+        assert_eq!(vm.mmu.fast_page_fault(cx, root, &read, Some(&vm.slot)), RetPf::Fixed);
+        assert!(may(cx, vm, root, PAGE, Access::Read) && !may(cx, vm, root, PAGE, Access::Exec));
+        vm.mmu.assert_consistent();
+    };
+    let config = TdpConfig { accessed_dirty: false, ..mitigated(Stage2Kind::Ept) };
+    Sim::sequential().solo(|cx| {
+        let vm = Vm::with(cx, 1, config);
+        vm.slot.set_host(Level::L2M);
+        let root = vm.mmu.load_root(cx, 0).unwrap();
+        let mut speculative = vm.fault(PAGE, false);
+        speculative.prefetch = true;
+        assert_eq!(vm.serve(cx, &root, &speculative), RetPf::Fixed);
+        check(cx, &vm, &root);
+    });
+    // The same of small pages, which may be executed, that become huge again.
+    Sim::sequential().solo(|cx| {
+        let vm = Vm::with(cx, 1, config);
+        let root = start_with(cx, &vm, Level::L2M, &[PAGE.0]);
+        let mut lock = vm.mmu.mmu_lock.read(cx);
+        vm.mmu.split_huge_pages(cx, MmuLock::Read(&mut lock), 0, vm.slot.range, Level::L4K);
+        assert!(may(cx, &vm, &root, PAGE, Access::Exec));
+        assert!(vm.mmu.age_gfn_range(cx, 0, vm.slot.range, Age::Clear));
+        vm.mmu.recover_huge_pages(cx, &mut lock, 0, &vm.slot, &vm.flush);
+        drop(lock);
+        check(cx, &vm, &root);
     });
 }
 

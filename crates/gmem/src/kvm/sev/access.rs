@@ -248,6 +248,30 @@ impl Vcpu {
         Ok(old)
     }
 
+    /// What PVALIDATE looks at first, and whether that is the end of it.
+    pub(super) fn snp_pvalidate_inputs(
+        &self,
+        state: &VcpuState,
+        gva: Gva,
+        size: u64,
+        edx: u32,
+    ) -> Result<Option<snp::Pvalidated>, AccessFault> {
+        let (_, cpu) = self.snp_machine(state);
+        Ok(snp::pvalidate_inputs(&cpu, snp::Gva(gva.0), size, edx).map_err(fault_of)?.err())
+    }
+
+    /// What RMPADJUST looks at first, and whether that is the end of it.
+    pub(super) fn snp_rmpadjust_inputs(
+        &self,
+        state: &VcpuState,
+        gva: Gva,
+        size: u64,
+        rdx: snp::RmpAdjust,
+    ) -> Result<Option<snp::RmpFail>, AccessFault> {
+        let (snp, cpu) = self.snp_machine(state);
+        Ok(snp.rmpadjust_inputs(&cpu, snp::Gva(gva.0), size, rdx).map_err(fault_of)?.err())
+    }
+
     /// The page that PVALIDATE and its like name: translated as for a read of one byte, and private whatever the mapping says.
     pub(super) fn snp_operand(
         &self,
@@ -283,6 +307,9 @@ impl Vcpu {
         rdx: snp::RmpAdjust,
     ) -> Result<Result<(), snp::RmpFail>, AccessFault> {
         let (snp, cpu) = self.snp_machine(state);
-        snp.rmpadjust(cx, &cpu, operand, rdx).map_err(fault_of)
+        let adjusted = snp.rmpadjust(cx, &cpu, operand, rdx).map_err(fault_of)?;
+        // Another vCPU may have waited for the permission.
+        self.vm.sev_wake_spinners(cx);
+        Ok(adjusted)
     }
 }

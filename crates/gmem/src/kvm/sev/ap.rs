@@ -95,8 +95,7 @@ impl Vcpu {
     fn sev_snp_install_vmsa(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) {
         let es = self.sev().expect("a vCPU of an SNP VM");
         let gfn = gpa.gfn();
-        let (_, slot) = self.gfn_to_memslot(cx, state, gfn);
-        let Some(slot) = slot else { return };
+        let Some(slot) = self.gmem_slot(cx, state, gfn) else { return };
         let seq = self.vm.mmu.invalidate.seq(cx);
         // The attribute is not looked at.
         let Ok(page) = self.vm.gmem_get_pfn(cx, &slot, gfn) else { return };

@@ -12,7 +12,7 @@ use sim_mmu::Gpa;
 
 /// What goes on when user space comes back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) enum Pending {
+pub(crate) enum Pending {
     #[default]
     None,
     /// A page-state change by the MSR protocol.
@@ -36,11 +36,19 @@ impl Vcpu {
         self.vm.mm.read_u64(cx, hva).ok()
     }
 
-    /// `kvm_write_guest` of eight bytes; nothing happens where nothing is mapped.
-    pub(super) fn write_guest_u64(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, value: u64) {
-        if let Some(hva) = self.gpa_to_hva(cx, state, gpa) {
-            let _unmapped = self.vm.mm.write_u64(cx, hva, value);
+    /// `kvm_write_guest` of eight bytes; `None` where nothing is mapped that may be written.
+    pub(super) fn write_guest_u64(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, value: u64) -> Option<()> {
+        let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1;
+        if slot.is_some_and(|slot| slot.is_readonly()) {
+            return None;
         }
+        let hva = self.gpa_to_hva(cx, state, gpa)?;
+        self.vm.mm.write_u64(cx, hva, value).ok()
+    }
+
+    /// A field of the GHCB. The kernel has the page mapped since it read the request: what happens to the VMM's mapping since then is not told.
+    pub(super) fn set_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState, ghcb: Gpa, offset: u64, value: u64) {
+        let _unmapped = self.write_guest_u64(cx, state, ghcb + offset, value);
     }
 
     /// `sev_handle_vmgexit`.
@@ -104,8 +112,8 @@ impl Vcpu {
     fn set_response(&self, cx: &Cx<'_>, state: &mut VcpuState, response: Response, data: u64) {
         let gpa = state.sev.as_deref().expect("a vCPU of an SNP VM").ghcb.gpa;
         let (info_1, info_2) = response.to_fields();
-        self.write_guest_u64(cx, state, gpa + offset::SW_EXITINFO1, info_1);
-        self.write_guest_u64(cx, state, gpa + offset::SW_EXITINFO2, info_2.unwrap_or(data));
+        self.set_ghcb(cx, state, gpa, offset::SW_EXITINFO1, info_1);
+        self.set_ghcb(cx, state, gpa, offset::SW_EXITINFO2, info_2.unwrap_or(data));
     }
 
     /// `svm_vmgexit_no_action`: the event's answer, written to the guest's page at once.

@@ -29,10 +29,6 @@ impl SevInfo {
         let gpa = if cx.has_mutant(SEV_WRONG_GPA) { Gpa(gfn.gpa().0 + PAGE_SIZE) } else { gfn.gpa() };
         let asid =
             if cx.has_mutant(SEV_WRONG_ASID) { Asid(asid.0 % self.host.snp().config().asid_max + 1) } else { asid };
-        assert!(
-            self.pre_fault_allowed(),
-            "SNP-INV-012: {pfn:?} is given to a guest at {gfn:?} while it is being measured"
-        );
         self.host.rmp_make_private(cx, pfn, gpa, RmpSize::Size4K, asid, false).map_err(|_| Errno::EINVAL)?;
         assert_assigned(self.host.snp(), pfn, self.asid().expect("seen above"), gfn.gpa());
         Ok(())

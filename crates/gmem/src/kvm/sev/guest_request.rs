@@ -27,7 +27,8 @@ impl Vcpu {
     /// `snp_handle_guest_req`. The response is copied out also if the firmware refuses.
     ///
     /// # Errors
-    /// If the firmware does not answer, or the guest's pages cannot be reached.
+    /// `EIO` if the guest's pages cannot be reached; `EBADF` if the descriptor of `/dev/sev` that START was given is closed; `ETIMEDOUT` if the firmware
+    /// does not answer.
     pub(super) fn snp_handle_guest_req(
         &self,
         cx: &Cx<'_>,
@@ -44,6 +45,7 @@ impl Vcpu {
             return Err(Errno::EINVAL);
         };
         self.copy_from_guest(cx, state, sev, request, req)?;
+        sev.check_stored_fd(cx)?;
         let fw = match sev.host.snp().snp_guest_request(cx, gctx, Spa::of(req), Spa::of(resp)) {
             Ok(()) => 0,
             Err(PspFail::Status(status)) => status.code(),
@@ -64,9 +66,9 @@ impl Vcpu {
         to: Pfn,
     ) -> Result<(), Errno> {
         for offset in (0..PAGE_SIZE).step_by(8) {
-            let word = self.read_guest_u64(cx, state, gpa + offset).ok_or(Errno::EFAULT)?;
+            let word = self.read_guest_u64(cx, state, gpa + offset).ok_or(Errno::EIO)?;
             let access = HostSnpAccess::kernel(AccessKind::Write, to);
-            sev.host.snp().host_write(cx, &access, offset as usize, &word.to_le_bytes()).map_err(|_| Errno::EFAULT)?;
+            sev.host.snp().host_write(cx, &access, offset as usize, &word.to_le_bytes()).map_err(|_| Errno::EIO)?;
         }
         Ok(())
     }
@@ -82,7 +84,7 @@ impl Vcpu {
         for offset in (0..PAGE_SIZE).step_by(8) {
             let mut word = [0; 8];
             sev.host.snp().host_read(cx, from, offset as usize, &mut word);
-            self.write_guest_u64(cx, state, gpa + offset, u64::from_le_bytes(word));
+            self.write_guest_u64(cx, state, gpa + offset, u64::from_le_bytes(word)).ok_or(Errno::EIO)?;
         }
         Ok(())
     }
@@ -122,7 +124,7 @@ impl Vcpu {
         // An empty table of certificates.
         if npages != 0 {
             for offset in (0..24).step_by(8) {
-                self.write_guest_u64(cx, state, Gpa(data + offset), 0);
+                self.write_guest_u64(cx, state, Gpa(data.wrapping_add(offset)), 0).ok_or(Errno::EIO)?;
             }
         }
         self.snp_handle_guest_req(cx, state, sev, ghcb)
@@ -148,7 +150,7 @@ impl Vcpu {
             0 => return self.snp_handle_guest_req(cx, state, sev, &ghcb),
             ENOSPC => {
                 if let ExitInfo::SnpReqCerts { npages, .. } = answer {
-                    self.write_guest_u64(cx, state, ghcb.gpa + offset::RBX, npages);
+                    self.set_ghcb(cx, state, ghcb.gpa, offset::RBX, npages);
                 }
                 VMM_ERR_INVALID_LEN
             }

@@ -1,14 +1,16 @@
 //! What a VM has of SEV-SNP (`struct kvm_sev_info`), from `KVM_SEV_INIT2` to the end of the VM (`sev_guest_init`, `sev_vm_destroy`).
 
 use super::host::SevHost;
+use super::ioctl::check_fd;
 use crate::kvm::mutants::SEV_ASID_FREED_FIRST;
 use crate::kvm::vm::Vm;
 use sim_coco::snp::{Asid, RmpSize, Spa};
+use sim_kernel::fs::{FdTable, RawFd};
 use sim_kernel::sync::Mutex;
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::Gpa;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// `SVM_SEV_FEAT_SNP_ACTIVE`.
 pub(super) const SNP_ACTIVE: u64 = 1 << 0;
@@ -24,8 +26,13 @@ pub(super) struct Launch {
     pub(super) need_init: bool,
     /// The guest's policy, once it has one.
     pub(super) policy: u64,
-    /// The descriptor of `/dev/sev` that START was given; commands of later use it.
-    pub(super) fd: i32,
+}
+
+/// The descriptor of `/dev/sev` that START was given, and the table that it is in: commands of later use it.
+#[derive(Clone, Debug)]
+struct StoredFd {
+    files: Weak<FdTable>,
+    fd: RawFd,
 }
 
 /// The pages that guest requests go through.
@@ -46,6 +53,8 @@ pub struct SevInfo {
     /// `guest_req_mutex`.
     pub(super) guest_req_mutex: Mutex<GuestRequestPages>,
     asid: OnceLock<Asid>,
+    /// `fd`.
+    fd: parking_lot::Mutex<StoredFd>,
     /// `snp_context`.
     context: parking_lot::Mutex<Option<Pfn>>,
     vmsa_features: AtomicU64,
@@ -67,9 +76,10 @@ impl SevInfo {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<SevHost>) -> SevInfo {
         SevInfo {
             host: Arc::clone(host),
-            lock: Mutex::new(cx, "kvm->lock", Launch { need_init: true, policy: 0, fd: -1 }),
+            lock: Mutex::new(cx, "kvm->lock", Launch { need_init: true, policy: 0 }),
             guest_req_mutex: Mutex::new(cx, "guest_req_mutex", GuestRequestPages::default()),
             asid: OnceLock::new(),
+            fd: parking_lot::Mutex::new(StoredFd { files: Weak::new(), fd: -1 }),
             context: Default::default(),
             vmsa_features: AtomicU64::new(0),
             pre_fault_allowed: AtomicBool::new(false),
@@ -84,6 +94,20 @@ impl SevInfo {
     /// SEV-SNP of the host.
     pub fn host(&self) -> &Arc<SevHost> {
         &self.host
+    }
+
+    /// START stores the descriptor that it was given.
+    pub(super) fn store_fd(&self, files: &Arc<FdTable>, fd: RawFd) {
+        *self.fd.lock() = StoredFd { files: Arc::downgrade(files), fd };
+    }
+
+    /// `sev_issue_cmd`: whether the stored descriptor is still one of `/dev/sev`.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub(super) fn check_stored_fd(&self, cx: &Cx<'_>) -> Result<(), Errno> {
+        let StoredFd { files, fd } = self.fd.lock().clone();
+        check_fd(cx, &*files.upgrade().ok_or(Errno::EBADF)?, fd)
     }
 
     /// The VM's ASID, after `KVM_SEV_INIT2`.

@@ -110,15 +110,26 @@ impl Vcpu {
                 return Ok(Visit::Vmgexit);
             }
             SnpInsn::Pvalidate { gpa, size, validate } => {
-                let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
-                let done = self.snp_pvalidate(cx, state, &operand, validate)?;
+                let done = match self.snp_pvalidate_inputs(state, Gva(gpa.0), size, validate)? {
+                    Some(failed) => failed,
+                    None => {
+                        let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                        self.snp_pvalidate(cx, state, &operand, validate)?
+                    }
+                };
                 state.regs.rbx = if done.unchanged { PVALIDATE_NO_UPDATE } else { eax(done.result) };
                 state.regs.rip += 1;
                 return Ok(Visit::Done);
             }
             SnpInsn::Rmpadjust { gpa, size, rdx } => {
-                let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
-                state.regs.rbx = eax(self.snp_rmpadjust(cx, state, &operand, RmpAdjust(rdx))?);
+                let result = match self.snp_rmpadjust_inputs(state, Gva(gpa.0), size, RmpAdjust(rdx))? {
+                    Some(fail) => Err(fail),
+                    None => {
+                        let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                        self.snp_rmpadjust(cx, state, &operand, RmpAdjust(rdx))?
+                    }
+                };
+                state.regs.rbx = eax(result);
                 state.regs.rip += 1;
                 return Ok(Visit::Done);
             }

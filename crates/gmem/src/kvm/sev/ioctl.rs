@@ -5,7 +5,7 @@ use super::info::SevInfo;
 use crate::kvm::process::Process;
 use crate::kvm::vm::Vm;
 use sim_coco::snp::firmware::{IdBlock, PageType, PspFail};
-use sim_kernel::fs::RawFd;
+use sim_kernel::fs::{FdTable, RawFd};
 use sim_kernel::{Cx, Errno, Hva};
 use sim_mmu::Gfn;
 use std::sync::Arc;
@@ -126,6 +126,14 @@ impl SevCmd {
     }
 }
 
+/// `__sev_issue_cmd`: whether the descriptor is one of `/dev/sev`.
+///
+/// # Errors
+/// `EBADF`.
+pub(super) fn check_fd(cx: &Cx<'_>, files: &FdTable, fd: RawFd) -> Result<(), Errno> {
+    files.with(cx, fd, |file| file.downcast::<SevDevice>().map(drop).ok_or(Errno::EBADF))
+}
+
 /// Who asks, and what the firmware answered.
 pub(super) struct Issuer<'a> {
     pub(super) process: &'a Process,
@@ -133,12 +141,12 @@ pub(super) struct Issuer<'a> {
 }
 
 impl Issuer<'_> {
-    /// `__sev_issue_cmd`: whether the descriptor is one of `/dev/sev`.
+    /// [`check_fd`] of who asks.
     ///
     /// # Errors
     /// `EBADF`.
     pub(super) fn check_fd(&self, cx: &Cx<'_>, fd: RawFd) -> Result<(), Errno> {
-        self.process.fds().with(cx, fd, |file| file.downcast::<SevDevice>().map(drop).ok_or(Errno::EBADF))
+        check_fd(cx, self.process.fds(), fd)
     }
 
     /// The errno of a command that failed; the firmware's error is kept.
@@ -182,7 +190,7 @@ impl Vm {
             }
             SevOp::SnpLaunchStart(start) => self.snp_launch_start(cx, sev, &mut launch, &mut issuer, start, cmd.sev_fd),
             SevOp::SnpLaunchUpdate(update) => self.snp_launch_update(cx, sev, &mut issuer, update, cmd.sev_fd),
-            SevOp::SnpLaunchFinish(finish) => self.snp_launch_finish(cx, sev, &launch, &mut issuer, finish, cmd.sev_fd),
+            SevOp::SnpLaunchFinish(finish) => self.snp_launch_finish(cx, sev, &mut issuer, finish, cmd.sev_fd),
             SevOp::SnpEnableReqCerts => enable_certs(sev),
             SevOp::Other(_) => Err(Errno::EINVAL),
         };

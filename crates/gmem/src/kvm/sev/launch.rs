@@ -51,7 +51,7 @@ impl Vm {
         let snp = sev.host.snp();
         let started = snp.snp_launch_start(cx, &command).map_err(|fail| issuer.failed(fail));
         let bound = started.and_then(|()| {
-            launch.fd = fd;
+            sev.store_fd(&issuer.process.fds, fd);
             // `snp_bind_asid`.
             let activated = snp.snp_activate(cx, gctx, asid);
             assert_free(asid, activated);
@@ -165,7 +165,6 @@ impl Vm {
         &self,
         cx: &Cx<'_>,
         sev: &SevInfo,
-        launch: &Launch,
         issuer: &mut Issuer<'_>,
         finish: &SnpLaunchFinish,
         fd: RawFd,
@@ -178,7 +177,7 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         self.snp_launch_update_vmsa(cx, sev, issuer, fd)?;
-        issuer.check_fd(cx, launch.fd)?;
+        sev.check_stored_fd(cx)?;
         let command = LaunchFinish { gctx, id_block: finish.id_block, host_data: finish.host_data };
         sev.host.snp().snp_launch_finish(cx, &command).map_err(|fail| issuer.failed(fail))?;
         sev.allow_pre_fault();

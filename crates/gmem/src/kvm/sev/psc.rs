@@ -33,7 +33,7 @@ impl PscBuffer for GuestList<'_, '_> {
 
     fn write(&mut self, word: u16, value: u64) {
         let at = self.at(word);
-        self.vcpu.write_guest_u64(self.cx, self.state, at, value);
+        let _unmapped = self.vcpu.write_guest_u64(self.cx, self.state, at, value);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a vCPU has of SEV-SNP (`struct vcpu_sev_es_state`), and its visits to the guest: VMRUN with a VMCB and a VMSA, which are in use until it
 //! leaves.
 
+use super::fault::VainFaults;
 use super::ghcb::Pending;
 use super::info::{SevInfo, make_vmsa_shared};
 use super::protocol::ghcb::Snapshot;
@@ -67,7 +68,7 @@ pub(crate) struct SevState {
     pub(super) ghcb: Snapshot,
     pub(super) psc: Psc,
     /// What goes on when user space has answered.
-    pub(super) pending: Pending,
+    pub(crate) pending: Pending,
     /// Not KVM's: the guest's next data accesses go through mappings without the C-bit. Stands for the guest's tables where paging is off.
     pub(crate) shared_mapping: bool,
     /// Not KVM's: what [`WriteBlock`](super::insn::SnpInsn::WriteBlock) writes.
@@ -76,8 +77,7 @@ pub(crate) struct SevState {
     pub(crate) kernel: Option<Box<super::kernel::KernelOnVcpu>>,
     /// Not KVM's: the guest's level.
     pub(crate) vmpl: Vmpl,
-    /// RMP faults in a row of which nothing came.
-    pub(super) vain_faults: u32,
+    pub(super) vain_faults: Option<VainFaults>,
 }
 
 impl SevState {
@@ -96,7 +96,7 @@ impl SevState {
             blocks: Vec::new(),
             kernel: None,
             vmpl: Vmpl::ZERO,
-            vain_faults: 0,
+            vain_faults: None,
         }
     }
 }

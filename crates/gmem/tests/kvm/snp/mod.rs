@@ -3,6 +3,7 @@
 
 mod launch;
 mod psc;
+mod races;
 mod runtime;
 mod teardown;
 mod vcpus;
@@ -102,6 +103,14 @@ impl Script {
 
     fn state(&mut self, pfn: Pfn) -> PageState {
         self.snp(|_, snp| snp.rmp().state(pfn)).expect("a state that there is")
+    }
+
+    /// As [`Script::end`], where something does not hold: what that is.
+    fn finding(mut self) -> String {
+        let checked = self.with(|cx, world| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| gmem::testing::values::check_and_end(cx, world)))
+        });
+        *checked.expect_err("something does not hold").downcast::<String>().expect("a message")
     }
 
     /// The process ends; then nothing is assigned, nothing is left, and what must hold does.

@@ -1,8 +1,10 @@
-//! SN-141 to SN-151: faults, conversions, holes.
+//! SN-141 to SN-146, SN-148 to SN-151: faults, conversions, holes.
 
 use super::Script;
 use gmem::MachineConfig;
-use sim_coco::snp::PageState;
+use gmem::kvm::ioctl;
+use gmem::kvm::vcpu::GuestInsn;
+use sim_coco::snp::{Asid, PageState, RmpSize, RmpUpdate};
 use sim_mmu::Level;
 
 #[test]
@@ -199,10 +201,105 @@ fn sn_045_sn_051_answers_of_guest_instructions() {
          guest_pvalidate c0 0x201000 size=2M      => hlt 1
          guest_rmpadjust c0 0x201000 vmpl=0       => hlt 2
          guest_rmpadjust c0 0x201000 vmpl=9       => hlt 1
+         guest_rmpadjust c0 0x201000 vmpl=256     => hlt 1
+         guest_rmpadjust c0 0x201000 vmpl=1 perms=256 => hlt 1
+         guest_pvalidate c0 0x201000 size=1G      => hlt 1
+         guest_pvalidate c0 0x201000 size=3       => hlt 1
          guest_pvalidate c0 0x201000              => hlt 0
          guest_rmpadjust c0 0x201000 vmpl=1 perms=r|w => hlt 0",
     );
     let page = script.frame(0x20_1000).unwrap();
     assert_eq!(script.entry(page).perms[1].bits(), 3);
+    script.end();
+}
+
+#[test]
+fn sn_045_sn_051_registers_are_looked_at_before_the_page() {
+    let mut script = Script::running();
+    // Neither page may be touched: one is shared, the other is nowhere.
+    script.run(
+        "guest_pvalidate c0 0x20c000 size=2M      => hlt 1
+         guest_pvalidate c0 0x901000 size=2M      => hlt 1
+         guest_rmpadjust c0 0x20c000 vmpl=0       => hlt 2
+         guest_rmpadjust c0 0x901000 vmpl=9       => hlt 1
+         guest_pvalidate c0 0x20c000              => memory_fault private 0x20c000",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_121_flags_are_passed_on_whole() {
+    let mut script = Script::new(MachineConfig::default());
+    script.run("create_vm vm0 type=snp => ok\n sev_init2 vm0 flags=0x100000000 => EINVAL\n sev_init2 vm0 => ok");
+    script.end();
+}
+
+#[test]
+fn sn_145_a_fault_on_a_page_of_4k_changes_nothing() {
+    let mut script = Script::running();
+    script.run(
+        "guest_pvalidate c0 0x200000              => hlt 0
+         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=0 hva=m0 guest_memfd=g0
+         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x400000 size=64K hva=m0 guest_memfd=g0 => ok
+         set_memory_attributes vm0 0x400000 64K private => ok",
+    );
+    let page = script.frame(0x20_0000).unwrap();
+    let before = script.entry(page);
+    // It would fault for ever; a signal gets it out after each try.
+    script.with(|cx, world| {
+        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        vcpu.set_program(cx, &[GuestInsn::Read { gpa: sim_mmu::Gpa(0x40_0000) }]);
+        cx.send_signal(cx.task());
+        for _ in 0..6 {
+            assert_eq!(vcpu.run(cx).0, Err(sim_kernel::Errno::EINTR));
+        }
+        cx.clear_signals();
+    });
+    assert_eq!(script.entry(page), before);
+    script.end();
+}
+
+#[test]
+fn sn_146_a_page_of_2m_is_split_when_a_part_is_used() {
+    let mut script = Script::new(MachineConfig::default());
+    script.run(
+        "create_vm vm0 type=snp                   => ok
+         sev_init2 vm0                            => ok
+         create_vcpu vm0 c0                       => ok
+         mmap m0 len=8M                           => ok
+         create_guest_memfd vm0 g0 size=8M        => ok
+         fallocate g0 keep_size 0 8M              => ok",
+    );
+    // So that the guest's addresses are as far from a border of 2 MiB as the frames.
+    let first = script.frame(0x20_0000).unwrap();
+    let base = (0x1000 + first.0 % 512) << 12;
+    script.run(&format!(
+        "set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa={base:#x} size=8M hva=m0 guest_memfd=g0 => ok
+         set_memory_attributes vm0 {base:#x} 8M private => ok
+         snp_launch_start vm0                     => ok
+         snp_launch_finish vm0                    => ok"
+    ));
+    let head = sim_kernel::Pfn(first.0.next_multiple_of(512));
+    let gpa = sim_mmu::Gpa(base + ((head.0 - first.0) << 12));
+    // Each page is cleared and mapped; then the region becomes one page of the RMP.
+    script.run(&format!("pre_fault_memory c0 {:#x} 2M => ok", gpa.0));
+    script.snp(|cx, snp| {
+        (0..512).for_each(|i| snp.rmpupdate(cx, head + i, RmpUpdate::HYPERVISOR).unwrap());
+        let new = RmpUpdate::guest(Asid(1), gpa).sized(RmpSize::Size2M);
+        snp.rmpupdate(cx, head, new).unwrap();
+    });
+    let levels = |script: &mut Script| {
+        script.of_vm("vm0", |cx, vm| {
+            let sev = vm.sev().unwrap();
+            [head, head + 5, head + 511].map(|pfn| sev.gmem_max_mapping_level(cx, pfn))
+        })
+    };
+    assert_eq!(levels(&mut script), [Level::L2M; 3]);
+    let part = gpa.0 + 0x5000;
+    script.run(&format!("guest_read c0 {part:#x} => system_event 0x100"));
+    assert_eq!(levels(&mut script), [Level::L4K; 3]);
+    script.run(&format!("guest_pvalidate c0 {part:#x} => hlt 0\n guest_write c0 {part:#x} 7 => hlt"));
+    assert_eq!(script.state(head + 5), PageState::GuestValid);
+    assert_eq!(script.state(head + 6), PageState::GuestInvalid);
     script.end();
 }

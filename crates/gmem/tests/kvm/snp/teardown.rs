@@ -1,10 +1,10 @@
-//! SN-025, SN-026, SN-035, SN-146, SN-149, SN-167 to SN-170: the RMP's wrappers, and how guests end.
+//! SN-013, SN-026, SN-106, SN-149, SN-167 to SN-170: RMPUPDATE that fails, and how guests end.
 
 use super::Script;
 use gmem::MachineConfig;
 use gmem::kvm::mutants::SEV_NO_INVALIDATE;
 use sim_coco::snp::firmware::{Command, FwStatus, Injected};
-use sim_coco::snp::{Asid, PageState, RmpUpdate};
+use sim_coco::snp::{Asid, CpuId, GuestKind, PageState, RmpUpdate, Spa, Vmrun};
 use sim_kernel::MutantSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -122,4 +122,34 @@ fn a_host_write_to_a_page_of_the_guest_is_a_signal() {
     script.snp(|cx, snp| snp.rmpupdate(cx, page, RmpUpdate::HYPERVISOR).unwrap());
     script.run("host_write m0 0x1000 6 => ok\n host_read m0 0x1000 => ok 6");
     script.end();
+}
+
+#[test]
+fn sn_026_a_page_in_use_is_not_tried_again() {
+    let mut script = Script::running();
+    script.run("guest_pvalidate c0 0x203000 => hlt 0\n guest_rmpadjust c0 0x203000 vmpl=1 vmsa=on => hlt 0");
+    let page = script.frame(0x20_3000).unwrap();
+    let vmcb = script.with(|cx, world| {
+        let vcpu = gmem::kvm::ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        vcpu.sev().unwrap().vmcb()
+    });
+    // Another processor is in the guest with it.
+    let in_guest = script.snp(|cx, snp| {
+        let vmrun = Vmrun {
+            cpu: CpuId(0),
+            vmcb: Spa::of(vmcb),
+            kind: GuestKind::Snp,
+            asid: Asid(1),
+            vmsa: Some(Spa::of(page)),
+            avic_backing: None,
+            snp_active: true,
+        };
+        snp.vmrun(cx, &vmrun).unwrap()
+    });
+    script.run("fallocate g0 punch_hole 12K 4K => ok");
+    assert_eq!(script.state(page), PageState::GuestValid);
+    script.snp(|cx, snp| snp.vmexit(cx, in_guest));
+    let checked = script.of_vm("vm0", |_, vm| catch_unwind(AssertUnwindSafe(|| vm.check_invariants())));
+    let message = *checked.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.starts_with("SNP-INV-008: "), "{message}");
 }

@@ -1,9 +1,10 @@
-//! SN-160 to SN-162, SN-164: vCPUs that a guest starts and stops; messages to the firmware.
+//! SN-160 to SN-162, SN-164, SN-165: vCPUs that a guest starts and stops; messages to the firmware.
 
 use super::Script;
 use gmem::kvm::ioctl;
-use gmem::kvm::sev::MpState;
+use gmem::kvm::sev::{MpState, SevOp, SnpLaunchStart};
 use sim_coco::snp::PageState;
+use sim_kernel::Errno;
 
 /// A second vCPU, and an accepted page at 0x203000 that is a VMSA.
 const AP: &str = "
@@ -130,5 +131,80 @@ fn no_vcpu_is_half_made_at_the_end_of_the_launch() {
          guest_write c1 0x201000 3                => hlt
          guest_read c0 0x201000                   => hlt 3",
     );
+    script.end();
+}
+
+#[test]
+fn sn_160_a_vmsa_where_there_is_no_guest_memfd_is_none() {
+    let mut script = two_vcpus();
+    script.run(
+        "mmap m1 len=16K                          => ok
+         set_user_memory_region vm0 slot=1 gpa=0x400000 size=16K hva=m1 => ok
+         guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x401000 => hlt 0
+         guest_read c1 0x200000                   => EINVAL
+         guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x200000                   => hlt 7",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_164_pages_of_a_message_that_cannot_be_reached_are_errors_of_kvm_run() {
+    let mut script = Script::running();
+    script.run(
+        "set_memory_attributes vm0 0x209000 8K shared => ok
+         mmap m1 len=16K                          => ok
+         set_user_memory_region vm0 slot=1 gpa=0x400000 size=16K hva=m1 flags=readonly => ok
+         guest_vmgexit c0 0x208000 guest_request info1=0x900000 info2=0x209000 => EIO
+         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x900000 => EIO
+         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x400000 => EIO
+         guest_vmgexit c0 0x208000 ext_guest_request info1=0x900000 info2=0x209000 => EIO
+         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x20a000 => hlt 0x16",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_164_a_message_goes_by_the_descriptor_that_start_was_given() {
+    let mut script = Script::new(gmem::MachineConfig::default());
+    let lines: Vec<&str> = super::VM.lines().filter(|line| !line.contains("snp_launch_start")).collect();
+    script.run(&lines.join("\n"));
+    let fd = script.open_sev();
+    let start = SnpLaunchStart { policy: 0x3_0000, ..SnpLaunchStart::default() };
+    let (started, _) = script.command(SevOp::SnpLaunchStart(start), fd);
+    assert_eq!(started, Ok(()));
+    script.run(super::RUNNING);
+    let message = "guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x20a000";
+    script.run(&format!("{message} => hlt 0x16"));
+    script.with(|cx, world| world.process().close(cx, fd)).unwrap();
+    script.run(&format!("{message} => EBADF"));
+    script.end();
+}
+
+#[test]
+fn sn_165_certificates_are_the_vmms() {
+    let mut script = Script::new(gmem::MachineConfig::default());
+    let (before, after) = super::VM.split_once("create_vcpu").unwrap();
+    script.run(before);
+    let fd = script.open_sev();
+    assert_eq!(script.command(SevOp::SnpEnableReqCerts, fd).0, Ok(()));
+    script.run(&format!("create_vcpu{after}"));
+    script.run(super::RUNNING);
+    assert_eq!(script.command(SevOp::SnpEnableReqCerts, fd).0, Err(Errno::EINVAL), "there are vCPUs");
+    // The type of a request for a report, and the GHCB's RBX.
+    script.run("host_write64 m0 0x9030 0x500000000 => ok");
+    let message = "guest_vmgexit c0 0x208000 ext_guest_request info1=0x209000 info2=0x20a000 rax=0x20b000";
+    for (reply, answer) in [
+        ("28", "hlt 0x100000000"),
+        ("0x30000001c", "hlt 0x100000000"),
+        ("11", "hlt 0x200000000"),
+        ("5", "hlt 0xffffffff00000000"),
+        ("1", "EINVAL"),
+        ("0", "hlt 0x16"),
+    ] {
+        script.run(&format!("{message} reply={reply} => {answer}"));
+        let pages = if reply == "0x30000001c" { 3 } else { 0 };
+        script.run(&format!("host_read64 m0 0x8318 => ok {pages}"));
+    }
     script.end();
 }
