@@ -336,3 +336,18 @@ fn sn_095_values_of_cpuid_that_are_replaced_come_back() {
     assert_eq!(script.state(frame), PageState::GuestValid);
     script.end();
 }
+
+#[test]
+fn a_vcpu_runs_although_the_launch_has_not_ended() {
+    let mut script = Script::vm();
+    script.snp(|cx, snp| snp.inject(cx, Command::LaunchFinish, Injected::Status(FwStatus::InvalidParam)));
+    // Its VMSA is launched, and the end of the launch fails: nothing refuses the vCPU, nor the page that it touches.
+    script.run(
+        "snp_launch_finish vm0                     => EIO
+         pre_fault_memory c0 0x200000 4K           => EOPNOTSUPP
+         guest_read c0 0x201000                    => system_event 0x100",
+    );
+    let page = script.frame(0x20_1000).unwrap();
+    assert_eq!(script.state(page), PageState::GuestInvalid);
+    script.end();
+}
