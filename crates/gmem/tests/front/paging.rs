@@ -122,7 +122,7 @@ fn a_cr3_beyond_maxphyaddr_is_refused() {
     for config in machines() {
         let mut machine = Sequential::new(config.clone());
         run(&mut machine, TABLES);
-        for cr3 in [1 << config.maxphyaddr, 1 << 63 | 0x200000] {
+        for cr3 in [1u64 << config.maxphyaddr, 1 << 63 | 0x200000] {
             let answer = run(&mut machine, &format!("guest_paged c0 m0 cr3={cr3:#x} access=r gva=0x1000"));
             assert_eq!(answer.to_string(), r#"{"errno": "EINVAL"}"#, "{cr3:#x}: {config:?}");
         }
