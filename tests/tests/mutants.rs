@@ -220,3 +220,47 @@ fn without_a_mutant_every_scenario_is_clean_and_every_outcome_comes_out() {
         assert!(missing.is_empty(), "{path}: outcomes {missing:?} never came out");
     }
 }
+
+/// A guest's own tables lead to the page, and no TLB has it when its store is recorded.
+const PAGED_STORE: &str = r#"
+[scenario]
+teaches = "stores are recorded by the frame that the walk found"
+[machine]
+stage2 = "ept"
+pml = true
+tlb = "none"
+mutants = ["CLEAR_AFTER_ACT"]
+[setup]
+run = """
+create_vm vm0
+create_vcpu vm0 c0 paging=paged
+mmap m0 len=64K
+mmap m1 len=8K
+set_user_memory_region vm0 slot=0 gpa=0x200000 size=64K hva=m0
+set_user_memory_region vm0 slot=1 gpa=0x400000 size=8K hva=m1
+host_write64 m0 0x0 0x201007
+host_write64 m0 0x1000 0x202007
+host_write64 m0 0x2000 0x203007
+host_write64 m0 0x3008 0x400007
+guest_paged c0 m0 cr3=0x200000 access=w gva=0x1000 value=1
+set_user_memory_region vm0 slot=1 flags=log_dirty gpa=0x400000 size=8K hva=m1
+set_user_memory_region vm0 slot=1 gpa=0x400000 size=8K hva=m1
+"""
+[thread.vcpu]
+run = """
+guest_paged c0 m0 cr3=0x200000 access=w gva=0x1000 value=2
+"""
+[thread.vmm]
+run = """
+set_user_memory_region vm0 slot=1 flags=log_dirty gpa=0x400000 size=8K hva=m1
+"""
+"#;
+
+#[test]
+fn a_store_with_paging_is_recorded_without_a_tlb() {
+    let scenario = parse("paged-store.toml", PAGED_STORE).unwrap_or_else(|error| panic!("{}", error.render(false)));
+    let steps = run(&scenario, 0).scheduling_points;
+    let lost =
+        |seed| finding(&run_in_turns(&scenario, seed, steps)).is_some_and(|(_, text)| text.contains("has written"));
+    assert!((0..SEEDS).any(lost), "no lost store is found");
+}

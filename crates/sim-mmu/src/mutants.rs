@@ -19,6 +19,8 @@ pub const BUG_61: Mutant = Mutant::new(69, "BUG-61");
 pub const BUG_62: Mutant = Mutant::new(70, "BUG-62");
 /// A table says that its huge page may not be executable before it is linked.
 pub const BUG_66: Mutant = Mutant::new(101, "BUG-66");
+/// A fault that meets a frozen entry tries again.
+pub const BUG_67: Mutant = Mutant::new(122, "BUG-67");
 /// Ageing changes an entry by compare-exchange.
 pub const BUG_68: Mutant = Mutant::new(102, "BUG-68");
 /// A fault that comes while an invalidation of its page is open tries again.

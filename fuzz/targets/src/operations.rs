@@ -223,6 +223,7 @@ impl Bytes<'_> {
         match kind {
             Kind::Name(object) => self.name(object),
             Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => json!(self.number(kind)),
+            Kind::Only(known) => json!(known[usize::from(self.byte()) % known.len()].1),
             Kind::Signed => json!(self.number(kind).cast_signed()),
             Kind::MaybeName(object) => match self.peek() {
                 NOT_A_NAME.. => self.skipped(Value::Null),
@@ -319,6 +320,10 @@ fn put(bytes: &mut Vec<u8>, kind: Kind, value: &Value) {
     match kind {
         Kind::Name(object) => put_name(bytes, object, value),
         Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => put_number(bytes, kind, value),
+        Kind::Only(known) => {
+            let at = known.iter().position(|(_, number)| Some(*number) == value.as_u64());
+            bytes.push(at.unwrap_or_default() as u8);
+        }
         Kind::Signed => put_number(bytes, kind, value),
         Kind::MaybeName(_) if value.is_null() => bytes.push(NOT_A_NAME),
         Kind::MaybeName(object) => put_name(bytes, object, value),

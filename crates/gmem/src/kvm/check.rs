@@ -190,12 +190,12 @@ impl Vm {
     /// MMU-INV-017, MMU-INV-040: what can be written unnoticed is marked dirty.
     fn check_logged_leaf(&self, slot: &Memslot, leaf: &sim_mmu::LeafInfo) {
         let Some(bitmap) = &slot.dirty_bitmap else { return };
+        let huge = leaf.level != sim_mmu::Level::L4K && leaf.spte.is_writable();
+        assert!(!huge || self.dirty_log_initially_set(), "MMU-INV-017: {:?} is huge, writable and logged", leaf.gfn);
         let unnoticed = leaf.spte.is_writable() && (!self.mmu.config().pml || leaf.spte.has(self.mmu.masks().dirty));
         if !unnoticed {
             return;
         }
-        let huge = leaf.level != sim_mmu::Level::L4K;
-        assert!(!huge || self.dirty_log_initially_set(), "MMU-INV-017: {:?} is huge, writable and logged", leaf.gfn);
         for gfn in (leaf.gfn.0..leaf.gfn.0 + leaf.level.span()).map(Gfn) {
             let marked = bitmap.peek_page(gfn - slot.base_gfn);
             assert!(marked, "MMU-INV-040: {gfn:?} can be written unnoticed and is not marked dirty");

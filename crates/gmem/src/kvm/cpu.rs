@@ -13,7 +13,7 @@ use sim_mmu::walker::{
     EptExit, EptViolation, ExitInfo1, ExitQualification, MmuFault, NestedPageFault, NoObserver, Pml, Stage2,
     Stage2Root, WalkMemory,
 };
-use sim_mmu::{Access, Ept, Gfn, Gpa, Level, Npt, Processor, Stage2Fault, Stage2Kind};
+use sim_mmu::{Access, Ept, Gpa, Level, Npt, Processor, Stage2Fault, Stage2Kind};
 
 /// The VPID or ASID of the one vCPU of a processor. 0 is the host's.
 const TAG: TlbTag = TlbTag(1);
@@ -149,11 +149,6 @@ impl Cpu {
             ept.pml = on;
             processor.set_format(ept);
         }
-    }
-
-    /// The guest frame of a linear address that is cached.
-    pub(super) fn cached_gfn(&self, gva: Gva) -> Option<Gfn> {
-        each!(self, processor => processor.cached_gfn(gva))
     }
 
     /// The page-modification log, if it has one.

@@ -12,7 +12,7 @@ use super::vcpu::{ExitInfo, GuestInsn, Vcpu, VcpuState};
 use arrayvec::ArrayVec;
 use sim_kernel::Errno;
 use sim_kernel::{Cx, Hva, PAGE_SIZE};
-use sim_mmu::guest_paging::GuestFault;
+use sim_mmu::guest_paging::{GuestFault, PageFault, PageFaultCode};
 use sim_mmu::{Access, Gpa, Gva};
 
 /// A part of an access, in one page.
@@ -66,9 +66,11 @@ impl Vcpu {
             GuestInsn::Write { gpa, value } => self.emulate_write(cx, state, Gva(gpa.0), 4, u64::from(value)),
             GuestInsn::Write64 { gpa, value } => self.emulate_write(cx, state, Gva(gpa.0), 8, value),
             GuestInsn::WriteLinear { gva, value } => self.emulate_write(cx, state, gva, 8, value),
-            GuestInsn::Read { gpa } | GuestInsn::Rmw { gpa, .. } => self.emulate_read(cx, state, Gva(gpa.0), 4),
+            GuestInsn::Read { gpa } => self.emulate_read(cx, state, Gva(gpa.0), 4),
+            GuestInsn::Rmw { gpa, .. } => self.emulate_read(cx, state, Gva(gpa.0), 4).map_err(of_write),
             GuestInsn::Read64 { gpa } => self.emulate_read(cx, state, Gva(gpa.0), 8),
-            GuestInsn::ReadLinear { gva } | GuestInsn::RmwLinear { gva, .. } => self.emulate_read(cx, state, gva, 8),
+            GuestInsn::ReadLinear { gva } => self.emulate_read(cx, state, gva, 8),
+            GuestInsn::RmwLinear { gva, .. } => self.emulate_read(cx, state, gva, 8).map_err(of_write),
             other => unreachable!("{other:?} accesses no memory"),
         };
         emulated.unwrap_or_else(|fault| inject(state, fault))
@@ -225,6 +227,14 @@ impl Vcpu {
         }
         state.regs.rip += 1;
         Ok(Next::Enter)
+    }
+}
+
+/// `x86_emulate_insn`, of an operand that is read to be written: whichever half meets it, a page fault is that of a write.
+fn of_write(fault: GuestFault) -> GuestFault {
+    match fault {
+        GuestFault::Page(fault) => GuestFault::Page(PageFault { code: fault.code | PageFaultCode::WRITE, ..fault }),
+        other => other,
     }
 }
 

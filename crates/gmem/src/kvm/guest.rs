@@ -13,10 +13,11 @@ use super::exception::{Exception, INSN_BYTES};
 use super::sev::insn::SnpInsn;
 use super::vcpu::{Vcpu, VcpuState};
 use super::vm::Vm;
+use arrayvec::ArrayVec;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 use sim_mmu::guest_paging::{AccessMode, Cr0, GuestFault, PagingRegisters};
 use sim_mmu::walker::{ExitInfo1, MmuFault, WalkMemory};
-use sim_mmu::{Access, Gpa, Gva, Level, Stage2Fault};
+use sim_mmu::{Access, Gfn, Gpa, Gva, Level, Stage2Fault};
 
 /// One instruction of a guest program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -340,7 +341,7 @@ impl Vcpu {
             self.snp_read(cx, state, at, None, Access::Exec, &mut byte)?;
             return Ok(byte[0]);
         }
-        let pfn = self.translate(cx, state, at, None, Access::Exec)?;
+        let (pfn, _) = self.translate(cx, state, at, None, Access::Exec)?;
         Ok(self.vm.host.phys.read_u8(cx, pfn, at.offset()))
     }
 
@@ -384,7 +385,8 @@ impl Vcpu {
         Ok(Visit::Done)
     }
 
-    /// Where a linear address is, for an access of the guest or of the processor itself (`mode`).
+    /// Where a linear address is, for an access of the guest or of the processor itself (`mode`), and in which guest frame, if it is a store that
+    /// is recorded.
     fn translate(
         &self,
         cx: &Cx<'_>,
@@ -392,32 +394,26 @@ impl Vcpu {
         gva: Gva,
         mode: Option<AccessMode>,
         access: Access,
-    ) -> Result<Pfn, AccessFault> {
-        let found = state.cpu.translate(cx, &GuestMemory { vm: &self.vm }, gva, mode, access);
+    ) -> Result<(Pfn, Option<Gfn>), AccessFault> {
+        let memory = GuestMemory { vm: &self.vm };
+        let found = if self.is_watched && access == Access::Write {
+            let found = state.cpu.translate_physical(cx, &memory, gva, mode, access);
+            found.map(|(found, gpa)| (found.pfn, Some(gpa.gfn())))
+        } else {
+            state.cpu.translate(cx, &memory, gva, mode, access).map(|found| (found.pfn, None))
+        };
         self.show_processor(state);
-        let pfn = found?.pfn;
+        let (pfn, gfn) = found?;
         if self.is_watched {
             state.reached.entry(pfn).or_insert_with(|| self.vm.host.phys.generation(pfn));
         }
-        Ok(pfn)
+        Ok((pfn, gfn))
     }
 
-    /// The guest has written to a page that it had just translated.
+    /// The guest has written to the frames of a store that is recorded.
     #[inline]
-    fn stored(&self, state: &VcpuState, gva: Gva) {
-        if self.is_watched {
-            let gfn = if state.has_paging() { state.cpu.cached_gfn(gva) } else { Some(Gpa(gva.0).gfn()) };
-            gfn.into_iter().for_each(|gfn| self.vm.record_store(gfn));
-        }
-    }
-
-    /// As [`Vcpu::stored`], of bytes that may lie in two pages.
-    #[inline]
-    fn stored_span(&self, state: &VcpuState, gva: Gva, size: u64) {
-        self.stored(state, gva);
-        if gva.offset() + size > PAGE_SIZE {
-            self.stored(state, Gva(gva.page().0.wrapping_add(PAGE_SIZE)));
-        }
+    fn stored(&self, gfns: impl IntoIterator<Item = Gfn>) {
+        gfns.into_iter().for_each(|gfn| self.vm.record_store(gfn));
     }
 
     /// One access of four bytes. `change` gives the new value, or `None` for a read; returns the old one.
@@ -435,15 +431,15 @@ impl Vcpu {
         let phys = &self.vm.host.phys;
         let offset = gva.offset();
         if offset.is_multiple_of(4) {
-            let pfn = self.translate(cx, state, gva, None, kind)?;
+            let (pfn, gfn) = self.translate(cx, state, gva, None, kind)?;
             if kind != Access::Write {
                 return Ok(phys.read_u32(cx, pfn, offset));
             }
             let old = phys.change_u32(cx, pfn, offset, |old| change(old).unwrap_or(old));
-            self.stored(state, gva);
+            self.stored(gfn);
             return Ok(old);
         }
-        let bytes = self.bytes(cx, state, gva, None, kind, 4)?;
+        let (bytes, gfns) = self.bytes(cx, state, gva, None, kind, 4)?;
         let mut old = 0;
         for (i, &(pfn, at)) in bytes.iter().enumerate() {
             old |= u32::from(phys.read_u8(cx, pfn, at)) << (8 * i);
@@ -452,7 +448,7 @@ impl Vcpu {
             for (i, &(pfn, at)) in bytes.iter().enumerate() {
                 phys.write_u8(cx, pfn, at, (new >> (8 * i)) as u8);
             }
-            self.stored_span(state, gva, 4);
+            self.stored(gfns);
         }
         Ok(old)
     }
@@ -472,10 +468,10 @@ impl Vcpu {
         }
         let phys = &self.vm.host.phys;
         if gva.0.is_multiple_of(8) {
-            let pfn = self.translate(cx, state, gva, mode, Access::Read)?;
+            let (pfn, _) = self.translate(cx, state, gva, mode, Access::Read)?;
             return Ok(phys.read_u64(cx, pfn, gva.offset()));
         }
-        let bytes = self.bytes(cx, state, gva, mode, Access::Read, 8)?;
+        let (bytes, _) = self.bytes(cx, state, gva, mode, Access::Read, 8)?;
         Ok(bytes.iter().rev().fold(0, |value, &(pfn, at)| value << 8 | u64::from(phys.read_u8(cx, pfn, at))))
     }
 
@@ -494,16 +490,16 @@ impl Vcpu {
         }
         let phys = &self.vm.host.phys;
         if gva.0.is_multiple_of(8) {
-            let pfn = self.translate(cx, state, gva, mode, Access::Write)?;
+            let (pfn, gfn) = self.translate(cx, state, gva, mode, Access::Write)?;
             phys.write_u64(cx, pfn, gva.offset(), value);
-            self.stored(state, gva);
+            self.stored(gfn);
             return Ok(());
         }
-        let bytes = self.bytes(cx, state, gva, mode, Access::Write, 8)?;
+        let (bytes, gfns) = self.bytes(cx, state, gva, mode, Access::Write, 8)?;
         for ((pfn, at), byte) in bytes.into_iter().zip(value.to_le_bytes()) {
             phys.write_u8(cx, pfn, at, byte);
         }
-        self.stored_span(state, gva, 8);
+        self.stored(gfns);
         Ok(())
     }
 
@@ -517,25 +513,26 @@ impl Vcpu {
             return self.snp_modify(cx, state, gva, None, &mut [0; 8], add);
         }
         let phys = &self.vm.host.phys;
-        let bytes = self.bytes(cx, state, gva, None, Access::Write, 8)?;
+        let (bytes, gfns) = self.bytes(cx, state, gva, None, Access::Write, 8)?;
         if gva.0.is_multiple_of(8) {
             let (pfn, at) = bytes[0];
             let mut old = phys.read_u64(cx, pfn, at);
             while let Err(found) = phys.cmpxchg_u64(cx, pfn, at, old, old.wrapping_add(value)) {
                 old = found;
             }
-            self.stored(state, gva);
+            self.stored(gfns);
             return Ok(());
         }
         let old = bytes.iter().rev().fold(0, |value, &(pfn, at)| value << 8 | u64::from(phys.read_u8(cx, pfn, at)));
         for ((pfn, at), byte) in bytes.into_iter().zip(old.wrapping_add(value).to_le_bytes()) {
             phys.write_u8(cx, pfn, at, byte);
         }
-        self.stored_span(state, gva, 8);
+        self.stored(gfns);
         Ok(())
     }
 
-    /// Where the bytes of an access are: in one or two pages, both translated before either is touched.
+    /// Where the bytes of an access are: in one or two pages, both translated before either is touched. And in which guest frames, if it is a
+    /// store that is recorded.
     fn bytes(
         &self,
         cx: &Cx<'_>,
@@ -544,15 +541,15 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
         size: u64,
-    ) -> Result<Vec<(Pfn, u64)>, AccessFault> {
+    ) -> Result<(Vec<(Pfn, u64)>, ArrayVec<Gfn, 2>), AccessFault> {
         let offset = gva.offset();
-        let pfn = self.translate(cx, state, gva, mode, access)?;
-        let second = if offset + size > PAGE_SIZE {
+        let (pfn, gfn) = self.translate(cx, state, gva, mode, access)?;
+        let (second, second_gfn) = if offset + size > PAGE_SIZE {
             self.translate(cx, state, Gva(gva.page().0.wrapping_add(PAGE_SIZE)), mode, access)?
         } else {
-            pfn
+            (pfn, None)
         };
         let place = |i: u64| if offset + i < PAGE_SIZE { (pfn, offset + i) } else { (second, offset + i - PAGE_SIZE) };
-        Ok((0..size).map(place).collect())
+        Ok(((0..size).map(place).collect(), gfn.into_iter().chain(second_gfn).collect()))
     }
 }

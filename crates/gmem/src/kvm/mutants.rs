@@ -125,6 +125,8 @@ pub const ROOTLOAD_NO_FLUSH: Mutant = Mutant::new(261, "ROOTLOAD_NO_FLUSH");
 pub const MODE_NO_FENCE: Mutant = Mutant::new(263, "MODE_NO_FENCE");
 /// vCPUs are asked to drop their roots before anybody else can take `mmu_lock`.
 pub const OBSOLETE_LATE: Mutant = Mutant::new(262, "OBSOLETE_LATE");
+/// A vCPU takes a request before it does what is asked.
+pub const CLEAR_AFTER_ACT: Mutant = Mutant::new(264, "CLEAR_AFTER_ACT");
 /// Reading the dirty log takes a page's bit before it protects the page.
 pub const PROTECT_THEN_TAKE: Mutant = Mutant::new(280, "PROTECT_THEN_TAKE");
 /// Roots that were declared invalid are taken apart before the call returns.

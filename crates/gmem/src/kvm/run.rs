@@ -3,7 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::ROOTLOAD_NO_FLUSH;
+use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH};
 use super::sev::MpState;
 use super::sev::RmpFault;
 use super::uapi::*;
@@ -11,6 +11,7 @@ use super::vcpu::{CpuMode, DescriptorTable, ExitInfo, GuestContext, GuestInsn, R
 use crate::invariants::api_results::inv_602;
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
+use sim_mmu::guest_paging::{Efer, Encryption, GpteMasks, GuestFormat, PagingMode};
 use sim_mmu::walker::ExitInfo1;
 use sim_mmu::{Gpa, Gva, RetPf, Stage2Fault};
 
@@ -50,11 +51,17 @@ impl Vcpu {
     /// `KVM_SET_REGS`, `KVM_SET_SREGS` and a program. Other control registers flush what the guest's tables led to.
     ///
     /// # Errors
-    /// `EINVAL` for paging outside long mode, which is not modelled; then nothing has changed.
+    /// `EINVAL` for a CR3 beyond MAXPHYADDR (`kvm_is_valid_sregs`), and for paging outside long mode, which is not modelled; then nothing has changed.
     pub fn start(&self, cx: &Cx<'_>, context: &GuestContext, program: &[GuestInsn]) -> Result<(), Errno> {
         let mut state = self.mutex.lock(cx);
         let (old, new) = (state.sregs.paging, context.sregs.paging);
-        new.mode().map_err(|_| Errno::EINVAL)?;
+        let mode = new.mode().map_err(|_| Errno::EINVAL)?;
+        let encryption = if state.sev.is_some() { Encryption::CBit(51) } else { Encryption::None };
+        let format = GuestFormat { encryption, ..self.vm.host.config.guest_format() };
+        let masks = GpteMasks::new(&format, new.efer.contains(Efer::NXE));
+        if mode != PagingMode::Off && masks.is_bad_cr3(new.cr3.0) {
+            return Err(Errno::EINVAL);
+        }
         load_program(&mut state, program);
         (state.mode, state.code, state.sregs, state.regs.rsp) =
             (context.mode, context.code, context.sregs, context.rsp);
@@ -139,34 +146,37 @@ impl Vcpu {
         if self.peek_requests() == 0 {
             return;
         }
-        if self.check_request(cx, Request::FreeObsoleteRoots)
-            && state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx))
-        {
-            let root = state.root.take().expect("just seen");
-            self.vm.mmu.put_root(cx, root);
-        }
-        if self.check_request(cx, Request::UpdateCpuDirtyLogging) {
-            state.cpu.set_logging(self.vm.logs_dirty_pages());
-        }
-        if self.check_request(cx, Request::TlbFlush) {
+        self.serve(cx, Request::FreeObsoleteRoots, || {
+            if state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx)) {
+                let root = state.root.take().expect("just seen");
+                self.vm.mmu.put_root(cx, root);
+            }
+        });
+        self.serve(cx, Request::UpdateCpuDirtyLogging, || state.cpu.set_logging(self.vm.logs_dirty_pages()));
+        self.serve(cx, Request::TlbFlush, || {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
             state.flush_all(cx);
             self.show_processor(state);
-        }
-        if self.check_request(cx, Request::TlbFlushCurrent) {
-            state.flush_all(cx);
-        }
-        if self.check_request(cx, Request::TlbFlushGuest) {
+        });
+        self.serve(cx, Request::TlbFlushCurrent, || state.flush_all(cx));
+        self.serve(cx, Request::TlbFlushGuest, || {
             state.tlb_flush += 1;
             state.cpu.flush_guest(cx);
-        }
+        });
         if self.vm.sev.is_some() {
-            if self.check_request(cx, Request::UpdateProtectedGuestState) {
-                self.sev_snp_init_protected_guest_state(cx, state);
-            }
-            if self.check_request(cx, Request::VmsaPageReload) {
-                self.sev_snp_reload_vmsa(cx, state);
+            self.serve(cx, Request::UpdateProtectedGuestState, || self.sev_snp_init_protected_guest_state(cx, state));
+            self.serve(cx, Request::VmsaPageReload, || self.sev_snp_reload_vmsa(cx, state));
+        }
+    }
+
+    /// Does what a request asks for, if it is there. Taken first, a request that comes meanwhile is one more.
+    fn serve(&self, cx: &Cx<'_>, request: Request, act: impl FnOnce()) {
+        let late = cx.has_mutant(CLEAR_AFTER_ACT);
+        if if late { self.peek_requests() & request as u64 != 0 } else { self.check_request(cx, request) } {
+            act();
+            if late {
+                self.check_request(cx, request);
             }
         }
     }

@@ -59,11 +59,6 @@ pub static ABSENT: &[Absent] = &[
     absent("BUG-38", "as BUG-08"),
     absent("BUG-39", "guest_memfd has small pages only"),
     absent("BUG-64", "every flush is of everything: there is no range to get wrong"),
-    absent(
-        "BUG-67",
-        "no fault meets a frozen entry: whoever takes a table out under mmu_lock held for reading works in an invalid root, maps at the same level, \
-         or comes after every fault that did not",
-    ),
     absent("BUG-69", "no nested guests"),
     absent("BUG-70", "no write tracking"),
     absent("BUG-71", "no shadow paging"),
@@ -99,10 +94,6 @@ pub static ABSENT: &[Absent] = &[
     absent(
         "YIELD_LIVELOCK",
         "R11: whoever waits for the lock gets it and is gone; a zap that yields without progress yields as often as others want the lock",
-    ),
-    absent(
-        "CLEAR_AFTER_ACT",
-        "R51: what a flush request that is lost would have dropped was dropped by the flush before it: nothing is cached between that and the guest",
     ),
     absent("FLUSH_MIDWALK", "R55: a vCPU flushes between two visits to the guest, never in one"),
     absent("MIGRATE_NO_FLUSH", "R52: each vCPU has a processor of its own"),

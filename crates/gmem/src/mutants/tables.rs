@@ -204,6 +204,14 @@ pub(super) static ROWS: &[MutantInfo] = &[
     )
     .also(&["R14"]),
     row(
+        BUG_67,
+        "NX recovery x F",
+        "the look of a fault for frozen entries",
+        "a fault maps a page into a table that was taken out, over the entry that says so",
+        &["MMU-INV-003"],
+        "mmu/nx-recover.toml",
+    ),
+    row(
         LAZY_ROOT_ZAP,
         "D x N (quirk on)",
         "taking roots apart before the call returns",

@@ -50,4 +50,13 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "mmu/access-drop-delete.toml",
     )
     .also(&["R44"]),
+    row(
+        CLEAR_AFTER_ACT,
+        "L x T (PML)",
+        "the order in which a request is taken and served: it is served first",
+        "a request that comes in between is taken for the one that was served: the processor does not log, or the vCPU stays on its root",
+        &["MMU-INV-040", "MMU-INV-035"],
+        "mmu/enable-pml.toml",
+    )
+    .also(&["R51"]),
 ];

@@ -5,6 +5,7 @@
 
 use super::suggest::did_you_mean;
 use super::{Advice, PagedAccess};
+use std::borrow::Cow;
 
 /// What kind of object a name names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Kind {
     Flags(&'static [Symbol]),
     /// One of these numbers.
     Choice(&'static [Symbol]),
+    /// One of these numbers, and no other.
+    Only(&'static [Symbol]),
     /// A mapping with an offset, or an address.
     Hva,
     /// The name of a descriptor, or a signed number.
@@ -137,6 +140,10 @@ impl Kind {
                 format!("flags joined by `|`, of: {}; or a number", symbols(known))
             }
             Kind::Choice(known) => format!("one of {}; or a number", symbols(known)),
+            Kind::Only(known) => {
+                let numbers: Vec<_> = known.iter().map(|(_, number)| number.to_string()).collect();
+                format!("one of {}; or their numbers, {}", symbols(known), numbers.join(", "))
+            }
             Kind::Hva => "a host address: a mapping such as `m0` or `m0+0x1000`, or a number".into(),
             Kind::FdRef => "the name of a file descriptor, `none`, or a number".into(),
             Kind::Prot => "a protection: letters of `rwx`, or `none`".into(),
@@ -148,8 +155,12 @@ impl Kind {
     }
 
     /// What a trace holds for this kind, for "expected ...".
-    pub fn expected_json(&self) -> &'static str {
-        match self {
+    pub fn expected_json(&self) -> Cow<'static, str> {
+        let expected = match self {
+            Kind::Only(known) => {
+                let numbers: Vec<_> = known.iter().map(|(_, number)| number.to_string()).collect();
+                return format!("one of the numbers {}", numbers.join(", ")).into();
+            }
             Kind::Name(_) => "a string",
             Kind::MaybeName(_) => "a string or null",
             Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => "an unsigned 64-bit number",
@@ -161,7 +172,8 @@ impl Kind {
             Kind::Word(_) => "a known word such as \"r\"",
             Kind::Switch { .. } => "true or false",
             Kind::List => "a list of unsigned 64-bit numbers",
-        }
+        };
+        expected.into()
     }
 }
 
@@ -386,7 +398,7 @@ pub const OPS: &[OpSpec] = &[
             arg("root_map", Kind::Name(Object::Map)),
             opt("root_offset", Kind::Size, "0"),
             arg("cr3", Kind::Address),
-            opt("cpl", Kind::Choice(&[("supervisor", 0), ("user", 3)]), "supervisor"),
+            opt("cpl", Kind::Only(&[("supervisor", 0), ("user", 3)]), "supervisor"),
             arg("access", Kind::Word(PagedAccess::WORDS)),
             arg("gva", Kind::Address),
             opt("value", Kind::Count, "0"),

@@ -141,7 +141,9 @@ fn word(kind: Kind, value: &Value) -> String {
         Kind::Address => format!("{number:#x}"),
         Kind::Signed => signed(value.as_i64().unwrap_or_default()),
         Kind::Flags(known) => flags(known, number),
-        Kind::Choice(known) => symbol(known, number).map_or_else(|| number.to_string(), String::from),
+        Kind::Choice(known) | Kind::Only(known) => {
+            symbol(known, number).map_or_else(|| number.to_string(), String::from)
+        }
         Kind::Hva => match (value.get("map"), value.get("offset").and_then(Value::as_u64)) {
             (Some(map), Some(0)) => name(map),
             (Some(map), Some(offset)) => format!("{}+{offset:#x}", name(map)),

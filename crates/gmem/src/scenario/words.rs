@@ -64,6 +64,10 @@ pub(super) fn value(kind: Kind, word: &str) -> Option<Value> {
             json!(word.split('|').try_fold(0, |all, part| Some(all | bits(part)?))?)
         }
         Kind::Choice(known) => json!(symbol(known, word).or_else(|| number(word))?),
+        Kind::Only(known) => {
+            let number = symbol(known, word).or_else(|| number(word))?;
+            json!(known.iter().find(|(_, known)| *known == number)?.1)
+        }
         Kind::Hva => match number(word) {
             Some(address) => json!(address),
             None => {

@@ -496,7 +496,7 @@ impl Ground {
             a << 39 | b << 30 | c << 21 | d << 12 | offset
         }), 1 => edge()];
         let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        let cpl = prop_oneof![4 => prop::sample::select(vec![0, 3]), 1 => edge()];
+        let cpl = prop::sample::select(vec![0, 3]);
         (self.vcpu(), self.map(), self.gpa(), cpl, access, gva, any::<u64>(), flags).prop_map(
             |(vcpu, root_map, cr3, cpl, access, gva, value, (wp, smep, smap, nxe, ac))| {
                 Op::GuestPaged(GuestPaged {

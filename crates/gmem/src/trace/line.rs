@@ -140,11 +140,11 @@ impl<'a> Source<'a> {
                 if *may_be_absent {
                     continue;
                 }
-                return Err(missing(name, kind.expected_json()));
+                return Err(missing(name, &kind.expected_json()));
             };
             let value = self.value(member)?;
             let value =
-                from_json(*kind, &value).ok_or_else(|| ill_typed(member, name, kind.expected_json(), &value))?;
+                from_json(*kind, &value).ok_or_else(|| ill_typed(member, name, &kind.expected_json(), &value))?;
             fields.insert((*name).into(), value);
         }
         serde_json::from_value(Value::Object(fields)).map_err(|error| (1, TraceErrorKind::Json(error.to_string())))
@@ -157,6 +157,10 @@ fn from_json(kind: Kind, value: &Value) -> Option<Value> {
         Kind::Name(_) => value.is_string(),
         Kind::MaybeName(_) => value.is_string() || value.is_null(),
         Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => value.is_u64(),
+        Kind::Only(known) => {
+            let number = value.as_u64()?;
+            known.iter().any(|(_, known)| *known == number)
+        }
         Kind::Signed => return signed(value),
         Kind::Hva => match value {
             // Anything that recorders may add beside the two is dropped: only these two reach the operation.

@@ -16,6 +16,7 @@ fn sample(kind: Kind) -> Value {
         Kind::MaybeName(Object::Vm) => json!("vm0"),
         Kind::MaybeName(_) => Value::Null,
         Kind::Count | Kind::Size | Kind::Address | Kind::Flags(_) | Kind::Choice(_) => json!(u64::MAX),
+        Kind::Only(known) => json!(known[0].1),
         Kind::Signed => json!(i64::MIN),
         Kind::Hva => json!({"map": "m0", "offset": 4096}),
         Kind::Prot => json!("rw"),

@@ -94,3 +94,52 @@ fn a_fault_that_cannot_be_delivered_is_an_internal_error() {
         assert_eq!(answer.to_string(), r#"{"exit": "internal_error", "suberror": 3}"#, "{config:?}");
     }
 }
+
+/// A table that lies in private memory: stage 2 has the guest's page, KVM's own walk reads the VMM's, where nothing is present.
+#[test]
+fn a_page_fault_of_an_emulated_read_modify_write_is_that_of_a_write() {
+    let tables = TABLES.replace("create_vm vm0", "create_vm vm0 type=sw_protected").replace(
+        "set_user_memory_region vm0 slot=0 gpa=0x200000 size=64K hva=m0",
+        "create_guest_memfd vm0 g0 size=64K
+        set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=64K hva=m0 guest_memfd=g0
+        set_memory_attributes vm0 0x203000 4K private",
+    );
+    let tables = tables.replace("host_write64 m0 0x3008 0x208007", "guest_write c0 0x203008 0x900007");
+    for config in machines() {
+        let mut machine = Sequential::new(config.clone());
+        run(&mut machine, &tables);
+        for (access, error) in [("r", 0), ("w", 2), ("rmw", 2)] {
+            let answer = run(&mut machine, &format!("guest_paged c0 m0 cr3=0x200000 access={access} gva=0x1000"));
+            let expected = format!(r#"{{"exit": "exception", "vector": 14, "error": {error}, "cr2": 4096}}"#);
+            assert_eq!(answer.to_string(), expected, "{access}: {config:?}");
+        }
+    }
+}
+
+/// `KVM_SET_SREGS` refuses it, and the guest never runs.
+#[test]
+fn a_cr3_beyond_maxphyaddr_is_refused() {
+    for config in machines() {
+        let mut machine = Sequential::new(config.clone());
+        run(&mut machine, TABLES);
+        for cr3 in [1u64 << config.maxphyaddr, 1 << 63 | 0x200000] {
+            let answer = run(&mut machine, &format!("guest_paged c0 m0 cr3={cr3:#x} access=r gva=0x1000"));
+            assert_eq!(answer.to_string(), r#"{"errno": "EINVAL"}"#, "{cr3:#x}: {config:?}");
+        }
+        let answer = run(&mut machine, "guest_paged c0 m0 cr3=0x200000 access=r gva=0x1000");
+        assert_eq!(answer.to_string(), r#"{"exit": "done", "value": 0}"#, "{config:?}");
+    }
+}
+
+/// Recordings have 0 and 3.
+#[test]
+fn a_privilege_that_is_neither_0_nor_3_is_refused() {
+    for cpl in ["1", "4", "0x100000003"] {
+        let line = format!("guest_paged c0 m0 cr3=0x200000 cpl={cpl} access=r gva=0x1000");
+        let error = parse_line(&line).unwrap_err().to_string();
+        assert!(error.contains("one of supervisor, user; or their numbers, 0, 3"), "{error}");
+    }
+    for cpl in ["0", "3", "user"] {
+        parse_line(&format!("guest_paged c0 m0 cr3=0x200000 cpl={cpl} access=r gva=0x1000")).unwrap();
+    }
+}

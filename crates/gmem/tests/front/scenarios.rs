@@ -238,6 +238,10 @@ fn value(kind: Kind) -> BoxedStrategy<Value> {
             let symbols: Vec<u64> = known.iter().map(|(_, value)| *value).chain([0]).collect();
             prop_oneof![prop::sample::select(symbols), number()].prop_map(Value::from).boxed()
         }
+        Kind::Only(known) => {
+            let numbers: Vec<u64> = known.iter().map(|(_, value)| *value).collect();
+            prop::sample::select(numbers).prop_map(Value::from).boxed()
+        }
         Kind::Signed => number().prop_map(|number| Value::from(number.cast_signed())).boxed(),
         Kind::Hva => prop_oneof![
             number().prop_map(Value::from),

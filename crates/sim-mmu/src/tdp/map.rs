@@ -8,7 +8,7 @@ use super::root::Root;
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
-use crate::mutants::{BUG_66, LOST_LINK};
+use crate::mutants::{BUG_66, BUG_67, LOST_LINK};
 use crate::spte::Spte;
 use sim_kernel::sched::Access;
 use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
@@ -103,7 +103,7 @@ impl TdpMmu {
             if self.config().nx_huge_pages {
                 self.disallowed_hugepage_adjust(cx, &iter, &mut goal);
             }
-            if iter.old_spte.is_frozen() {
+            if iter.old_spte.is_frozen() && !cx.has_mutant(BUG_67) {
                 return Ok(RetPf::Retry);
             }
             if iter.level == goal {
