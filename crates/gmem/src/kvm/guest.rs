@@ -185,6 +185,9 @@ pub struct GuestContext {
     pub rsp: u64,
 }
 
+/// Where each byte of an access lies, which may cross into another page, and the guest frames of its pages.
+type SpreadBytes = (Vec<(Pfn, u64)>, ArrayVec<Gfn, 2>);
+
 /// What the guest did in one visit.
 pub(crate) enum Visit {
     /// The instruction is complete.
@@ -541,7 +544,7 @@ impl Vcpu {
         mode: Option<AccessMode>,
         access: Access,
         size: u64,
-    ) -> Result<(Vec<(Pfn, u64)>, ArrayVec<Gfn, 2>), AccessFault> {
+    ) -> Result<SpreadBytes, AccessFault> {
         let offset = gva.offset();
         let (pfn, gfn) = self.translate(cx, state, gva, mode, access)?;
         let (second, second_gfn) = if offset + size > PAGE_SIZE {
