@@ -11,10 +11,12 @@ pub mod pkvm;
 mod plain;
 pub mod snp;
 pub mod tdx;
+mod violation;
 
 pub use busy::BusyOnce;
 pub use machine::{AccessKind, ConfidentialMachine, GuestAccess, HostAccess, MachineFault};
 pub use plain::Plain;
+pub use violation::Violation;
 
 use sim_kernel::{Cx, Pfn};
 use sim_mmu::{Gfn, Level};

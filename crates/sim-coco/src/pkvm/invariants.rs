@@ -10,30 +10,10 @@ use super::machine::Pkvm;
 use super::pte::{Pte, S2Level};
 use super::types::{Owner, PageState, Prot, Vmid};
 use super::view::{Ownership, PageView};
+pub use crate::violation::Violation;
+use crate::violation::broken;
 use sim_kernel::Pfn;
 use std::collections::BTreeSet;
-use std::fmt;
-
-/// A broken invariant.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Violation {
-    /// Number in the specification.
-    pub id: &'static str,
-    /// What is wrong where.
-    pub what: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.id, self.what)
-    }
-}
-
-impl std::error::Error for Violation {}
-
-fn broken(id: &'static str, what: impl Into<String>) -> Violation {
-    Violation { id, what: what.into() }
-}
 
 /// Pages, without those that were lost.
 fn pages(pkvm: &Pkvm) -> Vec<(Pfn, PageView)> {

@@ -10,31 +10,11 @@ use super::firmware::AsidUse;
 use super::machine::Snp;
 use super::state::PageState;
 use super::types::{Asid, RmpSize, head_of};
+pub use crate::violation::Violation;
+use crate::violation::broken;
 use sim_kernel::{PAGES_PER_PMD, Pfn};
 use sim_mmu::Level;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
-/// A broken invariant.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Violation {
-    /// Number in the specification.
-    pub id: &'static str,
-    /// What is wrong where.
-    pub what: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.id, self.what)
-    }
-}
-
-impl std::error::Error for Violation {}
-
-fn broken(id: &'static str, what: impl Into<String>) -> Violation {
-    Violation { id, what: what.into() }
-}
 
 /// Every frame in a region where an entry was ever written.
 fn frames(snp: &Snp) -> impl Iterator<Item = Pfn> {

@@ -11,30 +11,14 @@ use super::sept::{SeptEntry, SeptState};
 use super::td::{Lifecycle, SEPT_ROOT, Td};
 use super::types::PageSize;
 use super::vp::VcpuState;
+pub use crate::violation::Violation;
 use sim_kernel::Pfn;
 use sim_mmu::{Gfn, Level, PT_ENTRIES};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-/// A broken invariant.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Violation {
-    /// Number in the specification.
-    pub id: &'static str,
-    /// What is wrong where.
-    pub what: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.id, self.what)
-    }
-}
-
-impl std::error::Error for Violation {}
-
+/// The check fails.
 fn broken(id: &'static str, what: impl Into<String>) -> Result<(), Violation> {
-    Err(Violation { id, what: what.into() })
+    Err(crate::violation::broken(id, what))
 }
 
 /// An entry of a TD's tables that is not free, and what it maps.

@@ -15,7 +15,7 @@ pub use amd::TlbControl;
 pub use instructions::InvpcidType;
 pub use intel::{InveptType, InvvpidType, VmFail};
 
-use crate::addr::{Gfn, Gpa};
+use crate::addr::Gpa;
 use crate::guest_paging::{
     AccessMode, Cr4, FiveLevel, FourLevel, GpteMasks, GuestFault, GuestFormat, GuestMode, Gva, PageFault, PagingMode,
     PagingOff, PagingRegisters, Permissions, UnsupportedPaging,
@@ -422,12 +422,6 @@ impl<F: Stage2Format> Processor<F> {
             && self.format.permits(entry.stage2(), final_access(rights.is_user(), mode, access))
             && (access != Access::Write || entry.is_dirty());
         if ok { Quiet::Use } else { Quiet::Ask }
-    }
-
-    /// The guest frame to which a cached translation leads a linear address: for who wants to know which page a guest has just accessed. `None` if
-    /// nothing is cached for it.
-    pub fn cached_gfn(&self, gva: Gva) -> Option<Gfn> {
-        self.tlb.lookup(gva).map(|entry| entry.gfn(gva.0 >> PAGE_SHIFT))
     }
 
     /// Asserts that the acceleration TLB has nothing that the architectural one would not give: a checker's walk over all entries.

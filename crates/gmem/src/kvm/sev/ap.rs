@@ -69,7 +69,6 @@ impl Vcpu {
         let mine = state.sev.as_deref_mut().expect("as the vCPU");
         mine.mp_state = MpState::Halted;
         mine.vmsa_pa = None;
-        mine.has_guest_vmsa = true;
         es.guest_vmsa_gpa.store(cx, NO_VMSA);
         let Some(gpa) = creation.pending else { return };
         self.sev_snp_install_vmsa(cx, state, gpa);

@@ -24,8 +24,6 @@ pub(super) const GHCB_VERSION: u16 = 2;
 pub(super) struct Launch {
     /// `KVM_SEV_INIT2` has not been called.
     pub(super) need_init: bool,
-    /// The guest's policy, once it has one.
-    pub(super) policy: u64,
 }
 
 /// The descriptor of `/dev/sev` that START was given, and the table that it is in: commands of later use it.
@@ -76,7 +74,7 @@ impl SevInfo {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<SevHost>) -> SevInfo {
         SevInfo {
             host: Arc::clone(host),
-            lock: Mutex::new(cx, "kvm->lock", Launch { need_init: true, policy: 0 }),
+            lock: Mutex::new(cx, "kvm->lock", Launch { need_init: true }),
             guest_req_mutex: Mutex::new(cx, "guest_req_mutex", GuestRequestPages::default()),
             asid: OnceLock::new(),
             fd: parking_lot::Mutex::new(StoredFd { files: Weak::new(), fd: -1 }),

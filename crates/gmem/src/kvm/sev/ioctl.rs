@@ -188,7 +188,7 @@ impl Vm {
             SevOp::Init2 { vmsa_features, flags, ghcb_version } => {
                 self.sev_guest_init2(cx, sev, &mut launch, *vmsa_features, *flags, *ghcb_version)
             }
-            SevOp::SnpLaunchStart(start) => self.snp_launch_start(cx, sev, &mut launch, &mut issuer, start, cmd.sev_fd),
+            SevOp::SnpLaunchStart(start) => self.snp_launch_start(cx, sev, &mut issuer, start, cmd.sev_fd),
             SevOp::SnpLaunchUpdate(update) => self.snp_launch_update(cx, sev, &mut issuer, update, cmd.sev_fd),
             SevOp::SnpLaunchFinish(finish) => self.snp_launch_finish(cx, sev, &mut issuer, finish, cmd.sev_fd),
             SevOp::SnpEnableReqCerts => enable_certs(sev),

@@ -2,7 +2,7 @@
 //! `snp_launch_update`, `snp_launch_finish`).
 
 use super::host::SevHost;
-use super::info::{Launch, SevInfo, VMSA_GPA, snp_decommission_context};
+use super::info::{SevInfo, VMSA_GPA, snp_decommission_context};
 use super::ioctl::{Issuer, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};
 use super::vmsa::reset_vmsa;
 use crate::kvm::guest_memfd::PopulateSource;
@@ -32,7 +32,6 @@ impl Vm {
         &self,
         cx: &Cx<'_>,
         sev: &SevInfo,
-        launch: &mut Launch,
         issuer: &mut Issuer<'_>,
         start: &SnpLaunchStart,
         fd: RawFd,
@@ -42,7 +41,6 @@ impl Vm {
         if sev.context().is_some() || start.flags != 0 || !is_valid {
             return Err(Errno::EINVAL);
         }
-        launch.policy = start.policy;
         let context = snp_context_create(cx, sev, issuer, fd).ok_or(Errno::ENOTTY)?;
         sev.set_context(Some(context));
         *sev.launched.lock() = sim_coco::snp::firmware::LaunchDigest::ZERO;

@@ -55,8 +55,6 @@ pub struct SevEs {
 pub(crate) struct SevState {
     /// `vmcb.vmsa_pa`.
     pub(super) vmsa_pa: Option<Pfn>,
-    /// `snp_has_guest_vmsa`.
-    pub(super) has_guest_vmsa: bool,
     /// `guest_state_protected`.
     pub(super) guest_state_protected: bool,
     pub(crate) mp_state: MpState,
@@ -84,7 +82,6 @@ impl SevState {
     fn new(vmsa: Pfn) -> SevState {
         SevState {
             vmsa_pa: Some(vmsa),
-            has_guest_vmsa: false,
             guest_state_protected: false,
             mp_state: MpState::Runnable,
             ghcb_msr: 0,
