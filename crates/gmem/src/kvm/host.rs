@@ -2,6 +2,7 @@
 
 use super::config::MachineConfig;
 use super::guest_memfd::GmemInode;
+use super::pkvm::PkvmHost;
 use super::process::Process;
 use super::sev::SevHost;
 use super::vm::Vm;
@@ -28,6 +29,8 @@ pub struct Host {
     pub(crate) busy: BusyOnce,
     /// SEV-SNP, if the machine has it.
     sev: Option<Arc<SevHost>>,
+    /// pKVM, if the machine has it.
+    pkvm: Option<Arc<PkvmHost>>,
     next_ino: AtomicU32,
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
@@ -75,9 +78,11 @@ impl Host {
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         let sev = SevHost::boot(cx, &phys, &config);
+        let pkvm = PkvmHost::boot(cx, &phys, &config);
         Arc::new(Host {
             config,
             sev,
+            pkvm,
             phys,
             nodes,
             busy: BusyOnce::default(),
@@ -146,6 +151,12 @@ impl Host {
     #[inline]
     pub fn sev(&self) -> Option<&Arc<SevHost>> {
         self.sev.as_ref()
+    }
+
+    /// pKVM of the host, if it has it.
+    #[inline]
+    pub fn pkvm(&self) -> Option<&Arc<PkvmHost>> {
+        self.pkvm.as_ref()
     }
 
     /// The configuration.

@@ -183,3 +183,23 @@ pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(305, "SEV_AP_ALIGNED_VMSA");
 pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(306, "SEV_PSC_DOUBLE_FETCH");
 /// It must lie within the buffer.
 pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(307, "SEV_PSC_UNBOUNDED");
+/// A fault of a protected guest looks whether there is a record before it donates a page.
+pub const PKVM_NO_RECORD_CHECK: Mutant = Mutant::new(438, "PKVM_NO_RECORD_CHECK");
+/// A page stays pinned as long as a protected guest has it.
+pub const PKVM_NO_PIN: Mutant = Mutant::new(439, "PKVM_NO_PIN");
+/// A fault of another guest shares nothing that may have been taken away meanwhile.
+pub const PKVM_ABORT_NO_RETRY: Mutant = Mutant::new(440, "PKVM_ABORT_NO_RETRY");
+/// It notes the sequence before it looks anything up.
+pub const PKVM_SEQ_LATE: Mutant = Mutant::new(441, "PKVM_SEQ_LATE");
+/// Unsharing a range takes back blocks that begin before it, too.
+pub const PKVM_UNMAP_INSIDE_ONLY: Mutant = Mutant::new(442, "PKVM_UNMAP_INSIDE_ONLY");
+/// Once pages are write-protected, the host asks the hypervisor to flush.
+pub const PKVM_WP_NO_FLUSH: Mutant = Mutant::new(443, "PKVM_WP_NO_FLUSH");
+/// The handle of a VM is reserved when the VM is created.
+pub const PKVM_LATE_HANDLE: Mutant = Mutant::new(444, "PKVM_LATE_HANDLE");
+/// The first run of a protected VM and changes of its slots exclude each other.
+pub const PKVM_SLOTS_UNLOCKED: Mutant = Mutant::new(445, "PKVM_SLOTS_UNLOCKED");
+/// Every page of a protected VM is taken back before the hypervisor forgets the VM.
+pub const PKVM_RECLAIM_SKIPS: Mutant = Mutant::new(446, "PKVM_RECLAIM_SKIPS");
+/// A page that becomes private goes from the page tables of processes.
+pub const PKVM_GMEM_KEEPS_MAPPING: Mutant = Mutant::new(447, "PKVM_GMEM_KEEPS_MAPPING");
