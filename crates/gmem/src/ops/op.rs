@@ -304,6 +304,12 @@ pub enum Op {
         reply: u64,
     },
     GuestPaged(GuestPaged),
+    GuestSetMemory {
+        vcpu: Name,
+        gpa: u64,
+        len: u64,
+        to: u64,
+    },
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -407,6 +413,7 @@ impl Op {
             Op::GuestPsc { .. } => "guest_psc",
             Op::GuestConvert { .. } => "guest_convert",
             Op::GuestPaged(_) => "guest_paged",
+            Op::GuestSetMemory { .. } => "guest_set_memory",
         }
     }
 }

@@ -1,13 +1,16 @@
 //! What must hold of KVM's records beside the hypervisor's tables, whenever nobody is in the middle of anything. Not the kernel's.
 
+use super::host::PkvmHost;
 use super::mappings::Mapping;
 use super::vm::KvmPkvm;
+use crate::kvm::host::Existing;
 use crate::kvm::vm::Vm;
 use sim_coco::pkvm::{PageState, Pkvm};
 use sim_kernel::Pfn;
 use sim_kernel::mm::PhysMem;
 use sim_mmu::Gfn;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 impl KvmPkvm {
     /// PKVM-INV-015: no page is left with a VM that the hypervisor is about to forget.
@@ -85,12 +88,67 @@ impl KvmPkvm {
 }
 
 impl Vm {
-    /// PKVM-INV-012 of accounting: what is locked for the process is what its protected VMs have pinned.
+    /// Each record of a VM beside its slots: PKVM-INV-020 of protected ones, PKVM-INV-021 of others.
+    fn check_slots(&self, pkvm: &KvmPkvm) -> Result<(), (&'static str, String)> {
+        if !pkvm.is_created() || pkvm.is_dying() {
+            return Ok(());
+        }
+        for mapping in pkvm.mappings() {
+            for i in 0..mapping.nr_pages {
+                let (gfn, pfn) = (mapping.gfn + i, mapping.pfn + i);
+                let slot = self.memslots.peek_active(0, |set| set.by_gfn(gfn).cloned());
+                let Some(slot) = slot else {
+                    let id = if pkvm.is_protected() { "PKVM-INV-020" } else { "PKVM-INV-021" };
+                    return Err((id, format!("{pfn:?} is mapped at {gfn:?}, where no slot is")));
+                };
+                if pkvm.is_protected() {
+                    continue;
+                }
+                let there = match slot.gmem.peek_file().and_then(|file| file.upgrade()) {
+                    Some(file) => self.gmem_of(&file).inode().mapping().peek(slot.gmem_index(gfn)),
+                    None => self.mm.peek_pfn(slot.hva(gfn)).flatten(),
+                };
+                if there != Some(pfn) {
+                    return Err(("PKVM-INV-021", format!("{pfn:?} is mapped at {gfn:?}, where its slot has {there:?}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PkvmHost {
+    /// Everything that can be said while nothing happens.
     ///
-    /// # Errors
-    /// Both numbers, if they differ.
-    pub(crate) fn check_locked_vm(&self, others: u64) -> Result<(), String> {
-        let locked = self.mm.locked_vm();
-        if locked == others { Ok(()) } else { Err(format!("{locked} pages are accounted, {others} are pinned")) }
+    /// # Panics
+    /// If something does not hold.
+    pub(crate) fn check_quiescent(&self, existing: &Existing) {
+        if let Err(violation) = self.pkvm().check_invariants() {
+            panic!("{violation}");
+        }
+        let mut pinned = BTreeMap::new();
+        for vm in existing.vms.iter().filter(|vm| !vm.is_destroyed()) {
+            let Some(pkvm) = vm.pkvm() else { continue };
+            if let Err(what) = pkvm.check_records(self.phys()) {
+                panic!("PKVM-INV-012: {what}");
+            }
+            if let Err((id, what)) = vm.check_slots(pkvm) {
+                panic!("{id}: {what}");
+            }
+            let pages = pkvm.mappings().iter().filter(|mapping| pkvm.is_protected() && !mapping.gmem).count() as u64;
+            *pinned.entry(Arc::as_ptr(&vm.mm)).or_insert(0) += pages;
+        }
+        for mm in &existing.mms {
+            let (locked, pinned) = (mm.locked_vm(), pinned.get(&Arc::as_ptr(mm)).copied().unwrap_or(0));
+            assert_eq!(locked, pinned, "PKVM-INV-012: pages that are accounted, and pages that are pinned");
+        }
+        for inode in &existing.inodes {
+            let Some(sharing) = inode.sharing() else { continue };
+            for (index, pfn) in inode.mapping().peek_range(0..u64::MAX, usize::MAX) {
+                let private = !sharing.is_shared(index);
+                let maps = self.phys().mapcount(pfn);
+                assert!(!private || maps == 0, "PKVM-INV-022: {pfn:?}, private page {index}, is mapped by {maps}");
+            }
+        }
     }
 }

@@ -86,6 +86,7 @@ impl KvmPkvm {
                 _ => Errno::EFAULT,
             });
         }
+        assert!(!known, "PKVM-INV-012: {pfn:?} is donated at {gfn:?}, of which there is a record");
         self.host.call(cx, HostCall::HostDonateGuest { pfn, gfn })?;
         self.mappings.lock().insert(Mapping { gfn, pfn, nr_pages: 1, gmem, taken: false });
         Ok(())
