@@ -11,8 +11,8 @@
 
 use super::layout::{Area, Change, Layouts, Memory, Seen, Slot};
 use crate::kvm::uapi::{
-    FALLOC_FL_PUNCH_HOLE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_VM_TYPE_ARM_PROTECTED,
-    KVM_X86_SNP_VM,
+    FALLOC_FL_PUNCH_HOLE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_VM_TYPE_ARM_PROTECTED, KVM_X86_SNP_VM,
 };
 use crate::ops::{Answer, Detail, Exit, FdRef, HvaRef, Name, Op};
 use std::collections::{BTreeMap, BTreeSet};

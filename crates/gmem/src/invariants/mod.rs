@@ -17,6 +17,7 @@ pub(crate) mod guest_stores;
 mod layout;
 pub mod lifetime;
 pub mod page_cache;
+mod pkvm;
 pub mod progress;
 pub mod snapshot;
 mod snp;
@@ -88,6 +89,8 @@ pub enum Section {
     Tables,
     /// SEV-SNP: the RMP, the firmware, and KVM's use of them.
     Snp,
+    /// pKVM: who owns a page, the tables that say so, and KVM's records.
+    Pkvm,
 }
 
 impl fmt::Display for Section {
@@ -102,6 +105,7 @@ impl fmt::Display for Section {
             Section::Xarray => "xarray structure",
             Section::Tables => "stage-2 tables",
             Section::Snp => "SEV-SNP",
+            Section::Pkvm => "pKVM",
         })
     }
 }
@@ -163,6 +167,7 @@ static SECTIONS: &[&[Invariant]] = &[
     xarray::ROWS,
     tables::ROWS,
     snp::ROWS,
+    pkvm::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

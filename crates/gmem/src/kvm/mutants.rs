@@ -197,8 +197,8 @@ pub const PKVM_UNMAP_INSIDE_ONLY: Mutant = Mutant::new(442, "PKVM_UNMAP_INSIDE_O
 pub const PKVM_WP_NO_FLUSH: Mutant = Mutant::new(443, "PKVM_WP_NO_FLUSH");
 /// The handle of a VM is reserved when the VM is created.
 pub const PKVM_LATE_HANDLE: Mutant = Mutant::new(444, "PKVM_LATE_HANDLE");
-/// The first run of a protected VM and changes of its slots exclude each other.
-pub const PKVM_SLOTS_UNLOCKED: Mutant = Mutant::new(445, "PKVM_SLOTS_UNLOCKED");
+/// Slots of a protected VM that has run do not go, and do not move.
+pub const PKVM_SLOTS_CHANGE: Mutant = Mutant::new(445, "PKVM_SLOTS_CHANGE");
 /// Every page of a protected VM is taken back before the hypervisor forgets the VM.
 pub const PKVM_RECLAIM_SKIPS: Mutant = Mutant::new(446, "PKVM_RECLAIM_SKIPS");
 /// A page that becomes private goes from the page tables of processes.

@@ -248,7 +248,7 @@ impl Vm {
 
         let file = new.as_ref().and_then(|new| new.file.clone()).filter(|_| cx.has_mutant(RC_19));
         let prepared = match new {
-            None => self.pkvm_prepare_memory_region(&SlotChange { removes: true, new: None }).map(|()| None),
+            None => self.pkvm_prepare_memory_region(cx, &SlotChange { removes: true, new: None }).map(|()| None),
             Some(new) => self.prepare_memory_region(cx, slots, old.as_deref(), new, change).map(Some),
         };
         let new = match prepared {
@@ -310,7 +310,7 @@ impl Vm {
         let gmem = new.file.as_ref().map(|file| self.gmem_of(file).is_mappable());
         let gmem = gmem.or_else(|| old.filter(|old| old.has_gmem()).map(Memslot::is_gmem_only));
         let removes = change == Change::Move;
-        self.pkvm_prepare_memory_region(&SlotChange { removes, new: Some((&new.gfns, new.flags, gmem)) })?;
+        self.pkvm_prepare_memory_region(cx, &SlotChange { removes, new: Some((&new.gfns, new.flags, gmem)) })?;
         let lpage_info = match (change, old) {
             (Change::FlagsOnly, Some(old)) => Arc::clone(&old.lpage_info),
             _ => {

@@ -1,9 +1,10 @@
 //! What arm64 has of KVM's capabilities, what it takes away from protected VMs (`kvm_pkvm_ext_allowed`), and its rules of slots (`kvm_arch_prepare_memory_region`).
 
 use crate::kvm::config::MachineConfig;
+use crate::kvm::mutants::PKVM_SLOTS_CHANGE;
 use crate::kvm::uapi::*;
 use crate::kvm::vm::Vm;
-use sim_kernel::Errno;
+use sim_kernel::{Cx, Errno};
 use sim_mmu::GfnRange;
 
 /// `KVM_CHECK_EXTENSION` on a host with pKVM, of a VM or of `/dev/kvm`.
@@ -40,10 +41,10 @@ impl Vm {
     /// # Errors
     /// `EPERM` for what slots of protected VMs must not do: go, or move, after the first run; be logged or read-only. `EFAULT` for frames that the guest cannot address. `EINVAL` for a guest_memfd that cannot be
     /// mapped.
-    pub(crate) fn pkvm_prepare_memory_region(&self, change: &SlotChange<'_>) -> Result<(), Errno> {
+    pub(crate) fn pkvm_prepare_memory_region(&self, cx: &Cx<'_>, change: &SlotChange<'_>) -> Result<(), Errno> {
         let Some(pkvm) = self.pkvm() else { return Ok(()) };
         if pkvm.is_protected() {
-            if pkvm.is_created() && change.removes {
+            if pkvm.is_created() && change.removes && !cx.has_mutant(PKVM_SLOTS_CHANGE) {
                 return Err(Errno::EPERM);
             }
             if change.new.is_some_and(|(_, flags, _)| flags & (KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0) {

@@ -109,7 +109,10 @@ impl Vm {
                     None => self.mm.peek_pfn(slot.hva(gfn)).flatten(),
                 };
                 if there != Some(pfn) {
-                    return Err(("PKVM-INV-021", format!("{pfn:?} is mapped at {gfn:?}, where its slot has {there:?}")));
+                    return Err((
+                        "PKVM-INV-021",
+                        format!("{pfn:?} is mapped at {gfn:?}, where its slot has {there:?}"),
+                    ));
                 }
             }
         }

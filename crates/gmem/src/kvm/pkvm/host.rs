@@ -40,6 +40,7 @@ impl PkvmHost {
         };
         let pkvm = Pkvm::new(cx, Arc::clone(phys), machine).expect("the hypervisor finds memory at boot");
         pkvm.bring_up(cx).expect("a machine that was just reset comes up");
+        pkvm.carve_out().iter().for_each(|pfn| phys.keep(*pfn));
         let pkvm = Arc::new(pkvm);
         phys.set_host_stage2(Box::new(Stage2 { pkvm: Arc::downgrade(&pkvm) }));
         Some(Arc::new(PkvmHost {

@@ -188,7 +188,9 @@ impl Vm {
             let mut lock = self.mmu.mmu_lock.write(cx);
             return pkvm.stage2_unshare(cx, &mut lock, GfnRange::new(Gfn(0), Gfn(u64::MAX)));
         }
-        for (i, mapping) in pkvm.mappings.lock().all().into_iter().enumerate() {
+        // Not inside the `for`: its lock would last.
+        let all = pkvm.mappings.lock().all();
+        for (i, mapping) in all.into_iter().enumerate() {
             if cx.has_mutant(PKVM_RECLAIM_SKIPS) && i == 0 {
                 continue;
             }
