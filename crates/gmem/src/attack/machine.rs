@@ -1,8 +1,8 @@
 //! The machines on which attacks run, and what differs between them: their steps, answers, rules that can be switched off, and ways to stop somebody.
 
 use super::file::Attack;
-use super::snp;
 use super::step::{Answer, Step};
+use super::{pkvm, snp};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Mutant, MutantSet};
 
@@ -11,6 +11,8 @@ use sim_kernel::{Cx, Mutant, MutantSet};
 pub enum Machine {
     /// AMD SEV-SNP: [`sim_coco::snp`].
     Snp,
+    /// pKVM on Arm: [`sim_coco::pkvm`].
+    Pkvm,
 }
 
 /// An action on one of the machines.
@@ -18,6 +20,7 @@ pub enum Machine {
 #[allow(missing_docs, reason = "each is the machine's")]
 pub enum Action {
     Snp(snp::Action),
+    Pkvm(pkvm::Action),
 }
 
 /// What stops an attack.
@@ -27,6 +30,8 @@ pub enum StoppedBy {
     Rmp,
     /// SNP: the firmware, because of the guest's policy.
     Firmware,
+    /// pKVM: the hypervisor, by what it maps for whom and by the calls that it refuses.
+    Hypervisor,
     /// The guest hears of it, and ends.
     Guest,
     /// Nothing: it is outside of what the machine protects.
@@ -79,12 +84,13 @@ pub struct Facts {
 
 impl Machine {
     /// All of them.
-    pub const ALL: [Machine; 1] = [Machine::Snp];
+    pub const ALL: [Machine; 2] = [Machine::Snp, Machine::Pkvm];
 
     /// What there is to know of it.
     pub fn facts(self) -> &'static Facts {
         match self {
             Machine::Snp => &snp::FACTS,
+            Machine::Pkvm => &pkvm::FACTS,
         }
     }
 
@@ -100,6 +106,7 @@ impl Machine {
     pub(super) fn action(self, text: &str) -> Result<Action, String> {
         match self {
             Machine::Snp => snp::Action::parse(text).map(Action::Snp),
+            Machine::Pkvm => pkvm::Action::parse(text).map(Action::Pkvm),
         }
     }
 
@@ -108,10 +115,12 @@ impl Machine {
         let actions = steps.iter().map(|step| &step.action);
         match self {
             Machine::Snp => {
-                let own = actions.map(|action| match action {
-                    Action::Snp(action) => action,
-                });
+                let own = actions.filter_map(|action| if let Action::Snp(own) = action { Some(own) } else { None });
                 snp::perform_all(cx, switches, &own.collect::<Vec<_>>())
+            }
+            Machine::Pkvm => {
+                let own = actions.filter_map(|action| if let Action::Pkvm(own) = action { Some(own) } else { None });
+                pkvm::perform_all(cx, &own.collect::<Vec<_>>())
             }
         }
     }

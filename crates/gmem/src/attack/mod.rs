@@ -28,11 +28,13 @@
 //! | `step.rs` | a step: an action and its answers |
 //! | `machine.rs` | what differs between machines, and runs an attack on two of them |
 //! | `snp/` | the steps of a machine with SEV-SNP, and what performs them |
+//! | `pkvm/` | the same for an Arm machine with pKVM |
 //!
 //! Simplified: no time, and one step after the other; a page has one value of eight bytes at its beginning.
 
 mod file;
 mod machine;
+pub mod pkvm;
 pub mod snp;
 mod step;
 

@@ -121,6 +121,17 @@ impl Vm {
 }
 
 impl PkvmHost {
+    /// The same when all VMs are gone: none has left a page behind.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub(crate) fn check_end(&self) {
+        self.check_quiescent(&Existing { vms: Vec::new(), inodes: Vec::new(), mms: Vec::new() });
+        if let Err(violation) = sim_coco::pkvm::invariants::pkvm_inv_015(self.pkvm()) {
+            panic!("{violation}");
+        }
+    }
+
     /// Everything that can be said while nothing happens.
     ///
     /// # Panics
