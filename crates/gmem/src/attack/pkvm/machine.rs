@@ -1,6 +1,7 @@
 //! The machine on which an attack runs: memory, the hypervisor, and two protected VMs whose vCPUs are loaded on processors 1 and 2. The host is on processor 0.
 
 use super::{Action, Who};
+use crate::attack::pages::Pages;
 use crate::attack::step::{Answer, PageName};
 use sim_coco::pkvm::{
     CallFail, CpuId, GuestStop, Handle, HostCall, HostContext, HostKvm, HostOutcome, HostVcpu, HvcResult, Pa, Pkvm,
@@ -9,7 +10,6 @@ use sim_coco::pkvm::{
 use sim_kernel::mm::PhysMem;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 use sim_mmu::Gpa;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The machine's memory.
@@ -18,9 +18,9 @@ const RAM: u64 = 64 << 20;
 const HOST: CpuId = CpuId(0);
 
 /// Performs the steps one after the other.
-pub(in crate::attack) fn perform_all(cx: &Cx<'_>, actions: &[&Action]) -> Vec<Answer> {
+pub(in crate::attack) fn perform_all<'s>(cx: &Cx<'_>, actions: impl Iterator<Item = &'s Action>) -> Vec<Answer> {
     let mut machine = Machine::new(cx);
-    actions.iter().map(|action| machine.perform(action)).collect()
+    actions.map(|action| machine.perform(action)).collect()
 }
 
 struct Guest {
@@ -33,7 +33,7 @@ struct Machine<'a> {
     cx: &'a Cx<'a>,
     pkvm: Pkvm,
     phys: Arc<PhysMem>,
-    pages: BTreeMap<String, Pfn>,
+    pages: Pages,
     guests: Vec<Guest>,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Machine<'a> {
         let phys = Arc::new(PhysMem::new(cx, RAM));
         let pkvm = Pkvm::new(cx, Arc::clone(&phys), PkvmConfig::new(RAM / PAGE_SIZE)).expect("the machine has memory");
         pkvm.bring_up(cx).expect("a machine that was just reset comes up");
-        let mut machine = Machine { cx, pkvm, phys, pages: BTreeMap::new(), guests: Vec::new() };
+        let mut machine = Machine { cx, pkvm, pages: Pages::new(&phys), phys, guests: Vec::new() };
         machine.guests = [CpuId(1), CpuId(2)].into_iter().map(|cpu| machine.guest(cpu)).collect();
         machine
     }
@@ -87,14 +87,8 @@ impl<'a> Machine<'a> {
         &self.guests[who as usize]
     }
 
-    /// A frame; the first time that a name is used it is a new one, at the head of 2 MiB that are all its own.
     fn page(&mut self, page: &PageName) -> Pfn {
-        let phys = &self.phys;
-        let head = self
-            .pages
-            .entry(page.name.clone())
-            .or_insert_with(|| phys.alloc_huge_zeroed().expect("no attack needs more pages than the machine has"));
-        *head + page.offset
+        self.pages.frame(page)
     }
 
     /// As many pages for tables as a mapping can take.
