@@ -97,6 +97,9 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_asids = 9
         snp_contention = true
         ciphertext_hiding = true
+        pkvm = false
+        pkvm_gmem = false
+        memlock = "64K"
         fail_frame = 1
         fail_table = 2
         fail_node = 3
@@ -119,6 +122,7 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_asids: 9,
         snp_contention: true,
         ciphertext_hiding: true,
+        memlock: 64 << 10,
         faults,
         ..shadow()
     };

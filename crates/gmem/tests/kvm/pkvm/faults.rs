@@ -54,7 +54,7 @@ fn pk_012_pk_013_what_a_guest_shares() {
          guest_hypercall c0 0xc6000004 [0x200000, 0, 0] => hlt 0
          host_read m0 0 => SIGSEGV
          guest_read c0 0x200000 => hlt 9
-         guest_set_memory c0 0x20f000 8K shared => mmio write",
+         guest_set_memory c0 0x20f000 8K shared => system_event 0",
     ));
     script.end();
 }
@@ -74,7 +74,7 @@ fn pk_022_what_cannot_be_pinned() {
          guest_read c0 0x500000 => EFAULT
          host_write m0 0x3000 1 => ok
          madvise m0 0x3000 4K hwpoison
-         guest_read c0 0x203000 => intr EINTR
+         guest_read c0 0x203000 => intr
          guest_write c0 0x200000 1 => hlt
          guest_write c0 0x201000 1 => hlt
          guest_write c0 0x202000 1 => ENOMEM",
@@ -128,8 +128,8 @@ fn what_is_no_memory_is_user_spaces() {
     script.run(
         "guest_read c0 0x800000 => mmio read
          guest_write c0 0x800000 1 => mmio write
-         guest_rmw c0 0x800000 1 => system_event 2
-         guest_read c0 0xfffffffff000 => system_event 2
+         guest_rmw c0 0x800000 1 => system_event 0
+         guest_read c0 0xfffffffff000 => system_event 0
          create_vm vm1 => ok
          create_vcpu vm1 c1 => ok
          guest_rmw c1 0x800000 1 => ENOSYS",

@@ -41,7 +41,7 @@ fn taking_back_waits_for_who_holds_the_page() {
     let pfn = script.frame(0x20_0000);
     // As get_user_pages does for a device.
     script.with(|_, world| world.process().host().phys().get(pfn));
-    script.run("guest_set_memory c0 0x200000 4K private => memory_fault 8 EAGAIN\n host_read m0 0 => ok 7");
+    script.run("guest_set_memory c0 0x200000 4K private => memory_fault private\n host_read m0 0 => ok 7");
     script.with(|cx, world| world.process().host().phys().put(cx, pfn));
     script.run("guest_set_memory c0 0x200000 4K private => hlt 0\n host_read m0 0 => SIGBUS");
     script.end();
@@ -80,7 +80,7 @@ fn the_file_is_closed_before_the_vm() {
          munmap m0 0 64K => ok
          close g0 => ok
          guest_read c0 0x200000 => EFAULT
-         guest_read c0 0x201000 => memory_fault 8 EFAULT",
+         guest_read c0 0x201000 => memory_fault private",
     );
     script.end();
 }
