@@ -300,6 +300,9 @@ fn check(cx: &Cx<'_>, world: &World, thorough: bool) {
     if let Some(sev) = world.process().host().sev() {
         sev.check_end();
     }
+    if let Some(tdx) = world.process().host().tdx() {
+        tdx.check_end();
+    }
     if let Some(pkvm) = world.process().host().pkvm() {
         pkvm.check_end();
     }

@@ -10,6 +10,7 @@ mod pkvm;
 mod sequential;
 mod snp;
 mod stage2;
+mod tdx;
 mod world;
 
 pub use sequential::Sequential;

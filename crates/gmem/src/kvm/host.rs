@@ -5,6 +5,7 @@ use super::guest_memfd::GmemInode;
 use super::pkvm::PkvmHost;
 use super::process::Process;
 use super::sev::SevHost;
+use super::tdx::TdxHost;
 use super::vm::Vm;
 use sim_coco::BusyOnce;
 use sim_kernel::mm::{Mm, PhysMem};
@@ -29,6 +30,8 @@ pub struct Host {
     pub(crate) busy: BusyOnce,
     /// SEV-SNP, if the machine has it.
     sev: Option<Arc<SevHost>>,
+    /// TDX, if the machine has it.
+    tdx: Option<Arc<TdxHost>>,
     /// pKVM, if the machine has it.
     pkvm: Option<Arc<PkvmHost>>,
     next_ino: AtomicU32,
@@ -78,10 +81,12 @@ impl Host {
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         let sev = SevHost::boot(cx, &phys, &config);
+        let tdx = TdxHost::boot(cx, &phys, &config);
         let pkvm = PkvmHost::boot(cx, &phys, &config);
         Arc::new(Host {
             config,
             sev,
+            tdx,
             pkvm,
             phys,
             nodes,
@@ -151,6 +156,12 @@ impl Host {
     #[inline]
     pub fn sev(&self) -> Option<&Arc<SevHost>> {
         self.sev.as_ref()
+    }
+
+    /// TDX of the host, if it has it.
+    #[inline]
+    pub fn tdx(&self) -> Option<&Arc<TdxHost>> {
+        self.tdx.as_ref()
     }
 
     /// pKVM of the host, if it has it.

@@ -278,7 +278,8 @@ impl Live {
             | Op::GuestVmgexit { .. }
             | Op::GuestPsc { .. }
             | Op::GuestConvert { .. }
-            | Op::GuestSetMemory { .. } => {
+            | Op::GuestSetMemory { .. }
+            | Op::Tdx(_) => {
                 Err(Failure::Refused(format!("{} is of SNP VMs, which are not made on a real machine", op.name())))
             }
             Op::GuestPaged(op) => self.guest_paged(op),

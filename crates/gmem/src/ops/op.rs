@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advice, FdRef, HvaRef, Name, Prot};
+use super::{Advice, FdRef, HvaRef, Name, Prot, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -310,6 +310,8 @@ pub enum Op {
         len: u64,
         to: u64,
     },
+    #[serde(untagged)]
+    Tdx(TdxOp),
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -414,6 +416,7 @@ impl Op {
             Op::GuestConvert { .. } => "guest_convert",
             Op::GuestPaged(_) => "guest_paged",
             Op::GuestSetMemory { .. } => "guest_set_memory",
+            Op::Tdx(op) => op.name(),
         }
     }
 }

@@ -131,6 +131,9 @@ pub fn check_and_end(cx: &Cx<'_>, world: &World) {
     if let Some(sev) = world.process().host().sev() {
         sev.check_end();
     }
+    if let Some(tdx) = world.process().host().tdx() {
+        tdx.check_end();
+    }
     if let Some(pkvm) = world.process().host().pkvm() {
         pkvm.check_end();
     }

@@ -9,7 +9,7 @@ use sim_mmu::GfnRange;
 
 /// `KVM_CHECK_EXTENSION` on a host with pKVM, of a VM or of `/dev/kvm`.
 pub(crate) fn check_extension(config: &MachineConfig, cap: Cap, vm: Option<&Vm>) -> i32 {
-    let is_protected = vm.is_some_and(Vm::is_protected);
+    let is_protected = vm.is_some_and(Vm::is_pvm);
     match cap {
         // Those that are the same everywhere do not ask the architecture.
         Cap::UserMemory | Cap::UserMemory2 | Cap::EnableCapVm => 1,

@@ -28,7 +28,7 @@ impl Vcpu {
     /// `ENOSYS` if nothing is known of the instruction, and the guest is not protected.
     pub(super) fn pkvm_io_mem_abort(&self, state: &mut VcpuState, abort: &GuestAbort) -> Result<Next, Errno> {
         let Some((len, data)) = syndrome(state).filter(|_| abort.access != AccessKind::Fetch) else {
-            return if self.vm.is_protected() { Ok(self.pkvm_guest_dies(state)) } else { Err(Errno::ENOSYS) };
+            return if self.vm.is_pvm() { Ok(self.pkvm_guest_dies(state)) } else { Err(Errno::ENOSYS) };
         };
         state.exit = ExitInfo::Mmio { gpa: abort.ipa, len, data, is_write: abort.access == AccessKind::Write };
         state.pending_exit = Some(state.exit);

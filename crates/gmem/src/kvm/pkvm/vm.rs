@@ -183,9 +183,9 @@ impl Vm {
         }
     }
 
-    /// `kvm_vm_is_protected`.
+    /// `kvm_vm_is_protected`, of arm64.
     #[inline]
-    pub(crate) fn is_protected(&self) -> bool {
+    pub(crate) fn is_pvm(&self) -> bool {
         self.pkvm().is_some_and(KvmPkvm::is_protected)
     }
 
