@@ -146,15 +146,15 @@ impl El2<'_> {
         if self.is_used(&vm) || !vm.is_dying() {
             return Err(Errno::EINVAL);
         }
-        // K13: the next VM in this place has the same VMID.
+        // K13: the next VM in this place has the same VMID, and would find what is left of this one.
         if !self.hv.is_off(mutants::K13) {
             self.tlbi(vm.vmid(), Tlbi::Vmid, Pfn(0), u64::MAX);
         }
         if let Some(place) = vms.place(handle) {
             *place = Place::Free;
         }
-        drop(vms);
         self.record(TraceEvent::RootGone { vmid: vm.vmid() });
+        drop(vms);
         let mut pages: BTreeSet<Pfn> = (0..vm.pgd_pages).map(|i| vm.pgd + i).collect();
         {
             let guest = self.lock_vm(&vm);

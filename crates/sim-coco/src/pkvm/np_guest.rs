@@ -9,6 +9,7 @@ use super::pte::{Pte, S2Level};
 use super::trace::Tlbi;
 use super::types::{Pa, PageState, Prot};
 use super::vm::{GuestMmu, HypVcpu, HypVm};
+use sim_kernel::sched::Access;
 use sim_kernel::{Errno, Pfn};
 use sim_mmu::Gfn;
 
@@ -110,12 +111,16 @@ impl El2<'_> {
         }
         let mut guest = self.lock_vm(&vcpu.vm);
         let (slot, pte) = guest.table.root.leaf(&self.hv.phys, Pfn(gfn.0))?;
+        let (vmid, ipa) = (guest.table.root.vmid, Pa(gfn.gpa().0));
         if !pte.is_valid() {
+            // What this processor remembers goes all the same.
+            self.cx.point_range(Access::Store, vcpu.vm.object, gfn.0, 1);
+            self.tlbi_announced(vmid, Tlbi::IpaLocal { ipa, level: None });
             return Err(Errno::EAGAIN);
         }
-        self.update_attrs(&mut guest.table, slot, pte, pte.with_prot(prot));
-        let op = Tlbi::IpaLocal { ipa: Pa::of(slot.first), level: slot.level };
-        self.tlbi(guest.table.root.vmid, op, pte.pfn(), slot.level.pages());
+        self.update_pte(&mut guest.table, slot, pte, pte.with_prot(prot));
+        let op = Tlbi::IpaLocal { ipa, level: Some(slot.level) };
+        self.tlbi(vmid, op, pte.pfn(), slot.level.pages());
         Ok(())
     }
 
@@ -128,7 +133,7 @@ impl El2<'_> {
         transition_level(Pfn(0), gfn, pages)?;
         let mut guest = self.lock_vm(vm);
         self.each_leaf(&mut guest, gfn, pages, |guest, slot, pte| {
-            self.update_attrs(&mut guest.table, slot, pte, pte.write_protected());
+            self.update_pte(&mut guest.table, slot, pte, pte.write_protected());
         })
     }
 
@@ -144,7 +149,7 @@ impl El2<'_> {
         self.each_leaf(&mut guest, gfn, pages, |guest, slot, pte| {
             young |= pte.is_young();
             if mkold {
-                self.update_attrs(&mut guest.table, slot, pte, pte.with_young(false));
+                self.update_pte(&mut guest.table, slot, pte, pte.with_young(false));
             }
         })?;
         Ok(young)
@@ -160,7 +165,7 @@ impl El2<'_> {
         if let Ok((slot, pte)) = guest.table.root.leaf(&self.hv.phys, Pfn(gfn.0))
             && pte.is_valid()
         {
-            self.update_attrs(&mut guest.table, slot, pte, pte.with_young(true));
+            self.update_pte(&mut guest.table, slot, pte, pte.with_young(true));
         }
         Ok(())
     }

@@ -176,7 +176,7 @@ pub struct HypVcpu {
     pub(super) memcache: parking_lot::Mutex<Vec<Pfn>>,
     /// Changes under `vm_table_lock`.
     pub(super) loaded_on: parking_lot::Mutex<Option<CpuId>>,
-    /// Why it last left its guest, if that was an abort.
+    /// Why it last left its guest, if that was an abort. Stays while it is put.
     pub(super) fault: parking_lot::Mutex<Option<GuestAbort>>,
 }
 

@@ -43,8 +43,9 @@ const ATTEMPTS: [(Mutant, Attempt); 19] = [
     }),
     // A processor may use both translations at once; that nothing is seen here is the reason for a checker.
     (mutants::NO_BBM, |cx, both| {
-        written(cx, both, 7);
-        share_back(cx, both);
+        let head = both.huge();
+        assert!(both.host_read(cx, IDLE, head).is_some(), "a block");
+        assert_eq!(both.donate(cx, P, head + 9, GFN), OK);
         both.pkvm.check_invariants().unwrap();
         Checker::check(&both.pkvm.trace_jsonl()).is_err()
     }),
