@@ -11,6 +11,7 @@ use super::mutants;
 use super::pte::{Pte, S2Level};
 use super::trace::{Tlbi, TraceEvent};
 use super::types::{Pa, Vmid};
+use super::vm::HypVm;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
 use sim_kernel::sched::{Access, ObjId};
@@ -54,8 +55,18 @@ impl Root {
         ((1_u64 << (bits - 12)) / start.pages()).div_ceil(WORDS_PER_PAGE as u64)
     }
 
+    /// Frames of this root.
+    pub(super) fn frames(&self) -> u64 {
+        Root::pages(self.bits)
+    }
+
     pub(super) fn new(pfn: Pfn, bits: u32, vmid: Vmid) -> Root {
         Root { pfn, start: S2Level(4 - Root::levels(bits)), bits, vmid }
+    }
+
+    /// Tables between the root and a page: what a mapping can take (`kvm_mmu_cache_min_pages`).
+    pub(super) fn tables_below(&self) -> usize {
+        usize::from(S2Level::LAST.0 - self.start.0)
     }
 
     /// Whether the tree translates this page.
@@ -144,9 +155,28 @@ impl PageTable {
         PageTable { root, object, refs: BTreeMap::new() }
     }
 
-    /// Frames of the tables below the root.
+    /// Frames of the tables, of the root only those that were ever written.
     pub(super) fn tables(&self) -> impl Iterator<Item = Pfn> {
         self.refs.keys().copied()
+    }
+}
+
+impl PageTable {
+    /// A table below the root that is counted and not in the tree, or in the tree with another number of descriptors than is counted; `None` if there is none.
+    pub(super) fn miscounted(&self, phys: &PhysMem) -> Option<Pfn> {
+        let mut found: BTreeMap<Pfn, u32> = BTreeMap::new();
+        self.root.for_each(phys, |slot, pte| {
+            *found.entry(slot.table).or_default() += 1;
+            if pte.is_table(slot.level) {
+                found.entry(pte.pfn()).or_default();
+            }
+        });
+        // The root is there without being counted.
+        let root = self.root.pfn..self.root.pfn + self.root.frames();
+        let count =
+            |counts: &BTreeMap<Pfn, u32>, pfn: &Pfn| counts.get(pfn).copied().or(root.contains(pfn).then_some(0));
+        let all = found.keys().chain(self.refs.keys());
+        all.copied().find(|pfn| count(&found, pfn) != count(&self.refs, pfn))
     }
 }
 
@@ -222,6 +252,16 @@ impl El2<'_> {
         let words = WORDS_PER_PAGE as u64;
         self.cx.point_range(Access::Store, self.hv.phys.object(), first.0 * words, pages.saturating_mul(words));
         self.tlbi_announced(vmid, op);
+    }
+
+    /// Everything of a VM goes from all TLBs (`__kvm_tlb_flush_vmid`): announced on its addresses, which accesses announce before they look at a TLB.
+    #[track_caller]
+    pub(super) fn flush_vmid(&self, vm: &HypVm) {
+        let pages = 1_u64 << (self.hv.config.guest_bits - 12);
+        for first in (0..pages).step_by(u32::MAX as usize) {
+            self.cx.point_range(Access::Store, vm.object, first, u64::from(u32::MAX));
+        }
+        self.tlbi_announced(vm.vmid(), Tlbi::Vmid);
     }
 
     /// The maintenance of a step that the caller has announced.

@@ -152,11 +152,6 @@ impl HypVm {
     pub fn is_dying(&self) -> bool {
         self.dying.load(Ordering::Acquire)
     }
-
-    /// Tables that a mapping can take (`kvm_mmu_cache_min_pages`).
-    pub(super) fn min_memcache_pages(&self) -> usize {
-        usize::from(3 - self.root.start.0)
-    }
 }
 
 impl fmt::Debug for HypVm {

@@ -2,7 +2,7 @@
 
 use crate::discipline::Checker;
 use crate::machine::{Both, GFN, IDLE, N, OK, P, config, ipa};
-use sim_coco::pkvm::{CpuId, HostCall, HostContext, HvcResult, Pa, PkvmConfig, SMCCC_SUCCESS, Touch, func};
+use sim_coco::pkvm::{CpuId, HostCall, HostContext, HvcResult, Memcache, Pa, PkvmConfig, SMCCC_SUCCESS, Touch, func};
 use sim_coco::pkvm::{invariants, mutants};
 use sim_kernel::explore::{Exploration, Judgement, Options, Program, StrategyKind};
 use sim_kernel::sched::{Sim, Verdict};
@@ -277,6 +277,19 @@ fn k9_the_host_changes_its_list_meanwhile() {
     let seen = pairs(MutantSet::EMPTY, host_page, [donate, change]);
     assert!(seen.iter().any(|[donate, ..]| donate == "0"));
     assert!(seen.iter().any(|[donate, changed, _]| donate == "ENOMEM" && changed == "true"), "{seen:?}");
+}
+
+#[test]
+fn k9_the_host_replaces_its_list_meanwhile() {
+    let donate: Task = |cx, both, pfn| short(both.call(cx, P, HostCall::HostDonateGuest { pfn, gfn: GFN }));
+    let replace: Task = |cx, both, _| {
+        let old = both.protected.vcpus[0].replace_memcache(cx, &both.phys, Memcache::default());
+        old.nr_pages.to_string()
+    };
+    // Before the hypervisor copies the list; between that and its writing back what is left of it; after.
+    let seen = pairs(MutantSet::EMPTY, host_page, [donate, replace]);
+    let (none, there) = (["ENOMEM", "2", "OWNED 5"], ["0", "2", "NOPAGE 5"]);
+    expect(&seen, [none, there, ["0", "0", "NOPAGE 5"]]);
 }
 
 #[test]

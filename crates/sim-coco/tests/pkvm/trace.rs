@@ -2,10 +2,12 @@
 
 use crate::discipline::Checker;
 use crate::machine::{Both, GFN, IDLE, N, OK, P, config};
+use serde_json::Value;
 use sim_coco::pkvm::{HostCall, PkvmConfig, mutants};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Mutant, MutantSet};
 use sim_mmu::Gfn;
+use std::collections::BTreeSet;
 
 fn recorded(without: Option<Mutant>, work: impl FnOnce(&Cx<'_>, &Both)) -> String {
     Sim::sequential().solo(|cx| {
@@ -125,20 +127,60 @@ fn frames_of_a_root_are_used_for_another() {
 
 #[test]
 fn the_format() {
-    let lines = recorded(None, |cx, both| {
-        both.donated(cx, GFN);
-    });
-    // As docs/pkvm.md describes it: one example of each.
+    // As docs/pkvm.md has it.
+    let fields = |event: &Value| -> Vec<&[&str]> {
+        match event.as_str().unwrap() {
+            "enter" => vec![&["call"]],
+            "exit" => vec![&["call", "ret"]],
+            "lock" | "unlock" => vec![&["lock"], &["lock", "vmid"]],
+            "root" => vec![&["vmid", "page", "pages", "level"]],
+            "root-gone" => vec![&["vmid"]],
+            "table" => vec![&["vmid", "page", "level"]],
+            "table-gone" => vec![&["vmid", "page"]],
+            "pte" => vec![&["vmid", "at", "level", "ipa", "old", "new"]],
+            "tlbi" => vec![
+                &["op", "vmid"],
+                &["op", "vmid", "ipa"],
+                &["op", "vmid", "ipa", "level"],
+                &["op", "vmid", "ipa", "pages"],
+            ],
+            "dsb" => vec![&[]],
+            "state" => vec![&["component", "page", "from", "to"]],
+            "el2-map" => vec![&["page", "mapped"]],
+            "zero" => vec![&["page"]],
+            other => panic!("{other} is no event"),
+        }
+    };
+    let lines = recorded(None, everything);
+    let mut seen = BTreeSet::new();
+    for line in lines.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let found: BTreeSet<&str> = record.as_object().unwrap().keys().map(String::as_str).collect();
+        let with = |fields: &&[&str]| found == ["cpu", "event"].iter().chain(fields.iter()).copied().collect();
+        assert_eq!(fields(&record["event"]).iter().filter(|fields| with(fields)).count(), 1, "{line}");
+        seen.insert(record["event"].as_str().unwrap().to_string());
+    }
+    let expected = "dsb el2-map enter exit lock pte root root-gone state table table-gone tlbi unlock zero";
+    assert_eq!(seen.into_iter().collect::<Vec<_>>().join(" "), expected);
     for line in [
         r#"{"cpu":0,"event":"enter","call":"host_donate_guest"}"#,
         r#"{"cpu":0,"event":"lock","lock":"vm","vmid":1}"#,
         r#"{"cpu":0,"event":"exit","call":"host_donate_guest","ret":0}"#,
-        r#"{"cpu":0,"event":"dsb"}"#,
+        r#"{"cpu":3,"event":"tlbi","op":"ipas2e1is","vmid":1,"ipa":"0x80202000","level":3}"#,
+        r#"{"cpu":3,"event":"tlbi","op":"ipas2e1is","vmid":2,"ipa":"0x80200000"}"#,
+        r#"{"cpu":3,"event":"tlbi","op":"vmalls12e1is","vmid":1}"#,
     ] {
         assert!(lines.lines().any(|of| of == line), "{line}");
     }
-    let last: Vec<_> = lines.lines().rev().take(12).collect();
-    assert!(last.iter().any(|line| line.contains(r#""event":"pte","vmid":1,"at":"0x"#)), "{last:#?}");
-    let leaf = last.iter().find(|line| line.contains(r#""level":3,"ipa":"0x80200000""#)).unwrap();
-    assert!(leaf.contains(r#""old":"0x0""#), "{leaf}");
+    // A table in which nothing is broken any more: 512 pages come back as a block.
+    let lines = recorded(None, |cx, both| {
+        let (head, el2) = (both.huge(), both.pkvm.el2(cx, IDLE));
+        el2.host_donate_hyp(head, 512).unwrap();
+        el2.hyp_donate_host(head, 512).unwrap();
+    });
+    assert!(
+        lines.contains(r#""op":"ripas2e1is","vmid":0,"ipa":"0x"#) && lines.contains(r#","pages":512}"#),
+        "by range"
+    );
+    Checker::check(&lines).unwrap();
 }
