@@ -37,7 +37,7 @@ fn breaks(machine: &Machine, id: &str, broken: bool) {
     assert_eq!(machine.tdx.check_invariant(id).unwrap().is_err(), broken, "{id}");
 }
 
-const ATTEMPTS: [(Mutant, Attempt); 22] = [
+const ATTEMPTS: [(Mutant, Attempt); 23] = [
     // The host takes a page while a vCPU uses it.
     (mutants::BLOCKED, |cx, machine| {
         let (tdr, tdvpr, page) = written(cx, machine);
@@ -272,6 +272,24 @@ const ATTEMPTS: [(Mutant, Attempt); 22] = [
             Entry::Exit(_) => false,
         }
     }),
+    // Of a large page the guest accepts a part, and can read the rest as it was.
+    (mutants::ACCEPT_SIZE, |cx, machine| {
+        let (tdr, tdvpr) = machine.running(cx);
+        let (large, inside) = (Gpa(GPA.0 + (2 << 20)), Gpa(GPA.0 + (2 << 20) + 0x3000));
+        let page = machine.aug(cx, tdr, large, Level::L2M);
+        machine.accept(cx, tdvpr, large, Level::L2M);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        guest.write_u64(cx, inside, 7).unwrap();
+        leave(cx, guest);
+        machine.take_away(cx, tdr, large, Level::L2M);
+        machine.tdx.on(LP).mem_page_aug(cx, info(large, Level::L2M), tdr, page).unwrap();
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        let found = guest.mem_page_accept(cx, SeptInfo::page(large)).is_ok() && guest.read_u64(cx, inside) == Ok(7);
+        if guest.is_inside() {
+            leave(cx, guest);
+        }
+        found
+    }),
 ];
 
 #[test]
@@ -310,5 +328,53 @@ fn a_machine_has_the_rules_that_it_was_made_with() {
         machine.tdx.on(LP).mr_finalize(cx, tdr).unwrap();
         machine.aug(cx, tdr, GPA, Level::L4K);
         assert!(machine.tdx.on(LP).mem_page_remove(cx, AT, tdr).is_err());
+    });
+}
+
+/// TDX-INV-006 looks at every frame of a translation, not at its first.
+#[test]
+fn a_part_of_a_large_page_is_taken_while_the_whole_is_translated() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants(MutantSet::EMPTY.with(mutants::BLOCKED));
+        let machine = Machine::new(cx, config());
+        let (tdr, tdvpr) = machine.running(cx);
+        let at = info(Gpa(GPA.0 + (2 << 20)), Level::L2M);
+        machine.aug(cx, tdr, at.gpa(), Level::L2M);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        guest.mem_page_accept(cx, at).unwrap().unwrap();
+        guest.write_u64(cx, at.gpa(), 7).unwrap();
+        let seam = machine.tdx.on(Lp(1));
+        seam.mem_page_demote(cx, at, tdr, machine.page(), None).unwrap();
+        breaks(&machine, "TDX-INV-006", false);
+        seam.mem_page_remove(cx, SeptInfo::page(Gpa(at.gpa().0 + 0x1000)), tdr).unwrap();
+        breaks(&machine, "TDX-INV-006", true);
+        leave(cx, guest);
+    });
+}
+
+/// TDX-INV-006 asks whose memory it is, and where it is: the frame may be memory again.
+#[test]
+fn a_page_is_taken_and_given_again_while_it_is_translated() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants(MutantSet::EMPTY.with(mutants::TRACKED));
+        let machine = Machine::new(cx, config());
+        let (tdr, _, page) = written(cx, &machine);
+        let seam = machine.tdx.on(LP);
+        seam.mem_range_block(cx, AT, tdr).unwrap();
+        breaks(&machine, "TDX-INV-006", false);
+        seam.mem_page_remove(cx, AT, tdr).unwrap();
+        let other = machine.building_with(cx, L, &params());
+        machine.table(cx, other, GPA, Level::L2M);
+        seam.mem_page_aug(cx, AT, other, page).unwrap();
+        breaks(&machine, "TDX-INV-006", true);
+        seam.mem_page_remove(cx, AT, other).unwrap();
+        seam.mem_page_aug(cx, SeptInfo::page(Gpa(GPA.0 + 0x1000)), tdr, page).unwrap();
+        breaks(&machine, "TDX-INV-006", true);
+        // Where it was, it is pending now.
+        seam.mem_range_block(cx, SeptInfo::page(Gpa(GPA.0 + 0x1000)), tdr).unwrap();
+        seam.mem_page_remove(cx, SeptInfo::page(Gpa(GPA.0 + 0x1000)), tdr).unwrap();
+        seam.mem_page_aug(cx, AT, tdr, page).unwrap();
+        breaks(&machine, "TDX-INV-006", false);
+        breaks(&machine, "TDX-INV-008", true);
     });
 }
