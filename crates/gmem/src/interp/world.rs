@@ -351,6 +351,7 @@ impl World {
             | Op::GuestVmgexit { .. }
             | Op::GuestPsc { .. }
             | Op::GuestConvert { .. } => self.guest_snp(cx, op),
+            Op::Tdx(op) => self.tdx(cx, op),
         }
     }
 

@@ -277,7 +277,8 @@ impl Live {
             | Op::GuestGhcbMsr { .. }
             | Op::GuestVmgexit { .. }
             | Op::GuestPsc { .. }
-            | Op::GuestConvert { .. } => {
+            | Op::GuestConvert { .. }
+            | Op::Tdx(_) => {
                 Err(Failure::Refused(format!("{} is of SNP VMs, which are not made on a real machine", op.name())))
             }
             Op::GuestPaged(op) => self.guest_paged(op),

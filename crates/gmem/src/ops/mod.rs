@@ -15,6 +15,7 @@ pub mod op;
 pub mod spte;
 pub mod suggest;
 pub mod table;
+pub mod tdx;
 
 pub use advice::{Advice, Prot};
 pub use answer::{Answer, Detail, Exit, FileStat, OtherField};
@@ -22,3 +23,4 @@ pub use errno::{Errno, Signal};
 pub use name::{FdRef, HvaRef, Name};
 pub use op::{GuestPaged, Op, PagedAccess};
 pub use spte::{SpteChange, SpteRun, SpteState, fold};
+pub use tdx::TdxOp;

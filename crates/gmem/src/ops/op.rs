@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advice, FdRef, HvaRef, Name, Prot};
+use super::{Advice, FdRef, HvaRef, Name, Prot, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -304,6 +304,8 @@ pub enum Op {
         reply: u64,
     },
     GuestPaged(GuestPaged),
+    #[serde(untagged)]
+    Tdx(TdxOp),
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -407,6 +409,7 @@ impl Op {
             Op::GuestPsc { .. } => "guest_psc",
             Op::GuestConvert { .. } => "guest_convert",
             Op::GuestPaged(_) => "guest_paged",
+            Op::Tdx(op) => op.name(),
         }
     }
 }
