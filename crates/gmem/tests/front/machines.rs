@@ -97,6 +97,12 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_asids = 9
         snp_contention = true
         ciphertext_hiding = true
+        tdx = true
+        tdx_hkids = 7
+        tdx_contention = true
+        tdx_host_priority = true
+        tdx_erratum = true
+        tdx_caches = true
         pkvm = false
         pkvm_gmem = false
         memlock = "64K"
@@ -122,6 +128,12 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_asids: 9,
         snp_contention: true,
         ciphertext_hiding: true,
+        tdx: true,
+        tdx_hkids: 7,
+        tdx_contention: true,
+        tdx_host_priority: true,
+        tdx_erratum: true,
+        tdx_caches: true,
         memlock: 64 << 10,
         faults,
         ..shadow()

@@ -112,7 +112,7 @@ impl<'a> Machine<'a> {
         match self.pkvm.guest_access(self.cx, self.who(who).cpu, Gpa(gpa), touch) {
             Ok(_) if touch != Touch::Read => Answer::Ok,
             Ok(value) => Answer::Value(value),
-            Err(GuestStop::Abort(_) | GuestStop::NoVcpu) => Answer::Abort,
+            Err(GuestStop::Abort(_) | GuestStop::NoVcpu | GuestStop::Dead) => Answer::Abort,
         }
     }
 

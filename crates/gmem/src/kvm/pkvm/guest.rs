@@ -131,6 +131,7 @@ impl Vcpu {
                 ArmExit::Done
             }
             Err(GuestStop::Abort(abort)) => ArmExit::Abort(abort),
+            Err(GuestStop::Dead) => panic!("HYP panic: {}", pkvm.host().pkvm().panicked().unwrap_or_default()),
             Err(GuestStop::NoVcpu) => panic!("PKVM-INV-013: a guest runs on a processor where no vCPU is loaded"),
         }
     }
