@@ -166,8 +166,8 @@ static SECTIONS: &[&[Invariant]] = &[
     api_results::ROWS,
     xarray::ROWS,
     tables::ROWS,
-    snp::ROWS,
     pkvm::ROWS,
+    snp::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

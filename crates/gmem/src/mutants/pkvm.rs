@@ -37,7 +37,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the guest has a page that was taken away",
         &["PKVM-INV-021"],
         "pkvm/np-fault-against-punch.toml",
-    ),
+    )
+    .also(&["BUG-74"]),
     row(
         PKVM_UNMAP_INSIDE_ONLY,
         "unmapping",

@@ -72,9 +72,9 @@ fn pk_022_what_cannot_be_pinned() {
          mmap m2 len=16K prot=r => ok
          set_user_memory_region vm0 slot=2 gpa=0x500000 size=16K hva=m2 => ok
          guest_read c0 0x500000 => EFAULT
-         host_write m0 0x3000 1 => ok
-         madvise m0 0x3000 4K hwpoison
-         guest_read c0 0x203000 => intr
+         host_write m1 0x1000 1 => ok
+         madvise m1 0x1000 4K hwpoison
+         guest_read c0 0x401000 => intr
          guest_write c0 0x200000 1 => hlt
          guest_write c0 0x201000 1 => hlt
          guest_write c0 0x202000 1 => ENOMEM",
