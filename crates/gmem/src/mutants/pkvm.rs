@@ -27,7 +27,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "F x P",
         "testing the sequence before a page is shared",
         "the guest has a page that was taken away",
-        &["PKVM-INV-021"],
+        &["PKVM-INV-021", "INV-106", "INV-201", "INV-107"],
         "pkvm/np-fault-against-punch.toml",
     ),
     row(
@@ -35,7 +35,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "F x P",
         "noting the sequence before the look-up",
         "the guest has a page that was taken away",
-        &["PKVM-INV-021"],
+        &["PKVM-INV-021", "INV-106", "INV-201", "INV-107"],
         "pkvm/np-fault-against-punch.toml",
     )
     .also(&["BUG-74"]),
@@ -43,8 +43,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         PKVM_UNMAP_INSIDE_ONLY,
         "unmapping",
         "taking back blocks that begin before the range",
-        "the guest has a page that the host has dropped",
-        &["PKVM-INV-021"],
+        "nothing here: whoever takes a page out of a huge one first tells of all of it",
+        &[],
         "pkvm/np-unmap.toml",
     ),
     row(
@@ -89,11 +89,11 @@ pub(super) static ROWS: &[MutantInfo] = &[
     ),
     row(
         hypervisor::NO_TLBI,
-        "F x P",
+        "forced reclaim x guest",
         "TLB maintenance after a descriptor was taken away",
         "the guest reaches a page that is somebody else's",
         &["PKVM-INV-009"],
-        "pkvm/np-fault-against-punch.toml",
+        "pkvm/forced-reclaim.toml",
     ),
     row(
         hypervisor::K05,
@@ -118,14 +118,6 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the host reads the guest's secret",
         &["PKVM-INV-008"],
         "pkvm/teardown.toml",
-    ),
-    row(
-        hypervisor::NO_POISON,
-        "forced reclaim",
-        "the mark where a page was taken",
-        "another page may appear there",
-        &["PKVM-INV-007"],
-        "pkvm/forced-reclaim.toml",
     ),
     row(
         hypervisor::K07,
