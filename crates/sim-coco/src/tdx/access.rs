@@ -50,7 +50,13 @@ impl InTd<'_> {
         GuestStop::Ve(info)
     }
 
-    fn private_page(&mut self, state: &mut State, gpa: Gpa, kind: AccessKind) -> Result<TlbEntry, GuestStop> {
+    fn private_page(
+        &mut self,
+        cx: &Cx<'_>,
+        state: &mut State,
+        gpa: Gpa,
+        kind: AccessKind,
+    ) -> Result<TlbEntry, GuestStop> {
         let hkid = state.hkid(self.tdr);
         let outcome = state.translate_private(self.tdr, gpa, kind);
         if let Private::Page(entry) = outcome {
@@ -61,7 +67,7 @@ impl InTd<'_> {
         let accessed = qualification(kind);
         Err(match outcome {
             Private::Page(_) => unreachable!("a page was used"),
-            Private::Poison => GuestStop::Exit(self.machine_check(state)),
+            Private::Poison => GuestStop::Exit(self.machine_check(cx, state)),
             Private::Pending if !state.vp(self.tdvpr).pending_ve_disable => {
                 self.raise_ve(state, VeInfo::ept_violation(accessed, gpa))
             }
@@ -79,6 +85,12 @@ impl InTd<'_> {
     fn shared_page(&mut self, cx: &Cx<'_>, gpa: Gpa, kind: AccessKind) -> Result<TlbEntry, GuestStop> {
         let tables = self.tdx.state.lock().vp(self.tdvpr).shared_ept.clone();
         let walk = tables.map_or(SharedWalk::Violation, |tables| tables.walk(cx, gpa, kind));
+        // The walk may have announced steps of its own: this is a part of the last of them.
+        if matches!(walk, SharedWalk::Mapped { .. }) {
+            self.tdx.looks(cx)
+        } else {
+            self.tdx.changes(cx)
+        }
         let mut state = self.tdx.state.lock();
         let hkid = state.hkid(self.tdr);
         let accessed = qualification(kind);
@@ -121,7 +133,7 @@ impl InTd<'_> {
             return Ok(entry);
         }
         if gpaw.is_private(gpa) {
-            return self.private_page(&mut state, gpa, kind);
+            return self.private_page(cx, &mut state, gpa, kind);
         }
         drop(state);
         self.shared_page(cx, gpa, kind)
@@ -148,7 +160,7 @@ impl InTd<'_> {
         let key = self.key(&state, entry);
         match state.memory.read(key, pfn, gpa.offset() as usize, bytes) {
             Ok(()) => Ok(()),
-            Err(_) => Err(GuestStop::Exit(self.machine_check(&mut state))),
+            Err(_) => Err(GuestStop::Exit(self.machine_check(cx, &mut state))),
         }
     }
 
@@ -167,8 +179,11 @@ impl InTd<'_> {
         let mut state = self.tdx.state.lock();
         let (key, package) = (self.key(&state, entry), state.package(self.lp));
         match state.memory.store(key, package, pfn, gpa.offset() as usize, bytes) {
-            Ok(()) => Ok(()),
-            Err(_) => Err(GuestStop::Exit(self.machine_check(&mut state))),
+            Ok(()) => {
+                self.tdx.wrote(cx, &state, pfn);
+                Ok(())
+            }
+            Err(_) => Err(GuestStop::Exit(self.machine_check(cx, &mut state))),
         }
     }
 
@@ -196,7 +211,7 @@ impl InTd<'_> {
             change(bytes);
             state.memory.store(key, package, pfn, offset as usize, bytes)
         });
-        modified.map_err(|_| GuestStop::Exit(self.machine_check(&mut state)))
+        modified.map_err(|_| GuestStop::Exit(self.machine_check(cx, &mut state)))
     }
 
     /// As [`InTd::read`], eight bytes.

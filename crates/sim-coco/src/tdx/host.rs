@@ -8,15 +8,6 @@ use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 
 impl Seam<'_> {
-    /// The host writes to a page that is not its own: leaves and translations read tables, and notice.
-    #[track_caller]
-    fn point_foreign(self, cx: &Cx<'_>, pfn: Pfn) {
-        let page_type = self.tdx.state.lock().pamt.of_frame(pfn).1.page_type;
-        if !matches!(page_type, PageType::Nda | PageType::Rsvd) {
-            self.tdx.point(cx);
-        }
-    }
-
     /// The host reads bytes of a page: of lines of a TD, a fixed value.
     ///
     /// # Errors
@@ -39,10 +30,10 @@ impl Seam<'_> {
     /// As [`Seam::host_read`].
     #[track_caller]
     pub fn host_write(self, cx: &Cx<'_>, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
-        self.point_foreign(cx, pfn);
         self.tdx.point_bytes(cx, Access::Rmw, pfn, offset as u64, bytes.len());
         let mut state = self.tdx.state.lock();
         let package = state.package(self.lp);
+        self.tdx.wrote(cx, &state, pfn);
         state.memory.store(Hkid::HOST, package, pfn, offset, bytes)
     }
 
@@ -55,9 +46,10 @@ impl Seam<'_> {
     /// As [`Seam::host_read`].
     #[track_caller]
     pub fn host_write_direct(self, cx: &Cx<'_>, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
-        self.point_foreign(cx, pfn);
         self.tdx.point_bytes(cx, Access::Rmw, pfn, offset as u64, bytes.len());
-        self.tdx.state.lock().memory.store_direct(Hkid::HOST, pfn, offset, bytes)
+        let mut state = self.tdx.state.lock();
+        self.tdx.wrote(cx, &state, pfn);
+        state.memory.store_direct(Hkid::HOST, pfn, offset, bytes)
     }
 
     /// MOVDIR64B of zeroes over a page: what a host does before it uses a page that was a TD's.
@@ -74,7 +66,9 @@ impl Seam<'_> {
     #[track_caller]
     pub fn clflush(self, cx: &Cx<'_>, pfn: Pfn) {
         self.tdx.point_pages(cx, pfn, 1);
-        self.tdx.state.lock().memory.write_back_page(pfn, Hkid::HOST);
+        let mut state = self.tdx.state.lock();
+        self.tdx.wrote(cx, &state, pfn);
+        state.memory.write_back_page(pfn, Hkid::HOST);
     }
 
     /// INVEPT of all contexts: this processor forgets all translations.
@@ -100,6 +94,8 @@ impl Tdx {
     #[track_caller]
     pub fn evict(&self, cx: &Cx<'_>, line: DirtyLine) -> bool {
         self.point_bytes(cx, Access::Rmw, line.0, u64::from(line.1) * 64, 64);
-        self.state.lock().memory.evict(line)
+        let mut state = self.state.lock();
+        self.wrote(cx, &state, line.0);
+        state.memory.evict(line)
     }
 }
