@@ -140,7 +140,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "host fault x donation",
         "filling the host's stage 2 no further than what the host has",
         "the host reads a guest's page",
-        &["PKVM-INV-016"],
+        &["PKVM-INV-016", "PKVM-INV-003"],
         "pkvm/two-faults.toml",
     ),
     row(

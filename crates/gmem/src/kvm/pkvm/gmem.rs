@@ -68,11 +68,14 @@ impl GmemInode {
         let Some(pfn) = self.mapping().load(cx, index) else { return Ok(()) };
         let phys = self.phys();
         phys.lock(cx, pfn);
-        if !cx.has_mutant(PKVM_GMEM_KEEPS_MAPPING) {
+        let kept = if cx.has_mutant(PKVM_GMEM_KEEPS_MAPPING) {
+            phys.mapcount(pfn)
+        } else {
             self.mapping().i_mmap().unmap_page(cx, index);
-        }
+            0
+        };
         // The cache's own is one more.
-        let busy = phys.refcount(pfn) > held + 1;
+        let busy = phys.refcount(pfn) > held + 1 + kept;
         phys.unlock(cx, pfn);
         if busy {
             sharing.set_shared(index, true);
