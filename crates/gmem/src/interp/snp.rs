@@ -7,6 +7,7 @@ use super::guest::Run;
 use super::tdx;
 use super::world::{World, failed, with_detail};
 use crate::kvm::ioctl;
+use crate::kvm::kernel::KernelInsn;
 use crate::kvm::sev::insn::SnpInsn;
 use crate::kvm::sev::page::Request;
 use crate::kvm::sev::protocol::ghcb::{exit, offset};
@@ -68,7 +69,7 @@ impl Program {
     /// `vmgexit` with a request in the GHCB: the page is written at once, as what follows is read from it.
     fn vmgexit(&mut self, ghcb: Gpa, request: Box<[u8]>) {
         self.shared(true);
-        self.snp(SnpInsn::WriteBlock { gpa: ghcb, block: self.blocks.len() });
+        self.insns.push(GuestInsn::Kernel(KernelInsn::WriteBlock { gpa: ghcb, block: self.blocks.len() }));
         self.blocks.push(request);
         self.snp(SnpInsn::WriteGhcbMsr { value: ghcb.0 });
         self.snp(SnpInsn::Vmgexit);

@@ -194,7 +194,15 @@ impl MirrorHooks {
             vm.bug(cx);
             Errno::EIO
         };
-        let Some(hkid) = self.tdx.hkid() else { return Err(bugged()) };
+        let Some(hkid) = self.tdx.hkid() else {
+            // Only a TD that was terminated has memory without a KeyID.
+            if !vm.host.config.tdx_terminate_vm || !vm.is_dead() {
+                return Err(bugged());
+            }
+            self.tdx.host.reclaim_page(cx, pfn).map_err(|_| bugged())?;
+            self.check_returned(pfn);
+            return Ok(());
+        };
         if change.level != Level::L4K {
             return Err(bugged());
         }
