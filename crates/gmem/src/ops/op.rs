@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advice, FdRef, HvaRef, Name, Prot};
+use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -228,82 +228,10 @@ pub enum Op {
         args: Vec<u64>,
         reply: u64,
     },
-    #[serde(rename = "sev_init2")]
-    SevInit2 {
-        vm: Name,
-        vmsa_features: u64,
-        flags: u64,
-        ghcb_version: u64,
-    },
-    SnpLaunchStart {
-        vm: Name,
-        policy: u64,
-        flags: u64,
-    },
-    SnpLaunchUpdate {
-        vm: Name,
-        gpa: u64,
-        hva: HvaRef,
-        len: u64,
-        r#type: u64,
-        flags: u64,
-    },
-    SnpLaunchFinish {
-        vm: Name,
-        flags: u64,
-    },
-    GuestReadShared {
-        vcpu: Name,
-        gpa: u64,
-    },
-    GuestWriteShared {
-        vcpu: Name,
-        gpa: u64,
-        value: u64,
-    },
-    GuestPvalidate {
-        vcpu: Name,
-        gpa: u64,
-        size: u64,
-        validate: bool,
-    },
-    GuestRmpadjust {
-        vcpu: Name,
-        gpa: u64,
-        vmpl: u64,
-        perms: u64,
-        vmsa: bool,
-    },
-    GuestGhcbMsr {
-        vcpu: Name,
-        value: u64,
-        reply: u64,
-    },
-    GuestVmgexit {
-        vcpu: Name,
-        ghcb: u64,
-        code: u64,
-        info1: u64,
-        info2: u64,
-        rax: u64,
-        reply: u64,
-    },
-    GuestPsc {
-        vcpu: Name,
-        ghcb: u64,
-        gpa: u64,
-        len: u64,
-        to: u64,
-        huge: bool,
-        reply: u64,
-    },
-    GuestConvert {
-        vcpu: Name,
-        gpa: u64,
-        to: u64,
-        reply: u64,
-    },
     GuestPaged(GuestPaged),
+    /// Those of VMs with SEV-SNP, under their own names.
+    #[serde(untagged)]
+    Snp(SnpOp),
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -394,19 +322,8 @@ impl Op {
             Op::GuestWrite { .. } => "guest_write",
             Op::GuestRmw { .. } => "guest_rmw",
             Op::GuestHypercall { .. } => "guest_hypercall",
-            Op::SevInit2 { .. } => "sev_init2",
-            Op::SnpLaunchStart { .. } => "snp_launch_start",
-            Op::SnpLaunchUpdate { .. } => "snp_launch_update",
-            Op::SnpLaunchFinish { .. } => "snp_launch_finish",
-            Op::GuestReadShared { .. } => "guest_read_shared",
-            Op::GuestWriteShared { .. } => "guest_write_shared",
-            Op::GuestPvalidate { .. } => "guest_pvalidate",
-            Op::GuestRmpadjust { .. } => "guest_rmpadjust",
-            Op::GuestGhcbMsr { .. } => "guest_ghcb_msr",
-            Op::GuestVmgexit { .. } => "guest_vmgexit",
-            Op::GuestPsc { .. } => "guest_psc",
-            Op::GuestConvert { .. } => "guest_convert",
             Op::GuestPaged(_) => "guest_paged",
+            Op::Snp(op) => op.name(),
         }
     }
 }
