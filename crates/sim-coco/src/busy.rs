@@ -3,18 +3,22 @@
 //!
 //! Simplified: one request is refused, whoever asks next is served.
 
-use crate::MachineFault;
 use sim_kernel::{Faults, Nth};
+
+/// The machine is busy; the caller tries again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("busy")]
+pub struct Busy;
 
 /// Stands before the machines of a host and counts what KVM asks of them.
 ///
 /// ```
-/// use sim_coco::{BusyOnce, MachineFault};
+/// use sim_coco::{Busy, BusyOnce};
 /// use sim_kernel::Faults;
 ///
 /// let busy = BusyOnce::default();
 /// busy.inject(&Faults { busy: 2, ..Faults::default() });
-/// assert_eq!([busy.ask(), busy.ask(), busy.ask()], [Ok(()), Err(MachineFault::Busy), Ok(())]);
+/// assert_eq!([busy.ask(), busy.ask(), busy.ask()], [Ok(()), Err(Busy), Ok(())]);
 /// ```
 #[derive(Debug, Default)]
 pub struct BusyOnce {
@@ -30,8 +34,8 @@ impl BusyOnce {
     /// KVM is about to ask that a page be made private.
     ///
     /// # Errors
-    /// [`MachineFault::Busy`] if the machine is busy; nothing has happened then.
-    pub fn ask(&self) -> Result<(), MachineFault> {
-        if self.private.fires() { Err(MachineFault::Busy) } else { Ok(()) }
+    /// [`Busy`] if the machine is busy; nothing has happened then.
+    pub fn ask(&self) -> Result<(), Busy> {
+        if self.private.fires() { Err(Busy) } else { Ok(()) }
     }
 }

@@ -10,7 +10,6 @@ use crate::kvm::host::{Existing, Host};
 use crate::kvm::lpage_info::LARGE_LEVELS;
 use crate::kvm::memslots::{Memslot, MemslotSet, SlotId};
 use crate::kvm::vm::Vm;
-use sim_coco::ConfidentialMachine;
 use sim_kernel::mm::{FrameFlags, MappedPage, PhysMem};
 use sim_kernel::sched::HeldLock;
 use sim_kernel::{Hva, Pfn, Pgoff};
@@ -395,7 +394,7 @@ fn vm_state(vm: &Arc<Vm>) -> VmState {
     let masks = vm.mmu.masks();
     let mut state = VmState {
         destroyed: vm.is_destroyed(),
-        private: vm.machine.has_private_memory(),
+        private: vm.has_private_mem(),
         slots_changing: vm.slots_lock.try_peek(|_| ()).is_none(),
         zapping: vm.mmu.mmu_lock.is_write_locked(),
         in_progress: invalidate.in_progress(),
@@ -473,7 +472,7 @@ fn slot_state(slot: &Memslot, vm: Option<&Vm>) -> SlotState {
         Some(file) => FileState::Of(file.downcast::<GmemFile>().map_or(0, |view| view.inode().mapping().id())),
     });
     let mut blocks = Vec::new();
-    let vm = vm.filter(|vm| vm.machine.has_private_memory() && !slot.lpage_info.is_none());
+    let vm = vm.filter(|vm| vm.has_private_mem() && !slot.lpage_info.is_none());
     for (vm, level) in vm.into_iter().flat_map(|vm| LARGE_LEVELS.map(|level| (vm, level))) {
         let mut start = Gfn(slot.base_gfn.0.next_multiple_of(level.span()));
         while start.0 + level.span() <= slot.gfns().end.0 {

@@ -10,7 +10,6 @@ use super::memslots::{Memslot, MemslotSet};
 use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
-use sim_coco::ConfidentialMachine;
 use sim_kernel::sched::ObjId;
 use sim_kernel::xarray::{NodeShape, Value, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
@@ -101,7 +100,7 @@ impl MemoryAttributes {
 impl Vm {
     /// `kvm_supported_mem_attributes`.
     pub fn supported_attributes(&self) -> u64 {
-        if self.machine.has_private_memory() { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 }
+        if self.has_private_mem() { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 }
     }
 
     /// `KVM_SET_MEMORY_ATTRIBUTES`.

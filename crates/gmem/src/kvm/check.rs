@@ -10,7 +10,6 @@ use super::memslots::Memslot;
 use super::uapi::KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
 use super::vcpu::{Vcpu, VcpuState};
 use super::vm::Vm;
-use sim_coco::ConfidentialMachine;
 use sim_kernel::PAGE_SHIFT;
 use sim_kernel::mm::FrameFlags;
 use sim_mmu::{Gfn, GfnRange, Level, TdpFault};
@@ -52,7 +51,7 @@ impl Vm {
             let assigned = sev.host().snp().rmp().is_assigned(pfn);
             assert!(assigned, "SNP-INV-010: {gfn:?} is mapped as private to {pfn:?}, which is not assigned");
         }
-        if self.machine.has_private_memory() && !slot.is_gmem_only() {
+        if self.has_private_mem() && !slot.is_gmem_only() {
             assert_eq!(
                 fault.is_private,
                 self.attributes.is_private(gfn),
@@ -86,7 +85,7 @@ impl Vm {
 
     /// INV-209: a huge leaf was just made, `mmu_lock` is still held.
     pub(crate) fn check_huge_leaf(&self, gfn: Gfn, level: Level, slot: &Memslot) {
-        if level == Level::L4K || !self.machine.has_private_memory() {
+        if level == Level::L4K || !self.has_private_mem() {
             return;
         }
         let block = gfn.block(level);
@@ -159,7 +158,7 @@ impl Vm {
 
     /// INV-209: what a slot says of its blocks' attributes is so.
     fn check_mixed(&self, slot: &Memslot) {
-        if !self.machine.has_private_memory() {
+        if !self.has_private_mem() {
             return;
         }
         for level in LARGE_LEVELS {

@@ -9,7 +9,6 @@ use super::mutants::*;
 use super::uapi::*;
 use super::vcpu::{ExitInfo, Vcpu, VcpuState};
 use super::vm::Vm;
-use sim_coco::ConfidentialMachine;
 use sim_kernel::mm::HostLevel;
 use sim_kernel::sync::RwLockReadGuard;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
@@ -98,16 +97,7 @@ impl Vcpu {
     ) -> Result<RetPf, Errno> {
         let vm = &self.vm;
         let Some(root) = state.root.clone() else { return Ok(RetPf::Retry) };
-        let gfn = fault.gpa.gfn();
-        // SNP: the guest says whether it means its private memory (`PFERR_PRIVATE_ACCESS`). Software-protected VMs: the attribute decides, read without
-        // lock or sequence.
-        let is_private = if state.sev.is_some() {
-            info1.contains(ExitInfo1::ENC)
-        } else {
-            vm.machine.has_private_memory()
-                && (!fault.reserved || vm.kernel().mmio_fault_may_be_private())
-                && vm.attributes.get(cx, gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
-        };
+        let is_private = vm.is_private_fault(cx, fault, info1);
         if fault.reserved {
             match self.handle_mmio_page_fault(cx, state, &root, fault.gpa) {
                 RetPf::Continue => {}
@@ -228,7 +218,7 @@ impl Vcpu {
 
         // 3.2: without mmu_lock, only what needs no new mapping.
         let view = slot.as_deref().map(|slot| vm.slot_view(slot));
-        let attribute_agrees = !vm.machine.has_private_memory() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
+        let attribute_agrees = !vm.has_private_mem() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
         if !tdp.rsvd && attribute_agrees {
             let result = vm.mmu.fast_page_fault(cx, root, tdp, view.as_ref());
             if result != RetPf::Invalid {
@@ -294,7 +284,7 @@ impl Vcpu {
         // F2: before everything that may change.
         fault.mmu_seq = vm.mmu.invalidate.seq(cx);
         // F3.
-        let checked = vm.machine.has_private_memory() && !cx.has_mutant(RC_28);
+        let checked = vm.has_private_mem() && !cx.has_mutant(RC_28);
         if checked && fault.tdp.is_private != self.is_private_now(cx, gfn) {
             self.prepare_memory_fault(state, fault.tdp.gpa, fault.tdp.is_private);
             return Err(Errno::EFAULT);

@@ -325,7 +325,7 @@ impl Vcpu {
             });
         }
         if state.code.is_some() {
-            if self.vm.sev.is_some() {
+            if self.vm.sev().is_some() {
                 self.snp_read(cx, state, state.linear_rip(), None, Access::Exec, &mut [0])?;
             } else {
                 self.translate(cx, state, state.linear_rip(), None, Access::Exec)?;
@@ -339,7 +339,7 @@ impl Vcpu {
 
     /// A byte of code in guest memory.
     fn byte(&self, cx: &Cx<'_>, state: &mut VcpuState, at: Gva) -> Result<u8, AccessFault> {
-        if self.vm.sev.is_some() {
+        if self.vm.sev().is_some() {
             let mut byte = [0];
             self.snp_read(cx, state, at, None, Access::Exec, &mut byte)?;
             return Ok(byte[0]);
@@ -428,7 +428,7 @@ impl Vcpu {
         kind: Access,
         change: impl Fn(u32) -> Option<u32>,
     ) -> Result<u32, AccessFault> {
-        if self.vm.sev.is_some() {
+        if self.vm.sev().is_some() {
             return self.snp_access(cx, state, gva, kind, change);
         }
         let phys = &self.vm.host.phys;
@@ -464,7 +464,7 @@ impl Vcpu {
         gva: Gva,
         mode: Option<AccessMode>,
     ) -> Result<u64, AccessFault> {
-        if self.vm.sev.is_some() {
+        if self.vm.sev().is_some() {
             let mut bytes = [0; 8];
             self.snp_read(cx, state, gva, mode, Access::Read, &mut bytes)?;
             return Ok(u64::from_le_bytes(bytes));
@@ -487,7 +487,7 @@ impl Vcpu {
         mode: Option<AccessMode>,
         value: u64,
     ) -> Result<(), AccessFault> {
-        if self.vm.sev.is_some() {
+        if self.vm.sev().is_some() {
             let new = value.to_le_bytes();
             return self.snp_modify(cx, state, gva, mode, &mut [0; 8], |bytes| bytes.copy_from_slice(&new));
         }
@@ -508,7 +508,7 @@ impl Vcpu {
 
     /// `lock add` of eight bytes: one step where they are aligned.
     fn add_quad(&self, cx: &Cx<'_>, state: &mut VcpuState, gva: Gva, value: u64) -> Result<(), AccessFault> {
-        if self.vm.sev.is_some() {
+        if self.vm.sev().is_some() {
             let add = |bytes: &mut [u8]| {
                 let old = u64::from_le_bytes((&*bytes).try_into().expect("eight bytes"));
                 bytes.copy_from_slice(&old.wrapping_add(value).to_le_bytes());

@@ -19,7 +19,6 @@ use super::process::Process;
 use super::uapi::*;
 use super::versions::UnbindOfDyingFile;
 use super::vm::Vm;
-use sim_coco::{ConfidentialMachine, MachineFault};
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
@@ -154,13 +153,8 @@ impl GmemInode {
     }
 
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
-        let views = self.views();
         self.punching.lock().push(pages.clone());
-        self.mapping.truncate(cx, pages.clone(), &mut |pfn| {
-            for view in &views {
-                view.arch_gmem_invalidate(cx, pfn);
-            }
-        });
+        self.mapping.truncate(cx, pages.clone(), &mut |pfn| self.host.arch_gmem_invalidate(cx, pfn));
         let mut punching = self.punching.lock();
         let at = punching.iter().position(|hole| *hole == pages).expect("pushed above");
         punching.swap_remove(at);
@@ -465,20 +459,13 @@ impl Vm {
         }
     }
 
-    /// Gives the page of a private inode to the guest before it is mapped (`kvm_arch_gmem_make_private`). Whatever the machine answers, the page stays in
-    /// the file, cleared; the next look-up asks again. A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN and a memory-fault exit.
+    /// Gives the page of a private inode to the guest before it is mapped. Whatever the machine answers, the page stays in the file, cleared; the next
+    /// look-up asks again.
     fn gmem_make_private(&self, cx: &Cx<'_>, inode: &GmemInode, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
         if inode.is_init_shared() {
             return Ok(());
         }
-        if let Some(sev) = self.sev() {
-            return sev.gmem_make_private(cx, gfn, pfn);
-        }
-        let answer = self.host.busy.ask().and_then(|()| self.machine.make_private(cx, gfn, pfn));
-        answer.map_err(|fault| match fault {
-            MachineFault::Busy => Errno::EAGAIN,
-            _ => Errno::EFAULT,
-        })
+        self.arch_gmem_make_private(cx, gfn, pfn)
     }
 }
 
@@ -668,7 +655,7 @@ impl FileOperations for GmemFile {
                 let phys = &self.inode.host.phys;
                 (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
             }
-            self.arch_gmem_invalidate(cx, pfn);
+            self.inode.host.arch_gmem_invalidate(cx, pfn);
         });
     }
 

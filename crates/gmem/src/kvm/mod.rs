@@ -33,3 +33,4 @@ pub mod uapi;
 pub mod vcpu;
 pub mod versions;
 pub mod vm;
+mod x86_ops;

@@ -5,7 +5,6 @@ use super::mutants::{BUG_27, SEV_PRE_FAULT_EARLY};
 use super::uapi::*;
 use super::vcpu::{Vcpu, VcpuState};
 use crate::invariants::api_results::inv_605;
-use sim_coco::ConfidentialMachine;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::{Gpa, Level, RetPf, TdpFault};
 
@@ -64,7 +63,7 @@ impl Vcpu {
     /// `kvm_arch_vcpu_pre_fault_memory`: returns the bytes up to the end of the mapping, `size` at most.
     fn pre_fault_one(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, size: u64) -> Result<u64, Errno> {
         let vm = &self.vm;
-        if vm.sev().is_some_and(|sev| !sev.pre_fault_allowed()) && !cx.has_mutant(SEV_PRE_FAULT_EARLY) {
+        if !vm.pre_fault_allowed(cx) && !cx.has_mutant(SEV_PRE_FAULT_EARLY) {
             return Err(Errno::EOPNOTSUPP);
         }
         if state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx)) {
@@ -76,10 +75,9 @@ impl Vcpu {
         if !vm.host.config.tdp_enabled {
             return Err(Errno::EOPNOTSUPP);
         }
-        let is_private =
-            vm.machine.has_private_memory() && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        let is_private = vm.has_private_mem() && vm.attributes.get(cx, gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         assert!(
-            !is_private || vm.sev().is_none_or(|sev| sev.pre_fault_allowed()),
+            !is_private || vm.peek_pre_fault_allowed(),
             "SNP-INV-012: {gpa:?} is pre-faulted while the guest is being measured"
         );
         let level = self.map_page(cx, state, root, gpa, is_private)?;

@@ -142,9 +142,14 @@ impl Vcpu {
         }
     }
 
-    fn serve_requests(&self, cx: &Cx<'_>, state: &mut VcpuState) {
+    /// # Errors
+    /// `EIO` if the VM is bugged.
+    fn serve_requests(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
         if self.peek_requests() == 0 {
-            return;
+            return Ok(());
+        }
+        if self.check_request(cx, Request::VmDead) {
+            return Err(Errno::EIO);
         }
         self.serve(cx, Request::FreeObsoleteRoots, || {
             if state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx)) {
@@ -164,10 +169,11 @@ impl Vcpu {
             state.tlb_flush += 1;
             state.cpu.flush_guest(cx);
         });
-        if self.vm.sev.is_some() {
+        if self.vm.sev().is_some() {
             self.serve(cx, Request::UpdateProtectedGuestState, || self.sev_snp_init_protected_guest_state(cx, state));
             self.serve(cx, Request::VmsaPageReload, || self.sev_snp_reload_vmsa(cx, state));
         }
+        Ok(())
     }
 
     /// Does what a request asks for, if it is there. Taken first, a request that comes meanwhile is one more.
@@ -201,7 +207,7 @@ impl Vcpu {
         state: &mut VcpuState,
         srcu: &mut SrcuReadGuard<'_>,
     ) -> Result<Next, Errno> {
-        self.serve_requests(cx, state);
+        self.serve_requests(cx, state)?;
         if state.sev.as_ref().is_some_and(|es| es.mp_state == MpState::Halted) {
             return Ok(Next::Enter);
         }

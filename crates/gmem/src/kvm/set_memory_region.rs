@@ -9,7 +9,6 @@ use super::memslots::{DirtyBitmap, Memslot, MemslotParts, SlotId};
 use super::mutants::*;
 use super::uapi::*;
 use super::vm::Vm;
-use sim_coco::ConfidentialMachine;
 use sim_kernel::fs::File;
 use sim_kernel::sync::MutexGuard;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SHIFT, PAGE_SIZE, Pgoff, TASK_SIZE};
@@ -314,7 +313,7 @@ impl Vm {
                     return Err(Errno::EINVAL);
                 }
                 let info = LpageInfo::new(&self.host, new.gfns, new.userspace_addr)?;
-                if self.machine.has_private_memory() {
+                if self.has_private_mem() {
                     if cx.has_mutant(RC_52) {
                         // Without `slots_lock` against conversions this is a race.
                         self.attributes.get(cx, new.gfns.start);
@@ -487,7 +486,7 @@ impl Vm {
     fn check_flags(&self, mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
         let valid = if mem.flags & KVM_MEM_GUEST_MEMFD == 0 {
             KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
-        } else if self.kernel().has_guest_memfd_flags() || self.machine.has_private_memory() {
+        } else if self.kernel().has_guest_memfd_flags() || self.has_private_mem() {
             KVM_MEM_GUEST_MEMFD
         } else {
             0

@@ -50,6 +50,8 @@ pub enum Request {
     UpdateProtectedGuestState = 1 << 5,
     /// `KVM_REQ_VMSA_PAGE_RELOAD`: the page of the guest's own VMSA is being taken away.
     VmsaPageReload = 1 << 6,
+    /// `KVM_REQ_VM_DEAD`: the VM is bugged.
+    VmDead = 1 << 7,
 }
 
 /// Why KVM_RUN came back (`struct kvm_run`).

@@ -8,13 +8,11 @@ use super::memslots::Memslot;
 use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
-use super::sev::SevInfo;
 use super::slot_sets::SlotSets;
 use super::uapi::*;
 use super::vcpu::{Request, Vcpu};
+use super::x86_ops::VmKind;
 use crate::invariants::guest_stores::Runs;
-use sim_coco::snp::SnpVm;
-use sim_coco::{Backend, ConfidentialMachine, Plain};
 use sim_kernel::fs::{FileOperations, Stat};
 use sim_kernel::mm::{Mm, MmuNotifier};
 use sim_kernel::sync::{Atomic64, Mutex, RefCount, Srcu, WaitQueue};
@@ -63,9 +61,11 @@ pub struct Vm {
     /// Address space of the process that made the VM.
     pub(crate) mm: Arc<Mm>,
     pub(crate) vm_type: VmType,
-    pub(crate) machine: Backend,
-    /// `kvm_sev_info`, of an SNP VM.
-    pub(crate) sev: Option<Box<SevInfo>>,
+    pub(crate) kind: VmKind,
+    /// `kvm->arch.pre_fault_allowed`, of VMs that are measured before they run.
+    pub(super) pre_fault_allowed: Option<Atomic64>,
+    /// `kvm->vm_bugged`.
+    pub(super) bugged: AtomicBool,
     pub(crate) users: RefCount,
     pub(crate) slots_lock: Mutex<SlotsState>,
     pub(crate) slots_arch_lock: Mutex<()>,
@@ -117,19 +117,14 @@ impl Vm {
     /// `kvm_create_vm`: a VM with one reference, following changes of `mm`.
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
         let config = host.config.tdp_config();
-        let sev = host.sev().filter(|_| vm_type == VmType::Snp);
-        let machine = match (vm_type, sev) {
-            (VmType::Default, _) => Backend::Plain(Plain::shared_only()),
-            (VmType::SwProtected, _) => Backend::Plain(Plain::software_protected()),
-            (VmType::Snp, Some(sev)) => Backend::Snp(SnpVm::new(Arc::clone(sev.snp()))),
-            (VmType::Snp, None) => unreachable!("there are no SNP VMs on a host without SNP"),
-        };
+        let kind = VmKind::new(cx, host, vm_type);
         let vm = Arc::new(Vm {
             host: Arc::clone(host),
             mm: Arc::clone(mm),
             vm_type,
-            machine,
-            sev: sev.map(|sev| Box::new(SevInfo::new(cx, sev))),
+            pre_fault_allowed: kind.has_launch().then(|| Atomic64::new(cx, "pre_fault_allowed", 0)),
+            kind,
+            bugged: AtomicBool::new(false),
             users: RefCount::with_rule(cx, "kvm->users_count", 1, "INV-405: "),
             slots_lock: Mutex::new(cx, "slots_lock", SlotsState::default()),
             slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
@@ -164,7 +159,7 @@ impl Vm {
 
     /// Address spaces of the VM: two with SMM, but one if it has private memory (`kvm_arch_nr_memslot_as_ids`).
     pub fn address_spaces(&self) -> u32 {
-        if self.machine.has_private_memory() || !self.host.config.smm { 1 } else { 2 }
+        if self.has_private_mem() || !self.host.config.smm { 1 } else { 2 }
     }
 
     /// The kernel whose rules apply.
@@ -176,11 +171,6 @@ impl Vm {
     /// Kind of the VM.
     pub fn vm_type(&self) -> VmType {
         self.vm_type
-    }
-
-    /// The machine beneath.
-    pub fn machine(&self) -> &Backend {
-        &self.machine
     }
 
     /// The VM's TDP MMU.
@@ -208,8 +198,7 @@ impl Vm {
     /// # Errors
     /// `EIO` if the caller's address space is not the VM's, or the VM is bugged.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
-        let bugged = self.sev().is_some_and(SevInfo::is_bugged);
-        if bugged || !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
+        if self.is_bugged() || !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// `remote_tlb_flush_requests` and `remote_tlb_flush` of the VM's statistics: how often all TLBs were to be flushed, and how often a vCPU had to be
@@ -349,7 +338,7 @@ impl Vm {
         for vcpu in vcpus {
             vcpu.destroy(cx);
         }
-        self.sev_vm_destroy(cx);
+        self.arch_vm_destroy(cx);
         self.mmu.zap_all(cx);
         self.mmu.uninit(cx);
         for as_id in 0..self.address_spaces() {
@@ -454,7 +443,7 @@ impl Vm {
 
 /// `kvm_vm_ioctl_check_extension`; without a VM, what `/dev/kvm` answers.
 pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32 {
-    let private = vm.map(|vm| vm.machine.has_private_memory());
+    let private = vm.map(|vm| vm.has_private_mem());
     match Cap::from_number(cap) {
         None => 0,
         Some(cap) => match cap {

@@ -37,7 +37,6 @@ mod rmpupdate;
 mod state;
 mod tlb;
 mod types;
-mod vm;
 mod vmrun;
 
 pub use check::HostSnpAccess;
@@ -55,5 +54,4 @@ pub use rmpadjust::RmpAdjust;
 pub use rmpquery::RmpQueried;
 pub use state::PageState;
 pub use types::{Asid, Gva, RmpSize, Spa, Vmpl, VmplPerms};
-pub use vm::SnpVm;
 pub use vmrun::{Gp0, InGuest, Vmrun, VmrunFail};

@@ -138,7 +138,7 @@ impl Vm {
         let finished = state == GuestState::Running;
         assert_eq!(
             finished,
-            sev.pre_fault_allowed(),
+            self.peek_pre_fault_allowed(),
             "SNP-INV-019: firmware and KVM disagree about the end of the launch"
         );
     }

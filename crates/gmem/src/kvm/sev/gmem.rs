@@ -4,7 +4,6 @@
 use super::check::assert_assigned;
 use super::host::SevHost;
 use super::info::SevInfo;
-use crate::kvm::guest_memfd::GmemFile;
 use crate::kvm::mutants::{
     SEV_NO_INVALIDATE, SEV_NO_MAKE_PRIVATE, SEV_NO_VMSA_RELOAD, SEV_VMSA_RELOAD_NO_WAIT, SEV_WRONG_ASID, SEV_WRONG_GPA,
 };
@@ -86,17 +85,6 @@ impl Vm {
             } else {
                 vcpu.make_request_and_wait(cx, Request::VmsaPageReload);
             }
-        }
-    }
-}
-
-impl GmemFile {
-    /// The page left the page cache (`kvm_gmem_free_folio`, `kvm_arch_gmem_invalidate`): there is no VM in this, only the host.
-    pub(crate) fn arch_gmem_invalidate(&self, cx: &Cx<'_>, pfn: Pfn) {
-        use sim_coco::ConfidentialMachine;
-        match self.vm().host.sev() {
-            Some(sev) => sev.gmem_invalidate(cx, pfn..pfn + 1),
-            None => self.vm().machine().reclaim(cx, pfn).expect("a machine without protection takes every page back"),
         }
     }
 }

@@ -56,14 +56,10 @@ pub struct SevInfo {
     /// `snp_context`.
     context: parking_lot::Mutex<Option<Pfn>>,
     vmsa_features: AtomicU64,
-    /// `kvm->arch.pre_fault_allowed`.
-    pre_fault_allowed: AtomicBool,
     /// `kvm->created_vcpus`.
     created_vcpus: AtomicU64,
     /// `snp_certs_enabled`.
     pub(super) certs_enabled: AtomicBool,
-    /// `kvm->vm_bugged`.
-    bugged: AtomicBool,
     /// The launch digest that follows from what was launched: for SNP-INV-018.
     pub(super) launched: parking_lot::Mutex<sim_coco::snp::firmware::LaunchDigest>,
     /// Not KVM's: vCPUs whose guest spins.
@@ -80,10 +76,8 @@ impl SevInfo {
             fd: parking_lot::Mutex::new(StoredFd { files: Weak::new(), fd: -1 }),
             context: Default::default(),
             vmsa_features: AtomicU64::new(0),
-            pre_fault_allowed: AtomicBool::new(false),
             created_vcpus: AtomicU64::new(0),
             certs_enabled: AtomicBool::new(false),
-            bugged: AtomicBool::new(false),
             launched: parking_lot::Mutex::new(sim_coco::snp::firmware::LaunchDigest::ZERO),
             spinners: super::kernel::Spinners::new(cx),
         }
@@ -137,15 +131,6 @@ impl SevInfo {
         self.vmsa_features.load(Ordering::Relaxed)
     }
 
-    /// `kvm->arch.pre_fault_allowed`: whether the guest's memory is measured already.
-    pub fn pre_fault_allowed(&self) -> bool {
-        self.pre_fault_allowed.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn allow_pre_fault(&self) {
-        self.pre_fault_allowed.store(true, Ordering::SeqCst);
-    }
-
     /// `kvm->created_vcpus`.
     pub(super) fn created_vcpus(&self) -> u64 {
         self.created_vcpus.load(Ordering::SeqCst)
@@ -162,28 +147,37 @@ impl SevInfo {
         self.created_vcpus.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// `kvm_vm_bugged`: no ioctl of the VM works any more.
-    pub fn is_bugged(&self) -> bool {
-        self.bugged.load(Ordering::SeqCst)
-    }
-
-    /// `snp_page_reclaim`: back to the hypervisor, or leaked, and then the VM is of no use any more.
-    ///
-    /// # Errors
-    /// `EIO`.
-    pub(super) fn page_reclaim(&self, cx: &Cx<'_>, pfn: Pfn) -> Result<(), Errno> {
-        self.host.reclaim_page(cx, pfn).map_err(|_| {
-            self.bugged.store(true, Ordering::SeqCst);
-            self.host.leak_page(pfn);
-            Errno::EIO
-        })
+    /// `sev_vm_destroy`: the pages of guest requests, then the context, then the ASID. Pages of guest_memfds may go before or after.
+    pub(crate) fn vm_destroy(&self, cx: &Cx<'_>) {
+        let Some(asid) = self.asid() else { return };
+        let pages = std::mem::take(&mut *self.guest_req_mutex.lock(cx));
+        if let Some(response) = pages.response {
+            self.host.free_firmware_page(cx, response);
+        }
+        if let Some(request) = pages.request {
+            self.host.free_page(cx, request);
+        }
+        if cx.has_mutant(SEV_ASID_FREED_FIRST) {
+            self.host.asid_free(cx, asid);
+        }
+        // Without a decommissioned context, the ASID is lost with it.
+        if snp_decommission_context(cx, self).is_ok() && !cx.has_mutant(SEV_ASID_FREED_FIRST) {
+            self.host.asid_free(cx, asid);
+        }
     }
 }
 
 impl Vm {
-    /// SEV-SNP of the VM, if it is of that type.
-    pub fn sev(&self) -> Option<&SevInfo> {
-        self.sev.as_deref()
+    /// `snp_page_reclaim`: back to the hypervisor, or leaked, and then the VM is of no use any more.
+    ///
+    /// # Errors
+    /// `EIO`.
+    pub(super) fn snp_page_reclaim(&self, cx: &Cx<'_>, sev: &SevInfo, pfn: Pfn) -> Result<(), Errno> {
+        sev.host.reclaim_page(cx, pfn).map_err(|_| {
+            self.bug(cx);
+            sev.host.leak_page(pfn);
+            Errno::EIO
+        })
     }
 
     /// `sev_guest_init2`.
@@ -212,31 +206,8 @@ impl Vm {
         }
         sev.vmsa_features.store(vmsa_features | SNP_ACTIVE, Ordering::Relaxed);
         sev.asid.set(asid).expect("need_init is cleared with the first ASID");
-        if let sim_coco::Backend::Snp(machine) = &self.machine {
-            machine.set_asid(asid);
-        }
         launch.need_init = false;
         Ok(())
-    }
-
-    /// `sev_vm_destroy`: the pages of guest requests, then the context, then the ASID. Pages of guest_memfds may go before or after.
-    pub(crate) fn sev_vm_destroy(&self, cx: &Cx<'_>) {
-        let Some(sev) = self.sev() else { return };
-        let Some(asid) = sev.asid() else { return };
-        let pages = std::mem::take(&mut *sev.guest_req_mutex.lock(cx));
-        if let Some(response) = pages.response {
-            sev.host.free_firmware_page(cx, response);
-        }
-        if let Some(request) = pages.request {
-            sev.host.free_page(cx, request);
-        }
-        if cx.has_mutant(SEV_ASID_FREED_FIRST) {
-            sev.host.asid_free(cx, asid);
-        }
-        // Without a decommissioned context, the ASID is lost with it.
-        if snp_decommission_context(cx, sev).is_ok() && !cx.has_mutant(SEV_ASID_FREED_FIRST) {
-            sev.host.asid_free(cx, asid);
-        }
     }
 }
 

@@ -140,14 +140,14 @@ impl Vm {
             host.snp().snp_launch_update(cx, &command).map_err(|fail| issuer.failed(fail))
         });
         let Err(errno) = launched else {
-            assert!(!sev.pre_fault_allowed(), "SNP-INV-019: {gfn:?} is launched after the end of the launch");
+            assert!(!self.peek_pre_fault_allowed(), "SNP-INV-019: {gfn:?} is launched after the end of the launch");
             assert!(self.attributes.is_private(gfn), "SNP-INV-025: {gfn:?} is launched, and is shared");
             extend(sev, &measured);
             return Ok(());
         };
         let open = issuer.error == FwStatus::InvalidPageState.code();
         assert!(!open, "SNP-INV-012: {gfn:?} is not closed when it is launched");
-        let reclaimed = cx.has_mutant(SEV_LAUNCH_NO_RECLAIM) || sev.page_reclaim(cx, pfn).is_ok();
+        let reclaimed = cx.has_mutant(SEV_LAUNCH_NO_RECLAIM) || self.snp_page_reclaim(cx, sev, pfn).is_ok();
         let corrected = page_type == PageType::Cpuid && issuer.error == FwStatus::InvalidParam.code();
         if let Some(source) = source.filter(|_| reclaimed && corrected) {
             self.host.phys.copy(cx, pfn, source);
@@ -178,7 +178,7 @@ impl Vm {
         sev.check_stored_fd(cx)?;
         let command = LaunchFinish { gctx, id_block: finish.id_block, host_data: finish.host_data };
         sev.host.snp().snp_launch_finish(cx, &command).map_err(|fail| issuer.failed(fail))?;
-        sev.allow_pre_fault();
+        self.allow_pre_fault(cx);
         Ok(())
     }
 
@@ -248,7 +248,7 @@ fn launch_vmsa(
         sev.host.snp().snp_launch_update(cx, &command).map_err(|fail| issuer.failed(fail))
     });
     if let Err(errno) = launched {
-        let _bugged = sev.page_reclaim(cx, vmsa);
+        let _bugged = vcpu.vm().snp_page_reclaim(cx, sev, vmsa);
         return Err(errno);
     }
     extend(sev, &measured);

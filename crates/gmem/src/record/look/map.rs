@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use sim_coco::ConfidentialMachine;
 use sim_kernel::Pfn;
 use sim_mmu::{Gfn, LeafInfo, Level};
 
@@ -134,7 +133,7 @@ fn describe(
                     Value::Text(format!("{}, {right}{frame}", size(mapping.level)))
                 }
             };
-            let attribute = match (vm.machine().has_private_memory(), private) {
+            let attribute = match (vm.has_private_mem(), private) {
                 (_, true) => "private",
                 (true, false) => "shared",
                 (false, false) => "none",

@@ -185,7 +185,7 @@ fn sn_127_what_the_firmware_refuses_goes_back_to_the_host() {
     );
     let page = script.frame(0x20_1000).unwrap();
     assert_eq!(script.sev(|_, sev| sev.leaked()), [page]);
-    assert!(script.of_vm("vm0", |_, vm| vm.sev().unwrap().is_bugged()));
+    assert!(script.of_vm("vm0", |_, vm| vm.is_bugged()));
     assert_eq!(script.state(page), PageState::PreGuest);
     // Linux frees it nevertheless with its file: on the list of pages that nobody uses again, and in the allocator.
     let message = script.finding();
@@ -316,7 +316,7 @@ fn sn_109_an_identity_block_with_another_digest() {
     let finish = SnpLaunchFinish { id_block: Some(block), ..SnpLaunchFinish::default() };
     let (result, cmd) = script.command(SevOp::SnpLaunchFinish(finish), fd);
     assert_eq!((result, cmd.error), (Err(Errno::EIO), FwStatus::BadMeasurement.code()));
-    assert!(!script.of_vm("vm0", |_, vm| vm.sev().unwrap().pre_fault_allowed()));
+    assert!(!script.of_vm("vm0", |_, vm| vm.peek_pre_fault_allowed()));
     // The vCPU is protected already.
     script.run("snp_launch_finish vm0 => EINVAL");
     script.end();

@@ -1,0 +1,128 @@
+//! What the kind of a VM decides (`struct kvm_x86_ops` and the `kvm_arch_*` hooks that go through it): one method of [`Vm`] for each hook, and in
+//! each one arm for each kind. What an arm does stands with its kind, in `sev/` for SEV-SNP.
+//!
+//! Simplified: hooks exist as far as guest_memfd and the MMU need them. Linux dispatches by static calls, and by `is_td` within VMX; here it is an enum.
+
+use super::host::Host;
+use super::sev::SevInfo;
+use super::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
+use super::vcpu::Request;
+use super::vm::{Vm, VmType};
+use sim_kernel::{Cx, Errno, Pfn};
+use sim_mmu::walker::ExitInfo1;
+use sim_mmu::{Gfn, Stage2Fault};
+use std::sync::atomic::Ordering;
+
+/// The kind of a VM, with what KVM keeps for VMs of this kind.
+#[derive(Debug)]
+pub(crate) enum VmKind {
+    /// `KVM_X86_DEFAULT_VM`: all memory is the host's.
+    Default,
+    /// `KVM_X86_SW_PROTECTED_VM`: private memory that nothing but KVM's bookkeeping keeps from the host.
+    SwProtected,
+    /// `KVM_X86_SNP_VM`.
+    Snp(Box<SevInfo>),
+}
+
+impl VmKind {
+    pub(super) fn new(cx: &Cx<'_>, host: &Host, vm_type: VmType) -> VmKind {
+        match vm_type {
+            VmType::Default => VmKind::Default,
+            VmType::SwProtected => VmKind::SwProtected,
+            VmType::Snp => {
+                let sev = host.sev().expect("there are no SNP VMs on a host without SNP");
+                VmKind::Snp(Box::new(SevInfo::new(cx, sev)))
+            }
+        }
+    }
+
+    /// Whether VMs of this kind are measured before they run: until then nothing may be pre-faulted.
+    pub(super) fn has_launch(&self) -> bool {
+        matches!(self, VmKind::Snp(_))
+    }
+}
+
+impl Vm {
+    /// `kvm_arch_has_private_mem`: whether the guest has memory that is kept from the host.
+    #[inline]
+    pub fn has_private_mem(&self) -> bool {
+        !matches!(self.kind, VmKind::Default)
+    }
+
+    /// SEV-SNP of the VM, if it is of that type (`to_kvm_sev_info`).
+    #[inline]
+    pub fn sev(&self) -> Option<&SevInfo> {
+        match &self.kind {
+            VmKind::Snp(sev) => Some(sev),
+            _ => None,
+        }
+    }
+
+    /// Whether a fault is on private memory (`kvm_mmu_do_page_fault`). The access says so, where the hardware lets the guest say what it means; otherwise the
+    /// attribute decides, read without lock or sequence.
+    pub(super) fn is_private_fault(&self, cx: &Cx<'_>, fault: &Stage2Fault, info1: ExitInfo1) -> bool {
+        match self.kind {
+            VmKind::Default => false,
+            VmKind::SwProtected => {
+                (!fault.reserved || self.kernel().mmio_fault_may_be_private())
+                    && self.attributes.get(cx, fault.gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+            }
+            VmKind::Snp(_) => info1.contains(ExitInfo1::ENC),
+        }
+    }
+
+    /// `kvm_arch_gmem_make_private`: gives the page to the guest before it is mapped. A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN
+    /// and a memory-fault exit.
+    ///
+    /// # Errors
+    /// `EAGAIN` if the machine is busy, on purpose; of SEV-SNP `ENOENT`, `EINVAL`.
+    pub(super) fn arch_gmem_make_private(&self, cx: &Cx<'_>, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
+        match &self.kind {
+            VmKind::Default | VmKind::SwProtected => self.host.busy.ask().map_err(|_| Errno::EAGAIN),
+            VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn),
+        }
+    }
+
+    /// `vm_destroy`, after the vCPUs are gone and before the MMU goes.
+    pub(super) fn arch_vm_destroy(&self, cx: &Cx<'_>) {
+        match &self.kind {
+            VmKind::Default | VmKind::SwProtected => {}
+            VmKind::Snp(sev) => sev.vm_destroy(cx),
+        }
+    }
+
+    /// `kvm->arch.pre_fault_allowed`: always, but for guests that are still being measured.
+    pub(super) fn pre_fault_allowed(&self, cx: &Cx<'_>) -> bool {
+        self.pre_fault_allowed.as_ref().is_none_or(|allowed| allowed.load(cx) != 0)
+    }
+
+    /// The same, for checkers.
+    pub fn peek_pre_fault_allowed(&self) -> bool {
+        self.pre_fault_allowed.as_ref().is_none_or(|allowed| allowed.peek() != 0)
+    }
+
+    /// The guest is measured: the end of its launch.
+    pub(super) fn allow_pre_fault(&self, cx: &Cx<'_>) {
+        self.pre_fault_allowed.as_ref().expect("only what is launched ends its launch").store(cx, 1);
+    }
+
+    /// `kvm_vm_bugged`: KVM can no longer vouch for the VM. No ioctl of it works any more, and its vCPUs leave the guest.
+    pub(super) fn bug(&self, cx: &Cx<'_>) {
+        self.bugged.store(true, Ordering::SeqCst);
+        self.make_all_requests(cx, Request::VmDead);
+    }
+
+    /// `kvm->vm_bugged`.
+    pub fn is_bugged(&self) -> bool {
+        self.bugged.load(Ordering::SeqCst)
+    }
+}
+
+impl Host {
+    /// `kvm_arch_gmem_invalidate`: the page has left its guest_memfd's page cache. There is no VM in this.
+    pub(super) fn arch_gmem_invalidate(&self, cx: &Cx<'_>, pfn: Pfn) {
+        if let Some(sev) = self.sev() {
+            sev.gmem_invalidate(cx, pfn..pfn + 1);
+        }
+    }
+}
