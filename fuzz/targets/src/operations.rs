@@ -67,6 +67,7 @@ pub const NAMES: [&str; 51] = [
     "guest_write_shared",
     "guest_pvalidate",
     "guest_rmpadjust",
+    "guest_make_vmsa",
     "guest_ghcb_msr",
     "guest_vmgexit",
     "guest_psc",

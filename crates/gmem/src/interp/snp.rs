@@ -15,6 +15,8 @@ use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchU
 use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes};
 use crate::kvm::vcpu::{ExitInfo, GuestInsn, Vcpu};
 use crate::ops::{Answer, Detail, Name, SnpOp};
+use sim_coco::snp::vmsa::{SevFeatures, offset as in_vmsa};
+use sim_coco::snp::{RmpAdjust, Vmpl, VmplPerms};
 use sim_kernel::fs::RawFd;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
@@ -33,6 +35,14 @@ fn in_ghcb(ghcb: Gpa, offset: u64) -> Gpa {
 
 fn page_size(huge: bool) -> u64 {
     if huge { PMD_SIZE } else { PAGE_SIZE }
+}
+
+/// A page that a guest's kernel has filled in as the VMSA of another of its processors: as much of it as matters here.
+fn vmsa_page(features: SevFeatures, vmpl: u8) -> Box<[u8]> {
+    let mut page = vec![0; PAGE_SIZE as usize].into_boxed_slice();
+    page[in_vmsa::SEV_FEATURES..][..8].copy_from_slice(&features.bits().to_le_bytes());
+    page[in_vmsa::VMPL] = vmpl;
+    page
 }
 
 /// A value of a field of 16 bits, or of none.
@@ -75,11 +85,16 @@ impl Program {
         self.terminate_unless(0, TermReason::Pvalidate);
     }
 
+    /// A page, or a part of one, written at once.
+    fn write_block(&mut self, gpa: Gpa, bytes: Box<[u8]>) {
+        self.snp(SnpInsn::WriteBlock { gpa, block: self.blocks.len() });
+        self.blocks.push(bytes);
+    }
+
     /// `vmgexit` with a request in the GHCB: the page is written at once, as what follows is read from it.
     fn vmgexit(&mut self, ghcb: Gpa, request: Box<[u8]>) {
         self.shared(true);
-        self.snp(SnpInsn::WriteBlock { gpa: ghcb, block: self.blocks.len() });
-        self.blocks.push(request);
+        self.write_block(ghcb, request);
         self.snp(SnpInsn::WriteGhcbMsr { value: ghcb.0 });
         self.snp(SnpInsn::Vmgexit);
     }
@@ -151,6 +166,13 @@ impl World {
             }
             SnpOp::GuestRmpadjust { vcpu, gpa, vmpl, perms, vmsa } => {
                 let rdx = *vmpl.min(&0xff) | *perms.min(&0xff) << 8 | u64::from(*vmsa) << 16;
+                program.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
+                (vcpu, 0, true)
+            }
+            SnpOp::GuestMakeVmsa { vcpu, gpa, features, vmpl } => {
+                let features = SevFeatures::from_bits_retain(*features);
+                program.write_block(Gpa(*gpa), vmsa_page(features, (*vmpl).min(0xff) as u8));
+                let rdx = RmpAdjust::new(Vmpl::new(1).expect("there are four"), VmplPerms::empty(), true).0;
                 program.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
                 (vcpu, 0, true)
             }
@@ -300,14 +322,20 @@ impl Program {
                 rax: 0,
                 scratch: Some(in_ghcb(ghcb, offset::SHARED_BUFFER)),
             };
-            self.vmgexit(ghcb, request.page(&list));
-            let again = self.insns.len() - 1;
+            let page = request.page(&list);
+            let valid: Box<[u8]> = page[offset::VALID_BITMAP as usize..][..16].into();
+            self.vmgexit(ghcb, page);
+            let vmgexit = self.insns.len() - 1;
             self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SHARED_BUFFER) });
-            let done = self.insns.len() + 5;
+            let at = self.insns.len();
+            let (again, done) = (at + 5, at + 7);
             self.insns.push(GuestInsn::JumpEqual { value: done_header, to: done });
             self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
             self.insns.push(GuestInsn::JumpEqual { value: 0, to: again });
             self.terminate(TermReason::Psc);
+            // Whoever asks again says again what is valid.
+            self.write_block(in_ghcb(ghcb, offset::VALID_BITMAP), valid);
+            self.insns.push(GuestInsn::Jump { to: vmgexit });
             assert_eq!(self.insns.len(), done, "the jump leads behind the end of the guest");
             self.shared(false);
             if private {

@@ -64,6 +64,12 @@ pub enum SnpOp {
         perms: u64,
         vmsa: bool,
     },
+    GuestMakeVmsa {
+        vcpu: Name,
+        gpa: u64,
+        features: u64,
+        vmpl: u64,
+    },
     GuestGhcbMsr {
         vcpu: Name,
         value: u64,
@@ -107,6 +113,7 @@ impl SnpOp {
             SnpOp::GuestWriteShared { .. } => "guest_write_shared",
             SnpOp::GuestPvalidate { .. } => "guest_pvalidate",
             SnpOp::GuestRmpadjust { .. } => "guest_rmpadjust",
+            SnpOp::GuestMakeVmsa { .. } => "guest_make_vmsa",
             SnpOp::GuestGhcbMsr { .. } => "guest_ghcb_msr",
             SnpOp::GuestVmgexit { .. } => "guest_vmgexit",
             SnpOp::GuestPsc { .. } => "guest_psc",

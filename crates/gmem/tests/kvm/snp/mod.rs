@@ -3,6 +3,7 @@
 
 mod launch;
 mod psc;
+mod psp;
 mod races;
 mod runtime;
 mod teardown;

@@ -11,7 +11,7 @@ const AP: &str = "
     guest_pvalidate c0 0x200000                              => hlt 0
     guest_write c0 0x200000 7                                => hlt
     guest_pvalidate c0 0x203000                              => hlt 0
-    guest_rmpadjust c0 0x203000 vmpl=1 vmsa=on               => hlt 0
+    guest_make_vmsa c0 0x203000                              => hlt 0
 ";
 
 fn two_vcpus() -> Script {
