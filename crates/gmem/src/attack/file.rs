@@ -1,56 +1,14 @@
 //! Reads the file of an attack. Every mistake has its place; the first ends the reading.
 
-use super::step::{Action, Answer, Step};
+use super::machine::{Machine, StoppedBy, Switch, Way};
+use super::step::Step;
 use crate::scenario::Diagnostic;
 use crate::scenario::offsets::offsets;
-use sim_coco::snp::mutants;
 use sim_kernel::Mutant;
 use std::ops::Range;
 use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-
-/// What stops an attack.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StoppedBy {
-    /// A check of the hypervisor's or the guest's access against the reverse map.
-    Rmp,
-    /// The guest hears of it: `#VC`, or CF of PVALIDATE.
-    Guest,
-    /// The firmware, because of the guest's policy.
-    Firmware,
-    /// Nothing: it is outside of what SNP protects.
-    Nothing,
-}
-
-impl StoppedBy {
-    const WORDS: [(&'static str, StoppedBy); 4] = [
-        ("RMP", StoppedBy::Rmp),
-        ("guest", StoppedBy::Guest),
-        ("firmware", StoppedBy::Firmware),
-        ("nothing", StoppedBy::Nothing),
-    ];
-
-    /// In the specification's words.
-    pub const fn label(self) -> &'static str {
-        match self {
-            StoppedBy::Rmp => "blocked by RMP",
-            StoppedBy::Guest => "blocked by guest (#VC/CF)",
-            StoppedBy::Firmware => "blocked by firmware (policy)",
-            StoppedBy::Nothing => "outside the model",
-        }
-    }
-
-    /// Whether this is an answer by which it stops something.
-    fn stops_with(self, answer: Answer) -> bool {
-        match self {
-            StoppedBy::Rmp => matches!(answer, Answer::Npf | Answer::Pf | Answer::Dropped | Answer::Fail(_)),
-            StoppedBy::Guest => matches!(answer, Answer::Vc | Answer::Cf),
-            StoppedBy::Firmware => answer == Answer::Refused,
-            StoppedBy::Nothing => false,
-        }
-    }
-}
 
 /// An attack.
 #[derive(Clone, Debug)]
@@ -59,14 +17,16 @@ pub struct Attack {
     pub name: String,
     /// A sentence.
     pub teaches: String,
+    /// Where it runs.
+    pub machine: Machine,
     /// What stops it.
-    pub stopped_by: StoppedBy,
+    pub stopped_by: &'static Way,
     /// The check that does.
     pub check: Option<String>,
     /// The rule that is off on the machine of the second answers.
     pub mutant: Option<Mutant>,
-    /// The guest's policy forbids that its pages are moved (bit 25); the machine of the second answers has a guest without it.
-    pub forbids_moves: bool,
+    /// What is switched on. If there is no such rule, all of it is off on the machine of the second answers.
+    pub switches: Vec<Switch>,
     /// The steps.
     pub steps: Vec<Step>,
 }
@@ -74,11 +34,12 @@ pub struct Attack {
 impl Attack {
     /// Whether there is a machine of the second answers.
     pub fn has_other_machine(&self) -> bool {
-        self.stopped_by != StoppedBy::Nothing
+        self.stopped_by.by != StoppedBy::Nothing
     }
 }
 
-const KEYS: [&str; 6] = ["teaches", "stopped_by", "check", "mutant", "forbids_moves", "run"];
+/// Keys that a file may have, whatever the machine.
+const KEYS: [&str; 6] = ["machine", "teaches", "stopped_by", "check", "mutant", "run"];
 
 /// Parses an attack; `file` is its name in errors.
 ///
@@ -112,36 +73,42 @@ impl Reader {
         let Some(table) = node.get_ref().as_table() else {
             return Err(self.error(node.span(), "this is no attack", "expected a table [attack]"));
         };
-        if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.get_ref().as_ref())) {
-            let title = format!("[attack] has no key `{}`", key.get_ref());
-            return Err(self.error(key.span(), title, format!("expected one of {}", KEYS.join(", "))));
-        }
         let needed = |key: &str| {
             let missing = || self.error(node.span(), format!("[attack] has no `{key}`"), format!("expected `{key}`"));
             table.get(key).ok_or_else(missing)
         };
+        let machine = self.machine(needed("machine")?)?;
+        let switches = machine.facts().switches;
+        let known: Vec<&str> = KEYS.into_iter().chain(switches.iter().map(|(key, ..)| *key)).collect();
+        if let Some(key) = table.keys().find(|key| !known.contains(&key.get_ref().as_ref())) {
+            let title = format!("[attack] has no key `{}`", key.get_ref());
+            return Err(self.error(key.span(), title, format!("expected one of {}", known.join(", "))));
+        }
         let label = needed("stopped_by")?;
         let word = self.text(label)?;
-        let stopped_by = StoppedBy::WORDS.into_iter().find(|(known, _)| *known == word).ok_or_else(|| {
-            let words = StoppedBy::WORDS.map(|(word, _)| format!("\"{word}\"")).join(", ");
-            self.error(label.span(), "nobody can stop it so", format!("expected one of {words}"))
+        let stopped_by = machine.ways().find(|way| way.word == word).ok_or_else(|| {
+            let words: Vec<_> = machine.ways().map(|way| format!("\"{}\"", way.word)).collect();
+            self.error(label.span(), "nobody can stop it so", format!("expected one of {}", words.join(", ")))
         })?;
+        let mut on = Vec::new();
+        for (key, switch, _) in switches {
+            if let Some(node) = table.get(*key)
+                && self.switch(node)?
+            {
+                on.push(*switch);
+            }
+        }
         let attack = Attack {
             name: std::path::Path::new(&*self.file)
                 .file_stem()
                 .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()),
             teaches: self.text(needed("teaches")?)?.to_string(),
-            stopped_by: stopped_by.1,
+            machine,
+            stopped_by,
             check: table.get("check").map(|node| self.text(node).map(str::to_string)).transpose()?,
-            mutant: table.get("mutant").map(|node| self.mutant(node)).transpose()?,
-            forbids_moves: match table.get("forbids_moves") {
-                None => false,
-                Some(node) => node
-                    .get_ref()
-                    .as_bool()
-                    .ok_or_else(|| self.error(node.span(), "this is no switch", "expected true or false"))?,
-            },
-            steps: self.steps(needed("run")?)?,
+            mutant: table.get("mutant").map(|node| self.mutant(machine, node)).transpose()?,
+            switches: on,
+            steps: self.steps(machine, needed("run")?)?,
         };
         self.consistent(&attack, label.span())?;
         Ok(attack)
@@ -149,35 +116,48 @@ impl Reader {
 
     /// The label, the switch and the answers say the same.
     fn consistent(&self, attack: &Attack, span: Range<usize>) -> Result<(), Diagnostic> {
-        let stops = |step: &Step| step.without.is_some() && attack.stopped_by.stops_with(step.expected);
-        let problem = match attack.stopped_by {
+        let stops = |step: &Step| step.without.is_some() && (attack.stopped_by.stops)(step.expected);
+        let problem = match attack.stopped_by.by {
             StoppedBy::Nothing if attack.mutant.is_some() || attack.steps.iter().any(|step| step.without.is_some()) => {
                 "nothing stops it, so there is nothing to switch off and no second answer"
             }
-            StoppedBy::Rmp | StoppedBy::Guest if attack.mutant.is_none() => {
-                "expected `mutant`: the check to switch off"
-            }
-            StoppedBy::Firmware if !attack.forbids_moves => "expected `forbids_moves = true`",
             StoppedBy::Nothing => return Ok(()),
+            _ if attack.mutant.is_none() && attack.switches.is_empty() => {
+                "expected `mutant`: the check to switch off, or a switch of the machine"
+            }
             _ if !attack.steps.iter().any(stops) => "expected a step that it stops, with another answer after `|`",
             _ => return Ok(()),
         };
         Err(self.error(span, "the steps do not show that", problem))
     }
 
+    fn machine(&self, node: &Node<'_>) -> Result<Machine, Diagnostic> {
+        let name = self.text(node)?;
+        Machine::ALL.into_iter().find(|machine| machine.facts().name == name).ok_or_else(|| {
+            let names = Machine::ALL.map(|machine| format!("\"{}\"", machine.facts().name)).join(", ");
+            self.error(node.span(), "there is no such machine", format!("expected one of {names}"))
+        })
+    }
+
+    fn switch(&self, node: &Node<'_>) -> Result<bool, Diagnostic> {
+        let on = node.get_ref().as_bool();
+        on.ok_or_else(|| self.error(node.span(), "this is no switch", "expected true or false"))
+    }
+
     fn text<'t>(&self, node: &'t Node<'_>) -> Result<&'t str, Diagnostic> {
         node.get_ref().as_str().ok_or_else(|| self.error(node.span(), "this is no text", "expected text in quotes"))
     }
 
-    fn mutant(&self, node: &Node<'_>) -> Result<Mutant, Diagnostic> {
-        let id = self.text(node)?;
-        mutants::ALL.into_iter().find(|mutant| mutant.id() == id).ok_or_else(|| {
-            let ids = mutants::ALL.map(|mutant| mutant.id()).join(", ");
-            self.error(node.span(), format!("the machine has no rule `{id}`"), format!("expected one of {ids}"))
+    fn mutant(&self, machine: Machine, node: &Node<'_>) -> Result<Mutant, Diagnostic> {
+        let (id, mutants) = (self.text(node)?, machine.facts().mutants);
+        mutants.iter().copied().find(|mutant| mutant.id() == id).ok_or_else(|| {
+            let ids: Vec<_> = mutants.iter().map(|mutant| mutant.id()).collect();
+            let expected = format!("expected one of {}", ids.join(", "));
+            self.error(node.span(), format!("the machine has no rule `{id}`"), expected)
         })
     }
 
-    fn steps(&self, node: &Node<'_>) -> Result<Vec<Step>, Diagnostic> {
+    fn steps(&self, machine: Machine, node: &Node<'_>) -> Result<Vec<Step>, Diagnostic> {
         let text = self.text(node)?;
         let span = node.span();
         let map = offsets(self.source.get(span.clone()).unwrap_or_default(), text);
@@ -190,7 +170,7 @@ impl Reader {
                 let end = place(start + code.trim_end().len());
                 let number = self.source[..at].matches('\n').count() + 1;
                 let wrong = |problem: String| self.error(at..end, "this is no step", problem);
-                steps.push(parse_step(code.trim(), number).map_err(wrong)?);
+                steps.push(Step::parse(machine, code.trim(), number).map_err(wrong)?);
             }
             start += line.len() + 1;
         }
@@ -199,21 +179,4 @@ impl Reader {
         }
         Ok(steps)
     }
-}
-
-fn parse_step(text: &str, line: usize) -> Result<Step, String> {
-    let (action, answers) = match text.split_once("=>") {
-        Some((action, answers)) => (action.trim(), Some(answers)),
-        None => (text, None),
-    };
-    let mut answers = answers.into_iter().flat_map(|answers| answers.split('|')).map(|word| Answer::parse(word.trim()));
-    let expected = answers.next().transpose()?.unwrap_or(Answer::Ok);
-    let without = answers.next().transpose()?;
-    if answers.next().is_some() {
-        return Err("expected at most two answers".into());
-    }
-    if without == Some(expected) {
-        return Err("the two answers are the same".into());
-    }
-    Ok(Step { action: Action::parse(action)?, expected, without, text: action.to_string(), line })
 }

@@ -1,11 +1,12 @@
-//! Attacks on an SNP guest by its hypervisor: what stops each, and what happens on a machine without that.
+//! Attacks on a protected guest by its host: what stops each, and what happens on a machine without that.
 //!
-//! The hypervisor here is not KVM: it owns the nested tables and does with the host's instructions what it likes. The guest does what Linux does, one access at a
+//! The host here is not KVM: it does with the instructions of its machine and the commands of its firmware what it likes. The guest does what Linux does, one access at a
 //! time. An attack is a file, of which each line is a step with its answer; a second answer is that of a machine on which the check that
 //! stops the attack is off ([`Attack::mutant`]).
 //!
 //! ```toml
 //! [attack]
+//! machine = "snp"               # whose steps, answers and checks follow
 //! teaches = "The hypervisor shows the guest another of its own pages"
 //! stopped_by = "RMP"            # or "guest", "firmware", "nothing"
 //! check = "REVMAP"
@@ -21,12 +22,20 @@
 //! """
 //! ```
 //!
-//! Simplified: one processor, no time; a page has one value of eight bytes at its beginning.
+//! | file | what |
+//! |---|---|
+//! | `file.rs` | reads a file |
+//! | `step.rs` | a step: an action and its answers |
+//! | `machine.rs` | what differs between machines, and runs an attack on two of them |
+//! | `snp/` | the steps of a machine with SEV-SNP, and what performs them |
+//!
+//! Simplified: no time, and one step after the other; a page has one value of eight bytes at its beginning.
 
 mod file;
 mod machine;
+pub mod snp;
 mod step;
 
-pub use file::{Attack, StoppedBy, parse};
-pub use machine::{Ran, Report, run};
-pub use step::{Action, Answer, PageName, Step, USAGE, Who};
+pub use file::{Attack, parse};
+pub use machine::{Action, Facts, Machine, Ran, Report, StoppedBy, Switch, Way, run};
+pub use step::{Answer, PageName, Step};

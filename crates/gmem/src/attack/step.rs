@@ -1,5 +1,6 @@
-//! The steps of an attack, as people write them.
+//! A step of an attack as people write it, whatever the machine: an action, and what comes of it.
 
+use super::machine::{Action, Machine};
 use crate::scenario::words::number;
 use std::fmt;
 
@@ -12,60 +13,7 @@ pub struct PageName {
     pub offset: u64,
 }
 
-/// Who a step is about: `g`, or another guest `h`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Who {
-    /// The guest that is attacked.
-    G,
-    /// A guest on the attacker's side.
-    H,
-}
-
-/// What is done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the operands are said in `USAGE`")]
-pub enum Action {
-    Give { page: PageName, who: Who, gpa: u64, huge: bool },
-    Map { who: Who, gpa: u64, page: PageName, huge: bool },
-    Take { page: PageName },
-    Smash { page: PageName },
-    Close { page: PageName },
-    HostWrite { page: PageName, value: u64 },
-    DeviceWrite { page: PageName, value: u64 },
-    Note { page: PageName, note: String },
-    Compare { page: PageName, note: String },
-    BusWrite { page: PageName, note: String },
-    Move { from: PageName, to: PageName },
-    Accept { who: Who, gpa: u64, huge: bool },
-    Rescind { who: Who, gpa: u64 },
-    Read { who: Who, gpa: u64, vmpl: u8 },
-    Write { who: Who, gpa: u64, value: u64 },
-    ReadShared { who: Who, gpa: u64 },
-    WriteShared { who: Who, gpa: u64, value: u64 },
-}
-
-/// Every form of a step, with what it does.
-pub const USAGE: &[(&str, &str)] = &[
-    ("host give PAGE WHO GPA [2m]", "RMPUPDATE: the page becomes the guest's at this address, and is mapped there"),
-    ("host map WHO GPA PAGE [2m]", "the nested tables show the page at this address"),
-    ("host take PAGE", "RMPUPDATE: the page becomes the hypervisor's again"),
-    ("host smash PAGE", "PSMASH of 2 MiB"),
-    ("host close PAGE", "RMPUPDATE: the page becomes immutable"),
-    ("host write PAGE VALUE", "a store through the direct map"),
-    ("host note PAGE NOTE", "reads what lies in memory, and keeps it"),
-    ("host compare PAGE NOTE", "whether what lies in memory is what was noted"),
-    ("host move PAGE PAGE", "PAGE_MOVE by the firmware: closes the first, gives the second, and maps it"),
-    ("device write PAGE VALUE", "a store by DMA"),
-    ("bus write PAGE NOTE", "somebody at the memory bus puts back what was noted"),
-    ("guest WHO accept GPA [2m]", "PVALIDATE"),
-    ("guest WHO rescind GPA", "PVALIDATE, to take acceptance back"),
-    ("guest WHO read GPA [vmpl1]", "a load with the C-bit"),
-    ("guest WHO write GPA VALUE", "a store with the C-bit"),
-    ("guest WHO read-shared GPA", "a load without the C-bit"),
-    ("guest WHO write-shared GPA VALUE", "a store without the C-bit"),
-];
-
-/// What came of a step.
+/// What came of a step. Which of them a machine gives, and by which words, is in its [`Facts`](super::Facts).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// It was done.
@@ -74,49 +22,41 @@ pub enum Answer {
     Value(u64),
     /// A load got bytes that mean nothing.
     Garbage,
-    /// The guest left with a nested page fault of the RMP.
-    Npf,
-    /// `#VC` in the guest: the page was not validated.
-    Vc,
-    /// PVALIDATE had nothing to do, which for Linux is the end.
-    Cf,
-    /// `#PF` of the host, with the RMP bit.
-    Pf,
-    /// A device's store had no effect.
-    Dropped,
-    /// An instruction failed with this code.
-    Fail(u32),
-    /// The firmware refused.
-    Refused,
     /// What lies in memory is what was noted.
     Same,
     /// It is not.
     Different,
+    /// SNP: the guest left with a nested page fault of the RMP.
+    Npf,
+    /// SNP: `#VC` in the guest: the page was not validated.
+    Vc,
+    /// SNP: PVALIDATE had nothing to do, which for Linux is the end.
+    Cf,
+    /// SNP: `#PF` of the host, with the RMP bit.
+    Pf,
+    /// SNP: a device's store had no effect.
+    Dropped,
+    /// SNP: an instruction failed with this code.
+    Fail(u32),
+    /// SNP: the firmware refused.
+    Refused,
 }
 
-impl Answer {
-    const WORDS: [(&'static str, Answer); 10] = [
-        ("ok", Answer::Ok),
-        ("garbage", Answer::Garbage),
-        ("npf", Answer::Npf),
-        ("vc", Answer::Vc),
-        ("cf", Answer::Cf),
-        ("pf", Answer::Pf),
-        ("dropped", Answer::Dropped),
-        ("refused", Answer::Refused),
-        ("same", Answer::Same),
-        ("different", Answer::Different),
-    ];
+/// Words that every machine knows.
+const COMMON: [(&str, Answer); 4] =
+    [("ok", Answer::Ok), ("garbage", Answer::Garbage), ("same", Answer::Same), ("different", Answer::Different)];
 
-    pub(super) fn parse(text: &str) -> Result<Answer, String> {
-        if let Some((_, answer)) = Answer::WORDS.into_iter().find(|(word, _)| *word == text) {
-            return Ok(answer);
+impl Answer {
+    fn parse(machine: Machine, text: &str) -> Result<Answer, String> {
+        let facts = machine.facts();
+        let words = || COMMON.iter().chain(facts.answers);
+        if let Some((_, answer)) = words().find(|(word, _)| *word == text) {
+            return Ok(*answer);
         }
-        if let Some(code) = text.strip_prefix("fail ").and_then(number).and_then(|code| u32::try_from(code).ok()) {
-            return Ok(Answer::Fail(code));
-        }
-        let words = Answer::WORDS.map(|(word, _)| word).join(", ");
-        number(text).map(Answer::Value).ok_or_else(|| format!("expected a number, `fail N`, or one of {words}"))
+        (facts.other_answer)(text).or_else(|| number(text).map(Answer::Value)).ok_or_else(|| {
+            let words: Vec<_> = words().map(|(word, _)| *word).collect();
+            format!("expected a number, {}, or one of {}", facts.other_answers, words.join(", "))
+        })
     }
 }
 
@@ -126,8 +66,8 @@ impl fmt::Display for Answer {
             Answer::Value(value) => write!(f, "{value:#x}"),
             Answer::Fail(code) => write!(f, "fail {code}"),
             other => {
-                let word =
-                    Answer::WORDS.iter().find(|(_, answer)| answer == other).expect("every other one has a word");
+                let mut words = COMMON.iter().chain(Machine::ALL.iter().flat_map(|machine| machine.facts().answers));
+                let word = words.find(|(_, answer)| answer == other).expect("every other one has a word");
                 f.write_str(word.0)
             }
         }
@@ -149,7 +89,31 @@ pub struct Step {
     pub line: usize,
 }
 
-fn page(word: &str) -> Result<PageName, String> {
+impl Step {
+    /// What a line says.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub(super) fn parse(machine: Machine, text: &str, line: usize) -> Result<Step, String> {
+        let (action, answers) = match text.split_once("=>") {
+            Some((action, answers)) => (action.trim(), Some(answers)),
+            None => (text, None),
+        };
+        let answers = answers.into_iter().flat_map(|answers| answers.split('|'));
+        let mut answers = answers.map(|word| Answer::parse(machine, word.trim()));
+        let expected = answers.next().transpose()?.unwrap_or(Answer::Ok);
+        let without = answers.next().transpose()?;
+        if answers.next().is_some() {
+            return Err("expected at most two answers".into());
+        }
+        if without == Some(expected) {
+            return Err("the two answers are the same".into());
+        }
+        Ok(Step { action: machine.action(action)?, expected, without, text: action.to_string(), line })
+    }
+}
+
+pub(super) fn page(word: &str) -> Result<PageName, String> {
     let (name, offset) = word.split_once('+').map_or((word, Some(0)), |(name, offset)| (name, number(offset)));
     let is_name = name.starts_with(|first: char| first.is_ascii_alphabetic())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -159,19 +123,11 @@ fn page(word: &str) -> Result<PageName, String> {
     }
 }
 
-fn who(word: &str) -> Result<Who, String> {
-    match word {
-        "g" => Ok(Who::G),
-        "h" => Ok(Who::H),
-        _ => Err(format!("`{word}` is no guest: expected g or h")),
-    }
-}
-
-fn value(word: &str) -> Result<u64, String> {
+pub(super) fn value(word: &str) -> Result<u64, String> {
     number(word).ok_or_else(|| format!("`{word}` is no number"))
 }
 
-fn gpa(word: &str) -> Result<u64, String> {
+pub(super) fn gpa(word: &str) -> Result<u64, String> {
     /// Where the machine's guests end.
     const END: u64 = 1 << 40;
     let gpa = value(word)?;
@@ -182,48 +138,16 @@ fn gpa(word: &str) -> Result<u64, String> {
     }
 }
 
-impl Action {
-    /// What a line says.
-    ///
-    /// # Errors
-    /// What was expected instead.
-    pub(super) fn parse(text: &str) -> Result<Action, String> {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let (words, huge) = match words.split_last() {
-            Some((&"2m", rest)) => (rest, true),
-            _ => (&words[..], false),
-        };
-        let note = |word: &str| word.to_string();
-        let action = match *words {
-            ["host", "give", p, w, g] => Action::Give { page: page(p)?, who: who(w)?, gpa: gpa(g)?, huge },
-            ["host", "map", w, g, p] => Action::Map { who: who(w)?, gpa: gpa(g)?, page: page(p)?, huge },
-            ["guest", w, "accept", g] => Action::Accept { who: who(w)?, gpa: gpa(g)?, huge },
-            _ if huge => return Err(Action::expected(words)),
-            ["host", "take", p] => Action::Take { page: page(p)? },
-            ["host", "smash", p] => Action::Smash { page: page(p)? },
-            ["host", "close", p] => Action::Close { page: page(p)? },
-            ["host", "write", p, v] => Action::HostWrite { page: page(p)?, value: value(v)? },
-            ["host", "note", p, n] => Action::Note { page: page(p)?, note: note(n) },
-            ["host", "compare", p, n] => Action::Compare { page: page(p)?, note: note(n) },
-            ["host", "move", p, q] => Action::Move { from: page(p)?, to: page(q)? },
-            ["device", "write", p, v] => Action::DeviceWrite { page: page(p)?, value: value(v)? },
-            ["bus", "write", p, n] => Action::BusWrite { page: page(p)?, note: note(n) },
-            ["guest", w, "rescind", g] => Action::Rescind { who: who(w)?, gpa: gpa(g)? },
-            ["guest", w, "read", g] => Action::Read { who: who(w)?, gpa: gpa(g)?, vmpl: 0 },
-            ["guest", w, "read", g, "vmpl1"] => Action::Read { who: who(w)?, gpa: gpa(g)?, vmpl: 1 },
-            ["guest", w, "write", g, v] => Action::Write { who: who(w)?, gpa: gpa(g)?, value: value(v)? },
-            ["guest", w, "read-shared", g] => Action::ReadShared { who: who(w)?, gpa: gpa(g)? },
-            ["guest", w, "write-shared", g, v] => Action::WriteShared { who: who(w)?, gpa: gpa(g)?, value: value(v)? },
-            _ => return Err(Action::expected(words)),
-        };
-        Ok(action)
-    }
-
-    /// The forms that begin as the line does.
-    fn expected(words: &[&str]) -> String {
-        let first = words.first().copied().unwrap_or_default();
-        let close: Vec<&str> = USAGE.iter().map(|(form, _)| *form).filter(|form| form.starts_with(first)).collect();
-        let forms = if close.is_empty() { "host ..., device ..., bus ..., guest ...".into() } else { close.join("; ") };
-        format!("expected one of: {forms}")
-    }
+/// The forms that begin as the line does.
+pub(super) fn expected(usage: &[(&str, &str)], words: &[&str]) -> String {
+    let first = words.first().copied().unwrap_or_default();
+    let close: Vec<&str> = usage.iter().map(|(form, _)| *form).filter(|form| form.starts_with(first)).collect();
+    let forms = if close.is_empty() {
+        let mut firsts: Vec<_> = usage.iter().filter_map(|(form, _)| form.split(' ').next()).collect();
+        firsts.dedup();
+        firsts.into_iter().map(|first| format!("{first} ...")).collect::<Vec<_>>().join(", ")
+    } else {
+        close.join("; ")
+    };
+    format!("expected one of: {forms}")
 }

@@ -37,12 +37,16 @@ pub(super) fn attack(
 fn print(out: &mut dyn Write, attack: &Attack, report: &Report) -> anyhow::Result<()> {
     writeln!(out, "{}: {}", attack.name, attack.teaches)?;
     let check = attack.check.as_ref().map(|check| format!(": {check}")).unwrap_or_default();
-    let without = match (attack.mutant, attack.has_other_machine()) {
-        (Some(mutant), _) => format!("; after the bar without {}", mutant.id()),
-        (None, true) => "; after the bar for a guest whose policy allows it".into(),
-        (None, false) => String::new(),
+    let without = match attack.mutant {
+        Some(mutant) => format!("; after the bar without {}", mutant.id()),
+        None if !attack.has_other_machine() => String::new(),
+        None => {
+            let switches = attack.machine.facts().switches.iter().filter(|(_, on, _)| attack.switches.contains(on));
+            let off: Vec<&str> = switches.map(|(.., off)| *off).collect();
+            format!("; after the bar {}", off.join(", "))
+        }
     };
-    writeln!(out, "{}{check}{without}", attack.stopped_by.label())?;
+    writeln!(out, "{}{check}{without}", attack.stopped_by.label)?;
     let width = report.with.iter().map(|ran| ran.step.text.len()).max().unwrap_or(0);
     for (i, ran) in report.with.iter().enumerate() {
         write!(out, "  {:width$}  {}", ran.step.text, answer(ran))?;

@@ -1,23 +1,27 @@
 //! Every attack under `scenarios/attacks/` ends as it says, on the machine with all checks and on the one without the check that stops it.
 
-use gmem::attack::{self, Attack, StoppedBy};
+use gmem::attack::{self, Attack, Machine, StoppedBy};
 use std::path::Path;
 
-fn attacks() -> Vec<Attack> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios/attacks/snp");
+/// Those of a machine, which have a folder of its name.
+fn attacks(machine: Machine) -> Vec<Attack> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios/attacks").join(machine.facts().name);
     let mut paths: Vec<_> =
         std::fs::read_dir(folder).expect("attacks exist").map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     let parse = |path: std::path::PathBuf| {
         let source = std::fs::read_to_string(&path).unwrap();
-        attack::parse(&path.display().to_string(), &source).unwrap_or_else(|error| panic!("{}", error.render(false)))
+        let attack = attack::parse(&path.display().to_string(), &source);
+        let attack = attack.unwrap_or_else(|error| panic!("{}", error.render(false)));
+        assert_eq!(attack.machine, machine, "{}", path.display());
+        attack
     };
     paths.into_iter().map(parse).collect()
 }
 
 #[test]
 fn every_attack_ends_as_it_says_with_and_without_the_check() {
-    for attack in attacks() {
+    for attack in Machine::ALL.into_iter().flat_map(attacks) {
         let report = attack::run(&attack);
         for (machine, steps) in [("with all checks", &report.with), ("without the check", &report.without)] {
             for ran in steps {
@@ -31,16 +35,19 @@ fn every_attack_ends_as_it_says_with_and_without_the_check() {
                 );
             }
         }
-        assert_eq!(report.without.is_empty(), attack.stopped_by == StoppedBy::Nothing);
+        assert_eq!(report.without.is_empty(), attack.stopped_by.by == StoppedBy::Nothing);
     }
 }
 
 #[test]
 fn there_is_an_attack_for_each_way_to_end_and_each_check_of_an_access() {
-    let attacks = attacks();
-    for stopped_by in [StoppedBy::Rmp, StoppedBy::Guest, StoppedBy::Firmware, StoppedBy::Nothing] {
-        assert!(attacks.iter().any(|attack| attack.stopped_by == stopped_by), "{stopped_by:?}");
+    for machine in Machine::ALL {
+        for way in machine.ways() {
+            let is_so = |attack: &Attack| attack.stopped_by.by == way.by;
+            assert!(attacks(machine).iter().any(is_so), "{}: {}", machine.facts().name, way.word);
+        }
     }
+    let attacks = attacks(Machine::Snp);
     use sim_coco::snp::mutants::*;
     for mutant in [HV_OWNED, OWNER, REVMAP, MUTABLE, SIZE, VALID, VMPL, KEEPS_VALIDATED, NO_CF, NO_TAILS] {
         assert!(attacks.iter().any(|attack| attack.mutant == Some(mutant)), "{}", mutant.id());
@@ -50,35 +57,29 @@ fn there_is_an_attack_for_each_way_to_end_and_each_check_of_an_access() {
 #[test]
 fn mistakes_are_shown_where_they_are() {
     let cases = [
-        ("[attack]\nteaches = 'x'\nstopped_by = 'magic'\nrun = 'host take a'", 3, "nobody can stop it so"),
-        (
-            "[attack]\nteaches = 'x'\nstopped_by = 'nothing'\nrun = '''\nhost take a\nhost tak a\n'''",
-            6,
-            "this is no step",
-        ),
-        (
-            "[attack]\nteaches = 'x'\nstopped_by = 'nothing'\nrun = 'host take a => ok | pf'",
-            3,
-            "the steps do not show that",
-        ),
-        (
-            "[attack]\nteaches = 'x'\nstopped_by = 'RMP'\nmutant = 'SNP-VALID'\nrun = 'host take a => ok | pf'",
-            3,
-            "the steps do not show that",
-        ),
-        (
-            "[attack]\nteaches = 'x'\nstopped_by = 'RMP'\nmutant = 'RC-01'\nrun = 'host take a'",
-            4,
-            "the machine has no rule `RC-01`",
-        ),
-        ("[attack]\nteaches = 'x'\nstopped_by = 'nothing'\nrun = 'guest g read 0x1001'", 4, "this is no step"),
-        ("[attack]\nteaches = 'x'\nstopped_by = 'nothing'\nrum = 'host take a'", 4, "[attack] has no key `rum`"),
-        ("[attack]\nteaches = 'x'\nstopped_by = 'nothing'\nrun = ''", 4, "the attack does nothing"),
+        ("stopped_by = 'magic'\nrun = 'host take a'", 4, "nobody can stop it so"),
+        ("stopped_by = 'nothing'\nrun = '''\nhost take a\nhost tak a\n'''", 7, "this is no step"),
+        ("stopped_by = 'nothing'\nrun = 'host take a => ok | pf'", 4, "the steps do not show that"),
+        ("stopped_by = 'RMP'\nmutant = 'SNP-VALID'\nrun = 'host take a => ok | pf'", 4, "the steps do not show that"),
+        ("stopped_by = 'RMP'\nrun = 'host take a => pf | ok'", 4, "the steps do not show that"),
+        ("stopped_by = 'RMP'\nmutant = 'RC-01'\nrun = 'host take a'", 5, "the machine has no rule `RC-01`"),
+        ("stopped_by = 'nothing'\nforbids_moves = 1\nrun = 'host take a'", 5, "this is no switch"),
+        ("stopped_by = 'nothing'\nrun = 'guest g read 0x1001'", 5, "this is no step"),
+        ("stopped_by = 'nothing'\nrum = 'host take a'", 5, "[attack] has no key `rum`"),
+        ("stopped_by = 'nothing'\nrun = ''", 5, "the attack does nothing"),
+    ];
+    let whole = [
         ("[attack", 1, "this is not TOML"),
         ("", 1, "there is no attack"),
+        ("[attack]\nteaches = 'x'", 1, "[attack] has no `machine`"),
+        ("[attack]\nmachine = 'enigma'", 2, "there is no such machine"),
     ];
-    for (source, line, title) in cases {
-        let error = attack::parse("x.toml", source).unwrap_err();
+    let begun =
+        cases.map(|(rest, line, title)| (format!("[attack]\nmachine = 'snp'\nteaches = 'x'\n{rest}"), line, title));
+    for (source, line, title) in
+        begun.into_iter().chain(whole.map(|(source, line, title)| (source.into(), line, title)))
+    {
+        let error = attack::parse("x.toml", &source).unwrap_err();
         assert_eq!((error.line(), error.title.as_str()), (line, title), "{source}\n{error}");
     }
 }
