@@ -19,7 +19,7 @@ use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
-pub const NAMES: [&str; 51] = [
+pub const NAMES: [&str; 52] = [
     "create_vm",
     "create_vcpu",
     "check_extension",
@@ -67,11 +67,11 @@ pub const NAMES: [&str; 51] = [
     "guest_write_shared",
     "guest_pvalidate",
     "guest_rmpadjust",
-    "guest_make_vmsa",
     "guest_ghcb_msr",
     "guest_vmgexit",
     "guest_psc",
     "guest_convert",
+    "guest_make_vmsa",
 ];
 
 /// Operations that a program has at most: what follows is ignored.

@@ -3,7 +3,9 @@
 //! Simplified: flags, modes and capability numbers are plain numbers, because programs also pass invalid ones; their
 //! symbolic names for people live in [`table`](super::table).
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 
 use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp};
 
@@ -17,7 +19,7 @@ use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp};
 /// assert_eq!(op.name(), "close");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
+#[serde(tag = "op", rename_all = "snake_case", remote = "Self")]
 #[allow(missing_docs, reason = "operations and arguments are described by `table::OPS`, in one place")]
 pub enum Op {
     CreateVm {
@@ -230,7 +232,7 @@ pub enum Op {
     },
     GuestPaged(GuestPaged),
     /// Those of VMs with SEV-SNP, under their own names.
-    #[serde(untagged)]
+    #[serde(skip)]
     Snp(SnpOp),
 }
 
@@ -278,6 +280,26 @@ impl PagedAccess {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+// Families are no level of their own in a file. With `remote`, what serde derives are functions of `Op`, for the operations of no family.
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Op::Snp(op) => op.serialize(serializer),
+            op => Op::serialize(op, serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Op {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Op, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Op::deserialize(&value)
+            .or_else(|error| SnpOp::deserialize(&value).map(Op::Snp).map_err(|_| error))
+            .map_err(D::Error::custom)
+    }
 }
 
 impl Op {

@@ -2,12 +2,12 @@
 
 use super::Script;
 use gmem::kvm::ioctl;
-use gmem::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};
+use gmem::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchUpdate, SnpPageType};
 use gmem::{MachineConfig, SnpCpuid};
 use sim_coco::snp::firmware::{Command, FwStatus, GuestState, IdBlock, LaunchDigest, PageInfo, PageType};
 use sim_coco::snp::firmware::{CpuidEntry, CpuidPage, Injected};
 use sim_coco::snp::{PageState, SevFeatures, Spa};
-use sim_kernel::{Cx, Errno, Hva};
+use sim_kernel::{Errno, Hva};
 use sim_mmu::{Gfn, Gpa};
 
 impl Script {

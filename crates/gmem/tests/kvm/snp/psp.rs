@@ -139,7 +139,7 @@ fn sn_106_asids_are_not_recycled_by_a_dead_firmware() {
     script.end();
 }
 
-/// The fault as scenarios have it: whichever command it is, what the end of the VM cannot take back is leaked, and nothing else is lost.
+/// The fault as scenarios have it: whichever command it is, what only the firmware could give back is leaked, and nothing else is lost.
 #[test]
 fn sn_106_whichever_command_is_not_answered() {
     let lines = "
@@ -166,7 +166,13 @@ fn sn_106_whichever_command_is_not_answered() {
         kinds.extend(leaked.iter().map(|pfn| format!("{:?}", script.state(*pfn))));
         // GCTX_CREATE, START, ACTIVATE, two UPDATEs, the VMSA, FINISH, reclaim of the response page, DECOMMISSION.
         assert!(!leaked.is_empty(), "{nth}: somebody's page cannot be taken back");
-        script.end();
+        if matches!(nth, 2..=5) {
+            // A START that failed with its context still there lets UPDATE go on. As Linux has it, a page of a guest_memfd that was leaked goes to the allocator with its file all the same.
+            let message = script.finding();
+            assert!(message.starts_with("SNP-INV-008: "), "{message}");
+        } else {
+            script.end();
+        }
     }
     assert_eq!(kinds.iter().map(String::as_str).collect::<Vec<_>>(), ["Context", "Firmware", "PreGuest"]);
 }
