@@ -9,7 +9,8 @@ use super::machine::{State, Tdx};
 use super::pamt::{PageType, PamtAt};
 use super::sept::{SeptEntry, SeptState};
 use super::td::{Lifecycle, SEPT_ROOT, Td};
-use super::types::PageSize;
+use super::tlb::TlbEntry;
+use super::types::{Lp, PageSize};
 use super::vp::VcpuState;
 pub use crate::violation::Violation;
 use sim_kernel::Pfn;
@@ -188,11 +189,24 @@ fn tdx_inv_005(state: &State) -> Result<(), Violation> {
     Ok(())
 }
 
-/// TDX-INV-006: no translation that a vCPU can use leads to a free page: of a vCPU that is in its TD, or would be entered without a flush.
-///
-/// # Errors
-/// The first that does.
-fn tdx_inv_006(state: &State) -> Result<(), Violation> {
+/// A translation of private memory that a vCPU can still use.
+struct Usable {
+    lp: Lp,
+    tdr: Pfn,
+    gfn: Gfn,
+    entry: TlbEntry,
+}
+
+impl Usable {
+    fn has(&self, frame: Pfn) -> bool {
+        (self.entry.pfn.0..self.entry.pfn.0 + self.entry.level.span()).contains(&frame.0)
+    }
+}
+
+/// What vCPUs can still use: those that are in their TDs, and those that would be entered without a flush. What else a processor remembers is flushed before
+/// anybody looks at it.
+fn usable(state: &State) -> Vec<Usable> {
+    let mut found = Vec::new();
     for (tdvpr, vp) in &state.vps {
         let Some(td) = state.tds.get(&vp.tdr).filter(|td| td.lifecycle == Lifecycle::KeysConfigured && !td.fatal)
         else {
@@ -203,14 +217,39 @@ fn tdx_inv_006(state: &State) -> Result<(), Violation> {
         if vp.state != VcpuState::Active && !keeps {
             continue;
         }
-        for (_, gfn, entry) in processor.tlb.entries().filter(|(hkid, _, entry)| *hkid == td.hkid && !entry.shared) {
-            let page_type = state.pamt.of_frame(entry.pfn).1.page_type;
-            if page_type != PageType::Reg {
-                return broken(
-                    "TDX-INV-006",
-                    format!("{lp:?} translates {gfn:?} to {:?}, which is {page_type:?}", entry.pfn),
-                );
+        let of_td = processor.tlb.entries().filter(|(hkid, _, entry)| *hkid == td.hkid && !entry.shared);
+        found.extend(of_td.map(|(_, gfn, entry)| Usable { lp, tdr: vp.tdr, gfn, entry }));
+    }
+    found
+}
+
+/// TDX-INV-006: a translation that a vCPU can use leads, with each of its frames, to memory of its TD, which the TD has there. (A page that is blocked is there
+/// still: no page goes before its translations have gone.)
+///
+/// # Errors
+/// The first that does not.
+fn tdx_inv_006(state: &State) -> Result<(), Violation> {
+    let View { entries: all, readable } = view(state);
+    let placed: BTreeMap<_, _> = leaves(&all).map(|leaf| ((leaf.tdr, leaf.gfn), leaf)).collect();
+    for Usable { lp, tdr, gfn, entry } in usable(state) {
+        let mut i = 0;
+        while i < entry.level.span() {
+            let frame = entry.pfn + i;
+            let (page, metadata) = state.pamt.of_frame(frame);
+            if metadata.page_type != PageType::Reg || metadata.owner != Some(tdr) {
+                let (what, owner) = (metadata.page_type, metadata.owner);
+                return broken("TDX-INV-006", format!("{lp:?} translates {gfn:?} to {frame:?}, {what:?} of {owner:?}"));
             }
+            let at = Gfn(gfn.0 + i);
+            let leaf = placed.range(..=(tdr, at)).next_back().map(|(_, leaf)| *leaf);
+            let leaf = leaf.filter(|leaf| leaf.tdr == tdr && leaf.gfn == at.round_down(leaf.level));
+            let is_there = leaf.is_some_and(|leaf| leaf.entry.pfn_at(leaf.level) + (at.0 - leaf.gfn.0) == frame);
+            if readable.contains(&tdr) && !is_there {
+                return broken("TDX-INV-006", format!("{lp:?} translates {at:?} to {frame:?}, which is not there"));
+            }
+            // To the next page, or the next leaf.
+            let rest = page.base.0 + page.size.pages() - frame.0;
+            i += leaf.map_or(rest, |leaf| rest.min(leaf.gfn.0 + leaf.level.span() - at.0));
         }
     }
     Ok(())
@@ -231,21 +270,18 @@ fn tdx_inv_007(state: &State) -> Result<(), Violation> {
     Ok(())
 }
 
-/// TDX-INV-008: no permission, and no translation, for what is pending.
+/// TDX-INV-008: no permission, and no translation that a vCPU can use, for what is pending.
 ///
 /// # Errors
 /// The first that there is.
 fn tdx_inv_008(state: &State) -> Result<(), Violation> {
     let all = view(state).entries;
+    let usable = usable(state);
     let pending = leaves(&all).filter(|leaf| leaf.entry.state().is_some_and(SeptState::is_pending));
     for leaf in pending {
-        let hkid = state.hkid(leaf.tdr);
         let first = leaf.entry.pfn_at(leaf.level);
-        let cached = state
-            .lps
-            .values()
-            .any(|lp| lp.tlb.entries().any(|(of, _, entry)| of == hkid && !entry.shared && entry.pfn == first));
-        if leaf.entry.is_walkable() || cached {
+        let overlaps = |to: &Usable| to.has(first) || (first.0..first.0 + leaf.level.span()).contains(&to.entry.pfn.0);
+        if leaf.entry.is_walkable() || usable.iter().any(overlaps) {
             return broken("TDX-INV-008", format!("{:?} is pending and can be read", leaf.gfn));
         }
     }

@@ -1,6 +1,6 @@
 //! TLB tracking: TD-009 to TD-012, and what a translation that should be gone shows.
 
-use crate::machine::{GPA, LP, leave, name, told, with};
+use crate::machine::{GPA, LP, leave, name, pfn, told, with};
 use sim_coco::tdx::{GuestStop, Hpa, Lp, SeptInfo, StatusName};
 use sim_kernel::Cx;
 use sim_mmu::{Gpa, Level};
@@ -120,6 +120,25 @@ fn a_vcpu_that_moves_leaves_nothing_behind() {
         assert_eq!(machine.tdx.peek_tlb(LP), []);
         let mut guest = machine.enter(cx, tdvpr, Lp(1));
         guest.read_u64(cx, GPA).unwrap();
+        leave(cx, guest);
+    });
+}
+
+/// Its translation is still in the processor, and flushed before the vCPU runs: nothing is wrong meanwhile.
+#[test]
+fn a_page_may_come_back_before_its_vcpu_does() {
+    with(|cx, machine| {
+        let (tdr, tdvpr) = accepted(cx, machine);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        guest.write_u64(cx, GPA, 5).unwrap();
+        leave(cx, guest);
+        let page = machine.take_away(cx, tdr, GPA, Level::L4K);
+        machine.tdx.on(LP).mem_page_aug(cx, AT, tdr, page).unwrap();
+        let stale: Vec<_> = machine.tdx.peek_tlb(LP).into_iter().map(|(_, gfn, entry)| (gfn, entry.pfn)).collect();
+        assert_eq!(stale, [(GPA.gfn(), pfn(page))]);
+        machine.tdx.check_invariants().unwrap();
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        assert!(matches!(guest.read_u64(cx, GPA), Err(GuestStop::Ve(_))), "it is pending");
         leave(cx, guest);
     });
 }

@@ -312,3 +312,51 @@ fn a_machine_has_the_rules_that_it_was_made_with() {
         assert!(machine.tdx.on(LP).mem_page_remove(cx, AT, tdr).is_err());
     });
 }
+
+/// TDX-INV-006 looks at every frame of a translation, not at its first.
+#[test]
+fn a_part_of_a_large_page_is_taken_while_the_whole_is_translated() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants(MutantSet::EMPTY.with(mutants::BLOCKED));
+        let machine = Machine::new(cx, config());
+        let (tdr, tdvpr) = machine.running(cx);
+        let at = info(Gpa(GPA.0 + (2 << 20)), Level::L2M);
+        machine.aug(cx, tdr, at.gpa(), Level::L2M);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        guest.mem_page_accept(cx, at).unwrap().unwrap();
+        guest.write_u64(cx, at.gpa(), 7).unwrap();
+        let seam = machine.tdx.on(Lp(1));
+        seam.mem_page_demote(cx, at, tdr, machine.page(), None).unwrap();
+        breaks(&machine, "TDX-INV-006", false);
+        seam.mem_page_remove(cx, SeptInfo::page(Gpa(at.gpa().0 + 0x1000)), tdr).unwrap();
+        breaks(&machine, "TDX-INV-006", true);
+        leave(cx, guest);
+    });
+}
+
+/// TDX-INV-006 asks whose memory it is, and where it is: the frame may be memory again.
+#[test]
+fn a_page_is_taken_and_given_again_while_it_is_translated() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants(MutantSet::EMPTY.with(mutants::TRACKED));
+        let machine = Machine::new(cx, config());
+        let (tdr, _, page) = written(cx, &machine);
+        let seam = machine.tdx.on(LP);
+        seam.mem_range_block(cx, AT, tdr).unwrap();
+        breaks(&machine, "TDX-INV-006", false);
+        seam.mem_page_remove(cx, AT, tdr).unwrap();
+        let other = machine.building_with(cx, L, &params());
+        machine.table(cx, other, GPA, Level::L2M);
+        seam.mem_page_aug(cx, AT, other, page).unwrap();
+        breaks(&machine, "TDX-INV-006", true);
+        seam.mem_page_remove(cx, AT, other).unwrap();
+        seam.mem_page_aug(cx, SeptInfo::page(Gpa(GPA.0 + 0x1000)), tdr, page).unwrap();
+        breaks(&machine, "TDX-INV-006", true);
+        // Where it was, it is pending now.
+        seam.mem_range_block(cx, SeptInfo::page(Gpa(GPA.0 + 0x1000)), tdr).unwrap();
+        seam.mem_page_remove(cx, SeptInfo::page(Gpa(GPA.0 + 0x1000)), tdr).unwrap();
+        seam.mem_page_aug(cx, AT, tdr, page).unwrap();
+        breaks(&machine, "TDX-INV-006", false);
+        breaks(&machine, "TDX-INV-008", true);
+    });
+}
