@@ -212,6 +212,7 @@ impl Vcpu {
             return Ok(Next::Enter);
         }
         self.load_mmu(cx, state)?;
+        self.sev_es_unmap_ghcb(cx, state);
         self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");

@@ -114,9 +114,9 @@ impl Vcpu {
 
     /// `sev_es_unmap_ghcb`, on the way into the guest: what the answer consists of is marked valid, general registers too (`sev_es_sync_to_ghcb`). Their values are
     /// left as the guest wrote them; Linux writes back what it copied, and zeroes for what was not valid.
-    pub(super) fn sev_es_unmap_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState) {
+    pub(crate) fn sev_es_unmap_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState) {
         use offset::*;
-        let es = state.sev.as_deref_mut().expect("a vCPU of an SNP VM");
+        let Some(es) = state.sev.as_deref_mut() else { return };
         let gpa = es.ghcb.gpa;
         if std::mem::take(&mut es.ghcb_is_mapped) {
             let answer = ValidBitmap::of(&[RAX, RBX, RCX, RDX, SW_EXITINFO1, SW_EXITINFO2]);

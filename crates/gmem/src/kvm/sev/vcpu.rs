@@ -171,7 +171,6 @@ impl Vcpu {
     pub(crate) fn sev_guest(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
         let sev = self.vm.sev().expect("a vCPU of an SNP VM");
         let (snp, asid) = (sev.host.snp(), sev.asid().expect("INIT2 was called"));
-        self.sev_es_unmap_ghcb(cx, state);
         let Some(vmsa) = state.sev.as_deref().and_then(|es| es.vmsa_pa) else { return Visit::NoVmsa };
         let vmrun = Vmrun {
             cpu: CpuId(u32::from(cx.task().0)),

@@ -5,6 +5,7 @@ mod launch;
 mod psc;
 mod psp;
 mod races;
+mod rmp;
 mod runtime;
 mod teardown;
 mod vcpus;

@@ -1,4 +1,4 @@
-//! SN-013, SN-026, SN-149, SN-167 to SN-170: RMPUPDATE that fails, and how guests end.
+//! SN-013, SN-026, SN-149, SN-167 to SN-169: RMPUPDATE that fails, and how guests end.
 
 use super::Script;
 use gmem::MachineConfig;
@@ -87,17 +87,6 @@ fn sn_013_sn_149_a_page_that_hardware_refuses_to_give_back() {
     let checked = script.of_vm("vm0", |_, vm| catch_unwind(AssertUnwindSafe(|| vm.check_invariants())));
     let message = *checked.unwrap_err().downcast::<String>().unwrap();
     assert!(message.starts_with("SNP-INV-008: "), "{message}");
-}
-
-#[test]
-fn sn_170_the_direct_map_is_split_once_and_for_good() {
-    let mut script = Script::running();
-    script.run("guest_pvalidate c0 0x201000 => hlt 0");
-    let page = script.frame(0x20_1000).unwrap();
-    assert!(script.sev(|_, sev| sev.is_split(page)));
-    script.run("fallocate g0 punch_hole 4K 4K => ok");
-    assert!(script.sev(|_, sev| sev.is_split(page)));
-    script.end();
 }
 
 #[test]
