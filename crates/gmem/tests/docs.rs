@@ -120,6 +120,40 @@ fn check_table(page: &str, name: &str, expected: &str) {
 }
 
 #[test]
+fn attacks_and_their_steps_are_those_of_the_files_and_the_code() {
+    use gmem::attack::{Machine, parse};
+    for machine in Machine::ALL {
+        let facts = machine.facts();
+        let folder = repository().join("scenarios/attacks").join(facts.name);
+        let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        let mut rows = "| attack | what happens | ends | by | switched off |\n|---|---|---|---|---|\n".to_string();
+        for path in paths {
+            let attack = parse(&path.display().to_string(), &fs::read_to_string(&path).unwrap()).unwrap();
+            let switches =
+                facts.switches.iter().filter(|(_, on, _)| attack.switches.contains(on)).map(|(key, ..)| *key);
+            let off = match attack.mutant {
+                Some(mutant) => mutant.id().to_string(),
+                None if attack.has_other_machine() => switches.map(|key| format!("`{key}`")).collect(),
+                None => String::new(),
+            };
+            rows.push_str(&format!(
+                "| [{name}](../scenarios/attacks/{machine}/{name}.toml) | {teaches} | {label} | {check} | {off} |\n",
+                name = attack.name,
+                machine = facts.name,
+                teaches = attack.teaches,
+                label = attack.stopped_by.label,
+                check = attack.check.unwrap_or_default(),
+            ));
+        }
+        check_table("docs/attacks.md", &format!("attacks on {}", facts.name), &rows);
+        let steps = facts.usage.iter().map(|(form, what)| format!("| `{form}` | {what} |\n"));
+        let steps: String = ["| step | what it does |\n|---|---|\n".to_string()].into_iter().chain(steps).collect();
+        check_table("docs/attacks.md", &format!("steps on {}", facts.name), &steps);
+    }
+}
+
+#[test]
 fn operations_are_those_of_the_table() {
     let words = |arg: &Arg| match arg.kind {
         Kind::Flags(known) | Kind::Choice(known) if !known.is_empty() => {

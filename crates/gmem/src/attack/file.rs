@@ -5,6 +5,7 @@ use super::step::Step;
 use crate::scenario::Diagnostic;
 use crate::scenario::offsets::offsets;
 use sim_kernel::Mutant;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use toml::Spanned;
@@ -37,6 +38,11 @@ impl Attack {
         self.stopped_by.by != StoppedBy::Nothing
     }
 }
+
+/// What a machine has memory for.
+const STEPS_MAX: usize = 200;
+/// The same of names: each has 2 MiB to itself.
+const PAGES_MAX: usize = 20;
 
 /// Keys that a file may have, whatever the machine.
 const KEYS: [&str; 6] = ["machine", "teaches", "stopped_by", "check", "mutant", "run"];
@@ -176,6 +182,11 @@ impl Reader {
         }
         if steps.is_empty() {
             return Err(self.error(span, "the attack does nothing", "expected steps, one a line"));
+        }
+        let pages: BTreeSet<&str> = steps.iter().flat_map(|step| machine.pages_of(&step.text)).collect();
+        if steps.len() > STEPS_MAX || pages.len() > PAGES_MAX {
+            let most = format!("expected at most {STEPS_MAX} steps, and {PAGES_MAX} names of pages");
+            return Err(self.error(span, "the attack is too long", most));
         }
         Ok(steps)
     }

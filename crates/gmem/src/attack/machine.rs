@@ -1,8 +1,8 @@
 //! The machines on which attacks run, and what differs between them: their steps, answers, rules that can be switched off, and ways to stop somebody.
 
 use super::file::Attack;
-use super::snp;
 use super::step::{Answer, Step};
+use super::{snp, tdx};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Mutant, MutantSet};
 
@@ -11,6 +11,8 @@ use sim_kernel::{Cx, Mutant, MutantSet};
 pub enum Machine {
     /// AMD SEV-SNP: [`sim_coco::snp`].
     Snp,
+    /// Intel TDX: [`sim_coco::tdx`].
+    Tdx,
 }
 
 /// An action on one of the machines.
@@ -18,6 +20,7 @@ pub enum Machine {
 #[allow(missing_docs, reason = "each is the machine's")]
 pub enum Action {
     Snp(snp::Action),
+    Tdx(tdx::Action),
 }
 
 /// What stops an attack.
@@ -27,6 +30,12 @@ pub enum StoppedBy {
     Rmp,
     /// SNP: the firmware, because of the guest's policy.
     Firmware,
+    /// TDX: the module refuses to do it, or does it so that nothing comes of it.
+    Module,
+    /// TDX: the processor has no translation for the guest's access.
+    Processor,
+    /// TDX: lines of memory that are not the TD's give it poison.
+    Memory,
     /// The guest hears of it, and ends.
     Guest,
     /// Nothing: it is outside of what the machine protects.
@@ -54,6 +63,14 @@ static NOTHING: Way = Way { by: StoppedBy::Nothing, word: "nothing", label: "out
 pub enum Switch {
     /// SNP: the guests' policy forbids that pages are moved (bit 25).
     ForbidsMoves,
+    /// TDX: an access to a page that the guest has not accepted is a TD exit, not `#VE`.
+    SeptVeDisable,
+    /// TDX: stores stay in caches until something writes them back.
+    Caches,
+    /// TDX: a partial write of the host to a line of a TD poisons it.
+    PartialWriteErratum,
+    /// TDX: the TD `h` is still being built.
+    Building,
 }
 
 /// What there is to know of a machine before anything runs on it.
@@ -79,12 +96,13 @@ pub struct Facts {
 
 impl Machine {
     /// All of them.
-    pub const ALL: [Machine; 1] = [Machine::Snp];
+    pub const ALL: [Machine; 2] = [Machine::Snp, Machine::Tdx];
 
     /// What there is to know of it.
     pub fn facts(self) -> &'static Facts {
         match self {
             Machine::Snp => &snp::FACTS,
+            Machine::Tdx => &tdx::FACTS,
         }
     }
 
@@ -100,7 +118,22 @@ impl Machine {
     pub(super) fn action(self, text: &str) -> Result<Action, String> {
         match self {
             Machine::Snp => snp::Action::parse(text).map(Action::Snp),
+            Machine::Tdx => tdx::Action::parse(text).map(Action::Tdx),
         }
+    }
+
+    /// The names of pages in a step.
+    pub(super) fn pages_of(self, text: &str) -> impl Iterator<Item = &str> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let is_literal = |token: &str| token.starts_with(|first: char| first.is_ascii_lowercase());
+        let is_form = |form: &&str| {
+            let mut tokens = form.split(' ').take_while(|token| !token.starts_with('[')).zip(&words);
+            tokens.all(|(token, word)| !is_literal(token) || token == *word)
+        };
+        let form = self.facts().usage.iter().map(|(form, _)| *form).find(is_form).unwrap_or_default();
+        let named: Vec<&str> =
+            form.split(' ').zip(words).filter(|(token, _)| *token == "PAGE").map(|(_, word)| word).collect();
+        named.into_iter().map(|word| word.split('+').next().unwrap_or(word))
     }
 
     /// The answers to these steps, on a new machine.
@@ -108,10 +141,12 @@ impl Machine {
         let actions = steps.iter().map(|step| &step.action);
         match self {
             Machine::Snp => {
-                let own = actions.map(|action| match action {
-                    Action::Snp(action) => action,
-                });
-                snp::perform_all(cx, switches, &own.collect::<Vec<_>>())
+                let own = actions.filter_map(|action| if let Action::Snp(own) = action { Some(own) } else { None });
+                snp::perform_all(cx, switches, own)
+            }
+            Machine::Tdx => {
+                let own = actions.filter_map(|action| if let Action::Tdx(own) = action { Some(own) } else { None });
+                tdx::perform_all(cx, switches, own)
             }
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! ```toml
 //! [attack]
-//! machine = "snp"               # whose steps, answers and checks follow
+//! machine = "snp"               # or "tdx": whose steps, answers and checks follow
 //! teaches = "The hypervisor shows the guest another of its own pages"
 //! stopped_by = "RMP"            # or "guest", "firmware", "nothing"
 //! check = "REVMAP"
@@ -27,14 +27,16 @@
 //! | `file.rs` | reads a file |
 //! | `step.rs` | a step: an action and its answers |
 //! | `machine.rs` | what differs between machines, and runs an attack on two of them |
-//! | `snp/` | the steps of a machine with SEV-SNP, and what performs them |
+//! | `snp/`, `tdx/` | the steps of a machine with SEV-SNP, or TDX, and what performs them |
 //!
 //! Simplified: no time, and one step after the other; a page has one value of eight bytes at its beginning.
 
 mod file;
 mod machine;
+mod pages;
 pub mod snp;
 mod step;
+pub mod tdx;
 
 pub use file::{Attack, parse};
 pub use machine::{Action, Facts, Machine, Ran, Report, StoppedBy, Switch, Way, run};

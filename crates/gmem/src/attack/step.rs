@@ -2,6 +2,7 @@
 
 use super::machine::{Action, Machine};
 use crate::scenario::words::number;
+use sim_coco::tdx::StatusName;
 use std::fmt;
 
 /// A frame of the host, by name; `name+3` is three frames on.
@@ -40,6 +41,18 @@ pub enum Answer {
     Fail(u32),
     /// SNP: the firmware refused.
     Refused,
+    /// TDX: a leaf of the module answered this.
+    Status(StatusName),
+    /// TDX: the guest left with an EPT violation.
+    Violation,
+    /// TDX: the guest left because it has not accepted the page.
+    Pending,
+    /// TDX: `#VE` in the guest, for the same reason.
+    Ve,
+    /// TDX: the guest consumed poison, and the TD is fatal.
+    Poison,
+    /// TDX: the host consumed poison: a machine check.
+    MachineCheck,
 }
 
 /// Words that every machine knows.
@@ -65,6 +78,7 @@ impl fmt::Display for Answer {
         match self {
             Answer::Value(value) => write!(f, "{value:#x}"),
             Answer::Fail(code) => write!(f, "fail {code}"),
+            Answer::Status(name) => f.write_str(name.name()),
             other => {
                 let mut words = COMMON.iter().chain(Machine::ALL.iter().flat_map(|machine| machine.facts().answers));
                 let word = words.find(|(_, answer)| answer == other).expect("every other one has a word");

@@ -87,11 +87,11 @@ Examples:
 
 Exit codes: 0 every bug was found and nothing else, 1 otherwise, 2 an unknown id, 3 a bug in gmem")]
     Zoo(Zoo),
-    /// Attack an SNP guest as its hypervisor could: with the check that stops it, and without
+    /// Attack a protected guest as its host could: with the check that stops it, and without
     #[command(after_help = "\
 Examples:
   gmem attack scenarios/attacks/snp/remap.toml
-  gmem attack scenarios/attacks/snp/*.toml
+  gmem attack scenarios/attacks/tdx/*.toml
 
 After each step comes what it ended in, and after a bar what it ends in on a machine without the check.
 Exit codes: 0 everything came out as the files say, 1 something did not, 2 bad input, 3 a bug in gmem")]

@@ -101,6 +101,13 @@ impl InTd<'_> {
             if walk.entry.is_leaf() && walk.entry.is_walkable() {
                 return self.complete(&mut state, Err(at_level(StatusName::PageAlreadyAccepted, walk.level)));
             }
+            if walk.entry.state() == Some(SeptState::Pending) && state.is_off(mutants::ACCEPT_SIZE) {
+                let page = SeptEntry::leaf(SeptState::Mapped, walk.entry.pfn_at(walk.level));
+                let hkid = state.hkid(self.tdr);
+                state.memory.zero_page(hkid, page.pfn_at(walk.level) + (gpa.gfn().0 & (walk.level.span() - 1)));
+                state.set_entry(walk.slot, page);
+                return self.complete(&mut state, Ok(()));
+            }
             return Err(self.exit_for_entry(&mut state, EeqType::Accept, level, walk.level, walk.entry, gpa));
         }
         let was_leaf = walk.entry.is_leaf();

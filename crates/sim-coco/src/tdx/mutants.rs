@@ -53,9 +53,11 @@ pub const VPFLUSH: Mutant = Mutant::new(358, "TDX-VPFLUSH");
 pub const ASSOCIATED: Mutant = Mutant::new(359, "TDX-ASSOCIATED");
 /// Faults without progress are never noticed.
 pub const ZERO_STEP: Mutant = Mutant::new(360, "TDX-ZERO-STEP");
+/// ACCEPT of 4 KiB takes a whole page of 2 MiB that is pending, and zeroes what it was asked for.
+pub const ACCEPT_SIZE: Mutant = Mutant::new(361, "TDX-ACCEPT-SIZE");
 
 /// All of them.
-pub const ALL: [Mutant; 24] = [
+pub const ALL: [Mutant; 25] = [
     BLOCKED,
     TRACKED,
     UNBLOCK_TRACKED,
@@ -80,6 +82,7 @@ pub const ALL: [Mutant; 24] = [
     VPFLUSH,
     ASSOCIATED,
     ZERO_STEP,
+    ACCEPT_SIZE,
 ];
 
 /// Those that are on in this simulation.

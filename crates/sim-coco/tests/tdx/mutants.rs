@@ -37,7 +37,7 @@ fn breaks(machine: &Machine, id: &str, broken: bool) {
     assert_eq!(machine.tdx.check_invariant(id).unwrap().is_err(), broken, "{id}");
 }
 
-const ATTEMPTS: [(Mutant, Attempt); 22] = [
+const ATTEMPTS: [(Mutant, Attempt); 23] = [
     // The host takes a page while a vCPU uses it.
     (mutants::BLOCKED, |cx, machine| {
         let (tdr, tdvpr, page) = written(cx, machine);
@@ -271,6 +271,24 @@ const ATTEMPTS: [(Mutant, Attempt); 22] = [
             }
             Entry::Exit(_) => false,
         }
+    }),
+    // Of a large page the guest accepts a part, and can read the rest as it was.
+    (mutants::ACCEPT_SIZE, |cx, machine| {
+        let (tdr, tdvpr) = machine.running(cx);
+        let (large, inside) = (Gpa(GPA.0 + (2 << 20)), Gpa(GPA.0 + (2 << 20) + 0x3000));
+        let page = machine.aug(cx, tdr, large, Level::L2M);
+        machine.accept(cx, tdvpr, large, Level::L2M);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        guest.write_u64(cx, inside, 7).unwrap();
+        leave(cx, guest);
+        machine.take_away(cx, tdr, large, Level::L2M);
+        machine.tdx.on(LP).mem_page_aug(cx, info(large, Level::L2M), tdr, page).unwrap();
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        let found = guest.mem_page_accept(cx, SeptInfo::page(large)).is_ok() && guest.read_u64(cx, inside) == Ok(7);
+        if guest.is_inside() {
+            leave(cx, guest);
+        }
+        found
     }),
 ];
 

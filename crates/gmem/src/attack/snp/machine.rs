@@ -2,6 +2,7 @@
 
 use super::{Action, Who};
 use crate::attack::machine::Switch;
+use crate::attack::pages::Pages;
 use crate::attack::step::{Answer, PageName};
 use sim_coco::AccessKind;
 use sim_coco::snp::firmware::{GuestPolicy, LaunchStart, PageMove};
@@ -19,9 +20,13 @@ use std::sync::Arc;
 const RAM: u64 = 64 << 20;
 
 /// Performs the steps one after the other.
-pub(in crate::attack) fn perform_all(cx: &Cx<'_>, switches: &[Switch], actions: &[&Action]) -> Vec<Answer> {
+pub(in crate::attack) fn perform_all<'s>(
+    cx: &Cx<'_>,
+    switches: &[Switch],
+    actions: impl Iterator<Item = &'s Action>,
+) -> Vec<Answer> {
     let mut machine = Machine::new(cx, switches.contains(&Switch::ForbidsMoves));
-    actions.iter().map(|action| machine.perform(action)).collect()
+    actions.map(|action| machine.perform(action)).collect()
 }
 
 #[derive(Default)]
@@ -35,7 +40,7 @@ struct Machine<'a> {
     cx: &'a Cx<'a>,
     snp: Snp,
     phys: Arc<PhysMem>,
-    pages: BTreeMap<String, Pfn>,
+    pages: Pages,
     /// What was read of memory, by name.
     notes: BTreeMap<String, [u8; 16]>,
     guests: [Guest; 2],
@@ -63,8 +68,8 @@ impl<'a> Machine<'a> {
         let mut machine = Machine {
             cx,
             snp,
+            pages: Pages::new(&phys),
             phys,
-            pages: BTreeMap::new(),
             notes: BTreeMap::new(),
             guests: Default::default(),
             // Memory is zero at first.
@@ -90,14 +95,8 @@ impl<'a> Machine<'a> {
         gctx
     }
 
-    /// A frame; the first time that a name is used it is a new one, at the head of 2 MiB that are all its own.
     fn page(&mut self, page: &PageName) -> Pfn {
-        let phys = &self.phys;
-        let head = self
-            .pages
-            .entry(page.name.clone())
-            .or_insert_with(|| phys.alloc_huge_zeroed().expect("no attack needs more pages than the machine has"));
-        *head + page.offset
+        self.pages.frame(page)
     }
 
     fn guest(&mut self, who: Who) -> &mut Guest {
