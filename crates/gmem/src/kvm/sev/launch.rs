@@ -185,7 +185,8 @@ impl Vm {
         Ok(())
     }
 
-    /// `snp_launch_update_vmsa`: with every vCPU locked, none runs, and none is half made.
+    /// `snp_launch_update_vmsa`: with every vCPU locked, none runs, and none is half made. Simplified: a signal that kills does not end the wait (nobody would see the
+    /// EINTR), and no vCPU has breakpoints of the host's or a DR7 of its own, which would be EINVAL.
     fn snp_launch_update_vmsa(
         &self,
         cx: &Cx<'_>,
