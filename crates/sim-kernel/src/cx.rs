@@ -160,6 +160,21 @@ impl<'t> Cx<'t> {
         }
     }
 
+    /// The running step does this besides what it announced: what it turned out to touch. No scheduling point; without it, partial-order reduction would take
+    /// the step for independent of others that touch the same.
+    ///
+    /// # Panics
+    /// If it is no access to memory.
+    #[inline]
+    pub fn also(&self, access: Access, object: ObjId, index: u64, span: u64) {
+        if let Some(engine) = self.engine() {
+            let is_access = matches!(access, Access::Load | Access::Store | Access::Rmw | Access::Add);
+            assert!(is_access, "{access:?} needs a scheduling point");
+            let span = u32::try_from(span.max(1)).unwrap_or(u32::MAX);
+            engine.also(&Op { span, ..Op::new(access, object, index) });
+        }
+    }
+
     /// `cond_resched`: a scheduling point that touches nothing.
     #[inline]
     #[track_caller]

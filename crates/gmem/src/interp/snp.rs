@@ -3,7 +3,8 @@
 //! A guest's program is what Linux does: a page-state change is `pvalidate` and a request to the hypervisor, in the order in which that is safe, and
 //! what goes wrong ends the guest by the MSR protocol. The VMM's part is here too: it converts what it is asked to convert.
 
-use super::guest::answer_of;
+use super::guest::Run;
+use super::tdx;
 use super::world::{World, failed, with_detail};
 use crate::kvm::ioctl;
 use crate::kvm::sev::insn::SnpInsn;
@@ -12,15 +13,13 @@ use crate::kvm::sev::protocol::ghcb::{exit, offset};
 use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason};
 use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
 use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev};
-use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes};
-use crate::kvm::vcpu::{ExitInfo, GuestInsn, Vcpu};
+use crate::kvm::vcpu::GuestInsn;
 use crate::ops::{Answer, Detail, Name, SnpOp};
 use sim_coco::snp::vmsa::{SevFeatures, offset as in_vmsa};
 use sim_coco::snp::{RmpAdjust, Vmpl, VmplPerms};
 use sim_kernel::fs::RawFd;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
-use std::sync::Arc;
 
 /// Set in what `guest_vmgexit` reads if the hypervisor said an error.
 const VMGEXIT_ERROR: u64 = 1 << 63;
@@ -117,6 +116,9 @@ impl World {
 
     /// One operation of an SNP VM.
     pub(super) fn snp(&self, cx: &Cx<'_>, op: &SnpOp) -> Answer {
+        if let Some(answer) = self.of_td(cx, op) {
+            return answer;
+        }
         let mut program = Program::default();
         // What the VMM replies, and whether `rbx` is worth telling.
         let (vcpu, reply, reads) = match op {
@@ -222,42 +224,27 @@ impl World {
 
     /// Runs a program of an SNP guest.
     fn guest_snp(&self, cx: &Cx<'_>, program: Program, vcpu: &Name, reply: u64, reads: bool) -> Answer {
-        let fd = self.fd(vcpu);
-        let Some(handle) = ioctl::peek_vcpu(cx, &self.process, fd) else {
-            return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
-        };
-        let _operator = handle.operator.lock(cx);
-        handle.set_blocks(cx, program.blocks);
-        handle.set_program(cx, &program.insns);
-        let mut answer = None;
-        loop {
-            let (result, exit) = match ioctl::run_answered(cx, &self.process, fd, answer) {
-                Ok(run) => run,
-                Err(errno) => return failed(errno),
-            };
-            match exit {
-                ExitInfo::Hypercall { args, .. } if result.is_ok() => {
-                    answer = Some(if reply == 0 { self.map_gpa_range(cx, &handle, args) } else { reply });
-                }
-                ExitInfo::SnpReqCerts { .. } if result.is_ok() => answer = Some(reply),
-                _ => {
-                    let value = reads.then(|| handle.regs(cx).rbx);
-                    return answer_of(result, exit, value);
-                }
-            }
-        }
+        let Program { insns, blocks } = program;
+        self.run_guest(cx, vcpu, Run { program: insns, blocks, reply, reads })
     }
 
-    /// What the VMM does when it is asked to convert memory: nothing but that. Returns what the guest is told.
-    fn map_gpa_range(&self, cx: &Cx<'_>, vcpu: &Arc<Vcpu>, [gpa, npages, attributes, _]: [u64; 4]) -> u64 {
-        /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
-        const ENCRYPTED: u64 = 1 << 4;
-        let private = if attributes & ENCRYPTED != 0 { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
-        let args = kvm_memory_attributes { address: gpa, size: npages * PAGE_SIZE, attributes: private, flags: 0 };
-        match vcpu.vm().set_memory_attributes(cx, &args) {
-            Ok(()) => 0,
-            Err(errno) => errno.number() as u64,
-        }
+    /// The same of a TD, of what both kinds of guests do. `None` if it is another guest's, or what only SNP guests do.
+    fn of_td(&self, cx: &Cx<'_>, op: &SnpOp) -> Option<Answer> {
+        let (vcpu, program, reply, reads) = match op {
+            SnpOp::GuestReadShared { vcpu, gpa } => {
+                (vcpu, tdx::through_shared(GuestInsn::Read { gpa: Gpa(*gpa) }), 0, true)
+            }
+            SnpOp::GuestWriteShared { vcpu, gpa, value } => {
+                let insn = GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 };
+                (vcpu, tdx::through_shared(insn), 0, false)
+            }
+            SnpOp::GuestConvert { vcpu, gpa, to, reply } => {
+                (vcpu, tdx::convert(self.gpaw(cx, vcpu)?, Gpa(*gpa), *to), *reply, false)
+            }
+            _ => return None,
+        };
+        self.gpaw(cx, vcpu)?;
+        Some(self.run_guest(cx, vcpu, Run { program, reply, reads, ..Run::default() }))
     }
 }
 

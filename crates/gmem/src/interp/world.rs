@@ -340,6 +340,7 @@ impl World {
             }
             Op::GuestPaged(op) => self.guest_paged(cx, op),
             Op::Snp(op) => self.snp(cx, op),
+            Op::Tdx(op) => self.tdx(cx, op),
         }
     }
 

@@ -24,7 +24,7 @@ use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::xarray::{Handle, NodeShape, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
-use sim_mmu::{Gfn, GfnRange, Invalidation};
+use sim_mmu::{Gfn, GfnRange, Invalidation, RootFilter};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -579,7 +579,8 @@ impl GmemFile {
             return None;
         }
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
-        let invalidation = self.vm.invalidate_frames(cx, &mut lock, frames.iter().copied());
+        let kind = if self.inode.is_init_shared() { RootFilter::Shared } else { RootFilter::Private };
+        let invalidation = self.vm.invalidate_frames(cx, &mut lock, kind, frames.iter().copied());
         self.vm.sev_reload_vmsas(cx, &frames);
         Some(invalidation)
     }

@@ -16,6 +16,7 @@ mod snp;
 pub mod spte;
 pub mod suggest;
 pub mod table;
+pub mod tdx;
 
 pub use advice::{Advice, Prot};
 pub use answer::{Answer, Detail, Exit, FileStat, OtherField};
@@ -24,3 +25,4 @@ pub use name::{FdRef, HvaRef, Name};
 pub use op::{GuestPaged, Op, PagedAccess};
 pub use snp::SnpOp;
 pub use spte::{SpteChange, SpteRun, SpteState, fold};
+pub use tdx::TdxOp;

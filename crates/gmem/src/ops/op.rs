@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp};
+use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -234,6 +234,9 @@ pub enum Op {
     /// Those of VMs with SEV-SNP, under their own names.
     #[serde(skip)]
     Snp(SnpOp),
+    /// Those of TDs.
+    #[serde(skip)]
+    Tdx(TdxOp),
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -288,6 +291,7 @@ impl Serialize for Op {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Op::Snp(op) => op.serialize(serializer),
+            Op::Tdx(op) => op.serialize(serializer),
             op => Op::serialize(op, serializer),
         }
     }
@@ -298,6 +302,7 @@ impl<'de> Deserialize<'de> for Op {
         let value = Value::deserialize(deserializer)?;
         Op::deserialize(&value)
             .or_else(|error| SnpOp::deserialize(&value).map(Op::Snp).map_err(|_| error))
+            .or_else(|error| TdxOp::deserialize(&value).map(Op::Tdx).map_err(|_| error))
             .map_err(D::Error::custom)
     }
 }
@@ -346,6 +351,7 @@ impl Op {
             Op::GuestHypercall { .. } => "guest_hypercall",
             Op::GuestPaged(_) => "guest_paged",
             Op::Snp(op) => op.name(),
+            Op::Tdx(op) => op.name(),
         }
     }
 }

@@ -95,7 +95,7 @@ impl InTd<'_> {
             return self.complete(&mut state, Err(Status::of(StatusName::OperandInvalid, OperandId::RCX)));
         };
         let Ok(walk) = state.walk(self.tdr, gpa.gfn(), level) else {
-            return Err(GuestStop::Exit(self.machine_check(&mut state)));
+            return Err(GuestStop::Exit(self.machine_check(cx, &mut state)));
         };
         if walk.level > level {
             if walk.entry.is_leaf() && walk.entry.is_walkable() {
@@ -122,7 +122,7 @@ impl InTd<'_> {
             return self.busy(&mut state, denied, OperandId::RCX);
         }
         let Ok(entry) = state.child(self.tdr, at.slot) else {
-            return Err(GuestStop::Exit(self.machine_check(&mut state)));
+            return Err(GuestStop::Exit(self.machine_check(cx, &mut state)));
         };
         let found = entry.state().unwrap_or(SeptState::Free);
         if !was_leaf && found != SeptState::Free {
@@ -146,7 +146,7 @@ impl InTd<'_> {
         let page = entry.pfn_at(at.level);
         let first = if at.level == Level::L2M { entry.counter() } else { 0 };
         let pages = at.level.span();
-        self.tdx.point_pages(cx, page + first, pages - first);
+        self.tdx.commit_pages(cx, page + first, pages - first);
         let mut state = self.tdx.state.lock();
         let hkid = state.hkid(self.tdr);
         for i in first..pages {

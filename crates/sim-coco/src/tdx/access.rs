@@ -50,7 +50,13 @@ impl InTd<'_> {
         GuestStop::Ve(info)
     }
 
-    fn private_page(&mut self, state: &mut State, gpa: Gpa, kind: AccessKind) -> Result<TlbEntry, GuestStop> {
+    fn private_page(
+        &mut self,
+        cx: &Cx<'_>,
+        state: &mut State,
+        gpa: Gpa,
+        kind: AccessKind,
+    ) -> Result<TlbEntry, GuestStop> {
         let hkid = state.hkid(self.tdr);
         let outcome = state.translate_private(self.tdr, gpa, kind);
         if let Private::Page(entry) = outcome {
@@ -61,7 +67,7 @@ impl InTd<'_> {
         let accessed = qualification(kind);
         Err(match outcome {
             Private::Page(_) => unreachable!("a page was used"),
-            Private::Poison => GuestStop::Exit(self.machine_check(state)),
+            Private::Poison => GuestStop::Exit(self.machine_check(cx, state)),
             Private::Pending if !state.vp(self.tdvpr).pending_ve_disable => {
                 self.raise_ve(state, VeInfo::ept_violation(accessed, gpa))
             }
@@ -79,6 +85,12 @@ impl InTd<'_> {
     fn shared_page(&mut self, cx: &Cx<'_>, gpa: Gpa, kind: AccessKind) -> Result<TlbEntry, GuestStop> {
         let tables = self.tdx.state.lock().vp(self.tdvpr).shared_ept.clone();
         let walk = tables.map_or(SharedWalk::Violation, |tables| tables.walk(cx, gpa, kind));
+        // The walk may have announced steps of its own: this is a part of the last of them.
+        if matches!(walk, SharedWalk::Mapped { .. }) {
+            self.tdx.looks(cx)
+        } else {
+            self.tdx.changes(cx)
+        }
         let mut state = self.tdx.state.lock();
         let hkid = state.hkid(self.tdr);
         let accessed = qualification(kind);
@@ -121,7 +133,7 @@ impl InTd<'_> {
             return Ok(entry);
         }
         if gpaw.is_private(gpa) {
-            return self.private_page(&mut state, gpa, kind);
+            return self.private_page(cx, &mut state, gpa, kind);
         }
         drop(state);
         self.shared_page(cx, gpa, kind)
@@ -148,7 +160,7 @@ impl InTd<'_> {
         let key = self.key(&state, entry);
         match state.memory.read(key, pfn, gpa.offset() as usize, bytes) {
             Ok(()) => Ok(()),
-            Err(_) => Err(GuestStop::Exit(self.machine_check(&mut state))),
+            Err(_) => Err(GuestStop::Exit(self.machine_check(cx, &mut state))),
         }
     }
 
@@ -167,9 +179,39 @@ impl InTd<'_> {
         let mut state = self.tdx.state.lock();
         let (key, package) = (self.key(&state, entry), state.package(self.lp));
         match state.memory.store(key, package, pfn, gpa.offset() as usize, bytes) {
-            Ok(()) => Ok(()),
-            Err(_) => Err(GuestStop::Exit(self.machine_check(&mut state))),
+            Ok(()) => {
+                self.tdx.wrote(cx, &state, pfn);
+                Ok(())
+            }
+            Err(_) => Err(GuestStop::Exit(self.machine_check(cx, &mut state))),
         }
+    }
+
+    /// Replaces bytes, which are in one page, by a function of them, in one step: a store that reads first, as every store to private memory does, or a locked one.
+    ///
+    /// # Errors
+    /// As [`InTd::write`].
+    ///
+    /// # Panics
+    /// As [`InTd::read`].
+    #[track_caller]
+    pub fn modify(
+        &mut self,
+        cx: &Cx<'_>,
+        gpa: Gpa,
+        bytes: &mut [u8],
+        change: impl FnOnce(&mut [u8]),
+    ) -> Result<(), GuestStop> {
+        let entry = self.translate(cx, gpa, AccessKind::Write)?;
+        let (pfn, offset) = (entry.frame(gpa.gfn()), gpa.offset());
+        self.tdx.point_bytes(cx, Access::Rmw, pfn, offset, bytes.len());
+        let mut state = self.tdx.state.lock();
+        let (key, package) = (self.key(&state, entry), state.package(self.lp));
+        let modified = state.memory.read(key, pfn, offset as usize, bytes).and_then(|()| {
+            change(bytes);
+            state.memory.store(key, package, pfn, offset as usize, bytes)
+        });
+        modified.map_err(|_| GuestStop::Exit(self.machine_check(&mut state)))
     }
 
     /// As [`InTd::read`], eight bytes.

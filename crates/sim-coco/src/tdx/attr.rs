@@ -43,7 +43,7 @@ impl InTd<'_> {
             return self.complete(&mut state, Err(Status::of(StatusName::OperandInvalid, OperandId::RCX)));
         }
         let Ok(walk) = state.walk(self.tdr, gpa.gfn(), Level::L4K) else {
-            return Err(GuestStop::Exit(self.machine_check(&mut state)));
+            return Err(GuestStop::Exit(self.machine_check(cx, &mut state)));
         };
         let found = walk.entry.state().unwrap_or(SeptState::Free);
         let is_blocked = matches!(found, SeptState::Blocked | SeptState::PendingBlocked);
@@ -78,7 +78,7 @@ impl InTd<'_> {
             return self.complete(&mut state, invalid(OperandId::RDX));
         }
         let Ok(walk) = state.walk(self.tdr, gpa.gfn(), level) else {
-            return Err(GuestStop::Exit(self.machine_check(&mut state)));
+            return Err(GuestStop::Exit(self.machine_check(cx, &mut state)));
         };
         let found = walk.entry.state().unwrap_or(SeptState::Free);
         let mismatch = Status { name: StatusName::PageSizeMismatch, details: u32::from(level_number(walk.level)) };

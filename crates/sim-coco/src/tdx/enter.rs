@@ -271,7 +271,8 @@ impl InTd<'_> {
     }
 
     /// The guest consumed poison: a machine check, after which the TD is fatal.
-    pub(super) fn machine_check(&mut self, state: &mut State) -> TdExit {
+    pub(super) fn machine_check(&mut self, cx: &Cx<'_>, state: &mut State) -> TdExit {
+        self.tdx.changes(cx);
         state.consume(self.tdr);
         self.leave(state, TdExit::of(StatusName::NonRecoverableTdNonAccessible, exit::EXCEPTION_NMI), None)
     }

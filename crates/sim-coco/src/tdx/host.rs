@@ -2,21 +2,11 @@
 
 use super::machine::{Seam, Tdx};
 use super::memory::{DirtyLine, Poison};
-use super::pamt::PageType;
 use super::types::Hkid;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 
 impl Seam<'_> {
-    /// The host writes to a page that is not its own: leaves and translations read tables, and notice.
-    #[track_caller]
-    fn point_foreign(self, cx: &Cx<'_>, pfn: Pfn) {
-        let page_type = self.tdx.state.lock().pamt.of_frame(pfn).1.page_type;
-        if !matches!(page_type, PageType::Nda | PageType::Rsvd) {
-            self.tdx.point(cx);
-        }
-    }
-
     /// The host reads bytes of a page: of lines of a TD, a fixed value.
     ///
     /// # Errors
@@ -39,10 +29,10 @@ impl Seam<'_> {
     /// As [`Seam::host_read`].
     #[track_caller]
     pub fn host_write(self, cx: &Cx<'_>, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
-        self.point_foreign(cx, pfn);
         self.tdx.point_bytes(cx, Access::Rmw, pfn, offset as u64, bytes.len());
         let mut state = self.tdx.state.lock();
         let package = state.package(self.lp);
+        self.tdx.wrote(cx, &state, pfn);
         state.memory.store(Hkid::HOST, package, pfn, offset, bytes)
     }
 
@@ -55,9 +45,10 @@ impl Seam<'_> {
     /// As [`Seam::host_read`].
     #[track_caller]
     pub fn host_write_direct(self, cx: &Cx<'_>, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
-        self.point_foreign(cx, pfn);
         self.tdx.point_bytes(cx, Access::Rmw, pfn, offset as u64, bytes.len());
-        self.tdx.state.lock().memory.store_direct(Hkid::HOST, pfn, offset, bytes)
+        let mut state = self.tdx.state.lock();
+        self.tdx.wrote(cx, &state, pfn);
+        state.memory.store_direct(Hkid::HOST, pfn, offset, bytes)
     }
 
     /// MOVDIR64B of zeroes over a page: what a host does before it uses a page that was a TD's.
@@ -74,7 +65,9 @@ impl Seam<'_> {
     #[track_caller]
     pub fn clflush(self, cx: &Cx<'_>, pfn: Pfn) {
         self.tdx.point_pages(cx, pfn, 1);
-        self.tdx.state.lock().memory.write_back_page(pfn, Hkid::HOST);
+        let mut state = self.tdx.state.lock();
+        self.tdx.wrote(cx, &state, pfn);
+        state.memory.write_back_page(pfn, Hkid::HOST);
     }
 
     /// INVEPT of all contexts: this processor forgets all translations.
@@ -86,10 +79,22 @@ impl Seam<'_> {
 }
 
 impl Tdx {
+    /// The host is about to write a frame past [`Seam::host_write`], as a part of a step: of a frame that no TD has any more, all lines are the host's from then on, and
+    /// zero if they were a TD's, as the host reads those. Frames of TDs stay as they are.
+    pub fn host_uses(&self, pfn: Pfn) {
+        let mut state = self.state.lock();
+        let is_free = matches!(state.pamt.of_frame(pfn).1.page_type, PageType::Nda | PageType::Rsvd);
+        if is_free {
+            state.memory.take_back(pfn);
+        }
+    }
+
     /// A cache evicts a line, because it does: memory gets it, under the key that its KeyID has now. `false` if it was in none.
     #[track_caller]
     pub fn evict(&self, cx: &Cx<'_>, line: DirtyLine) -> bool {
         self.point_bytes(cx, Access::Rmw, line.0, u64::from(line.1) * 64, 64);
-        self.state.lock().memory.evict(line)
+        let mut state = self.state.lock();
+        self.wrote(cx, &state, line.0);
+        state.memory.evict(line)
     }
 }

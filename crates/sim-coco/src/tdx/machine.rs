@@ -5,7 +5,7 @@ use super::keys::{Kot, Wbcache};
 use super::lock::{Denied, Held, Lock, LockId, Mode, Side};
 use super::memory::{DirtyLine, LineMemory, LineMeta};
 use super::mutants;
-use super::pamt::{PageType, Pamt, PamtEntry, PamtNode};
+use super::pamt::{PageType, Pamt, PamtAt, PamtEntry, PamtNode};
 use super::sept::SeptEntry;
 use super::status::{Seamcall, StatusName};
 use super::sys::SysState;
@@ -71,6 +71,12 @@ impl State {
     /// The next random draw.
     pub(super) fn draw(&mut self) -> Seamcall<()> {
         if self.happens(Injected::NoEntropy) { Err(StatusName::RndNoEntropy.into()) } else { Ok(()) }
+    }
+
+    /// A new page becomes what it is to be. TDX-INV-024 wants to know whether the host's caches had lines of it.
+    pub(super) fn assign(&mut self, at: PamtAt, entry: PamtEntry) {
+        self.memory.note_handed_over(at.base, at.size.pages());
+        self.pamt.set(at, entry);
     }
 
     /// A TD that was looked up and is locked.
@@ -249,7 +255,8 @@ impl Tdx {
         Arc::clone(self.state.lock().memory.phys())
     }
 
-    /// The scheduling point before a leaf. All leaves depend on each other: what they share is locks and page metadata of the whole machine.
+    /// The scheduling point before a leaf. All leaves depend on each other: what they share is locks and page metadata of the whole machine. So does every later step
+    /// of a leaf that takes, changes or gives back any of that ([`Tdx::changes`]).
     #[track_caller]
     pub(super) fn point(&self, cx: &Cx<'_>) {
         cx.point(Access::Rmw, self.object, 0);
@@ -282,6 +289,45 @@ impl Tdx {
     pub(super) fn point_pages(&self, cx: &Cx<'_>, first: Pfn, pages: u64) {
         let words = WORDS_PER_PAGE as u64;
         cx.point_range(Access::Rmw, self.bytes, first.0 * words, pages * words);
+    }
+
+    /// The running step changes what leaves look at, though it was announced as less.
+    pub(super) fn changes(&self, cx: &Cx<'_>) {
+        cx.also(Access::Rmw, self.object, 0, 1);
+    }
+
+    /// The running step reads what leaves change, though it was announced as something else.
+    pub(super) fn looks(&self, cx: &Cx<'_>) {
+        cx.also(Access::Load, self.object, 0, 1);
+    }
+
+    /// The last step of a leaf that reads or writes bytes: its locks, entries and metadata change with it.
+    #[track_caller]
+    pub(super) fn commit_bytes(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, bytes: usize) {
+        self.point_bytes(cx, access, pfn, offset, bytes);
+        self.changes(cx);
+    }
+
+    /// The last step of a leaf that replaces whole pages.
+    #[track_caller]
+    pub(super) fn commit_pages(&self, cx: &Cx<'_>, first: Pfn, pages: u64) {
+        self.point_pages(cx, first, pages);
+        self.changes(cx);
+    }
+
+    /// The running step wrote bytes of a frame. Leaves and translations read tables without saying so of their bytes.
+    pub(super) fn wrote(&self, cx: &Cx<'_>, state: &State, pfn: Pfn) {
+        if matches!(state.pamt.of_frame(pfn).1.page_type, PageType::Ept | PageType::Tdcx) {
+            self.changes(cx);
+        }
+    }
+
+    /// The running step shows which lines of a page are in a cache.
+    pub(super) fn looks_at_caches(&self, cx: &Cx<'_>, first: Pfn, pages: u64) {
+        if self.config.caches {
+            let words = WORDS_PER_PAGE as u64;
+            cx.also(Access::Load, self.bytes, first.0 * words, pages * words);
+        }
     }
 
     /// Lets something happen to the next leaf that can meet it.

@@ -38,7 +38,7 @@ impl Seam<'_> {
         self.tdx.point_bytes(cx, sim_kernel::sched::Access::Load, source, 0, PAGE_SIZE as usize);
         let mut bytes = [0; PAGE_SIZE as usize];
         let read = self.tdx.state.lock().memory.read(reads_as, source, 0, &mut bytes);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         let mut state = self.tdx.state.lock();
         if read.is_err() {
             // A machine check in the module.
@@ -47,7 +47,7 @@ impl Seam<'_> {
         let hkid = state.hkid(tdr);
         state.memory.write_page(hkid, page.base, &bytes);
         state.set_entry(found.slot, SeptEntry::leaf(to, page.base));
-        state.pamt.set(page, PamtEntry::owned(PageType::Reg, tdr));
+        state.assign(page, PamtEntry::owned(PageType::Reg, tdr));
         let measures = !state.is_off(mutants::MEASURES_ADD);
         let td = state.td_mut(tdr);
         if measures {
@@ -74,7 +74,8 @@ impl Seam<'_> {
         self.tdx.window(cx);
         let mut state = self.tdx.state.lock();
         state.set_entry(found.slot, SeptEntry::leaf(to, page.base));
-        state.pamt.set(page, PamtEntry::owned(PageType::Reg, tdr));
+        state.assign(page, PamtEntry::owned(PageType::Reg, tdr));
+        self.tdx.looks_at_caches(cx, page.base, size.pages());
         for i in 0..size.pages() {
             state.memory.set_undefined(page.base + i);
         }

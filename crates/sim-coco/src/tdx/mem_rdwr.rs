@@ -35,7 +35,7 @@ impl<'a> Seam<'a> {
     pub fn mem_rd(self, cx: &Cx<'_>, gpa: Gpa, tdr: Hpa) -> Seamcall<u64> {
         let (_held, tdr, found) = self.open_word(cx, Leaf::MemRd, HostOp::MemRd, gpa, tdr)?;
         let pfn = found.frame(gpa);
-        self.tdx.point_bytes(cx, Access::Load, pfn, gpa.offset(), 8);
+        self.tdx.commit_bytes(cx, Access::Load, pfn, gpa.offset(), 8);
         let mut state = self.tdx.state.lock();
         let (hkid, mut bytes) = (state.hkid(tdr), [0; 8]);
         match state.memory.read(hkid, pfn, gpa.offset() as usize, &mut bytes) {
@@ -51,7 +51,7 @@ impl<'a> Seam<'a> {
     pub fn mem_wr(self, cx: &Cx<'_>, gpa: Gpa, tdr: Hpa, value: u64) -> Seamcall<u64> {
         let (_held, tdr, found) = self.open_word(cx, Leaf::MemWr, HostOp::MemWr, gpa, tdr)?;
         let pfn = found.frame(gpa);
-        self.tdx.point_bytes(cx, Access::Rmw, pfn, gpa.offset(), 8);
+        self.tdx.commit_bytes(cx, Access::Rmw, pfn, gpa.offset(), 8);
         let mut state = self.tdx.state.lock();
         let (hkid, package, mut bytes) = (state.hkid(tdr), state.package(self.lp), [0; 8]);
         let offset = gpa.offset() as usize;

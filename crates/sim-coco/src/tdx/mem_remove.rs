@@ -60,14 +60,17 @@ impl Seam<'_> {
         let new = state.new_page(&mut held, page, PageSize::Size4K, OperandId::R8)?;
         drop(state);
         self.tdx.point_bytes(cx, sim_kernel::sched::Access::Load, old.base, 0, PAGE_SIZE as usize);
-        self.tdx.point_pages(cx, new.base, 1);
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let state = self.tdx.state.lock();
+        let read = state.memory.read(state.hkid(tdr), old.base, 0, &mut bytes);
+        drop(state);
+        self.tdx.commit_pages(cx, new.base, 1);
         let mut state = self.tdx.state.lock();
         if !found.state.is_pending() {
-            let hkid = state.hkid(tdr);
-            let mut bytes = [0; PAGE_SIZE as usize];
-            if state.memory.read(hkid, old.base, 0, &mut bytes).is_err() {
+            if read.is_err() {
                 return Err(state.consume(tdr));
             }
+            let hkid = state.hkid(tdr);
             state.memory.write_page(hkid, new.base, &bytes);
         } else {
             state.memory.set_undefined(new.base);
@@ -75,7 +78,7 @@ impl Seam<'_> {
         state.memory.set_undefined(old.base);
         state.set_entry(found.slot, SeptEntry::leaf(to, new.base));
         state.pamt.free(old);
-        state.pamt.set(new, PamtEntry::owned(PageType::Reg, tdr));
+        state.assign(new, PamtEntry::owned(PageType::Reg, tdr));
         Ok(Hpa::of(old.base))
     }
 }

@@ -42,12 +42,12 @@ impl Seam<'_> {
         state.transition(HostOp::SeptAdd, &found)?;
         let page = state.new_page(&mut held, page, PageSize::Size4K, OperandId::R8)?;
         drop(state);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         let mut state = self.tdx.state.lock();
         let hkid = state.hkid(tdr);
         state.memory.fill_page(hkid, page.base, SeptEntry::FREE.0);
         state.set_entry(found.slot, SeptEntry::table(page.base));
-        state.pamt.set(page, PamtEntry::owned(PageType::Ept, tdr));
+        state.assign(page, PamtEntry::owned(PageType::Ept, tdr));
         state.td_mut(tdr).chldcnt += 1;
         Ok(SeptAdded::Added)
     }

@@ -61,12 +61,12 @@ impl Seam<'_> {
         }
         state.lock_known_page(&mut held, page, Mode::Exclusive, OperandId::RCX)?;
         drop(state);
-        self.tdx.point_pages(cx, table.base, 1);
+        self.tdx.commit_pages(cx, table.base, 1);
         let mut state = self.tdx.state.lock();
         state.demote_metadata(page, node_pages);
         let hkid = state.hkid(tdr);
         state.memory.fill_page(hkid, table.base, SeptEntry::FREE.0);
-        state.pamt.set(table, PamtEntry::owned(PageType::Ept, tdr));
+        state.assign(table, PamtEntry::owned(PageType::Ept, tdr));
         let part = part_size(page.size);
         for index in 0..PT_ENTRIES {
             let child = SeptEntry::leaf(to, page.base + index as u64 * part.pages());
@@ -126,6 +126,9 @@ impl State {
         let node_type = if node.is_some() { PageType::Pamt } else { PageType::Nda };
         self.pamt.set(page, PamtEntry { page_type: node_type, ..entry });
         if let Some(pages) = node {
+            for pfn in pages {
+                self.memory.note_handed_over(pfn, 1);
+            }
             self.pamt.nodes.insert(page.base, PamtNode { pages, used: 0 });
         }
         let part = part_size(page.size);

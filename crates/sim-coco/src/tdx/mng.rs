@@ -32,12 +32,12 @@ impl Seam<'_> {
             return Err(StatusName::HkidNotFree.into());
         }
         drop(state);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         let mut state = self.tdx.state.lock();
         state.memory.zero_page(self.tdx.config.global_hkid(), page.base);
         state.draw()?;
         // A TDR has no owner.
-        state.pamt.set(page, PamtEntry { page_type: PageType::Tdr, owner: None, bepoch: 0 });
+        state.assign(page, PamtEntry { page_type: PageType::Tdr, owner: None, bepoch: 0 });
         state.kot.entries.insert(hkid, HkidState::Assigned);
         state.tds.insert(page.base, Td::new(hkid));
         Ok(())
@@ -108,7 +108,7 @@ impl Seam<'_> {
         }
         let page = state.new_page(&mut held, page, PageSize::Size4K, OperandId::RCX)?;
         drop(state);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         let mut state = self.tdx.state.lock();
         match index {
             MSR_BITMAPS => state.memory.fill_page(hkid, page.base, u64::MAX),
@@ -120,7 +120,7 @@ impl Seam<'_> {
         } else if index + 1 > fewest as usize && !Leaf::MngAddcx.is_allowed_in(state.td(tdr).op_state) {
             return Err(StatusName::OpStateIncorrect.into());
         }
-        state.pamt.set(page, PamtEntry::owned(PageType::Tdcx, tdr));
+        state.assign(page, PamtEntry::owned(PageType::Tdcx, tdr));
         let td = state.td_mut(tdr);
         td.tdcx.push(page.base);
         td.chldcnt += 1;
@@ -139,7 +139,7 @@ impl Seam<'_> {
         let at = state.shared_operand(params, TD_PARAMS_BYTES as u64, OperandId::RDX)?;
         let (pfn, offset) = (Pfn(at.0 >> PAGE_SHIFT), at.0 & (PAGE_SIZE - 1));
         drop(state);
-        self.tdx.point_bytes(cx, sim_kernel::sched::Access::Load, pfn, offset, TD_PARAMS_BYTES);
+        self.tdx.commit_bytes(cx, sim_kernel::sched::Access::Load, pfn, offset, TD_PARAMS_BYTES);
         let mut state = self.tdx.state.lock();
         let mut bytes = [0; TD_PARAMS_BYTES];
         let read = state.memory.read(Hkid::HOST, pfn, offset as usize, &mut bytes);

@@ -10,7 +10,8 @@
 //! [`invariants`] and as assertions; rules can be switched off ([`mutants`]).
 //!
 //! Every leaf is a scheduling point. With [`TdxConfig::contention`] another task may run between the moment when a leaf has its locks and the moment when it
-//! changes something: then it answers OPERAND_BUSY, as the real one does. Leaves that read or write pages have a second step anyhow, announced on the pages' bytes.
+//! changes something: then it answers OPERAND_BUSY, as the real one does. Leaves that read or write pages have a second step anyhow, announced on the
+//! pages' bytes and on the module.
 
 mod accept;
 mod access;

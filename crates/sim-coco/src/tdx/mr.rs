@@ -27,7 +27,7 @@ impl Seam<'_> {
         let found = state.locate_page(&mut held, leaf, tdr, gpa, HostOp::MrExtend)?;
         let pfn = found.frame(gpa);
         drop(state);
-        self.tdx.point_bytes(cx, Access::Load, pfn, gpa.offset(), EXTEND_BYTES);
+        self.tdx.commit_bytes(cx, Access::Load, pfn, gpa.offset(), EXTEND_BYTES);
         let mut state = self.tdx.state.lock();
         let mut bytes = [0; EXTEND_BYTES];
         let hkid = state.hkid(tdr);

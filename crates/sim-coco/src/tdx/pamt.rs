@@ -352,7 +352,6 @@ impl State {
         if is_used {
             return Err(SeamFail::new(StatusName::PageMetadataIncorrect, operand));
         }
-        self.memory.note_handed_over(pfn, size.pages());
         Ok(PamtAt { size, base: pfn })
     }
 

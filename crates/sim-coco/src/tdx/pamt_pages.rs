@@ -64,14 +64,14 @@ impl Seam<'_> {
             }
         }
         drop(state);
-        for pfn in given {
-            self.tdx.point_pages(cx, pfn, 1);
-        }
-        let mut state = self.tdx.state.lock();
         let global = self.tdx.config.global_hkid();
         for pfn in given {
+            self.tdx.commit_pages(cx, pfn, 1);
+            let mut state = self.tdx.state.lock();
+            state.memory.note_handed_over(pfn, 1);
             state.memory.zero_page(global, pfn);
         }
+        let mut state = self.tdx.state.lock();
         let entry = state.pamt.get(at);
         state.pamt.set(at, super::pamt::PamtEntry { page_type: PageType::Pamt, ..entry });
         state.pamt.nodes.insert(region, PamtNode { pages: given, used: 0 });

@@ -122,7 +122,7 @@ impl Seam<'_> {
         drop(state);
         if self.tdx.config.caches {
             // Any frame may have a line there.
-            self.tdx.point_pages(cx, Pfn(0), self.tdx.phys().total_frames());
+            self.tdx.commit_pages(cx, Pfn(0), self.tdx.phys().total_frames());
         } else {
             self.tdx.window(cx);
         }
@@ -148,7 +148,7 @@ impl Seam<'_> {
         let plain = Hpa(page.0 & ((1 << shift) - 1));
         let page = state.lock_page(&mut held, plain, PageType::Nda, Mode::Shared, OperandId::RCX)?;
         drop(state);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         self.tdx.state.lock().memory.write_back_page(page.base, Hkid(keyid as u16));
         Ok(())
     }

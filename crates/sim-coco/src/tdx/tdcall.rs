@@ -125,6 +125,8 @@ impl InTd<'_> {
         }
         drop(state);
         let entry = self.translate(cx, buffer, AccessKind::Read)?;
+        // A translation only reads.
+        tdx.changes(cx);
         let mut held = Held::new(tdx);
         let mut state = tdx.state.lock();
         if index > 3 {
@@ -135,11 +137,11 @@ impl InTd<'_> {
         }
         drop(state);
         let pfn = entry.frame(buffer.gfn());
-        tdx.point_bytes(cx, Access::Load, pfn, buffer.offset(), RTMR_BYTES);
+        tdx.commit_bytes(cx, Access::Load, pfn, buffer.offset(), RTMR_BYTES);
         let mut state = tdx.state.lock();
         let (hkid, mut data) = (state.hkid(self.tdr), [0; RTMR_BYTES]);
         if state.memory.read(hkid, pfn, buffer.offset() as usize, &mut data).is_err() {
-            return Err(GuestStop::Exit(self.machine_check(&mut state)));
+            return Err(GuestStop::Exit(self.machine_check(cx, &mut state)));
         }
         let extended = state.td_mut(self.tdr).measurement.extend_rtmr(index, &data);
         debug_assert!(extended.is_some(), "there are four registers");

@@ -42,11 +42,11 @@ impl Seam<'_> {
         let tdr = state.open_td(&mut held, Leaf::VpCreate, tdr, OperandId::RDX)?;
         let page = state.new_page(&mut held, tdvpr, PageSize::Size4K, OperandId::RCX)?;
         drop(state);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         let mut state = self.tdx.state.lock();
         let hkid = state.hkid(tdr);
         state.memory.zero_page(hkid, page.base);
-        state.pamt.set(page, PamtEntry::owned(PageType::Tdvpr, tdr));
+        state.assign(page, PamtEntry::owned(PageType::Tdvpr, tdr));
         state.vps.insert(page.base, Vp::new(tdr));
         state.td_mut(tdr).chldcnt += 1;
         Ok(())
@@ -70,11 +70,11 @@ impl Seam<'_> {
         }
         let page = state.new_page(&mut held, page, PageSize::Size4K, OperandId::RCX)?;
         drop(state);
-        self.tdx.point_pages(cx, page.base, 1);
+        self.tdx.commit_pages(cx, page.base, 1);
         let mut state = self.tdx.state.lock();
         let hkid = state.hkid(tdr);
         state.memory.zero_page(hkid, page.base);
-        state.pamt.set(page, PamtEntry::owned(PageType::Tdcx, tdr));
+        state.assign(page, PamtEntry::owned(PageType::Tdcx, tdr));
         state.vp_mut(tdvpr).tdcx.push(page.base);
         state.td_mut(tdr).chldcnt += 1;
         Ok(())

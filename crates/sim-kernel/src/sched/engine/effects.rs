@@ -13,6 +13,15 @@ impl Engine {
         }
     }
 
+    /// The running step did what this operation does, too.
+    pub(crate) fn also(&self, op: &Op) {
+        if self.watching.get()
+            && let Some(effect) = Effect::of(op)
+        {
+            self.push_effect(effect);
+        }
+    }
+
     #[inline(never)]
     pub(super) fn push_effect(&self, effect: Effect) {
         if self.current.get() != TaskId::BOOT {
