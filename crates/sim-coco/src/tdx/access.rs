@@ -211,7 +211,7 @@ impl InTd<'_> {
             change(bytes);
             state.memory.store(key, package, pfn, offset as usize, bytes)
         });
-        modified.map_err(|_| GuestStop::Exit(self.machine_check(&mut state)))
+        modified.map_err(|_| GuestStop::Exit(self.machine_check(cx, &mut state)))
     }
 
     /// As [`InTd::read`], eight bytes.

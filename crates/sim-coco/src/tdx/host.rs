@@ -2,6 +2,7 @@
 
 use super::machine::{Seam, Tdx};
 use super::memory::{DirtyLine, Poison};
+use super::pamt::PageType;
 use super::types::Hkid;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
