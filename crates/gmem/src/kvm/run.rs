@@ -119,7 +119,7 @@ impl Vcpu {
         if state.immediate_exit {
             return Err(Errno::EINTR);
         }
-        self.svm_vcpu_pre_run()?;
+        self.sev_vcpu_pre_run()?;
         if self.tdx_needs_initialization(state) {
             return Err(Errno::EINVAL);
         }

@@ -82,7 +82,7 @@ impl Vcpu {
                 state.exit = sev_term(ghcb.gpa.0);
                 Ok(Next::Exit)
             }
-            Event::Psc => self.sev_handle_psc(cx, state, &ghcb),
+            Event::Psc => self.snp_begin_psc(cx, state, &ghcb),
             Event::ApCreation => Ok(self.sev_snp_ap_creation(cx, state, sev, &ghcb)),
             Event::GuestRequest => self.snp_handle_guest_req(cx, state, sev, &ghcb),
             Event::ExtGuestRequest => self.snp_handle_ext_guest_req(cx, state, sev, &ghcb),

@@ -159,11 +159,11 @@ impl Vcpu {
         GuestCpu::snp(self.id() as u32, asid).at_vmpl(es.vmpl).at_cpl(state.sregs.paging.cpl)
     }
 
-    /// `svm_vcpu_pre_run`.
+    /// `sev_vcpu_needs_initialization`, as `kvm_x86_vcpu_pre_run` asks it.
     ///
     /// # Errors
     /// `EINVAL` before `KVM_SEV_INIT2`.
-    pub(crate) fn svm_vcpu_pre_run(&self) -> Result<(), Errno> {
+    pub(crate) fn sev_vcpu_pre_run(&self) -> Result<(), Errno> {
         if self.vm.sev().is_some_and(|sev| !sev.is_snp_guest()) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 

@@ -250,8 +250,14 @@ impl Snp {
         if is_in { Ok(()) } else { Err(FwStatus::InvalidPageState) }
     }
 
+    /// The RMP's own pages are the firmware's, but for nobody to name.
+    pub(super) fn check_no_rmp_page(&self, page: &NamedPage) -> Result<(), FwStatus> {
+        if self.rmp.layout().is_rmp_page(page.at.pfn()) { Err(FwStatus::InvalidAddress) } else { Ok(()) }
+    }
+
     /// A page of 4 KiB that the firmware may write its answer to.
     pub(super) fn check_firmware_page(&self, page: &NamedPage) -> Result<(), FwStatus> {
+        self.check_no_rmp_page(page)?;
         self.check_size(page)?;
         self.check_state(page, &[PageState::Firmware])
     }
