@@ -205,7 +205,8 @@ fn sn_145_a_fault_on_a_page_of_4k_changes_nothing() {
         // It is assigned at the other address; the guest faults until somebody interrupts its vCPU.
         let faults = cx.spawn("faults", move |cx| {
             let op = parse_line("guest_read c0 0x400000").expect("a line").op;
-            assert_eq!(other.execute(cx, &op).to_string(), r#"{"err": "EINTR"}"#);
+            let answer = other.execute(cx, &op).to_string();
+            assert!(answer.contains("EINTR"), "{answer}");
         });
         cx.spawn("interrupts", move |cx| {
             (0..400).for_each(|_| cx.cond_resched());
