@@ -190,10 +190,10 @@ impl Vm {
 }
 
 impl Host {
-    /// `kvm_arch_gmem_invalidate`: the page has left its guest_memfd's page cache. There is no VM in this.
-    pub(super) fn arch_gmem_invalidate(&self, cx: &Cx<'_>, pfn: Pfn) {
+    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: the page has left its guest_memfd's page cache. There is no VM in this.
+    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, pfn: Pfn) {
         if let Some(sev) = self.sev() {
-            sev.gmem_invalidate(cx, pfn..pfn + 1);
+            sev.gmem_make_shared(cx, pfn..pfn + 1);
         }
     }
 }

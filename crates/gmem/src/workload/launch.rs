@@ -10,7 +10,7 @@ use crate::kvm::process::Process;
 use crate::kvm::sev::{
     MpState, SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev,
 };
-use crate::kvm::tdx::{KVM_TDX_MEASURE_MEMORY_REGION, TdxCmd, TdxInitMemRegion, TdxInitVm, TdxOp};
+use crate::kvm::tdx::{KVM_TDX_MEASURE_MEMORY_REGION, TdxCmd, TdxInitMemRegion, TdxOp};
 use crate::kvm::uapi::{Cap, KVM_HC_MAP_GPA_RANGE, KVM_X86_SNP_VM, KVM_X86_TDX_VM, kvm_enable_cap};
 use crate::linux_guest::Program;
 use sim_kernel::fs::RawFd;
@@ -83,7 +83,7 @@ fn launch_td(
 ) -> Result<(Vmm, Vec<VcpuFd>), Errno> {
     let vm = new_vm(cx, process, KVM_X86_TDX_VM)?;
     let command = |vm: &VmFd, op| ioctl::memory_encrypt_op_tdx(cx, process, vm.as_raw_fd(), &mut TdxCmd::new(op));
-    command(&vm, TdxOp::InitVm(Box::new(TdxInitVm::default())))?;
+    command(&vm, TdxOp::InitVm(Box::default()))?;
     let vmm = Vmm::new(cx, process, vm, sizes)?;
     let mut vcpus = Vec::new();
     for id in 0..sizes.vcpus {

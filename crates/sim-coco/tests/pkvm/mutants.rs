@@ -1,10 +1,10 @@
 //! What each rule of the hypervisor stops, and what happens without it.
 
 use crate::discipline::Checker;
-use crate::machine::{Both, DEVICE, GFN, IDLE, N, OK, P, config, ipa};
+use crate::machine::{Both, DEVICE, EPERM, GFN, IDLE, N, NOMAP, OK, P, config, ipa};
 use sim_coco::pkvm::{HostAbort, HostCall, Memcache, Pa, PageState, PkvmConfig, Prot, Touch, invariants, mutants};
 use sim_kernel::sched::Sim;
-use sim_kernel::{Cx, Mutant, MutantSet, Pfn};
+use sim_kernel::{Cx, Errno, Mutant, MutantSet, Pfn};
 use sim_mmu::Gfn;
 
 /// What an attempt came to: `false` if the hypervisor stopped it.
@@ -198,6 +198,19 @@ fn pk_029_what_each_rule_stops() {
             });
         }
     }
+}
+
+#[test]
+fn a_rule_is_off_alone() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants([mutants::PARTIAL_SHARE, mutants::DONATES_MMIO].into_iter().collect::<MutantSet>());
+        let both = Both::new(cx, config());
+        let (pfn, vcpu) = (both.page(), both.pkvm.loaded(N).unwrap());
+        let shared = both.pkvm.el2(cx, N).host_share_guest(&vcpu, pfn, GFN, 1, Prot::RWX);
+        assert_eq!((vcpu.memcache_pages(), shared), (0, Err(Errno::ENOMEM)));
+        assert_eq!(both.donate(cx, P, NOMAP, GFN), EPERM);
+        both.check();
+    });
 }
 
 /// What of it a checker sees that has the recording only. The others change what a call answers, or what is in a page, in ways that break no discipline; K05 and K06 are in `races.rs`.

@@ -1,11 +1,11 @@
 //! The recording: that it is complete enough for a checker, and that the checker sees what it is for.
 
 use crate::discipline::Checker;
-use crate::machine::{Both, GFN, IDLE, N, OK, P, config};
+use crate::machine::{Both, GFN, IDLE, N, OK, P, config, err};
 use serde_json::Value;
-use sim_coco::pkvm::{HostCall, PkvmConfig, mutants};
+use sim_coco::pkvm::{HostCall, PkvmConfig, Prot, mutants};
 use sim_kernel::sched::Sim;
-use sim_kernel::{Cx, Mutant, MutantSet};
+use sim_kernel::{Cx, Errno, Mutant, MutantSet};
 use sim_mmu::Gfn;
 use std::collections::BTreeSet;
 
@@ -123,6 +123,29 @@ fn frames_of_a_root_are_used_for_another() {
         both.donated(cx, GFN);
     });
     Checker::check(&lines).unwrap();
+}
+
+#[test]
+fn pages_of_the_dying_are_cleared_before_they_are_unmapped() {
+    let lines = recorded(None, everything);
+    let calls: Vec<&str> = lines.split(r#""event":"enter","call":"reclaim_dying_guest_page""#).skip(1).collect();
+    let at = |call: &str, event: &str| call.lines().position(|line| line.contains(event));
+    // Owned, shared back, taken by force.
+    let order = calls.iter().take(3).map(|call| {
+        let call = &call[..call.find(r#""event":"exit""#).unwrap()];
+        (at(call, r#""event":"zero""#), at(call, r#""event":"pte","vmid":1"#))
+    });
+    let order: Vec<_> = order.collect();
+    assert!(matches!(order[..], [(Some(zero), Some(pte)), (None, Some(_)), (None, None)] if zero < pte), "{order:?}");
+}
+
+#[test]
+fn relaxing_permissions_of_nothing_invalidates() {
+    let lines = recorded(None, |cx, both| {
+        let call = HostCall::HostRelaxPermsGuest { gfn: GFN, prot: Prot::RWX };
+        assert_eq!(both.call(cx, N, call), err(Errno::EAGAIN));
+    });
+    assert!(lines.contains(r#"{"cpu":1,"event":"tlbi","op":"ipas2e1","vmid":2,"ipa":"0x80200000"}"#));
 }
 
 #[test]
