@@ -5,7 +5,7 @@ use gmem::interp::Sequential;
 use gmem::ops::Op;
 use gmem::replay::Executor;
 use gmem::trace::{Reader, emit};
-use gmem::{KernelVersion, MachineConfig, Simulator, Stage2Kind, Status, Thp, cli, scenario};
+use gmem::{KernelVersion, MachineConfig, Simulator, SnpCpuid, Stage2Kind, Status, Thp, cli, scenario};
 use sim_kernel::Faults;
 use sim_mmu::tlb::TlbConfig;
 use std::fs;
@@ -96,6 +96,7 @@ fn a_scenario_says_everything_of_a_machine() {
         snp = true
         snp_asids = 9
         snp_contention = true
+        snp_cpuid = "any"
         ciphertext_hiding = true
         tdx = true
         tdx_hkids = 7
@@ -103,6 +104,7 @@ fn a_scenario_says_everything_of_a_machine() {
         tdx_host_priority = true
         tdx_erratum = true
         tdx_caches = true
+        tdx_terminate_vm = true
         pkvm = false
         pkvm_gmem = false
         memlock = "64K"
@@ -110,12 +112,13 @@ fn a_scenario_says_everything_of_a_machine() {
         fail_table = 2
         fail_node = 3
         busy_private = 6
+        psp_timeout = 7
         signal_step = 4
         signal_task = 5
         [setup]
         run = "create_vm vm0"
     "#;
-    let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, signal_step: 4, signal_task: 5 };
+    let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, firmware: 7, signal_step: 4, signal_task: 5 };
     let failure = MachineConfig {
         tlb: TlbConfig::NONE,
         ept_ad_bits: false,
@@ -127,6 +130,7 @@ fn a_scenario_says_everything_of_a_machine() {
         snp: true,
         snp_asids: 9,
         snp_contention: true,
+        snp_cpuid: SnpCpuid::Any,
         ciphertext_hiding: true,
         tdx: true,
         tdx_hkids: 7,
@@ -134,6 +138,7 @@ fn a_scenario_says_everything_of_a_machine() {
         tdx_host_priority: true,
         tdx_erratum: true,
         tdx_caches: true,
+        tdx_terminate_vm: true,
         memlock: 64 << 10,
         faults,
         ..shadow()

@@ -33,12 +33,13 @@ mod host;
 mod info;
 pub mod insn;
 mod ioctl;
-mod kernel;
 mod launch;
 mod msr;
 pub mod page;
 pub mod protocol;
 mod psc;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vmsa;
 
