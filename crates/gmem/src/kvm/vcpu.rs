@@ -355,9 +355,9 @@ impl Vcpu {
             if cx.has_mutant(MODE_NO_FENCE) {
                 self.store_guest_mode(cx);
             }
-            !self.has_requests(cx)
-        } && !cx.signal_pending()
-            && !self.was_told_to_leave(cx);
+            // In the order of `kvm_vcpu_exit_request`.
+            !self.was_told_to_leave(cx) && !self.has_requests(cx)
+        } && !cx.signal_pending();
         if may_run {
             let seen = self.peek_requests() == 0 || self.guest_mode.peek() == EXITING_GUEST_MODE;
             assert!(seen, "MMU-INV-034: vCPU {} enters the guest with a request that it has not seen", self.id);
