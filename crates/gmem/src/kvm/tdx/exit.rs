@@ -34,6 +34,7 @@ impl Vcpu {
                 srcu.outside(|| tdx.host.wait_for_lock(cx));
                 return Ok(Next::Enter);
             }
+            TdVisit::Spins(_) => return Ok(Next::Enter),
             TdVisit::Failed(fail) => return Ok(self.tdx_unhandled_exit(state, fail.status.raw())),
             TdVisit::Halted => {
                 self.tdx_take_vmcall(state);
