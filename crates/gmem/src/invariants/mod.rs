@@ -22,6 +22,7 @@ pub mod progress;
 pub mod snapshot;
 mod snp;
 pub mod tables;
+mod tdx;
 pub mod translations;
 pub mod xarray;
 
@@ -91,6 +92,8 @@ pub enum Section {
     Snp,
     /// pKVM: who owns a page, the tables that say so, and KVM's records.
     Pkvm,
+    /// TDX: the module, and KVM's use of it.
+    Tdx,
 }
 
 impl fmt::Display for Section {
@@ -106,6 +109,7 @@ impl fmt::Display for Section {
             Section::Tables => "stage-2 tables",
             Section::Snp => "SEV-SNP",
             Section::Pkvm => "pKVM",
+            Section::Tdx => "TDX",
         })
     }
 }
@@ -168,6 +172,7 @@ static SECTIONS: &[&[Invariant]] = &[
     tables::ROWS,
     pkvm::ROWS,
     snp::ROWS,
+    tdx::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

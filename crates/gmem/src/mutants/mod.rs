@@ -16,6 +16,7 @@ mod sequence;
 mod sev;
 mod slots;
 mod tables;
+mod tdx;
 mod tlbs;
 
 pub use absent::{ABSENT, Absent};
