@@ -97,6 +97,7 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_asids = 9
         snp_contention = true
         ciphertext_hiding = true
+        gmem_2m_enabled = true
         fail_frame = 1
         fail_table = 2
         fail_node = 3
@@ -119,6 +120,7 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_asids: 9,
         snp_contention: true,
         ciphertext_hiding: true,
+        gmem_2m_enabled: true,
         faults,
         ..shadow()
     };
