@@ -151,7 +151,7 @@ impl GmemInode {
             self.truncate(cx, pages.clone());
         }
         let zapped = if cx.has_mutant(GMEM_2M_NARROW) { pages.clone() } else { self.whole_folios(&pages) };
-        let begin = |view: Arc<GmemFile>| (view.invalidate_begin(cx, &zapped), view);
+        let begin = |view: Arc<GmemFile>| (view.invalidate_start(cx, &zapped), view);
         let mut open: Vec<_> = self.views().into_iter().map(begin).collect();
         let mut close = || {
             for (invalidation, view) in open.drain(..) {
@@ -169,7 +169,7 @@ impl GmemInode {
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
         self.punching.lock().push(pages.clone());
         let host = &self.host;
-        self.mapping.truncate(cx, pages.clone(), &mut |pfn, pages| host.arch_gmem_invalidate(cx, pfn..pfn + pages));
+        self.mapping.truncate(cx, pages.clone(), &mut |pfn, pages| host.arch_gmem_reclaim(cx, pfn..pfn + pages));
         let mut punching = self.punching.lock();
         let at = punching.iter().position(|hole| *hole == pages).expect("pushed above");
         punching.swap_remove(at);
@@ -204,7 +204,7 @@ impl GmemInode {
         let index = self.host.phys.index(pfn).0;
         let pages = self.whole_folios(&(index..index + 1));
         for view in self.views() {
-            let invalidation = view.invalidate_begin(cx, &pages);
+            let invalidation = view.invalidate_start(cx, &pages);
             view.invalidate_end(cx, &pages, invalidation);
         }
     }
@@ -599,9 +599,9 @@ impl GmemFile {
         found
     }
 
-    /// `kvm_gmem_invalidate_begin`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
+    /// `kvm_gmem_invalidate_start`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
     /// holds `invalidate_lock`. `None` if nothing is bound, and then nothing happened.
-    fn invalidate_begin(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
+    fn invalidate_start(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
         self.assert_live();
         assert!(!self.vm.is_destroyed(), "INV-405: a guest_memfd outlived its VM");
         let frames = self.bound_frames(cx, pages);
@@ -611,7 +611,7 @@ impl GmemFile {
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
         let kind = if self.inode.is_init_shared() { RootFilter::Shared } else { RootFilter::Private };
         let invalidation = self.vm.invalidate_frames(cx, &mut lock, kind, frames.iter().copied());
-        self.vm.sev_reload_vmsas(cx, &frames);
+        self.vm.sev_gmem_invalidate_range(cx, &frames);
         Some(invalidation)
     }
 
@@ -645,7 +645,7 @@ impl GmemFile {
 }
 
 impl FileOperations for GmemFile {
-    /// `kvm_gmem_release`, then, because this is the inode's only file, `kvm_gmem_evict_inode`.
+    /// `kvm_gmem_release`, then, because this is the inode's only file, `evict`.
     fn release(&self, cx: &Cx<'_>) {
         self.check_release(cx);
         {
@@ -664,7 +664,7 @@ impl FileOperations for GmemFile {
             }
             let pages = self.pages();
             if !cx.has_mutant(RC_17) {
-                let invalidation = self.invalidate_begin(cx, &pages);
+                let invalidation = self.invalidate_start(cx, &pages);
                 self.invalidate_end(cx, &pages, invalidation);
             }
             self.inode.files.lock().retain(|view| !std::ptr::eq(view.as_ptr(), self));
@@ -686,7 +686,7 @@ impl FileOperations for GmemFile {
                 let phys = &self.inode.host.phys;
                 (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
             }
-            self.inode.host.arch_gmem_invalidate(cx, pfn..pfn + pages);
+            self.inode.host.arch_gmem_reclaim(cx, pfn..pfn + pages);
         });
     }
 

@@ -95,7 +95,7 @@ impl Vcpu {
         Ok((end - gpa.0).min(size))
     }
 
-    /// `kvm_tdp_map_page`.
+    /// `kvm_tdp_page_prefault`.
     fn map_page(
         &self,
         cx: &Cx<'_>,

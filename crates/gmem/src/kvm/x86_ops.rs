@@ -198,10 +198,10 @@ impl Vm {
 }
 
 impl Host {
-    /// `kvm_arch_gmem_invalidate`: a folio has left its guest_memfd's page cache. There is no VM in this.
-    pub(super) fn arch_gmem_invalidate(&self, cx: &Cx<'_>, frames: Range<Pfn>) {
+    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: a folio has left its guest_memfd's page cache. There is no VM in this.
+    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, frames: Range<Pfn>) {
         if let Some(sev) = self.sev() {
-            sev.gmem_invalidate(cx, frames);
+            sev.gmem_make_shared(cx, frames);
         }
     }
 }

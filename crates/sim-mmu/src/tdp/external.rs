@@ -111,7 +111,7 @@ impl TdpMmu {
         Ok(table)
     }
 
-    /// `tdp_mmu_free_sp` of a table that was never linked.
+    /// `tdp_mmu_free_unused_sp` of a table that was never linked.
     pub(super) fn free_unlinked_sp(&self, cx: &Cx<'_>, table: Pfn) {
         if let Some(external) = self.tables.info(table).external {
             self.put_external_page(cx, external);

@@ -55,7 +55,7 @@ pub struct TdpConfig {
     /// Split huge pages when dirty logging is enabled, not at the write fault.
     pub eager_page_split: bool,
     /// A write fault on a write-protected huge leaf splits it, as the TDP MMU does (`tdp_mmu_split_huge_page`). Without it the leaf is dropped
-    /// and only the page of the fault is mapped again, as the shadow MMU does (`drop_large_spte`).
+    /// and only the page of the fault is mapped again, as the shadow MMU does (`__link_shadow_page`).
     pub splits_on_fault: bool,
     /// Largest leaf that the processor supports.
     pub max_level: Level,

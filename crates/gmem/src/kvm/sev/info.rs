@@ -2,10 +2,10 @@
 
 use super::contents::GuestContents;
 use super::host::SevHost;
-use super::ioctl::check_fd;
+use super::ioctl::{check_fd, psp_errno};
 use crate::kvm::mutants::SEV_ASID_FREED_FIRST;
 use crate::kvm::vm::Vm;
-use sim_coco::snp::{Asid, RmpSize, Spa};
+use sim_coco::snp::{Asid, RmpSize, SevFeatures, Spa};
 use sim_kernel::fs::{FdTable, RawFd};
 use sim_kernel::sync::Mutex;
 use sim_kernel::{Cx, Errno, Pfn};
@@ -13,10 +13,8 @@ use sim_mmu::Gpa;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-/// `SVM_SEV_FEAT_SNP_ACTIVE`.
-pub(super) const SNP_ACTIVE: u64 = 1 << 0;
-/// `SVM_SEV_FEAT_DEBUG_SWAP`, which user space may ask for.
-pub(super) const DEBUG_SWAP: u64 = 1 << 5;
+/// What user space may ask for (`sev_supported_vmsa_features`).
+const SUPPORTED_VMSA_FEATURES: SevFeatures = SevFeatures::DEBUG_SWAP;
 /// `GHCB_VERSION_MAX`.
 pub(super) const GHCB_VERSION: u16 = 2;
 
@@ -131,8 +129,8 @@ impl SevInfo {
     }
 
     /// `vmsa_features`.
-    pub fn vmsa_features(&self) -> u64 {
-        self.vmsa_features.load(Ordering::Relaxed)
+    pub fn vmsa_features(&self) -> SevFeatures {
+        SevFeatures::from_bits_retain(self.vmsa_features.load(Ordering::Relaxed))
     }
 
     /// `kvm->created_vcpus`.
@@ -164,8 +162,10 @@ impl SevInfo {
         if cx.has_mutant(SEV_ASID_FREED_FIRST) {
             self.host.asid_free(cx, asid);
         }
-        // Without a decommissioned context, the ASID is lost with it.
-        if snp_decommission_context(cx, self).is_ok() && !cx.has_mutant(SEV_ASID_FREED_FIRST) {
+        if snp_decommission_context(cx, self).is_err() {
+            // Nobody knows the context any more; the ASID is lost with it.
+            self.host.leak_allocated(self.context().expect("it was not decommissioned"));
+        } else if !cx.has_mutant(SEV_ASID_FREED_FIRST) {
             self.host.asid_free(cx, asid);
         }
     }
@@ -193,11 +193,15 @@ impl Vm {
         cx: &Cx<'_>,
         sev: &SevInfo,
         launch: &mut Launch,
-        vmsa_features: u64,
+        vmsa_features: SevFeatures,
         flags: u32,
         ghcb_version: u16,
     ) -> Result<(), Errno> {
-        if !launch.need_init || sev.created_vcpus() > 0 || flags != 0 || vmsa_features & !DEBUG_SWAP != 0 {
+        if !launch.need_init
+            || sev.created_vcpus() > 0
+            || flags != 0
+            || !SUPPORTED_VMSA_FEATURES.contains(vmsa_features)
+        {
             return Err(Errno::EINVAL);
         }
         if !matches!(ghcb_version, 0 | GHCB_VERSION) {
@@ -208,7 +212,7 @@ impl Vm {
             sev.host.asid_free(cx, asid);
             return Err(errno);
         }
-        sev.vmsa_features.store(vmsa_features | SNP_ACTIVE, Ordering::Relaxed);
+        sev.vmsa_features.store((vmsa_features | SevFeatures::SNP_ACTIVE).bits(), Ordering::Relaxed);
         sev.asid.set(asid).expect("need_init is cleared with the first ASID");
         launch.need_init = false;
         Ok(())
@@ -232,17 +236,14 @@ fn snp_guest_req_init(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
 /// `snp_decommission_context`: forgets the guest and frees its context; nothing to do without one.
 ///
 /// # Errors
-/// If the firmware refuses; then the context is leaked.
+/// If the firmware refuses; then the VM keeps its context.
 pub(super) fn snp_decommission_context(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
     let Some(context) = sev.context() else { return Ok(()) };
     let decommissioned = {
         let _deactivate = sev.host.deactivate_lock.write(cx);
         sev.host.snp().snp_decommission(cx, Spa::of(context))
     };
-    if decommissioned.is_err() {
-        sev.host.leak_allocated(context);
-        return Err(Errno::EIO);
-    }
+    decommissioned.map_err(psp_errno)?;
     sev.host.free_firmware_page(cx, context);
     sev.set_context(None);
     Ok(())
