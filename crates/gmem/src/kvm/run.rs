@@ -3,7 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH};
+use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH, SEV_RMP_FAULT_ANY};
 use super::sev::MpState;
 use super::sev::RmpFault;
 use super::uapi::*;
@@ -342,10 +342,15 @@ impl Vcpu {
         fault: &Stage2Fault,
         info1: ExitInfo1,
     ) -> Result<RetPf, Errno> {
-        let result = self.page_fault(cx, state, fault, info1)?;
+        let result = self.page_fault(cx, state, fault, info1);
         if state.sev.is_none() {
-            return Ok(result);
+            return result;
         }
+        let result = match result {
+            // Whatever the MMU says, the RMP's part is seen to, and the guest goes on.
+            Err(_) if info1.contains(ExitInfo1::RMP) && cx.has_mutant(SEV_RMP_FAULT_ANY) => RetPf::Spurious,
+            other => other?,
+        };
         let rmp = RmpFault { gpa: fault.gpa, error: info1 };
         let is_vain = info1.contains(ExitInfo1::RMP) && !self.sev_handle_rmp_fault(cx, state, rmp);
         // `svm_check_emulate_instruction`: what is protected cannot be emulated, so the guest tries again.

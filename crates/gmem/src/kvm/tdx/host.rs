@@ -59,7 +59,7 @@ impl TdxHost {
         let tdx = Arc::new(Tdx::new(cx, Arc::clone(phys), machine));
         tdx.bring_up(cx);
         let watched = Arc::downgrade(&tdx);
-        phys.set_write_guard(Box::new(move |pfn| {
+        phys.set_write_guard(Box::new(move |pfn, _| {
             if let Some(tdx) = watched.upgrade() {
                 tdx.host_uses(pfn);
             }
