@@ -26,8 +26,8 @@ pub struct Mutant {
 }
 
 impl Mutant {
-    /// One more than the largest number of a mutant. By convention 0 to 63 are in `sim-kernel`, 64 to 159 in `sim-mmu`, 160 to 319 in
-    /// `gmem`, and the rest in `sim-coco`.
+    /// One more than the largest number of a mutant. By convention 0 to 63 are in `sim-kernel`, 64 to 159 in `sim-mmu`, 160 to 319 and from 464
+    /// on in `gmem`, and the rest in `sim-coco`.
     pub const MAX: u16 = 512;
 
     /// The mutant with this number and id (`RC-01`, `BUG-25`).

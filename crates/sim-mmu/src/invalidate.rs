@@ -1,4 +1,4 @@
-//! The invalidation and retry protocol between whoever takes memory away and page faults (`kvm_mmu_invalidate_begin`,
+//! The invalidation and retry protocol between whoever takes memory away and page faults (`kvm_mmu_invalidate_start`,
 //! `kvm_mmu_invalidate_range_add`, `kvm_mmu_invalidate_end` of `virt/kvm/kvm_main.c`, `mmu_invalidate_retry_gfn` of
 //! `include/linux/kvm_host.h`).
 //!
@@ -66,7 +66,7 @@ impl MmuInvalidate {
         }
     }
 
-    /// `kvm_mmu_invalidate_begin`. At least one range must be added before the lock is released.
+    /// `kvm_mmu_invalidate_start`. At least one range must be added before the lock is released.
     pub fn begin(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>) -> Invalidation {
         // Only the first of several overlapping invalidations forgets the old range: the others extend it.
         let first = self.in_progress.fetch_add(cx, 1) == 0;

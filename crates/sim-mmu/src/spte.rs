@@ -193,7 +193,7 @@ impl SpteMasks {
         spte.0 & self.accessed != 0
     }
 
-    /// `make_spte_nonexecutable`; an entry that waits for its next access will not get the right either.
+    /// `change_spte_executable`, to take the right away; an entry that waits for its next access will not get the right either.
     #[inline]
     pub const fn make_nonexecutable(&self, spte: Spte) -> Spte {
         let exec = self.exec | self.user_exec;
@@ -203,7 +203,7 @@ impl SpteMasks {
         spte.without(exec).with(self.nx)
     }
 
-    /// `make_spte_executable`; an entry that waits for its next access gets the right with the others.
+    /// `change_spte_executable`, to give it back; an entry that waits for its next access gets the right with the others.
     #[inline]
     pub const fn make_executable(&self, spte: Spte) -> Spte {
         let exec = self.exec | self.user_exec;
@@ -267,7 +267,7 @@ impl SpteMasks {
             && self.mmio_generation(spte) == generation & MMIO_SPTE_GEN_MASK
     }
 
-    /// `is_access_allowed`: the permission test on a present leaf.
+    /// `spte_permission_fault`, the other way round: the permission test on a present leaf.
     #[inline]
     pub const fn is_access_allowed(&self, spte: Spte, access: Access) -> bool {
         spte.is_present() && self.hw_allows(spte.0, access)
@@ -283,9 +283,9 @@ impl SpteMasks {
         }
     }
 
-    /// `spte_has_volatile_bits`: whether others may change the entry without mmu_lock so that the change must not be lost.
+    /// `spte_needs_atomic_update`: whether others may change the entry without mmu_lock so that the change must not be lost.
     #[inline]
-    pub const fn has_volatile_bits(&self, spte: Spte) -> bool {
+    pub const fn needs_atomic_update(&self, spte: Spte) -> bool {
         (!spte.is_writable() && spte.has(self.mmu_writable))
             || !self.ad_enabled()
             || (spte.is_writable() && !spte.has(self.dirty))

@@ -19,7 +19,7 @@ use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
-pub const NAMES: [&str; 51] = [
+pub const NAMES: [&str; 59] = [
     "create_vm",
     "create_vcpu",
     "check_extension",
@@ -71,6 +71,14 @@ pub const NAMES: [&str; 51] = [
     "guest_vmgexit",
     "guest_psc",
     "guest_convert",
+    "tdx_init_vm",
+    "tdx_init_vcpu",
+    "tdx_init_mem_region",
+    "tdx_finalize_vm",
+    "guest_accept",
+    "guest_map_gpa",
+    "guest_tdvmcall",
+    "guest_make_vmsa",
 ];
 
 /// Operations that a program has at most: what follows is ignored.

@@ -12,9 +12,10 @@ use super::world::{World, errno_of, failed};
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Sharing};
 use crate::kvm::uapi::exit::{KVM_EXIT_IO, KVM_EXIT_SNP_REQ_CERTS};
-use crate::kvm::uapi::kvm_userspace_memory_region;
-use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
+use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes, kvm_userspace_memory_region};
+use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, Vcpu};
 use crate::ops::{Answer, Exit, Name, Op};
+use std::sync::Arc;
 
 /// Where the code page lies in the guest.
 pub(super) const CODE_GPA: u64 = 0xf000_0000;
@@ -23,23 +24,63 @@ const CODE_SLOT: u32 = 31;
 /// What the first word of a code page holds: `hlt`, four times.
 const CODE_WORD: u32 = 0xf4f4_f4f4;
 
+/// A program of a protected guest.
+#[derive(Default)]
+pub(super) struct Run {
+    pub(super) program: Vec<GuestInsn>,
+    /// What it copies to memory.
+    pub(super) blocks: Vec<Box<[u8]>>,
+    /// What the VMM answers; 0: it does what it is asked for.
+    pub(super) reply: u64,
+    /// Whether `rbx` is worth telling at the end.
+    pub(super) reads: bool,
+}
+
 impl World {
+    /// Runs a program of a protected guest, whose requests to convert memory the VMM serves.
+    pub(super) fn run_guest(&self, cx: &Cx<'_>, vcpu: &Name, run: Run) -> Answer {
+        let fd = self.fd(vcpu);
+        let Some(handle) = ioctl::peek_vcpu(cx, &self.process, fd) else {
+            return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
+        };
+        let _operator = handle.operator.lock(cx);
+        handle.set_blocks(cx, run.blocks);
+        handle.set_program(cx, &run.program);
+        let mut answer = None;
+        loop {
+            let (result, exit) = match ioctl::run_answered(cx, &self.process, fd, answer) {
+                Ok(run) => run,
+                Err(errno) => return failed(errno),
+            };
+            match exit {
+                ExitInfo::Hypercall { args, .. } if result.is_ok() => {
+                    answer = Some(if run.reply == 0 { map_gpa_range(cx, &handle, args) } else { run.reply });
+                }
+                ExitInfo::SnpReqCerts { .. } if result.is_ok() => answer = Some(run.reply),
+                _ => {
+                    let value = run.reads.then(|| handle.regs(cx).rbx);
+                    return answer_of(result, exit, value);
+                }
+            }
+        }
+    }
+
     pub(super) fn create_vcpu(&self, cx: &Cx<'_>, vm: &Name, vcpu: &Name, index: u64, paging: bool) -> Answer {
         let vm_fd = self.fd(vm);
         let result = ioctl::create_vcpu(cx, &self.process, vm_fd, index);
         if result.is_ok()
             && let Some(vm) = ioctl::peek_vm(cx, &self.process, vm_fd)
             && vm.vcpu_count() == 1
-            && vm.sev().is_none()
+            && !vm.is_protected()
         {
             // A VM whose slots already use this place keeps them: the recording program does not look either.
             let _ = self.add_code_slot(cx, vm_fd, paging);
         }
         if let Some(vcpu) = result.ok().and_then(|fd| ioctl::peek_vcpu(cx, &self.process, fd)) {
-            // What an SNP guest executes is its private memory: fetches of it are not modelled.
-            let is_snp = vcpu.sev().is_some();
-            let mode = if is_snp { CpuMode::Long64 } else { CpuMode::Protected32 };
-            vcpu.set_mode(cx, mode, (!is_snp).then_some(Gva(CODE_GPA)));
+            // What a protected guest executes is its private memory: fetches of it are not modelled.
+            let is_protected = vcpu.vm().is_protected();
+            let mode = if is_protected { CpuMode::Long64 } else { CpuMode::Protected32 };
+            vcpu.set_mode(cx, mode, (!is_protected).then_some(Gva(CODE_GPA)));
         }
         self.name_fd(vcpu, result)
     }
@@ -104,6 +145,18 @@ impl World {
             _ => None,
         };
         answer_of(result, exit, halted)
+    }
+}
+
+/// What the VMM does when it is asked to convert memory: nothing but that. Returns what the guest is told.
+fn map_gpa_range(cx: &Cx<'_>, vcpu: &Arc<Vcpu>, [gpa, npages, attributes, _]: [u64; 4]) -> u64 {
+    /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
+    const ENCRYPTED: u64 = 1 << 4;
+    let private = if attributes & ENCRYPTED != 0 { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
+    let args = kvm_memory_attributes { address: gpa, size: npages * PAGE_SIZE, attributes: private, flags: 0 };
+    match vcpu.vm().set_memory_attributes(cx, &args) {
+        Ok(()) => 0,
+        Err(errno) => errno.number() as u64,
     }
 }
 

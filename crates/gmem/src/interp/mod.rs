@@ -9,6 +9,7 @@ pub(crate) mod paged;
 mod sequential;
 mod snp;
 mod stage2;
+mod tdx;
 mod world;
 
 pub use sequential::Sequential;

@@ -144,7 +144,7 @@ impl Vm {
             reserved?;
         }
 
-        let invalidation = self.pre_set_memory_attributes(cx, range); // C3
+        let invalidation = self.pre_set_memory_attributes(cx, range, value); // C3
         let stored = array.store_each(cx, first, last, MemoryAttributes::entry(value)); // C4
         assert!(stored.is_ok(), "INV-305: a conversion of {range:?} failed half way");
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
@@ -174,7 +174,16 @@ impl Vm {
 
     /// Opens an invalidation over the converted frames and zaps them; nothing happens if no slot covers any of them. The inner `None`: it
     /// was ended already, which only a mutant does.
-    fn pre_set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, range: GfnRange) -> Option<Option<Invalidation>> {
+    fn pre_set_memory_attributes(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        range: GfnRange,
+        value: u64,
+    ) -> Option<Option<Invalidation>> {
+        // What goes is what the memory was; where one tree has both, that makes no difference.
+        let to_private = value & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
+        let roots =
+            if to_private != cx.has_mutant(TDX_WRONG_FILTER) { RootFilter::Shared } else { RootFilter::Private };
         let slots = self.slots_in(cx, range);
         if slots.is_empty() {
             return None;
@@ -187,8 +196,7 @@ impl Vm {
             if self.kernel().widens_conversions() && !cx.has_mutant(RC_29) {
                 self.arch_pre_set_memory_attributes(cx, &mut lock, slot, *part);
             }
-            let more =
-                self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), RootFilter::All, *part, MayYield::Yes, &**self);
+            let more = self.mmu.zap_leafs(cx, &mut lock, Some(slot.as_id), roots, *part, MayYield::Yes, &**self);
             flush = flush.merge(more);
         }
         flush.discharge(cx, &**self);

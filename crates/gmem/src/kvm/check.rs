@@ -119,6 +119,9 @@ impl Vm {
         if let Some(sev) = self.sev() {
             sev.host().check_quiescent(&self.host.existing());
         }
+        if let Some(tdx) = self.tdx() {
+            tdx.host().check_quiescent(&self.host.existing());
+        }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-301: an invalidation is open while nothing happens");
         self.mmu.assert_consistent();
         self.check_stores();

@@ -1,13 +1,36 @@
 //! The machine and its kernel: what a simulation is configured with.
 
-use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SNP_VM, KVM_X86_SW_PROTECTED_VM};
+use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SNP_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
+use sim_coco::snp::firmware::{CpuidMasks, epyc_cpuid_masks};
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
 use sim_kernel::{Faults, MutantSet};
 use sim_mmu::guest_paging::{Encryption, GuestFormat};
 use sim_mmu::tlb::TlbConfig;
 use sim_mmu::{Gfn, Stage2Kind, TdpConfig};
+
+/// What the firmware of SNP takes of a guest's CPUID page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SnpCpuid {
+    /// What firmware of EPYC processors takes, as far as it is known.
+    #[default]
+    Epyc,
+    /// Everything.
+    Any,
+}
+
+impl SnpCpuid {
+    /// The policies, by the names that files have for them.
+    pub const ALL: [(&'static str, SnpCpuid); 2] = [("epyc", SnpCpuid::Epyc), ("any", SnpCpuid::Any)];
+
+    pub(super) fn masks(self) -> CpuidMasks {
+        match self {
+            SnpCpuid::Epyc => epyc_cpuid_masks(),
+            SnpCpuid::Any => CpuidMasks::new(),
+        }
+    }
+}
 
 /// Everything that is fixed before the first system call.
 ///
@@ -70,8 +93,22 @@ pub struct MachineConfig {
     pub snp_asids: u64,
     /// RMP instructions can be seen half done: then they fail because somebody else is at work, and have to be tried again.
     pub snp_contention: bool,
+    /// What the firmware of SNP takes of a guest's CPUID page.
+    pub snp_cpuid: SnpCpuid,
     /// The host reads ones instead of ciphertext (`CiphertextHiding`).
     pub ciphertext_hiding: bool,
+    /// The machine has Intel TDX, and the kernel uses it: there are VMs of type `KVM_X86_TDX_VM`. Only with EPT that has accessed and dirty bits.
+    pub tdx: bool,
+    /// KeyIDs that TDs may have.
+    pub tdx_hkids: u16,
+    /// Leaves of the module can be seen half done: then others meet their locks, and are told OPERAND_BUSY.
+    pub tdx_contention: bool,
+    /// The lock of a Secure EPT knows the host's priority (module 2.0; 1.5 does not).
+    pub tdx_host_priority: bool,
+    /// A partial write to a private line poisons it (Sapphire and Emerald Rapids), so that KVM resets pages that it gets back.
+    pub tdx_erratum: bool,
+    /// Caches are not coherent between KeyIDs.
+    pub tdx_caches: bool,
     /// Rules that are switched off, to see what they are there for.
     pub mutants: MutantSet,
     /// What fails on purpose.
@@ -105,7 +142,14 @@ impl Default for MachineConfig {
             snp: false,
             snp_asids: 1006,
             snp_contention: false,
+            snp_cpuid: SnpCpuid::default(),
             ciphertext_hiding: false,
+            tdx: false,
+            tdx_hkids: 31,
+            tdx_contention: false,
+            tdx_host_priority: false,
+            tdx_erratum: false,
+            tdx_caches: false,
             mutants: MutantSet::EMPTY,
             faults: Faults::default(),
         }
@@ -117,12 +161,18 @@ impl MachineConfig {
     pub fn vm_types(&self) -> u64 {
         let sw_protected = self.sw_protected_vm && self.tdp_enabled;
         let snp = u64::from(self.has_snp()) << KVM_X86_SNP_VM;
-        1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM | snp
+        let tdx = u64::from(self.has_tdx()) << KVM_X86_TDX_VM;
+        1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM | snp | tdx
     }
 
     /// Whether there are SNP VMs: the machine, its nested paging and the kernel have what it takes.
     pub fn has_snp(&self) -> bool {
         self.snp && self.tdp_enabled && self.stage2 == Stage2Kind::Npt && self.kernel.has_snp()
+    }
+
+    /// Whether there are TDs: the machine, its EPT and the kernel have what it takes.
+    pub fn has_tdx(&self) -> bool {
+        self.tdx && self.tdp_enabled && self.stage2 == Stage2Kind::Ept && self.ept_ad_bits && self.kernel.has_tdx()
     }
 
     /// Whether huge pages are split when dirty logging is enabled: only the TDP MMU does.
@@ -151,7 +201,7 @@ impl MachineConfig {
 
     /// Whether `KVM_SET_MEMORY_ATTRIBUTES` exists.
     pub fn has_memory_attributes(&self) -> bool {
-        self.memory_attributes || self.sw_protected_vm || self.has_snp()
+        self.memory_attributes || self.sw_protected_vm || self.has_snp() || self.has_tdx()
     }
 
     /// The largest frame that a slot may have (`kvm_mmu_max_gfn`). With shadow paging the host's width does not limit it.

@@ -201,6 +201,9 @@ impl Vcpu {
         if let Some(next) = self.sev_complete(cx, state, pending)? {
             return Ok(next);
         }
+        if let Some(next) = self.tdx_complete(cx, state, pending)? {
+            return Ok(next);
+        }
         match pending {
             ExitInfo::Mmio { data, .. } => {
                 // In the run page a memory fault's address lies where MMIO has its data.

@@ -184,8 +184,12 @@ impl Vcpu {
         /// More than other faults can take away from one by winning races.
         const MOST: u32 = 16;
         let seq = self.vm.mmu.invalidate.peek_seq();
+        let external = self.vm.tdx().map(|tdx| tdx.changes());
         let result = self.handle_page_fault(cx, state, root, tdp);
-        if result != Ok(RetPf::Retry) || self.explains_retry(seq, root, tdp.gfn()) {
+        // Of a mirror: another change of the Secure EPT goes on, or has been begun or met a lock meanwhile.
+        let by_external =
+            external.is_some_and(|before| before.0 > 0 || self.vm.tdx().map(|tdx| tdx.changes()) != Some(before));
+        if result != Ok(RetPf::Retry) || by_external || self.explains_retry(seq, root, tdp.gfn()) {
             state.unexplained_retries = 0;
         } else {
             state.unexplained_retries += 1;
@@ -219,7 +223,8 @@ impl Vcpu {
         // 3.2: without mmu_lock, only what needs no new mapping.
         let view = slot.as_deref().map(|slot| vm.slot_view(slot));
         let attribute_agrees = !vm.has_private_mem() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
-        if !tdp.rsvd && attribute_agrees {
+        // `page_fault_can_be_fast`: entries of a mirror change by their hooks alone.
+        if !tdp.rsvd && attribute_agrees && !root.is_mirror() {
             let result = vm.mmu.fast_page_fault(cx, root, tdp, view.as_ref());
             if result != RetPf::Invalid {
                 return Ok(result);
@@ -232,7 +237,9 @@ impl Vcpu {
             FaultIn::Map => {}
         }
         let lock = vm.mmu.mmu_lock.read(cx);
-        let stale = root.is_invalid() && !cx.has_mutant(RC_24)
+        // The root that the processor walks, also for a fault in the mirror.
+        let walked = state.root.as_ref().unwrap_or(root);
+        let stale = walked.is_invalid() && !cx.has_mutant(RC_24)
             || fault.slot.is_some_and(|slot| self.is_page_fault_stale(cx, &lock, &fault, slot));
         let result = if stale {
             Ok(RetPf::Retry)

@@ -11,6 +11,7 @@
 use super::cpu::{AccessFault, CpuExit};
 use super::exception::{Exception, INSN_BYTES};
 use super::sev::insn::SnpInsn;
+use super::tdx::insn::TdInsn;
 use super::vcpu::{Vcpu, VcpuState};
 use super::vm::Vm;
 use arrayvec::ArrayVec;
@@ -115,6 +116,8 @@ pub enum GuestInsn {
     },
     /// An instruction of an SNP guest.
     Snp(SnpInsn),
+    /// An instruction of a TD.
+    Td(TdInsn),
 }
 
 /// How wide the guest's registers are.
@@ -245,6 +248,9 @@ impl WalkMemory for GuestMemory<'_> {
     }
 }
 
+/// `ud2`'s vector.
+const UD_VECTOR: u8 = 6;
+
 impl VcpuState {
     pub(super) fn has_paging(&self) -> bool {
         self.sregs.paging.cr0.contains(Cr0::PG)
@@ -312,8 +318,6 @@ impl Vcpu {
 
     /// The instruction that is next; `None` is `hlt`.
     fn fetch(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<Option<GuestInsn>, AccessFault> {
-        /// `ud2`'s vector.
-        const UD_VECTOR: u8 = 6;
         if let Some(at) = state.foreign_rip {
             return Ok(match self.byte(cx, state, at)? {
                 0xf4 => None,
@@ -351,6 +355,8 @@ impl Vcpu {
     fn perform(&self, cx: &Cx<'_>, state: &mut VcpuState, insn: GuestInsn) -> Result<Visit, AccessFault> {
         match insn {
             GuestInsn::Snp(insn) => return self.perform_snp(cx, state, insn),
+            // TDCALL outside of a TD.
+            GuestInsn::Td(_) => return Ok(self.deliver(cx, state, Exception::of_vector(UD_VECTOR))),
             GuestInsn::Hypercall { nr, args } => return Ok(Visit::Hypercall { nr, args }),
             GuestInsn::Out { port } => return Ok(Visit::Io { port, data: state.regs.rbx as u32 }),
             GuestInsn::Exception { vector } => return Ok(self.deliver(cx, state, Exception::of_vector(vector))),

@@ -24,7 +24,7 @@ use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::xarray::{Handle, NodeShape, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
-use sim_mmu::{Gfn, GfnRange, Invalidation};
+use sim_mmu::{Gfn, GfnRange, Invalidation, RootFilter};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -138,7 +138,7 @@ impl GmemInode {
         if cx.has_mutant(RC_07) {
             self.truncate(cx, pages.clone());
         }
-        let mut open: Vec<_> = self.views().into_iter().map(|view| (view.invalidate_begin(cx, &pages), view)).collect();
+        let mut open: Vec<_> = self.views().into_iter().map(|view| (view.invalidate_start(cx, &pages), view)).collect();
         let mut close = || {
             for (invalidation, view) in open.drain(..) {
                 view.invalidate_end(cx, &pages, invalidation);
@@ -154,7 +154,7 @@ impl GmemInode {
 
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
         self.punching.lock().push(pages.clone());
-        self.mapping.truncate(cx, pages.clone(), &mut |pfn| self.host.arch_gmem_invalidate(cx, pfn));
+        self.mapping.truncate(cx, pages.clone(), &mut |pfn| self.host.arch_gmem_reclaim(cx, pfn));
         let mut punching = self.punching.lock();
         let at = punching.iter().position(|hole| *hole == pages).expect("pushed above");
         punching.swap_remove(at);
@@ -186,7 +186,7 @@ impl GmemInode {
         let index = self.host.phys.index(pfn).0;
         let pages = index..index + 1;
         for view in self.views() {
-            let invalidation = view.invalidate_begin(cx, &pages);
+            let invalidation = view.invalidate_start(cx, &pages);
             view.invalidate_end(cx, &pages, invalidation);
         }
     }
@@ -569,9 +569,9 @@ impl GmemFile {
         found
     }
 
-    /// `kvm_gmem_invalidate_begin`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
+    /// `kvm_gmem_invalidate_start`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
     /// holds `invalidate_lock`. `None` if nothing is bound, and then nothing happened.
-    fn invalidate_begin(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
+    fn invalidate_start(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
         self.assert_live();
         assert!(!self.vm.is_destroyed(), "INV-405: a guest_memfd outlived its VM");
         let frames = self.bound_frames(cx, pages);
@@ -579,8 +579,9 @@ impl GmemFile {
             return None;
         }
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
-        let invalidation = self.vm.invalidate_frames(cx, &mut lock, frames.iter().copied());
-        self.vm.sev_reload_vmsas(cx, &frames);
+        let kind = if self.inode.is_init_shared() { RootFilter::Shared } else { RootFilter::Private };
+        let invalidation = self.vm.invalidate_frames(cx, &mut lock, kind, frames.iter().copied());
+        self.vm.sev_gmem_invalidate_range(cx, &frames);
         Some(invalidation)
     }
 
@@ -614,7 +615,7 @@ impl GmemFile {
 }
 
 impl FileOperations for GmemFile {
-    /// `kvm_gmem_release`, then, because this is the inode's only file, `kvm_gmem_evict_inode`.
+    /// `kvm_gmem_release`, then, because this is the inode's only file, `evict`.
     fn release(&self, cx: &Cx<'_>) {
         self.check_release(cx);
         {
@@ -633,7 +634,7 @@ impl FileOperations for GmemFile {
             }
             let pages = self.pages();
             if !cx.has_mutant(RC_17) {
-                let invalidation = self.invalidate_begin(cx, &pages);
+                let invalidation = self.invalidate_start(cx, &pages);
                 self.invalidate_end(cx, &pages, invalidation);
             }
             self.inode.files.lock().retain(|view| !std::ptr::eq(view.as_ptr(), self));
@@ -655,7 +656,7 @@ impl FileOperations for GmemFile {
                 let phys = &self.inode.host.phys;
                 (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
             }
-            self.inode.host.arch_gmem_invalidate(cx, pfn);
+            self.inode.host.arch_gmem_reclaim(cx, pfn);
         });
     }
 

@@ -4,6 +4,7 @@ use super::config::MachineConfig;
 use super::guest_memfd::GmemInode;
 use super::process::Process;
 use super::sev::SevHost;
+use super::tdx::TdxHost;
 use super::vm::Vm;
 use sim_coco::BusyOnce;
 use sim_kernel::mm::{Mm, PhysMem};
@@ -28,6 +29,8 @@ pub struct Host {
     pub(crate) busy: BusyOnce,
     /// SEV-SNP, if the machine has it.
     sev: Option<Arc<SevHost>>,
+    /// TDX, if the machine has it.
+    tdx: Option<Arc<TdxHost>>,
     next_ino: AtomicU32,
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
@@ -75,9 +78,11 @@ impl Host {
         let nodes = Arc::new(NodeCache::recycled(cx));
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         let sev = SevHost::boot(cx, &phys, &config);
+        let tdx = TdxHost::boot(cx, &phys, &config);
         Arc::new(Host {
             config,
             sev,
+            tdx,
             phys,
             nodes,
             busy: BusyOnce::default(),
@@ -99,6 +104,9 @@ impl Host {
             self.phys.inject(faults);
             self.nodes.inject(faults);
             self.busy.inject(faults);
+            if let Some(sev) = self.sev() {
+                sev.inject(cx, faults);
+            }
             cx.inject_signal(faults);
         }
         process
@@ -146,6 +154,12 @@ impl Host {
     #[inline]
     pub fn sev(&self) -> Option<&Arc<SevHost>> {
         self.sev.as_ref()
+    }
+
+    /// TDX of the host, if it has it.
+    #[inline]
+    pub fn tdx(&self) -> Option<&Arc<TdxHost>> {
+        self.tdx.as_ref()
     }
 
     /// The configuration.

@@ -7,6 +7,7 @@ use super::guest_memfd::GmemFile;
 use super::host::Host;
 use super::process::Process;
 use super::sev::SevCmd;
+use super::tdx::TdxCmd;
 use super::uapi::*;
 use super::vcpu::{ExitInfo, GuestRegs, Vcpu, VcpuFile, install_vcpu, install_vm};
 use super::vm::{Vm, VmFile, VmType, check_extension};
@@ -267,6 +268,22 @@ pub fn clear_dirty_log(
 /// As [`SevCmd`]'s commands; `ENOTTY` on a host without SEV.
 pub fn memory_encrypt_op(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mut SevCmd) -> Result<(), Errno> {
     with_vm(cx, process, vm, |vm| vm.sev_mem_enc_ioctl(cx, process, cmd))
+}
+
+/// `KVM_MEMORY_ENCRYPT_OP` on a TD; `cmd` is updated.
+///
+/// # Errors
+/// As [`TdxCmd`]'s commands; `ENOTTY` if the VM is no TD.
+pub fn memory_encrypt_op_tdx(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mut TdxCmd) -> Result<(), Errno> {
+    with_vm(cx, process, vm, |vm| vm.tdx_vm_ioctl(cx, cmd))
+}
+
+/// `KVM_MEMORY_ENCRYPT_OP` on a vCPU of a TD; `cmd` is updated.
+///
+/// # Errors
+/// As [`TdxCmd`]'s commands; `ENOTTY` if the VM is no TD.
+pub fn memory_encrypt_op_vcpu(cx: &Cx<'_>, process: &Process, vcpu: RawFd, cmd: &mut TdxCmd) -> Result<(), Errno> {
+    with_vcpu(cx, process, vcpu, |vcpu| vcpu.tdx_vcpu_ioctl(cx, cmd))
 }
 
 /// `KVM_PRE_FAULT_MEMORY`; `range` is updated to what is left, unless the descriptor was not a vCPU's.

@@ -29,6 +29,7 @@ mod run;
 mod set_memory_region;
 pub mod sev;
 pub mod slot_sets;
+pub mod tdx;
 pub mod uapi;
 pub mod vcpu;
 pub mod versions;

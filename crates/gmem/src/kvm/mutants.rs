@@ -183,3 +183,43 @@ pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(305, "SEV_AP_ALIGNED_VMSA");
 pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(306, "SEV_PSC_DOUBLE_FETCH");
 /// It must lie within the buffer.
 pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(307, "SEV_PSC_UNBOUNDED");
+/// A page is blocked before it is removed from a TD.
+pub const TDX_NO_BLOCK: Mutant = Mutant::new(464, "TDX_NO_BLOCK");
+/// A blocked page is tracked.
+pub const TDX_TRACK_SKIPPED: Mutant = Mutant::new(465, "TDX_TRACK_SKIPPED");
+/// After TRACK all vCPUs leave the guest.
+pub const TDX_TRACK_NO_KICK: Mutant = Mutant::new(466, "TDX_TRACK_NO_KICK");
+/// They leave after it, not before.
+pub const TDX_KICK_BEFORE_TRACK: Mutant = Mutant::new(467, "TDX_KICK_BEFORE_TRACK");
+/// A removal that meets a lock of the module is tried again.
+pub const TDX_BUSY_NO_RETRY: Mutant = Mutant::new(468, "TDX_BUSY_NO_RETRY");
+/// Before that all vCPUs leave the guest.
+pub const TDX_RETRY_NO_KICK: Mutant = Mutant::new(469, "TDX_RETRY_NO_KICK");
+/// And are kept out.
+pub const TDX_RETRY_NO_WAIT_FLAG: Mutant = Mutant::new(470, "TDX_RETRY_NO_WAIT_FLAG");
+/// A vCPU that is kept out does not enter.
+pub const TDX_ENTERS_WHILE_ZAPPING: Mutant = Mutant::new(471, "TDX_ENTERS_WHILE_ZAPPING");
+/// What the host wrote of a page is in memory before a TD gets it.
+pub const TDX_NO_CLFLUSH: Mutant = Mutant::new(472, "TDX_NO_CLFLUSH");
+/// What a TD wrote of a page is in memory before the host gets it.
+pub const TDX_NO_WBINVD: Mutant = Mutant::new(473, "TDX_NO_WBINVD");
+/// Where that matters, a page that was a TD's is written as a whole.
+pub const TDX_NO_RESET: Mutant = Mutant::new(474, "TDX_NO_RESET");
+/// Nothing is zapped while a vCPU is initialised.
+pub const TDX_VP_INIT_UNLOCKED: Mutant = Mutant::new(475, "TDX_VP_INIT_UNLOCKED");
+/// A vCPU that comes to another processor leaves the one before.
+pub const TDX_VP_NO_FLUSH: Mutant = Mutant::new(476, "TDX_VP_NO_FLUSH");
+/// A private fault is served until something comes of it.
+pub const TDX_NO_LOCAL_RETRY: Mutant = Mutant::new(477, "TDX_NO_LOCAL_RETRY");
+/// But not in a slot that is on its way out.
+pub const TDX_RETRIES_INVALID_SLOT: Mutant = Mutant::new(478, "TDX_RETRIES_INVALID_SLOT");
+/// MapGPA tells user space of the whole range, in pieces.
+pub const TDX_MAP_GPA_WHOLE: Mutant = Mutant::new(479, "TDX_MAP_GPA_WHOLE");
+/// A guest that is told to try again is told where.
+pub const TDX_MAP_GPA_NO_PROGRESS: Mutant = Mutant::new(480, "TDX_MAP_GPA_NO_PROGRESS");
+/// Caches are written back before a KeyID is freed.
+pub const TDX_FREEID_BEFORE_CACHE_WB: Mutant = Mutant::new(481, "TDX_FREEID_BEFORE_CACHE_WB");
+/// A KeyID goes back to the pool when its TD ends.
+pub const TDX_HKID_KEPT: Mutant = Mutant::new(482, "TDX_HKID_KEPT");
+/// A conversion zaps what the memory was.
+pub const TDX_WRONG_FILTER: Mutant = Mutant::new(483, "TDX_WRONG_FILTER");

@@ -81,17 +81,18 @@ impl Vm {
         found
     }
 
-    /// Opens an invalidation over guest frames of address spaces, zaps them and flushes, all under `mmu_lock`. A conversion does the same with
+    /// Opens an invalidation over guest frames of address spaces, zaps them in trees of this kind and flushes, all under `mmu_lock`. A conversion does the same with
     /// a wider range in between.
     pub(crate) fn invalidate_frames(
         self: &Arc<Vm>,
         cx: &Cx<'_>,
         lock: &mut RwLockWriteGuard<'_, ()>,
+        kind: RootFilter,
         frames: impl IntoIterator<Item = (u16, GfnRange)>,
     ) -> Invalidation {
         let invalidation = self.mmu.invalidate.begin(cx, lock);
         let mut flush = FlushNeeded::NONE;
-        let roots = if cx.has_mutant(BUG_63) { RootFilter::ValidOnly } else { RootFilter::All };
+        let roots = if cx.has_mutant(BUG_63) { RootFilter::ValidOnly } else { kind };
         let late = cx.has_mutant(RC_06);
         for (as_id, range) in frames {
             if !late {
@@ -119,7 +120,7 @@ impl Vm {
         }
         let mut lock = self.mmu.mmu_lock.write(cx);
         let frames = slots.iter().map(|(slot, gfns)| (slot.as_id, *gfns));
-        let invalidation = self.invalidate_frames(cx, &mut lock, frames);
+        let invalidation = self.invalidate_frames(cx, &mut lock, RootFilter::Shared, frames);
         // Under mmu_lock, so that the list and the count agree; the kernel has no such list.
         self.mn_open.lock().push(invalidation);
     }

@@ -28,6 +28,7 @@ impl Vcpu {
             return Err(Errno::EINVAL);
         }
         let mut state = self.mutex.lock(cx);
+        self.tdx_vcpu_load(cx);
         let before = *range;
         let result = {
             let _srcu = self.vm.srcu.read(cx);
@@ -70,7 +71,14 @@ impl Vcpu {
             let root = state.root.take().expect("just seen");
             vm.mmu.put_root(cx, root);
         }
-        self.load_mmu(cx, state)?;
+        if let Some(tdx) = vm.tdx() {
+            if !tdx.is_private_gpa(gpa) {
+                return Err(Errno::EINVAL);
+            }
+            self.tdx_load_mmu(cx, state)?;
+        } else {
+            self.load_mmu(cx, state)?;
+        }
         let root = state.root.clone().expect("just loaded");
         if !vm.host.config.tdp_enabled {
             return Err(Errno::EOPNOTSUPP);
@@ -80,13 +88,14 @@ impl Vcpu {
             !is_private || vm.peek_pre_fault_allowed(),
             "SNP-INV-012: {gpa:?} is pre-faulted while the guest is being measured"
         );
+        let root = if vm.tdx().is_some() { self.tdx_root(state, is_private).expect("just loaded") } else { root };
         let level = self.map_page(cx, state, root, gpa, is_private)?;
         let bytes = level.span() * PAGE_SIZE;
         let end = (gpa.0 & !(bytes - 1)).saturating_add(bytes);
         Ok((end - gpa.0).min(size))
     }
 
-    /// `kvm_tdp_map_page`.
+    /// `kvm_tdp_page_prefault`.
     fn map_page(
         &self,
         cx: &Cx<'_>,
@@ -95,10 +104,14 @@ impl Vcpu {
         gpa: Gpa,
         is_private: bool,
     ) -> Result<Level, Errno> {
+        let vm = &self.vm;
         let mut stale = 0;
         loop {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
+            }
+            if vm.is_dead() {
+                return Err(Errno::EIO);
             }
             let mut fault = TdpFault {
                 gpa,
@@ -118,6 +131,10 @@ impl Vcpu {
                 RetPf::Retry => {
                     self.wait_while_invalid(cx, gpa);
                     self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
+                    if root.is_mirror() {
+                        vm.mmu.wait_while_frozen(cx, &root, gpa.gfn());
+                        self.tdx_reload_stale_root(cx, state)?;
+                    }
                     let gone = root.is_invalid_lockless(cx);
                     if gone && cx.has_mutant(BUG_27) {
                         stale += 1;

@@ -92,6 +92,7 @@ impl Vcpu {
     /// As [`Vcpu::run`].
     pub fn run_answered(&self, cx: &Cx<'_>, answer: Option<u64>) -> (Result<(), Errno>, ExitInfo) {
         let mut state = self.mutex.lock(cx);
+        self.tdx_vcpu_load(cx);
         if let Some(answer) = answer {
             answer_pending(&mut state, answer);
         }
@@ -118,7 +119,10 @@ impl Vcpu {
         if state.immediate_exit {
             return Err(Errno::EINTR);
         }
-        self.svm_vcpu_pre_run()?;
+        self.sev_vcpu_pre_run()?;
+        if self.tdx_needs_initialization(state) {
+            return Err(Errno::EINVAL);
+        }
         state.exit = ExitInfo::Unknown;
         loop {
             if let Some(es) = &state.sev
@@ -161,10 +165,10 @@ impl Vcpu {
         self.serve(cx, Request::TlbFlush, || {
             // What a flush of everything makes superfluous.
             self.check_request(cx, Request::TlbFlushCurrent);
-            state.flush_all(cx);
+            self.flush_tlb_all(cx, state);
             self.show_processor(state);
         });
-        self.serve(cx, Request::TlbFlushCurrent, || state.flush_all(cx));
+        self.serve(cx, Request::TlbFlushCurrent, || self.flush_tlb_all(cx, state));
         self.serve(cx, Request::TlbFlushGuest, || {
             state.tlb_flush += 1;
             state.cpu.flush_guest(cx);
@@ -184,6 +188,17 @@ impl Vcpu {
             if late {
                 self.check_request(cx, request);
             }
+        }
+    }
+
+    /// `kvm_vcpu_flush_tlb_all`, `kvm_vcpu_flush_tlb_current`. Of a TD that is all that the task's processor has (`tdx_flush_tlb_all`).
+    pub(super) fn flush_tlb_all(&self, cx: &Cx<'_>, state: &mut VcpuState) {
+        match self.vm.tdx() {
+            Some(tdx) => {
+                state.tlb_flush += 1;
+                tdx.host().ept_sync_global(cx);
+            }
+            None => state.flush_all(cx),
         }
     }
 
@@ -211,7 +226,11 @@ impl Vcpu {
         if state.sev.as_ref().is_some_and(|es| es.mp_state == MpState::Halted) {
             return Ok(Next::Enter);
         }
+        if self.tdx.is_some() {
+            return self.tdx_enter_guest(cx, state, srcu);
+        }
         self.load_mmu(cx, state)?;
+        self.sev_es_unmap_ghcb(cx, state);
         self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");
@@ -391,6 +410,9 @@ fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
         es.shared_mapping = false;
         es.kernel = None;
         es.pending = Default::default();
+    }
+    if let Some(tdx) = &mut state.tdx {
+        tdx.load_program();
     }
     (state.foreign_rip, state.pending_exception, state.pending_exit) = (None, None, None);
 }

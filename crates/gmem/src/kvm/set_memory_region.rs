@@ -439,7 +439,7 @@ impl Vm {
             &**self,
         );
         flush.discharge(cx, &**self);
-        self.sev_reload_vmsas(cx, &[(slot.as_id, slot.gfns())]);
+        self.sev_gmem_invalidate_range(cx, &[(slot.as_id, slot.gfns())]);
     }
 }
 

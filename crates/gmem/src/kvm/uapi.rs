@@ -160,6 +160,8 @@ pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
 
 /// VMs that AMD SEV-SNP protects.
 pub const KVM_X86_SNP_VM: u64 = 4;
+/// VMs that Intel TDX protects.
+pub const KVM_X86_TDX_VM: u64 = 5;
 
 /// Memory slots that user space may use, per address space.
 pub const KVM_USER_MEM_SLOTS: u32 = 32764;
@@ -204,9 +206,13 @@ pub mod exit {
 pub const KVM_INTERNAL_ERROR_EMULATION: u32 = 1;
 /// Delivering an event to the guest touched what has to be emulated (`kvm_run.internal.suberror`).
 pub const KVM_INTERNAL_ERROR_DELIVERY_EV: u32 = 3;
+/// The guest left for a reason that KVM knows nothing of (`kvm_run.internal.suberror`).
+pub const KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: u32 = 4;
 
 /// `KVM_EXIT_SYSTEM_EVENT`: an SEV guest ended itself.
 pub const KVM_SYSTEM_EVENT_SEV_TERM: u32 = 6;
+/// `KVM_EXIT_SYSTEM_EVENT`: a TD ended itself.
+pub const KVM_SYSTEM_EVENT_TDX_FATAL: u32 = 7;
 /// `KVM_EXIT_FAIL_ENTRY`: the processor found the guest's state invalid.
 pub const SVM_EXIT_ERR: u64 = u64::MAX;
 

@@ -12,6 +12,7 @@ pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestR
 use super::memslots::Memslot;
 use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
 use super::sev::{SevEs, SevState};
+use super::tdx::{TdxState, VcpuTdx};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::sync::{Atomic64, Mutex, WaitQueue};
@@ -190,10 +191,12 @@ pub(crate) struct VcpuState {
     pub(crate) reached: BTreeMap<Pfn, u32>,
     /// SEV-SNP, if the VM is of that type.
     pub(crate) sev: Option<Box<SevState>>,
+    /// TDX, if the VM is a TD.
+    pub(crate) tdx: Option<Box<TdxState>>,
 }
 
 impl VcpuState {
-    fn new(cpu: Cpu, sev: Option<Box<SevState>>) -> VcpuState {
+    fn new(cpu: Cpu, sev: Option<Box<SevState>>, tdx: Option<Box<TdxState>>) -> VcpuState {
         VcpuState {
             cpu,
             root: None,
@@ -215,6 +218,7 @@ impl VcpuState {
             unexplained_retries: 0,
             reached: BTreeMap::new(),
             sev,
+            tdx,
         }
     }
 
@@ -243,6 +247,7 @@ pub struct Vcpu {
     /// What the processor has cached, as far as somebody looks on: `mutex` is held while it runs.
     shown: parking_lot::Mutex<ShownProcessor>,
     pub(crate) sev: Option<SevEs>,
+    pub(crate) tdx: Option<VcpuTdx>,
 }
 
 /// What a report shows of the processor that runs a vCPU.
@@ -278,7 +283,7 @@ impl Vcpu {
 
     /// `kvm_make_request_and_kick` of a request that is waited for: the vCPU is not in the guest with it unseen when this returns.
     pub(crate) fn make_request_and_wait(self: &Arc<Vcpu>, cx: &Cx<'_>, request: Request) {
-        self.vm.make_requests(cx, std::slice::from_ref(self), request);
+        self.vm.make_requests(cx, std::slice::from_ref(self), Some(request));
     }
 
     /// `kvm_check_request`: takes the request if it is there.
@@ -351,13 +356,19 @@ impl Vcpu {
                 self.store_guest_mode(cx);
             }
             !self.has_requests(cx)
-        } && !cx.signal_pending();
+        } && !cx.signal_pending()
+            && !self.was_told_to_leave(cx);
         if may_run {
             let seen = self.peek_requests() == 0 || self.guest_mode.peek() == EXITING_GUEST_MODE;
             assert!(seen, "MMU-INV-034: vCPU {} enters the guest with a request that it has not seen", self.id);
             self.visits.fetch_add(1, Ordering::Relaxed);
         }
         may_run
+    }
+
+    /// `vcpu->mode` says that somebody wants the vCPU outside, without any request (`KVM_REQ_OUTSIDE_GUEST_MODE`): only TDs have that.
+    fn was_told_to_leave(&self, cx: &Cx<'_>) -> bool {
+        self.tdx.is_some() && self.guest_mode.load(cx) == EXITING_GUEST_MODE
     }
 
     /// The guest has left, if it ran.
@@ -391,10 +402,13 @@ impl Vcpu {
         let root = {
             let mut state = self.mutex.lock(cx);
             state.last_used_slot = None;
-            state.root.take()
+            [state.root.take(), self.tdx_take_mirror(&mut state)]
         };
-        if let Some(root) = root {
+        for root in root.into_iter().flatten() {
             self.vm.mmu.put_root(cx, root);
+        }
+        if let (Some(vcpu), Some(tdx)) = (&self.tdx, self.vm.tdx()) {
+            vcpu.free(cx, &self.vm, tdx);
         }
         if let (Some(es), Some(sev)) = (&self.sev, self.vm.sev()) {
             es.free(cx, sev);
@@ -408,9 +422,12 @@ impl Vm {
     /// # Errors
     /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken; `ENOMEM`.
     pub(crate) fn create_vcpu(self: &Arc<Vm>, cx: &Cx<'_>, id: u64) -> Result<Arc<Vcpu>, Errno> {
-        let most = self.host.config.max_vcpus;
-        if self.vcpus.read().len() as u64 >= most || id >= most * super::uapi::KVM_VCPU_ID_RATIO {
+        let most = self.max_vcpus();
+        if self.vcpus.read().len() as u64 >= most || id >= self.host.config.max_vcpus * super::uapi::KVM_VCPU_ID_RATIO {
             return Err(Errno::EINVAL);
+        }
+        if let Some(tdx) = self.tdx() {
+            return self.tdx_vcpu_create(cx, tdx, id);
         }
         let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None) };
         sev.begin_vcpu(cx);
@@ -425,13 +442,14 @@ impl Vm {
             .inspect_err(|_| sev.abandon_vcpu())
     }
 
-    fn make_vcpu(
+    pub(super) fn make_vcpu(
         self: &Arc<Vm>,
         cx: &Cx<'_>,
         id: u64,
         sev: Option<(SevEs, Box<SevState>)>,
     ) -> Result<Arc<Vcpu>, Errno> {
         let (es, sev_state) = sev.unzip();
+        let tdx_state = self.tdx().map(|_| Default::default());
         let encryption = if es.is_some() { Encryption::CBit(51) } else { Encryption::None };
         let mut cpu = Cpu::new(cx, &self.host.config, encryption);
         if self.mmu.config().pml && self.logs_dirty_pages() {
@@ -441,7 +459,7 @@ impl Vm {
             vm: Arc::clone(self),
             id,
             operator: Mutex::new(cx, "vmm->vcpu", ()),
-            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(cpu, sev_state)),
+            mutex: Mutex::new(cx, "vcpu->mutex", VcpuState::new(cpu, sev_state, tdx_state)),
             guest_mode: Atomic64::new(cx, "vcpu->mode", OUTSIDE_GUEST_MODE),
             requests: Atomic64::new(cx, "vcpu->requests", 0),
             outside: WaitQueue::new(cx, "vcpu_kick_wait"),
@@ -449,6 +467,7 @@ impl Vm {
             visits: AtomicU64::new(0),
             shown: Default::default(),
             sev: es,
+            tdx: self.tdx().map(|_| VcpuTdx::default()),
         });
         let mut vcpus = self.vcpus.write();
         if vcpus.iter().any(|v| v.id == id) {
@@ -467,13 +486,23 @@ impl Vm {
     /// # Panics
     /// MMU-INV-033: if one is.
     pub(crate) fn make_all_requests(&self, cx: &Cx<'_>, request: Request) -> bool {
-        self.make_requests(cx, &self.all_vcpus(), request)
+        self.make_requests(cx, &self.all_vcpus(), Some(request))
     }
 
-    fn make_requests(&self, cx: &Cx<'_>, vcpus: &[Arc<Vcpu>], request: Request) -> bool {
+    /// `KVM_REQ_OUTSIDE_GUEST_MODE` to all vCPUs: nothing is asked of them but that they are out of the guest once before this returns.
+    ///
+    /// # Panics
+    /// As [`Vm::make_all_requests`].
+    pub(crate) fn kick_all_and_wait(&self, cx: &Cx<'_>) {
+        self.make_requests(cx, &self.all_vcpus(), None);
+    }
+
+    fn make_requests(&self, cx: &Cx<'_>, vcpus: &[Arc<Vcpu>], request: Option<Request>) -> bool {
         let mut inside = Vec::new();
         for vcpu in vcpus {
-            vcpu.make_request(cx, request);
+            if let Some(request) = request {
+                vcpu.make_request(cx, request);
+            }
             let visit = vcpu.visits.load(Ordering::Relaxed);
             let waits = match vcpu.kick(cx) {
                 OUTSIDE_GUEST_MODE => continue,

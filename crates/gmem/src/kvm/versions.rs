@@ -192,6 +192,11 @@ impl KernelVersion {
         self >= KernelVersion::V6_12
     }
 
+    /// Whether there are TDs. They came with 6.16; how they behave is 7.3's.
+    pub(crate) fn has_tdx(self) -> bool {
+        self >= KernelVersion::V6_18
+    }
+
     /// V21. Whether there is `KVM_PRE_FAULT_MEMORY`, which came in 6.11.
     pub(crate) fn has_pre_fault_memory(self) -> bool {
         self >= KernelVersion::V6_12

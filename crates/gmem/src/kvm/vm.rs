@@ -35,6 +35,8 @@ pub enum VmType {
     SwProtected,
     /// `KVM_X86_SNP_VM`.
     Snp,
+    /// `KVM_X86_TDX_VM`.
+    Tdx,
 }
 
 impl VmType {
@@ -50,6 +52,7 @@ impl VmType {
             KVM_X86_DEFAULT_VM => Ok(VmType::Default),
             KVM_X86_SW_PROTECTED_VM => Ok(VmType::SwProtected),
             KVM_X86_SNP_VM => Ok(VmType::Snp),
+            KVM_X86_TDX_VM => Ok(VmType::Tdx),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -66,6 +69,10 @@ pub struct Vm {
     pub(super) pre_fault_allowed: Option<Atomic64>,
     /// `kvm->vm_bugged`.
     pub(super) bugged: AtomicBool,
+    /// `kvm->vm_dead`.
+    pub(super) dead: AtomicBool,
+    /// Every vCPU has been told of it. Not the kernel's; for TDX-INV-022.
+    pub(super) dead_for_all: AtomicBool,
     pub(crate) users: RefCount,
     pub(crate) slots_lock: Mutex<SlotsState>,
     pub(crate) slots_arch_lock: Mutex<()>,
@@ -118,6 +125,7 @@ impl Vm {
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
         let config = host.config.tdp_config();
         let kind = VmKind::new(cx, host, vm_type);
+        let hooks = kind.external_tables();
         let vm = Arc::new(Vm {
             host: Arc::clone(host),
             mm: Arc::clone(mm),
@@ -125,13 +133,18 @@ impl Vm {
             pre_fault_allowed: kind.has_launch().then(|| Atomic64::new(cx, "pre_fault_allowed", 0)),
             kind,
             bugged: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            dead_for_all: AtomicBool::new(false),
             users: RefCount::with_rule(cx, "kvm->users_count", 1, "INV-405: "),
             slots_lock: Mutex::new(cx, "slots_lock", SlotsState::default()),
             slots_arch_lock: Mutex::new(cx, "slots_arch_lock", ()),
             srcu: Srcu::new(cx, "kvm->srcu"),
             memslots: SlotSets::new(cx),
             attributes: MemoryAttributes::new(cx, host),
-            mmu: TdpMmu::new(cx, Arc::clone(&host.phys), config),
+            mmu: match hooks {
+                Some(hooks) => TdpMmu::with_external(cx, Arc::clone(&host.phys), config, hooks),
+                None => TdpMmu::new(cx, Arc::clone(&host.phys), config),
+            },
             mn_invalidate_lock: Mutex::new(cx, "mn_invalidate_lock", ()),
             mn_active_invalidate_count: AtomicU64::new(0),
             mn_open: Default::default(),
@@ -150,11 +163,20 @@ impl Vm {
             destroyed: AtomicBool::new(false),
             notifier: OnceLock::new(),
         });
+        if let Some(tdx) = vm.tdx() {
+            tdx.set_vm(&vm);
+        }
         let notifier: Arc<dyn MmuNotifier> = Arc::new(KvmMmuNotifier::new(&vm));
         mm.register_notifier(cx, Arc::clone(&notifier));
         vm.notifier.set(notifier).expect("a VM registers once");
         host.watch_vm(&vm);
         vm
+    }
+
+    /// `kvm->max_vcpus`: a TD has at most as many vCPUs as the host has processors.
+    pub(crate) fn max_vcpus(&self) -> u64 {
+        let most = self.host.config.max_vcpus;
+        self.tdx().map_or(most, |tdx| most.min(tdx.host().cpus()))
     }
 
     /// Address spaces of the VM: two with SMM, but one if it has private memory (`kvm_arch_nr_memslot_as_ids`).
@@ -196,9 +218,9 @@ impl Vm {
     /// Gates common to all ioctls of a VM and its vCPUs.
     ///
     /// # Errors
-    /// `EIO` if the caller's address space is not the VM's, or the VM is bugged.
+    /// `EIO` if the caller's address space is not the VM's, or the VM is dead.
     pub(crate) fn check_caller(&self, mm: &Arc<Mm>) -> Result<(), Errno> {
-        if self.is_bugged() || !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
+        if self.is_dead() || !Arc::ptr_eq(mm, &self.mm) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// `remote_tlb_flush_requests` and `remote_tlb_flush` of the VM's statistics: how often all TLBs were to be flushed, and how often a vCPU had to be
@@ -324,6 +346,7 @@ impl Vm {
 
     /// `kvm_destroy_vm`.
     fn destroy(self: &Arc<Vm>, cx: &Cx<'_>) {
+        self.arch_vm_pre_destroy(cx);
         let notifier = self.notifier.get().expect("registered when made");
         self.mm.unregister_notifier(cx, notifier);
         // A pair that was open when KVM stopped listening never gets its end.
@@ -341,6 +364,7 @@ impl Vm {
         self.arch_vm_destroy(cx);
         self.mmu.zap_all(cx);
         self.mmu.uninit(cx);
+        self.arch_vm_destroyed(cx);
         for as_id in 0..self.address_spaces() {
             self.memslots.peek_active(as_id, |set| {
                 for slot in set.iter() {

@@ -5,12 +5,14 @@
 
 use super::host::Host;
 use super::sev::SevInfo;
+use super::tdx::{KvmTdx, MirrorHooks};
 use super::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 use super::vcpu::Request;
 use super::vm::{Vm, VmType};
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::walker::ExitInfo1;
-use sim_mmu::{Gfn, Stage2Fault};
+use sim_mmu::{ExternalTables, Gfn, Stage2Fault};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// The kind of a VM, with what KVM keeps for VMs of this kind.
@@ -22,6 +24,8 @@ pub(crate) enum VmKind {
     SwProtected,
     /// `KVM_X86_SNP_VM`.
     Snp(Box<SevInfo>),
+    /// `KVM_X86_TDX_VM`.
+    Tdx(Arc<KvmTdx>),
 }
 
 impl VmKind {
@@ -33,12 +37,24 @@ impl VmKind {
                 let sev = host.sev().expect("there are no SNP VMs on a host without SNP");
                 VmKind::Snp(Box::new(SevInfo::new(cx, sev)))
             }
+            VmType::Tdx => {
+                let tdx = host.tdx().expect("there are no TDs on a host without TDX");
+                VmKind::Tdx(KvmTdx::new(cx, tdx))
+            }
+        }
+    }
+
+    /// The hooks of external tables, of VMs that have them.
+    pub(super) fn external_tables(&self) -> Option<Arc<dyn ExternalTables>> {
+        match self {
+            VmKind::Tdx(tdx) => Some(Arc::new(MirrorHooks::new(Arc::clone(tdx)))),
+            _ => None,
         }
     }
 
     /// Whether VMs of this kind are measured before they run: until then nothing may be pre-faulted.
     pub(super) fn has_launch(&self) -> bool {
-        matches!(self, VmKind::Snp(_))
+        matches!(self, VmKind::Snp(_) | VmKind::Tdx(_))
     }
 }
 
@@ -58,6 +74,20 @@ impl Vm {
         }
     }
 
+    /// The guest's registers are not KVM's to see (`has_protected_state`).
+    pub fn is_protected(&self) -> bool {
+        matches!(self.kind, VmKind::Snp(_) | VmKind::Tdx(_))
+    }
+
+    /// TDX of the VM, if it is a TD (`to_kvm_tdx`).
+    #[inline]
+    pub fn tdx(&self) -> Option<&KvmTdx> {
+        match &self.kind {
+            VmKind::Tdx(tdx) => Some(tdx),
+            _ => None,
+        }
+    }
+
     /// Whether a fault is on private memory (`kvm_mmu_do_page_fault`). The access says so, where the hardware lets the guest say what it means; otherwise the
     /// attribute decides, read without lock or sequence.
     pub(super) fn is_private_fault(&self, cx: &Cx<'_>, fault: &Stage2Fault, info1: ExitInfo1) -> bool {
@@ -68,6 +98,7 @@ impl Vm {
                     && self.attributes.get(cx, fault.gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
             }
             VmKind::Snp(_) => info1.contains(ExitInfo1::ENC),
+            VmKind::Tdx(_) => unreachable!("an address of a TD says which it is"),
         }
     }
 
@@ -78,7 +109,7 @@ impl Vm {
     /// `EAGAIN` if the machine is busy, on purpose; of SEV-SNP `ENOENT`, `EINVAL`.
     pub(super) fn arch_gmem_make_private(&self, cx: &Cx<'_>, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
         match &self.kind {
-            VmKind::Default | VmKind::SwProtected => self.host.busy.ask().map_err(|_| Errno::EAGAIN),
+            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) => self.host.busy.ask().map_err(|_| Errno::EAGAIN),
             VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn),
         }
     }
@@ -86,8 +117,22 @@ impl Vm {
     /// `vm_destroy`, after the vCPUs are gone and before the MMU goes.
     pub(super) fn arch_vm_destroy(&self, cx: &Cx<'_>) {
         match &self.kind {
-            VmKind::Default | VmKind::SwProtected => {}
+            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) => {}
             VmKind::Snp(sev) => sev.vm_destroy(cx),
+        }
+    }
+
+    /// `vm_pre_destroy`, before the vCPUs go.
+    pub(super) fn arch_vm_pre_destroy(&self, cx: &Cx<'_>) {
+        if let VmKind::Tdx(tdx) = &self.kind {
+            self.tdx_mmu_release_hkid(cx, tdx);
+        }
+    }
+
+    /// `vm_destroy` of a TD, of which the MMU must be gone: its tables are pages of the TD.
+    pub(super) fn arch_vm_destroyed(&self, cx: &Cx<'_>) {
+        if let VmKind::Tdx(tdx) = &self.kind {
+            tdx.vm_destroy(cx, self);
         }
     }
 
@@ -109,7 +154,24 @@ impl Vm {
     /// `kvm_vm_bugged`: KVM can no longer vouch for the VM. No ioctl of it works any more, and its vCPUs leave the guest.
     pub(super) fn bug(&self, cx: &Cx<'_>) {
         self.bugged.store(true, Ordering::SeqCst);
+        self.die(cx);
+    }
+
+    /// `kvm_vm_dead`: the same, through no fault of KVM's.
+    pub(super) fn die(&self, cx: &Cx<'_>) {
+        self.dead.store(true, Ordering::SeqCst);
         self.make_all_requests(cx, Request::VmDead);
+        self.dead_for_all.store(true, Ordering::SeqCst);
+    }
+
+    /// `kvm->vm_dead`, which every bugged VM is, too.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    /// The VM is dead, and every vCPU has been told: for checkers.
+    pub(super) fn is_dead_for_all(&self) -> bool {
+        self.dead_for_all.load(Ordering::SeqCst)
     }
 
     /// `kvm->vm_bugged`.
@@ -119,10 +181,10 @@ impl Vm {
 }
 
 impl Host {
-    /// `kvm_arch_gmem_invalidate`: the page has left its guest_memfd's page cache. There is no VM in this.
-    pub(super) fn arch_gmem_invalidate(&self, cx: &Cx<'_>, pfn: Pfn) {
+    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: the page has left its guest_memfd's page cache. There is no VM in this.
+    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, pfn: Pfn) {
         if let Some(sev) = self.sev() {
-            sev.gmem_invalidate(cx, pfn..pfn + 1);
+            sev.gmem_make_shared(cx, pfn..pfn + 1);
         }
     }
 }

@@ -12,13 +12,17 @@ pub mod errno;
 pub mod json;
 mod name;
 pub mod op;
+mod snp;
 pub mod spte;
 pub mod suggest;
 pub mod table;
+pub mod tdx;
 
 pub use advice::{Advice, Prot};
 pub use answer::{Answer, Detail, Exit, FileStat, OtherField};
 pub use errno::{Errno, Signal};
 pub use name::{FdRef, HvaRef, Name};
 pub use op::{GuestPaged, Op, PagedAccess};
+pub use snp::SnpOp;
 pub use spte::{SpteChange, SpteRun, SpteState, fold};
+pub use tdx::TdxOp;

@@ -232,7 +232,7 @@ const SLOT_FLAGS: Arg = opt(
     "0",
 );
 
-/// What the VMM does about a hypercall exit of an SNP guest.
+/// What the VMM does about a hypercall exit of a confidential guest.
 const CONVERTS: Arg = opt("reply", Kind::Count, "0");
 /// States of a page, as page-state changes have them.
 const TO: Arg = arg("to", Kind::Choice(&[("private", 1), ("shared", 2)]));
@@ -269,7 +269,7 @@ const FALLOCATE_MODES: &[Symbol] = &[
 pub const OPS: &[OpSpec] = &[
     op(
         "create_vm",
-        &[VM, opt("type", Kind::Choice(&[("default", 0), ("sw_protected", 1), ("snp", 4)]), "default")],
+        &[VM, opt("type", Kind::Choice(&[("default", 0), ("sw_protected", 1), ("snp", 4), ("tdx", 5)]), "default")],
         "KVM_CREATE_VM",
     ),
     op(
@@ -446,11 +446,15 @@ pub const OPS: &[OpSpec] = &[
         "KVM_SEV_SNP_LAUNCH_UPDATE, again and again until nothing is left or it fails",
     ),
     op("snp_launch_finish", &[VM, NO_FLAGS], "KVM_SEV_SNP_LAUNCH_FINISH"),
-    op("guest_read_shared", &[VCPU, GPA], "as guest_read, by an SNP guest through a mapping without the C-bit"),
+    op(
+        "guest_read_shared",
+        &[VCPU, GPA],
+        "as guest_read, by an SNP guest through a mapping without the C-bit, or a TD through one with the shared bit",
+    ),
     op(
         "guest_write_shared",
         &[VCPU, GPA, VALUE],
-        "as guest_write, by an SNP guest through a mapping without the C-bit",
+        "as guest_write, by an SNP guest through a mapping without the C-bit, or a TD through one with the shared bit",
     ),
     op(
         "guest_pvalidate",
@@ -472,6 +476,16 @@ pub const OPS: &[OpSpec] = &[
             flag("vmsa", "off"),
         ],
         "rmpadjust by the vCPU, then hlt; reads EAX",
+    ),
+    op(
+        "guest_make_vmsa",
+        &[
+            VCPU,
+            GPA,
+            opt("features", Kind::Flags(&[("snp_active", 1), ("debug_swap", 32)]), "snp_active"),
+            opt("vmpl", Kind::Count, "0"),
+        ],
+        "the vCPU fills a page in as the VMSA of another one, with SEV_FEATURES and VMPL, and makes it one by rmpadjust, as Linux does, then hlt; reads EAX",
     ),
     op(
         "guest_ghcb_msr",
@@ -509,6 +523,57 @@ pub const OPS: &[OpSpec] = &[
     op(
         "guest_convert",
         &[VCPU, GPA, TO, CONVERTS],
-        "another page state of one page, by the GHCB MSR, as Linux does it: pvalidate too; ends the guest if that fails",
+        "another page state of one page, as Linux does it: by the GHCB MSR, with pvalidate, or in a TD by MapGPA, with an accept; ends the guest if that fails",
+    ),
+    op(
+        "tdx_init_vm",
+        &[
+            VM,
+            opt("attributes", Kind::Flags(&[("debug", 1), ("sept_ve_disable", 1 << 28)]), "sept_ve_disable"),
+            opt("xfam", Kind::Address, "3"),
+            opt("width", Kind::Count, "48"),
+            NO_FLAGS,
+        ],
+        "KVM_TDX_INIT_VM, with guest addresses of so many bits",
+    ),
+    op("tdx_init_vcpu", &[VCPU, opt("rcx", Kind::Address, "0"), NO_FLAGS], "KVM_TDX_INIT_VCPU"),
+    op(
+        "tdx_init_mem_region",
+        &[VCPU, GPA, HVA, LEN, opt("flags", Kind::Flags(&[("measure", 1)]), "0")],
+        "KVM_TDX_INIT_MEM_REGION; says what is left if it fails after the first page",
+    ),
+    op("tdx_finalize_vm", &[VM], "KVM_TDX_FINALIZE_VM"),
+    op(
+        "guest_accept",
+        &[VCPU, GPA, opt("size", Kind::Size, "4K")],
+        "tdg.mem.page.accept by the vCPU, then hlt; reads RAX",
+    ),
+    op(
+        "guest_map_gpa",
+        &[VCPU, GPA, LEN, TO, CONVERTS],
+        "MapGPA by the vCPU, then hlt; reads the status. On a hypercall exit the VMM converts the memory and answers 0, or only answers `reply` if that is not 0",
+    ),
+    op(
+        "guest_tdvmcall",
+        &[
+            VCPU,
+            arg(
+                "leaf",
+                Kind::Choice(&[
+                    ("get_td_vm_call_info", 0x10000),
+                    ("map_gpa", 0x10001),
+                    ("report_fatal_error", 0x10003),
+                    ("hlt", 12),
+                    ("io", 30),
+                    ("mmio", 48),
+                ]),
+            ),
+            opt("r12", Kind::Address, "0"),
+            opt("r13", Kind::Address, "0"),
+            opt("r14", Kind::Address, "0"),
+            opt("r15", Kind::Address, "0"),
+            CONVERTS,
+        ],
+        "tdg.vp.vmcall by the vCPU, then hlt; reads R10",
     ),
 ];

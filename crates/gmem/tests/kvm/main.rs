@@ -18,6 +18,7 @@ mod readonly_logging;
 mod run_loop;
 mod snp;
 mod stand_in;
+mod tdx;
 mod workload;
 
 use gmem::MachineConfig;

@@ -5,11 +5,11 @@
 //!
 //! Simplified: an access is of one aligned word, and of the physical address that stage 1 gave; devices read as zero.
 
+use super::el2::Dead;
 use super::machine::Pkvm;
 use super::pgtable::Root;
 use super::pte::S2Level;
 use super::tlb::{Entries, TlbEntry};
-use super::trace::TraceEvent;
 use super::types::{CpuId, Pa, Prot};
 use super::vm::HypVcpu;
 use crate::AccessKind;
@@ -80,6 +80,14 @@ pub enum GuestStop {
     Abort(GuestAbort),
     /// No vCPU is loaded on the processor.
     NoVcpu,
+    /// EL2 panicked: nothing runs any more ([`Pkvm::panicked`]).
+    Dead,
+}
+
+impl From<Dead> for GuestStop {
+    fn from(_: Dead) -> GuestStop {
+        GuestStop::Dead
+    }
 }
 
 /// An abort that EL2 injects into the host: with S1PTW set, which no abort of the host's own stage 1 has at EL1.
@@ -91,6 +99,14 @@ pub enum HostAbort {
     AddressSize,
     /// The host's mapping of devices is not executable.
     Permission,
+    /// EL2 panicked: nothing runs any more ([`Pkvm::panicked`]).
+    Dead,
+}
+
+impl From<Dead> for HostAbort {
+    fn from(_: Dead) -> HostAbort {
+        HostAbort::Dead
+    }
 }
 
 /// How the walk of a page ends.
@@ -178,6 +194,7 @@ impl Pkvm {
     /// The abort with which it leaves the guest.
     #[track_caller]
     pub fn guest_access(&self, cx: &Cx<'_>, cpu: CpuId, ipa: Gpa, touch: Touch) -> Result<u64, GuestStop> {
+        self.alive()?;
         let vcpu = self.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
         let (root, page, word) = (&vcpu.vm.root, Pfn(ipa.gfn().0), Pa(ipa.0).word());
         loop {
@@ -226,7 +243,8 @@ impl Pkvm {
         }
     }
 
-    /// EL2 handles an abort of the host (`handle_host_mem_abort`): fills the host's stage 2, or sees that somebody did.
+    /// EL2 handles an abort of the host (`handle_host_mem_abort`): fills the host's stage 2, or sees that somebody did. That it has no table left is the end of the machine; it has, with
+    /// one of [`PkvmConfig::mmio_tables`](super::PkvmConfig::mmio_tables).
     ///
     /// # Errors
     /// What it injects instead.
@@ -235,13 +253,15 @@ impl Pkvm {
     /// If there is no such processor.
     #[track_caller]
     pub fn host_mem_abort(&self, cx: &Cx<'_>, cpu: CpuId, pa: Pa) -> Result<(), HostAbort> {
-        let el2 = self.el2(cx, cpu);
-        el2.record(TraceEvent::Enter { call: "host_mem_abort" });
-        let handled = el2.host_idmap(pa.pfn());
-        let ret = handled.map_or_else(|error| -i64::from(error.number()), |()| 0);
-        el2.record(TraceEvent::Exit { call: "host_mem_abort", ret });
+        let handled = self.enter(cx, cpu, "host_mem_abort", |el2| {
+            let filled = el2.host_idmap(pa.pfn());
+            if !matches!(filled, Ok(()) | Err(Errno::EEXIST | Errno::EPERM | Errno::ERANGE)) {
+                el2.warn("an abort of the host cannot be handled");
+            }
+            filled.map(|()| 0)
+        })?;
         match handled {
-            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Ok(_) | Err(Errno::EEXIST) => Ok(()),
             Err(Errno::ERANGE) => Err(HostAbort::AddressSize),
             Err(_) => Err(HostAbort::Injected),
         }
@@ -257,6 +277,7 @@ impl Pkvm {
     #[track_caller]
     pub fn host_access(&self, cx: &Cx<'_>, cpu: CpuId, pa: Pa, touch: Touch) -> Result<u64, HostAbort> {
         let (pfn, word) = (pa.pfn(), pa.word());
+        self.alive()?;
         loop {
             self.point_word(cx, pfn, word, touch);
             let mut entries = self.tlbs.access();

@@ -24,7 +24,8 @@ pub struct PkvmConfig {
     pub guest_bits: u32,
     /// Bits of a physical address, 32 to 48; the host's stage 2 covers them.
     pub host_bits: u32,
-    /// Tables in the pool of the host's stage 2 beyond what all memory needs in pages: for devices.
+    /// Tables in the pool of the host's stage 2 beyond what all memory needs in pages: for devices. Without any, an abort of the host far from memory may find none, which is the end
+    /// of the machine.
     pub mmio_tables: u32,
     /// Whether stage-2 writes, TLB maintenance and changes of ownership are recorded ([`Pkvm::trace`](super::Pkvm::trace)).
     pub trace: bool,

@@ -2,11 +2,11 @@
 //! `__pkvm_host_force_reclaim_page_guest`, `__pkvm_host_reclaim_page_guest`).
 
 use super::el2::El2;
-use super::host::frames;
+use super::host::HostMmu;
 use super::mutants;
-use super::pgtable::{Slot, Tables};
+use super::pgtable::Tables;
 use super::pte::{Pte, S2Level};
-use super::types::{Owner, Pa, PageState, Prot};
+use super::types::{Owner, Pa, PageState, Prot, frames};
 use super::vm::{GuestMmu, HypVcpu, HypVm};
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
 use sim_kernel::{Errno, Pfn};
@@ -22,54 +22,6 @@ enum Leaves {
 }
 
 impl El2<'_> {
-    /// The descriptor of a page of a guest that it can share or lose (`get_valid_guest_pte`).
-    ///
-    /// # Errors
-    /// `EHWPOISON` if the page was taken by force, `ENOENT` if there is none, `E2BIG` if it is part of a block; `ERANGE` beyond all addresses.
-    pub(super) fn guest_page(&self, guest: &GuestMmu, gfn: Gfn) -> Result<(Slot, Pte), Errno> {
-        let (slot, pte) = guest.table.root.leaf(&self.hv.phys, Pfn(gfn.0))?;
-        match pte.state() {
-            PageState::Poison => Err(Errno::EHWPOISON),
-            _ if !pte.is_valid() => Err(Errno::ENOENT),
-            _ if slot.level != S2Level::LAST => Err(Errno::E2BIG),
-            _ => Ok((slot, pte)),
-        }
-    }
-
-    /// Whether nothing is, or was, at these pages of the guest (`__guest_check_page_state_range` for no page).
-    pub(super) fn check_guest_free(&self, guest: &GuestMmu, gfn: Gfn, pages: u64) -> Result<(), Errno> {
-        for page in (0..pages).map(|i| gfn.0.saturating_add(i)) {
-            let (_, pte) = guest.table.root.leaf(&self.hv.phys, Pfn(page))?;
-            if pte.state() != PageState::NoPage {
-                return Err(Errno::EPERM);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the memcache has all tables that a mapping can take: then nothing can fail once something was changed.
-    pub(super) fn check_memcache(&self, vcpu: &HypVcpu) -> Result<(), Errno> {
-        let enough = vcpu.memcache.lock().len() >= vcpu.vm.min_memcache_pages();
-        // K10: without it, the host has lost the page and the guest has not got it.
-        if enough || self.hv.is_off(mutants::K10) { Ok(()) } else { Err(Errno::ENOMEM) }
-    }
-
-    /// Maps a page, or a block, for the guest of this vCPU.
-    pub(super) fn map_guest(
-        &self,
-        guest: &mut GuestMmu,
-        vcpu: &HypVcpu,
-        gfn: Gfn,
-        level: S2Level,
-        pte: Pte,
-    ) -> Result<(), Errno> {
-        let mut memcache = vcpu.memcache.lock().clone();
-        let mut tables = Tables { pool: &mut guest.pool, memcache: Some(&mut memcache) };
-        let mapped = self.map(&mut guest.table, &mut tables, Pfn(gfn.0), level, pte);
-        *vcpu.memcache.lock() = memcache;
-        mapped
-    }
-
     /// The host gives a page to a protected VM, as it is: its contents become the guest's.
     ///
     /// # Errors
@@ -79,7 +31,9 @@ impl El2<'_> {
         let page = frames(pfn, 1)?;
         let vm = &vcpu.vm;
         let check = |host: &_| match self.check_host(host, &page, PageState::Owned) {
-            Err(Errno::EINVAL) if self.hv.is_off(mutants::DONATES_MMIO) => Ok(()),
+            Err(Errno::EPERM) if self.hv.is_off(mutants::DONATES_MMIO) && self.hv.config.region(pfn).is_none() => {
+                Ok(())
+            }
             checked => checked,
         };
         if self.hv.is_off(mutants::K06) {
@@ -93,7 +47,7 @@ impl El2<'_> {
         }
         self.check_guest_free(&guest, gfn, 1)?;
         self.check_memcache(vcpu)?;
-        self.set_host_owner(&mut host, page, |_| Owner::Guest(vm.handle(), gfn));
+        self.set_host_owner(&mut host, page, Owner::Guest(vm.handle(), gfn));
         self.map_guest(&mut guest, vcpu, gfn, S2Level::LAST, Pte::leaf(pfn, S2Level::LAST, Prot::RWX, PageState::Owned))
     }
 
@@ -112,13 +66,13 @@ impl El2<'_> {
         if self.hv.config.region(pfn).is_none() {
             return Err(Errno::EFAULT);
         }
-        let owner = |host: &super::host::HostMmu| {
+        let owner = |host: &HostMmu| {
             if host.page(pfn).state != PageState::NoPage && !self.hv.is_off(mutants::K04) {
                 return Err(Errno::EAGAIN);
             }
             match host.table.root.leaf(&self.hv.phys, pfn)?.1.owner() {
                 Some(Owner::Guest(handle, gfn)) => Ok((handle, gfn)),
-                None if self.hv.is_off(mutants::K04) => self.hv.find_mapping(&vms, pfn).ok_or(Errno::EAGAIN),
+                None if self.hv.is_off(mutants::K04) => self.hv.first_leaf(&vms, pfn).ok_or(Errno::EAGAIN),
                 _ => Err(Errno::EPERM),
             }
         };
@@ -132,11 +86,11 @@ impl El2<'_> {
         let mut host = host.unwrap_or_else(|| self.lock_host());
         let mut guest = self.lock_vm(&vm);
         let (_, pte) = self.guest_page(&guest, gfn)?;
-        if pte.state() != PageState::Owned && !self.hv.is_off(mutants::K04) {
-            return Err(Errno::EPERM);
-        }
         if pte.pfn() != pfn {
             self.warn("a page is annotated with a guest's address where another page is");
+            return Err(Errno::EPERM);
+        }
+        if pte.state() != PageState::Owned && !self.hv.is_off(mutants::K04) {
             return Err(Errno::EPERM);
         }
         let mark = if self.hv.is_off(mutants::NO_POISON) { Pte::NONE } else { Pte::POISONED };
@@ -171,23 +125,28 @@ impl El2<'_> {
             Err(Errno::EHWPOISON) => return Ok(()),
             found => found?,
         };
-        let leaves = match pte.state() {
-            PageState::Owned => Leaves::Cleared,
-            PageState::SharedOwned => Leaves::Shared,
+        let (leaves, of_host) = match pte.state() {
+            PageState::Owned => (Leaves::Cleared, PageState::NoPage),
+            PageState::SharedOwned => (Leaves::Shared, PageState::SharedBorrowed),
             _ => return Err(Errno::EPERM),
         };
-        let GuestMmu { table, pool, .. } = &mut *guest;
-        let page = Pfn(gfn.0);
-        self.unmap(table, &mut Tables { pool, memcache: None }, page..page + 1);
+        if host.page(pte.pfn()).state != of_host {
+            self.warn("a page of a guest is of another state for the host");
+            return Err(Errno::EPERM);
+        }
+        // No vCPU runs that could write it again.
         if leaves == Leaves::Cleared && !self.hv.is_off(mutants::DYING_NO_ZERO) {
             self.zero(pte.pfn());
         }
+        let GuestMmu { table, pool, .. } = &mut *guest;
+        let page = Pfn(gfn.0);
+        self.unmap(table, &mut Tables { pool, memcache: None }, page..page + 1);
         self.give_back(&mut host, pte.pfn(), leaves);
         Ok(())
     }
 
     /// The page is the host's again.
-    fn give_back(&self, host: &mut super::host::HostMmu, pfn: Pfn, leaves: Leaves) {
+    fn give_back(&self, host: &mut HostMmu, pfn: Pfn, leaves: Leaves) {
         // For PKVM-INV-008: what the host finds if it looks at once.
         let phys = &self.hv.phys;
         if leaves == Leaves::Cleared && (0..WORDS_PER_PAGE).any(|word| phys.peek_u64(pfn, word) != 0) {

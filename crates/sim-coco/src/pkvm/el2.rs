@@ -7,7 +7,7 @@ use super::trace::TraceEvent;
 use super::types::{CpuId, PageState, Vmid};
 use super::vm::{GuestMmu, HypVm, VmTable};
 use sim_kernel::sync::MutexGuard;
-use sim_kernel::{Cx, Pfn};
+use sim_kernel::{Cx, Errno, Pfn};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
@@ -46,6 +46,40 @@ impl<T> DerefMut for Locked<'_, T> {
 impl<T> Drop for Locked<'_, T> {
     fn drop(&mut self) {
         self.el2.record(TraceEvent::Unlock { class: self.class, vmid: self.vmid });
+    }
+}
+
+/// What EL2 panicked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Dead(pub(super) &'static str);
+
+impl Pkvm {
+    /// A processor is at EL2 for a call, or an abort: nothing that a machine does which panicked, before or meanwhile.
+    ///
+    /// # Panics
+    /// PKVM-INV-014 if a lock is held at the end; if there is no such processor.
+    #[track_caller]
+    pub(super) fn enter(
+        &self,
+        cx: &Cx<'_>,
+        cpu: CpuId,
+        call: &'static str,
+        work: impl FnOnce(&El2<'_>) -> Result<u64, Errno>,
+    ) -> Result<Result<u64, Errno>, Dead> {
+        let el2 = self.el2(cx, cpu);
+        self.alive()?;
+        el2.record(TraceEvent::Enter { call });
+        let held = cx.held_locks().len();
+        let answer = work(&el2);
+        assert_eq!(cx.held_locks().len(), held, "PKVM-INV-014: {call} returned with a lock");
+        let ret = answer.map_or_else(|error| -i64::from(error.number()), |value| value as i64);
+        el2.record(TraceEvent::Exit { call, ret });
+        self.alive().map(|()| answer)
+    }
+
+    /// Whether EL2 has not panicked.
+    pub(super) fn alive(&self) -> Result<(), Dead> {
+        self.panicked().map_or(Ok(()), |what| Err(Dead(what)))
     }
 }
 
@@ -100,7 +134,7 @@ impl<'a> El2<'a> {
         }
     }
 
-    /// `WARN_ON` at EL2, which has nobody to tell: the whole machine panics.
+    /// `WARN_ON` at EL2, which has nobody to tell: the whole machine panics. What is being done goes on to its end here, and is the last thing that is.
     pub(super) fn warn(&self, what: &'static str) {
         self.hv.panicked.lock().get_or_insert(what);
     }

@@ -45,7 +45,7 @@ impl El2<'_> {
         if self.hv.is_off(mutants::UNSHARE_KEEPS_HOST) {
             self.mark_host(&mut host, pfn, PageState::NoPage);
         } else {
-            self.set_host_owner(&mut host, pfn..pfn + 1, |_| Owner::Guest(vcpu.vm.handle(), gfn));
+            self.set_host_owner(&mut host, pfn..pfn + 1, Owner::Guest(vcpu.vm.handle(), gfn));
         }
         let owned = pte.with_state(PageState::Owned);
         let mapped = self.map_guest(&mut guest, vcpu, gfn, S2Level::LAST, owned);

@@ -2,9 +2,9 @@
 //!
 //! Simplified: operands are values, not registers; the numbers of the functions are no ABI. Calls that have nothing to do with memory or VMs' lives are left out.
 
-use super::el2::El2;
+use super::el2::{Dead, El2};
 use super::machine::Pkvm;
-use super::trace::{Tlbi, TraceEvent};
+use super::trace::Tlbi;
 use super::types::{CpuId, Handle, Pa, Prot};
 use super::vm::{HostKvm, HostVcpu, HypVm};
 use sim_kernel::{Cx, Errno, Pfn};
@@ -182,6 +182,12 @@ pub enum CallFail {
     Panic(&'static str),
 }
 
+impl From<Dead> for CallFail {
+    fn from(Dead(what): Dead) -> CallFail {
+        CallFail::Panic(what)
+    }
+}
+
 impl CallFail {
     /// The error number, if it is one.
     pub fn errno(self) -> Option<Errno> {
@@ -245,10 +251,7 @@ impl Pkvm {
     /// If there is no such processor.
     #[track_caller]
     pub fn host_call(&self, cx: &Cx<'_>, cpu: CpuId, call: HostCall) -> Result<u64, CallFail> {
-        let el2 = self.el2(cx, cpu);
-        if let Some(what) = self.panicked() {
-            return Err(CallFail::Panic(what));
-        }
+        self.alive()?;
         let refused = match call.band() {
             Band::Setup => self.is_initialized(),
             Band::Common => false,
@@ -257,17 +260,7 @@ impl Pkvm {
         if refused || matches!(call, HostCall::Undefined(_)) {
             return Err(CallFail::NotSupported);
         }
-        let name = call.name();
-        el2.record(TraceEvent::Enter { call: name });
-        let held = cx.held_locks().len();
-        let answer = el2.handle(call);
-        assert_eq!(cx.held_locks().len(), held, "PKVM-INV-014: {name} returned with a lock");
-        let ret = answer.map_or_else(|error| -i64::from(error.number()), |value| value as i64);
-        el2.record(TraceEvent::Exit { call: name, ret });
-        match self.panicked() {
-            Some(what) => Err(CallFail::Panic(what)),
-            None => Ok(answer?),
-        }
+        Ok(self.enter(cx, cpu, call.name(), |el2| el2.handle(call))??)
     }
 }
 
@@ -302,10 +295,14 @@ impl El2<'_> {
                 return Ok(u64::from(young));
             }
             HostCall::HostMkyoungGuest { gfn } => self.host_mkyoung_guest(&*self.loaded_vcpu(false)?, gfn),
-            HostCall::TlbFlushVmid { handle } => self.with_np_vm(handle, |vm| {
-                self.tlbi(vm.vmid(), Tlbi::Vmid, Pfn(0), u64::MAX);
+            HostCall::TlbFlushVmid { handle } => {
+                // No answer, whatever it is given.
+                let _ = self.with_np_vm(handle, |vm| {
+                    self.flush_vmid(vm);
+                    Ok(())
+                });
                 Ok(())
-            }),
+            }
             HostCall::ReserveVm => return self.reserve_vm().map(|handle| u64::from(handle.0)),
             HostCall::UnreserveVm { handle } => {
                 self.unreserve_vm(handle);

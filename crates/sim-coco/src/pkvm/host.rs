@@ -7,9 +7,10 @@ use super::el2::El2;
 use super::mutants;
 use super::pgtable::{PageTable, Tables};
 use super::pte::{Pte, S2Level};
-use super::types::{Owner, PageState, Prot};
+use super::types::{Owner, PageState, Prot, each, frames};
 use sim_kernel::{Errno, Pfn};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A page in the host's view (`struct hyp_page`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,26 +36,25 @@ impl HostMmu {
     }
 }
 
-/// The frames from `pfn` on, if there are so many numbers.
-pub(super) fn frames(pfn: Pfn, pages: u64) -> Result<std::ops::Range<Pfn>, Errno> {
-    let end = pfn.0.checked_add(pages).filter(|end| *end <= 1 << 52 && pages > 0).ok_or(Errno::EINVAL)?;
-    Ok(pfn..Pfn(end))
-}
-
-/// Frames of a range, one by one.
-pub(super) fn each(range: std::ops::Range<Pfn>) -> impl Iterator<Item = Pfn> {
-    (range.start.0..range.end.0).map(Pfn)
-}
-
 impl El2<'_> {
-    /// Whether all of a range is memory of one region, and may change hands (`check_range_allowed_memory`).
+    /// The frames from `pfn` on, if there are so many that the host's stage 2 can translate (`pfn_range_is_valid`).
     ///
     /// # Errors
-    /// `EINVAL` if it is not; `EPERM` for memory that is not mapped by the host (`NOMAP`).
-    pub(super) fn check_memory(&self, range: &std::ops::Range<Pfn>) -> Result<(), Errno> {
-        let region = self.hv.config.region(range.start).filter(|region| range.end <= region.end);
-        let region = region.ok_or(Errno::EINVAL)?;
-        if region.nomap {
+    /// `EINVAL` if there are not.
+    pub(super) fn valid_frames(&self, pfn: Pfn, pages: u64) -> Result<Range<Pfn>, Errno> {
+        let range = frames(pfn, pages)?;
+        if range.end.0 <= 1 << (self.hv.config.host_bits - 12) { Ok(range) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Whether all of a range is memory, and may change hands (`check_range_allowed_memory`).
+    ///
+    /// # Errors
+    /// `EINVAL` if it leaves the region, or the gap between regions, that it begins in; `EPERM` for what is no memory, or is not mapped by the host (`NOMAP`).
+    pub(super) fn check_memory(&self, range: &Range<Pfn>) -> Result<(), Errno> {
+        if range.end > self.hv.config.span(range.start).end {
+            return Err(Errno::EINVAL);
+        }
+        if self.hv.config.region(range.start).is_none_or(|region| region.nomap) {
             return Err(Errno::EPERM);
         }
         // Memory that the simulated host never had has no bytes.
@@ -63,12 +63,7 @@ impl El2<'_> {
     }
 
     /// Whether all of a range is memory in this state (`__host_check_page_state_range`).
-    pub(super) fn check_host(
-        &self,
-        host: &HostMmu,
-        range: &std::ops::Range<Pfn>,
-        wanted: PageState,
-    ) -> Result<(), Errno> {
+    pub(super) fn check_host(&self, host: &HostMmu, range: &Range<Pfn>, wanted: PageState) -> Result<(), Errno> {
         self.check_memory(range)?;
         let all = each(range.clone()).all(|pfn| host.page(pfn).state == wanted);
         if all { Ok(()) } else { Err(Errno::EPERM) }
@@ -107,17 +102,20 @@ impl El2<'_> {
         }
     }
 
-    /// Sets the state of pages (`__host_set_page_state_range`). One that the host did not have is mapped again.
-    pub(super) fn set_host_state(&self, host: &mut HostMmu, range: std::ops::Range<Pfn>, state: PageState) {
-        for pfn in each(range) {
-            let old = host.page(pfn).state;
-            if old == PageState::NoPage {
-                let pte = self.identity(pfn, S2Level::LAST);
-                let mapped = self.host_try(host, |table, tables| self.map(table, tables, pfn, S2Level::LAST, pte));
-                assert_eq!(mapped, Ok(()), "the pool has tables for all memory");
-            }
-            self.mark_host(host, pfn, state);
+    /// Sets the state of pages (`__host_set_page_state_range`). If the host did not have them they are mapped again first, in blocks where those fit.
+    pub(super) fn set_host_state(&self, host: &mut HostMmu, range: Range<Pfn>, state: PageState) {
+        let mut next = if host.page(range.start).state == PageState::NoPage { range.start } else { range.end };
+        while next < range.end {
+            let fits = |level: &S2Level| {
+                level.supports_leaf() && next.0 % level.pages() == 0 && next + level.pages() <= range.end
+            };
+            let level = (self.hv.host_root.start.0..S2Level::LAST.0).map(S2Level).find(fits).unwrap_or(S2Level::LAST);
+            let pte = self.identity(next, level);
+            let mapped = self.host_try(host, |table, tables| self.map(table, tables, next, level, pte));
+            assert_eq!(mapped, Ok(()), "the pool has tables for all memory");
+            next = next + level.pages();
         }
+        each(range).for_each(|pfn| self.mark_host(host, pfn, state));
     }
 
     /// Sets the state of a page, and nothing else.
@@ -128,13 +126,13 @@ impl El2<'_> {
     }
 
     /// Takes pages away from the host and notes who has them (`host_stage2_set_owner_locked`).
-    pub(super) fn set_host_owner(&self, host: &mut HostMmu, range: std::ops::Range<Pfn>, owner: impl Fn(Pfn) -> Owner) {
-        for pfn in each(range) {
-            let pte = Pte::donation(owner(pfn));
+    pub(super) fn set_host_owner(&self, host: &mut HostMmu, range: Range<Pfn>, owner: Owner) {
+        let pte = Pte::donation(owner);
+        for pfn in each(range.clone()) {
             let noted = self.host_try(host, |table, tables| self.map(table, tables, pfn, S2Level::LAST, pte));
             assert_eq!(noted, Ok(()), "the pool has tables for all memory");
-            self.mark_host(host, pfn, PageState::NoPage);
         }
+        each(range).for_each(|pfn| self.mark_host(host, pfn, PageState::NoPage));
     }
 
     /// The host faulted at a frame: maps it, and as much around it as can be (`host_stage2_idmap`).

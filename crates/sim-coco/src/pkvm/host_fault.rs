@@ -1,7 +1,7 @@
 //! What the host does with an abort that EL2 injected (`arch/arm64/mm/fault.c`): kill, fix up, take the page back, or oops.
 
 use super::access::{HostAbort, Touch};
-use super::hcall::HostCall;
+use super::hcall::{CallFail, HostCall};
 use super::machine::Pkvm;
 use super::types::{CpuId, Pa};
 use sim_kernel::{Cx, Errno};
@@ -30,6 +30,8 @@ pub enum HostOutcome {
     Efault,
     /// The kernel oopses: "hypervisor-protected memory".
     Oops,
+    /// EL2 panicked: nothing runs any more.
+    Dead,
     /// The kernel would fault for ever: the hypervisor says that the access need not fault any more, and it does. Of pages of a VM that is gone.
     Livelock,
 }
@@ -44,6 +46,7 @@ impl Pkvm {
         loop {
             let abort = match self.host_access(cx, cpu, pa, touch) {
                 Ok(value) => return HostOutcome::Done(value),
+                Err(HostAbort::Dead) => return HostOutcome::Dead,
                 Err(abort) => abort,
             };
             match context {
@@ -63,6 +66,7 @@ impl Pkvm {
                         return HostOutcome::Livelock;
                     }
                 }
+                Err(CallFail::Panic(_)) => return HostOutcome::Dead,
                 Err(_) => return HostOutcome::Oops,
             }
         }

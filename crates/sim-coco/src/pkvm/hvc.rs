@@ -4,7 +4,6 @@
 use super::access::{AbortKind, GuestAbort, GuestStop};
 use super::machine::Pkvm;
 use super::pte::S2Level;
-use super::trace::TraceEvent;
 use super::types::CpuId;
 use super::vm::HypVcpu;
 use crate::AccessKind;
@@ -47,9 +46,10 @@ impl Pkvm {
     /// The guest of the loaded vCPU executes HVC with these values in w0 and x1 to x3.
     ///
     /// # Errors
-    /// [`GuestStop::NoVcpu`] if none is loaded.
+    /// [`GuestStop::NoVcpu`] if none is loaded, [`GuestStop::Dead`] if the machine panicked.
     #[track_caller]
     pub fn guest_hvc(&self, cx: &Cx<'_>, cpu: CpuId, function: u32, args: [u64; 3]) -> Result<HvcResult, GuestStop> {
+        self.alive()?;
         let vcpu = self.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
         *vcpu.fault.lock() = None;
         if !vcpu.vm.is_protected() {
@@ -64,27 +64,33 @@ impl Pkvm {
             }
             func::MEMINFO if args == [0; 3] => HvcResult::Answered(PAGE_SIZE as i64),
             func::MEMINFO => HvcResult::Answered(SMCCC_INVALID_PARAMETER),
-            func::MEM_SHARE | func::MEM_UNSHARE => self.guest_mem(cx, cpu, &vcpu, function, args),
+            func::MEM_SHARE | func::MEM_UNSHARE => self.guest_mem(cx, cpu, &vcpu, function, args)?,
             _ => HvcResult::ToHost,
         })
     }
 
     #[track_caller]
-    fn guest_mem(&self, cx: &Cx<'_>, cpu: CpuId, vcpu: &HypVcpu, function: u32, args: [u64; 3]) -> HvcResult {
+    fn guest_mem(
+        &self,
+        cx: &Cx<'_>,
+        cpu: CpuId,
+        vcpu: &HypVcpu,
+        function: u32,
+        args: [u64; 3],
+    ) -> Result<HvcResult, GuestStop> {
         let [ipa, rest @ ..] = args;
         let ipa = Gpa(ipa);
         if ipa.offset() != 0 || rest != [0; 2] {
-            return HvcResult::Answered(SMCCC_INVALID_PARAMETER);
+            return Ok(HvcResult::Answered(SMCCC_INVALID_PARAMETER));
         }
-        let el2 = self.el2(cx, cpu);
         let share = function == func::MEM_SHARE;
         let call = if share { "guest_share_host" } else { "guest_unshare_host" };
-        el2.record(TraceEvent::Enter { call });
-        let done = if share { el2.guest_share_host(vcpu, ipa.gfn()) } else { el2.guest_unshare_host(vcpu, ipa.gfn()) };
-        let ret = done.map_or_else(|error| -i64::from(error.number()), |()| 0);
-        el2.record(TraceEvent::Exit { call, ret });
-        match done {
-            Ok(()) => HvcResult::Answered(SMCCC_SUCCESS),
+        let done = self.enter(cx, cpu, call, |el2| {
+            let gfn = ipa.gfn();
+            if share { el2.guest_share_host(vcpu, gfn) } else { el2.guest_unshare_host(vcpu, gfn) }.map(|()| 0)
+        })?;
+        Ok(match done {
+            Ok(_) => HvcResult::Answered(SMCCC_SUCCESS),
             Err(Errno::ENOENT) if share => {
                 let (kind, level) = (AbortKind::Translation, S2Level::LAST);
                 let abort = GuestAbort { ipa, kind, level, access: AccessKind::Write };
@@ -92,6 +98,6 @@ impl Pkvm {
                 HvcResult::Replay(abort)
             }
             Err(_) => HvcResult::Answered(SMCCC_INVALID_PARAMETER),
-        }
+        })
     }
 }

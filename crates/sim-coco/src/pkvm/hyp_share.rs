@@ -1,9 +1,8 @@
 //! Pages between the host and the hypervisor, or TrustZone: sharing, pinning, donating (`__pkvm_host_share_hyp` and its like in `mem_protect.c`).
 
 use super::el2::El2;
-use super::host::{each, frames};
 use super::mutants;
-use super::types::{Owner, PageState};
+use super::types::{Owner, PageState, each, frames};
 use sim_kernel::{Errno, Pfn};
 
 impl El2<'_> {
@@ -48,7 +47,7 @@ impl El2<'_> {
     /// The hypervisor is about to use pages that the host shares with it, and keeps the host from taking them back (`hyp_pin_shared_mem`).
     ///
     /// # Errors
-    /// `EPERM` unless all are shared with it; `EINVAL` for what is not memory.
+    /// `EPERM` unless all are shared with it; `EINVAL` for a range that leaves its region.
     pub fn pin_shared_mem(&self, pfn: Pfn, pages: u64) -> Result<(), Errno> {
         let range = frames(pfn, pages)?;
         let host = self.lock_host();
@@ -86,9 +85,9 @@ impl El2<'_> {
     /// The host gives pages to the hypervisor.
     ///
     /// # Errors
-    /// `EINVAL` for a range that is none, or not memory of one region; `EPERM` unless all are the host's alone.
+    /// `EINVAL` for a range that is none, or leaves its region; `EPERM` for what is no memory, and unless all are the host's alone.
     pub fn host_donate_hyp(&self, pfn: Pfn, pages: u64) -> Result<(), Errno> {
-        let range = frames(pfn, pages)?;
+        let range = self.valid_frames(pfn, pages)?;
         let mut host = self.lock_host();
         let mut hyp = self.lock_hyp();
         self.check_host(&host, &range, PageState::Owned)?;
@@ -99,7 +98,7 @@ impl El2<'_> {
             self.set_hyp_state(&mut hyp, pfn, PageState::Owned);
             self.map_el2(&mut hyp, pfn);
         }
-        self.set_host_owner(&mut host, range, |_| Owner::Hyp);
+        self.set_host_owner(&mut host, range, Owner::Hyp);
         Ok(())
     }
 
@@ -108,7 +107,7 @@ impl El2<'_> {
     /// # Errors
     /// `EINVAL` for a range that is none; `EPERM` unless all are the hypervisor's alone; `EBUSY` if one is in use.
     pub fn hyp_donate_host(&self, pfn: Pfn, pages: u64) -> Result<(), Errno> {
-        let range = frames(pfn, pages)?;
+        let range = self.valid_frames(pfn, pages)?;
         let mut host = self.lock_host();
         let mut hyp = self.lock_hyp();
         if each(range.clone()).any(|pfn| hyp.page(pfn).state != PageState::Owned) {
@@ -131,7 +130,7 @@ impl El2<'_> {
     /// # Errors
     /// As [`El2::host_donate_hyp`].
     pub fn host_share_ffa(&self, pfn: Pfn, pages: u64) -> Result<(), Errno> {
-        let range = frames(pfn, pages)?;
+        let range = self.valid_frames(pfn, pages)?;
         let mut host = self.lock_host();
         self.check_host(&host, &range, PageState::Owned)?;
         self.set_host_state(&mut host, range, PageState::SharedOwned);
@@ -144,7 +143,7 @@ impl El2<'_> {
     /// # Errors
     /// As [`El2::host_share_ffa`], `EPERM` unless all are shared by the host.
     pub fn host_unshare_ffa(&self, pfn: Pfn, pages: u64) -> Result<(), Errno> {
-        let range = frames(pfn, pages)?;
+        let range = self.valid_frames(pfn, pages)?;
         let mut host = self.lock_host();
         self.check_host(&host, &range, PageState::SharedOwned)?;
         self.set_host_state(&mut host, range, PageState::Owned);

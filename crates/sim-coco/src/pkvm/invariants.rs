@@ -1,10 +1,11 @@
 //! What must hold of the machine whenever nobody is in the middle of a transition, by the number of the specification. For checkers: nothing here announces a
 //! scheduling point.
 //!
-//! Held elsewhere: PKVM-INV-010 and -018 by the tests (a failed call leaves [`Ownership`] as it was), -014 by an assertion at every return from EL2,
+//! Held elsewhere: PKVM-INV-010 and -018 by the tests (a failed call leaves [`Ownership`] as it was), -014 by an assertion where a call, a hypercall and an abort return from EL2,
 //! -012 by KVM, whose records it is about. -015 is what the host owes, not the hypervisor: [`pkvm_inv_015`] is not among [`ALL`].
 //!
-//! Pages that were lost with a VM (-015) are left out: nobody has them any more.
+//! Of pages that were lost with a VM (-015): nobody has those that it had, and those that it shared with the host are the host's to use and nobody's to own; those that it borrowed stay
+//! shared, and the count of that does not come back.
 
 use super::machine::Pkvm;
 use super::pte::{Pte, S2Level};
@@ -15,22 +16,30 @@ use crate::violation::broken;
 use sim_kernel::Pfn;
 use std::collections::BTreeSet;
 
-/// Pages, without those that were lost.
-fn pages(pkvm: &Pkvm) -> Vec<(Pfn, PageView)> {
-    let lost = pkvm.lost_pages();
-    let Ownership { pages, .. } = pkvm.ownership();
-    pages.into_iter().filter(|(pfn, _)| !lost.contains_key(pfn)).collect()
+/// What a page lost with VMs that ended too early.
+#[derive(Clone, Copy)]
+struct Lost {
+    /// Its owner.
+    owner: bool,
+    /// Mappings that are counted still.
+    shares: u32,
 }
 
 fn all_pages(
     pkvm: &Pkvm,
     id: &'static str,
-    holds: impl Fn(Pfn, &PageView) -> Result<(), String>,
+    holds: impl Fn(Pfn, &PageView, Lost) -> Result<(), String>,
 ) -> Result<(), Violation> {
-    let check = |(pfn, page): &(Pfn, PageView)| {
-        holds(*pfn, page).map_err(|what| broken(id, format!("{pfn:?}: {what}: {page:?}")))
+    let Ownership { pages, .. } = pkvm.ownership();
+    let (lost, shares) = {
+        let ghost = pkvm.ghost.lock();
+        (ghost.lost.clone(), ghost.lost_shares.clone())
     };
-    pages(pkvm).iter().try_for_each(check)
+    pages.iter().try_for_each(|(pfn, page)| {
+        let shares = shares.get(pfn).copied().unwrap_or(0);
+        let lost = Lost { owner: shares == 0 && lost.contains_key(pfn), shares };
+        holds(*pfn, page, lost).map_err(|what| broken(id, format!("{pfn:?}: {what}: {page:?}")))
+    })
 }
 
 fn ensure(holds: bool, what: &str) -> Result<(), String> {
@@ -43,10 +52,10 @@ fn ensure(holds: bool, what: &str) -> Result<(), String> {
 /// The first that has not.
 pub fn pkvm_inv_001(pkvm: &Pkvm) -> Result<(), Violation> {
     let owns = |state| matches!(state, PageState::Owned | PageState::SharedOwned);
-    all_pages(pkvm, "PKVM-INV-001", |_, page| {
+    all_pages(pkvm, "PKVM-INV-001", |_, page, lost| {
         let guests = page.guests.iter().filter(|guest| owns(guest.state())).count();
         let owners = usize::from(owns(page.host.state)) + usize::from(page.hyp.state == PageState::Owned) + guests;
-        ensure(owners == 1, "owners that are not one")
+        ensure(owners + usize::from(lost.owner) == 1, "owners that are not one")
     })
 }
 
@@ -56,34 +65,46 @@ pub fn pkvm_inv_001(pkvm: &Pkvm) -> Result<(), Violation> {
 /// The first whose do not.
 pub fn pkvm_inv_002(pkvm: &Pkvm) -> Result<(), Violation> {
     use PageState::{NoPage, Owned, SharedBorrowed, SharedOwned};
-    all_pages(pkvm, "PKVM-INV-002", |_, page| {
+    all_pages(pkvm, "PKVM-INV-002", |_, page, lost| {
         let guests: Vec<PageState> = page.guests.iter().map(|guest| guest.state()).collect();
-        let count = page.host.share_guest_count as usize;
+        let count = page.host.share_guest_count.wrapping_sub(lost.shares) as usize;
         let legal = match (page.host.state, page.hyp.state, &guests[..]) {
             (Owned, NoPage, []) | (SharedOwned, SharedBorrowed, []) | (NoPage, Owned, []) => count == 0,
             (SharedOwned, NoPage, borrowed) => {
                 borrowed.len() == count && borrowed.iter().all(|state| *state == SharedBorrowed)
             }
             (NoPage, NoPage, [Owned]) | (SharedBorrowed, NoPage, [SharedOwned]) => count == 0,
+            (NoPage | SharedBorrowed, NoPage, []) => count == 0 && lost.owner,
             _ => false,
         };
         ensure(legal, "states that do not fit together")
     })
 }
 
-/// PKVM-INV-003: the host's descriptor says nothing or everything of what the host has, and names the owner of what it has not.
+/// PKVM-INV-003: the host's descriptor says nothing or everything of what the host has, and names the owner of what it has not: the hypervisor, or a guest and where it has it. What it maps
+/// is mapped to itself.
 ///
 /// # Errors
 /// The first that does not.
 pub fn pkvm_inv_003(pkvm: &Pkvm) -> Result<(), Violation> {
-    all_pages(pkvm, "PKVM-INV-003", |_, page| {
+    let id = "PKVM-INV-003";
+    all_pages(pkvm, id, |_, page, lost| {
         let pte = page.host.pte;
-        let has = !pte.is_counted() || pte.is_valid() && pte.prot() == Prot::RWX;
-        ensure(
-            if page.host.state == PageState::NoPage { pte.owner().is_some() } else { has },
-            "the host's descriptor is of another state",
-        )
-    })
+        let fits = match (page.host.state, &page.guests[..]) {
+            (PageState::NoPage, _) if page.hyp.state == PageState::Owned => pte.owner() == Some(Owner::Hyp),
+            (PageState::NoPage, [guest]) => pte.owner() == Some(Owner::Guest(guest.handle, guest.gfn)),
+            (PageState::NoPage, _) => lost.owner && matches!(pte.owner(), Some(Owner::Guest(..))),
+            _ => !pte.is_counted() || pte.is_valid() && pte.prot() == Prot::RWX,
+        };
+        ensure(fits, "the host's descriptor is of another state")
+    })?;
+    let mut wrong = None;
+    pkvm.host_root.for_each(&pkvm.phys, |slot, pte| {
+        if pte.is_leaf(slot.level) && pte.pfn() != slot.first {
+            wrong = Some((slot, pte));
+        }
+    });
+    wrong.map_or(Ok(()), |(slot, pte)| Err(broken(id, format!("{pte:?} at {slot:?} maps another page"))))
 }
 
 /// PKVM-INV-004: a guest that is said to have a page has it, there, for itself.
@@ -91,8 +112,11 @@ pub fn pkvm_inv_003(pkvm: &Pkvm) -> Result<(), Violation> {
 /// # Errors
 /// The first page for which it has not.
 pub fn pkvm_inv_004(pkvm: &Pkvm) -> Result<(), Violation> {
-    all_pages(pkvm, "PKVM-INV-004", |pfn, page| {
+    all_pages(pkvm, "PKVM-INV-004", |pfn, page, lost| {
         let Some(Owner::Guest(handle, gfn)) = page.host.pte.owner() else { return Ok(()) };
+        if lost.owner {
+            return Ok(());
+        }
         let vm = pkvm.vm(handle).ok_or("the VM is gone")?;
         let found = pkvm.guest_pte(&vm, gfn);
         let has = found.is_some_and(|(pte, _)| pte.is_valid() && pte.pfn() == pfn && pte.state() == PageState::Owned);
@@ -105,11 +129,14 @@ pub fn pkvm_inv_004(pkvm: &Pkvm) -> Result<(), Violation> {
 /// # Errors
 /// The first that is not.
 pub fn pkvm_inv_005(pkvm: &Pkvm) -> Result<(), Violation> {
-    all_pages(pkvm, "PKVM-INV-005", |_, page| {
+    all_pages(pkvm, "PKVM-INV-005", |_, page, lost| {
         let borrowed = page.guests.iter().filter(|guest| guest.state() == PageState::SharedBorrowed).count();
         let count = page.host.share_guest_count as usize;
         let shared = page.host.state == PageState::SharedOwned && page.hyp.state == PageState::NoPage;
-        ensure(count == borrowed && (count == 0 || shared), "a count that is not that of its mappings")
+        ensure(
+            count == borrowed + lost.shares as usize && (count == 0 || shared),
+            "a count that is not that of its mappings",
+        )
     })
 }
 
@@ -118,7 +145,7 @@ pub fn pkvm_inv_005(pkvm: &Pkvm) -> Result<(), Violation> {
 /// # Errors
 /// The first page for which it is otherwise.
 pub fn pkvm_inv_006(pkvm: &Pkvm) -> Result<(), Violation> {
-    all_pages(pkvm, "PKVM-INV-006", |_, page| {
+    all_pages(pkvm, "PKVM-INV-006", |_, page, _| {
         let pinned = page.hyp.refcount > 0;
         ensure(
             match page.hyp.state {
@@ -182,7 +209,7 @@ pub fn pkvm_inv_009(pkvm: &Pkvm) -> Result<(), Violation> {
 /// # Errors
 /// The first mapping for which it is otherwise.
 pub fn pkvm_inv_011(pkvm: &Pkvm) -> Result<(), Violation> {
-    all_pages(pkvm, "PKVM-INV-011", |_, page| {
+    all_pages(pkvm, "PKVM-INV-011", |_, page, _| {
         let fits = page.guests.iter().all(|guest| {
             let protected = pkvm.vm(guest.handle).is_some_and(|vm| vm.is_protected());
             protected != (guest.state() == PageState::SharedBorrowed)
@@ -271,11 +298,13 @@ pub fn pkvm_inv_017(pkvm: &Pkvm) -> Result<(), Violation> {
     wrong.map_or(Ok(()), |pfn| Err(broken("PKVM-INV-017", format!("{pfn:?} is used by the hypervisor"))))
 }
 
-/// No descriptor is left in the middle of break-before-make, and the count of a table is that of its descriptors.
+/// PKVM-INV-014, as far as it shows when nobody is at EL2: no descriptor is left in the middle of break-before-make, the count of a table is that of its descriptors, and every page that was
+/// set aside for the host's tables is one or is free.
 ///
 /// # Errors
 /// The first for which it is otherwise.
-fn nothing_half_done(pkvm: &Pkvm) -> Result<(), Violation> {
+pub fn pkvm_inv_014(pkvm: &Pkvm) -> Result<(), Violation> {
+    let id = "PKVM-INV-014";
     let mut wrong = None;
     let mut look = |slot: super::pgtable::Slot, pte: Pte| {
         let annotated_above = pte.is_counted() && !pte.is_valid() && slot.level != S2Level::LAST;
@@ -285,7 +314,24 @@ fn nothing_half_done(pkvm: &Pkvm) -> Result<(), Violation> {
     };
     pkvm.host_root.for_each(&pkvm.phys, &mut look);
     pkvm.vms().iter().for_each(|vm| vm.root.for_each(&pkvm.phys, &mut look));
-    wrong.map_or(Ok(()), |(slot, pte)| Err(broken("PKVM-INV-014", format!("{pte:?} at {slot:?}"))))
+    if let Some((slot, pte)) = wrong {
+        return Err(broken(id, format!("{pte:?} at {slot:?}")));
+    }
+    let of_host = pkvm.host.peek(|host| {
+        let mut tables: Vec<Pfn> = host.table.tables().chain(host.pool.iter().copied()).collect();
+        tables.extend((0..pkvm.host_root.frames()).map(|i| pkvm.host_root.pfn + i));
+        tables.sort();
+        tables.dedup();
+        let mut set_aside = pkvm.carve_out.clone();
+        set_aside.sort();
+        if tables != set_aside {
+            host.pool.first().copied().or(Some(pkvm.host_root.pfn))
+        } else {
+            host.table.miscounted(&pkvm.phys)
+        }
+    });
+    let of_guests = || pkvm.vms().iter().find_map(|vm| vm.mmu.peek(|guest| guest.table.miscounted(&pkvm.phys)));
+    of_host.or_else(of_guests).map_or(Ok(()), |pfn| Err(broken(id, format!("the table {pfn:?} is counted wrongly"))))
 }
 
 /// An invariant as a function.
@@ -304,7 +350,7 @@ pub const ALL: [(&str, Invariant); 14] = [
     ("PKVM-INV-009", pkvm_inv_009),
     ("PKVM-INV-011", pkvm_inv_011),
     ("PKVM-INV-013", pkvm_inv_013),
-    ("PKVM-INV-014", nothing_half_done),
+    ("PKVM-INV-014", pkvm_inv_014),
     ("PKVM-INV-016", pkvm_inv_016),
     ("PKVM-INV-017", pkvm_inv_017),
 ];

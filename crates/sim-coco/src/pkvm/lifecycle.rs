@@ -6,8 +6,8 @@ use super::el2::El2;
 use super::mutants;
 use super::pgtable::Root;
 use super::pte::Pte;
-use super::trace::{Tlbi, TraceEvent};
-use super::types::{Handle, Vmid};
+use super::trace::TraceEvent;
+use super::types::{Handle, PageState, Vmid};
 use super::vm::{HostKvm, HostVcpu, HypVcpu, HypVm, Place};
 use sim_kernel::{Errno, Pfn};
 use sim_mmu::Gfn;
@@ -70,6 +70,11 @@ impl El2<'_> {
         if let Err(error) = self.take_donated(pgd, pgd_pages) {
             self.return_donated(frame, 1);
             return Err(error);
+        }
+        if !pgd.0.is_multiple_of(pgd_pages) {
+            // Its allocator has single pages only, and nobody looks whether it found what was asked for.
+            self.warn("the root of a VM is not aligned to its size");
+            return Err(Errno::ENOMEM);
         }
         let mut vms = self.lock_vms();
         let index = handle.index();
@@ -146,15 +151,15 @@ impl El2<'_> {
         if self.is_used(&vm) || !vm.is_dying() {
             return Err(Errno::EINVAL);
         }
-        // K13: the next VM in this place has the same VMID.
+        // K13: the next VM in this place has the same VMID, and would find what is left of this one.
         if !self.hv.is_off(mutants::K13) {
-            self.tlbi(vm.vmid(), Tlbi::Vmid, Pfn(0), u64::MAX);
+            self.flush_vmid(&vm);
         }
         if let Some(place) = vms.place(handle) {
             *place = Place::Free;
         }
-        drop(vms);
         self.record(TraceEvent::RootGone { vmid: vm.vmid() });
+        drop(vms);
         let mut pages: BTreeSet<Pfn> = (0..vm.pgd_pages).map(|i| vm.pgd + i).collect();
         {
             let guest = self.lock_vm(&vm);
@@ -163,6 +168,10 @@ impl El2<'_> {
                 if pte.is_leaf(slot.level) {
                     let lost = (0..slot.level.pages()).map(|i| (pte.pfn() + i, (handle, Gfn(slot.first.0 + i))));
                     ghost.lost.extend(lost);
+                    if pte.state() == PageState::SharedBorrowed {
+                        let counts = (0..slot.level.pages()).map(|i| pte.pfn() + i);
+                        counts.for_each(|pfn| *ghost.lost_shares.entry(pfn).or_default() += 1);
+                    }
                 }
             });
             pages.extend(guest.table.tables());
@@ -177,9 +186,7 @@ impl El2<'_> {
         pages.insert(vm.frame);
         for pfn in pages {
             self.zero(pfn);
-            let mut list = *vm.host.teardown.lock();
-            list.push(self.cx, &self.hv.phys, pfn);
-            *vm.host.teardown.lock() = list;
+            self.push_teardown(&vm.host, pfn);
             if self.hyp_donate_host(pfn, 1).is_err() {
                 self.warn("memory of a VM cannot go back to the host");
             }

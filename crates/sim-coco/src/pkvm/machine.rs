@@ -6,7 +6,6 @@ use super::host::HostMmu;
 use super::hyp::HypMmu;
 use super::mutants;
 use super::pgtable::{PageTable, Root};
-use super::pte::S2Level;
 use super::tlb::Tlbs;
 use super::trace::{Recorder, TraceEvent};
 use super::types::{CpuId, Handle, Owner, PageState, Vmid};
@@ -36,6 +35,8 @@ pub(super) struct Ghost {
     pub(super) leaked: BTreeSet<Pfn>,
     /// Pages of VMs that ended before the host took them.
     pub(super) lost: BTreeMap<Pfn, (Handle, Gfn)>,
+    /// Of those that the host shared, mappings that went with their VMs and are counted still.
+    pub(super) lost_shares: BTreeMap<Pfn, u32>,
 }
 
 /// A host with pKVM.
@@ -145,7 +146,7 @@ impl Pkvm {
 
     /// Pages that the host should have in a vCPU's memcache before it asks for a mapping (`kvm_mmu_cache_min_pages`).
     pub fn min_memcache_pages(&self) -> u64 {
-        u64::from(Root::levels(self.config.guest_bits)) - 1
+        Root::new(Pfn(0), self.config.guest_bits, Vmid::HOST).tables_below() as u64
     }
 
     /// EL2 at work on a processor, for its own functions without the checks of a hypercall: what its self-test does, and the proxy of FF-A calls.
@@ -167,7 +168,7 @@ impl Pkvm {
         for pfn in &self.carve_out {
             el2.set_hyp_state(&mut hyp, *pfn, PageState::Owned);
             el2.map_el2(&mut hyp, *pfn);
-            el2.set_host_owner(&mut host, *pfn..*pfn + 1, |_| Owner::Hyp);
+            el2.set_host_owner(&mut host, *pfn..*pfn + 1, Owner::Hyp);
         }
         Ok(())
     }
@@ -201,19 +202,6 @@ impl Pkvm {
     /// The vCPU that is loaded on a processor.
     pub fn loaded(&self, cpu: CpuId) -> Option<Arc<HypVcpu>> {
         self.cpus.lock().get(cpu.0 as usize)?.loaded.clone()
-    }
-
-    /// Where a VM maps a frame, without any lock.
-    pub(super) fn find_mapping(&self, vms: &VmTable, pfn: Pfn) -> Option<(Handle, Gfn)> {
-        let mut found = None;
-        for vm in vms.vms() {
-            vm.root.for_each(&self.phys, |slot, pte| {
-                if slot.level == S2Level::LAST && pte.is_valid() && pte.pfn() == pfn {
-                    found = Some((vm.handle(), Gfn(slot.first.0)));
-                }
-            });
-        }
-        found
     }
 
     /// Whether this rule is switched off.

@@ -17,6 +17,7 @@ mod access;
 mod config;
 mod donate;
 mod el2;
+mod guest;
 mod guest_share;
 mod hcall;
 mod host;

@@ -5,7 +5,7 @@
 
 use sim_kernel::{Cx, Mutant, MutantSet};
 
-/// A descriptor that was valid is taken away without TLB maintenance (INV-009).
+/// A descriptor that was valid is taken away without TLB maintenance for it (INV-009).
 pub const NO_TLBI: Mutant = Mutant::new(416, "PKVM-NO-TLBI");
 /// One valid descriptor replaces another at once.
 pub const NO_BBM: Mutant = Mutant::new(417, "PKVM-NO-BBM");
@@ -25,7 +25,7 @@ pub const K07: Mutant = Mutant::new(423, "PKVM-K07");
 pub const K08: Mutant = Mutant::new(424, "PKVM-K08");
 /// Pages of the host's memcache become tables as they are.
 pub const K09: Mutant = Mutant::new(425, "PKVM-K09");
-/// A VM's place is free before its translations are gone.
+/// The translations of a VM that ends are never invalidated.
 pub const K13: Mutant = Mutant::new(426, "PKVM-K13");
 /// A vCPU of a dying VM can be loaded.
 pub const K14: Mutant = Mutant::new(427, "PKVM-K14");

@@ -2,13 +2,14 @@
 //! (`__pkvm_host_share_guest` and its like).
 
 use super::el2::El2;
-use super::host::{HostMmu, each, frames};
+use super::host::HostMmu;
 use super::mutants;
 use super::pgtable::{Slot, Tables};
 use super::pte::{Pte, S2Level};
 use super::trace::Tlbi;
-use super::types::{Pa, PageState, Prot};
+use super::types::{Pa, PageState, Prot, each};
 use super::vm::{GuestMmu, HypVcpu, HypVm};
+use sim_kernel::sched::Access;
 use sim_kernel::{Errno, Pfn};
 use sim_mmu::Gfn;
 
@@ -30,7 +31,7 @@ impl El2<'_> {
         if !prot.is_permission() {
             return Err(Errno::EINVAL);
         }
-        let range = frames(pfn, pages)?;
+        let range = self.valid_frames(pfn, pages)?;
         let level = transition_level(pfn, gfn, pages)?;
         self.check_memory(&range)?;
         let mut host = self.lock_host();
@@ -38,8 +39,8 @@ impl El2<'_> {
         self.check_guest_free(&guest, gfn, pages)?;
         if !self.hv.is_off(mutants::PARTIAL_SHARE) {
             each(range.clone()).try_for_each(|pfn| self.check_shareable(&host, pfn))?;
-            self.check_memcache(vcpu)?;
         }
+        self.check_memcache(vcpu)?;
         for pfn in each(range) {
             if self.hv.is_off(mutants::PARTIAL_SHARE) {
                 self.check_shareable(&host, pfn)?;
@@ -84,13 +85,16 @@ impl El2<'_> {
         if pte.state() != PageState::SharedBorrowed || !each(range.clone()).all(shared) {
             return Err(Errno::EPERM);
         }
+        if each(range.clone()).any(|pfn| host.page(pfn).share_guest_count == 0) {
+            self.warn("a VM borrows a page that is shared with no VM");
+            return Err(Errno::EINVAL);
+        }
         let GuestMmu { table, pool, .. } = &mut *guest;
         let first = Pfn(gfn.0);
         self.unmap(table, &mut Tables { pool, memcache: None }, first..first + pages);
         for pfn in each(range) {
             let count = &mut host.pages.entry(pfn).or_default().share_guest_count;
-            // Only reachable after a transition for TrustZone that nobody should have asked for.
-            *count = count.saturating_sub(1);
+            *count -= 1;
             // K7: others may have it still.
             if *count == 0 || self.hv.is_off(mutants::K07) {
                 self.mark_host(&mut host, pfn, PageState::Owned);
@@ -110,29 +114,34 @@ impl El2<'_> {
         }
         let mut guest = self.lock_vm(&vcpu.vm);
         let (slot, pte) = guest.table.root.leaf(&self.hv.phys, Pfn(gfn.0))?;
+        let (vmid, ipa) = (guest.table.root.vmid, Pa(gfn.gpa().0));
         if !pte.is_valid() {
+            // What this processor remembers goes all the same.
+            self.cx.point_range(Access::Store, vcpu.vm.object, gfn.0, 1);
+            self.tlbi_announced(vmid, Tlbi::IpaLocal { ipa, level: None });
             return Err(Errno::EAGAIN);
         }
-        self.update_attrs(&mut guest.table, slot, pte, pte.with_prot(prot));
-        let op = Tlbi::IpaLocal { ipa: Pa::of(slot.first), level: slot.level };
-        self.tlbi(guest.table.root.vmid, op, pte.pfn(), slot.level.pages());
+        self.update_pte(&mut guest.table, slot, pte, pte.with_prot(prot));
+        let op = Tlbi::IpaLocal { ipa, level: Some(slot.level) };
+        self.tlbi(vmid, op, pte.pfn(), slot.level.pages());
         Ok(())
     }
 
     /// Takes write permission from what is mapped in a range. Translations stay until the host asks for a flush.
     ///
     /// # Errors
-    /// `EPERM` for a protected VM, `EINVAL` for another size than a page or a block.
+    /// `EPERM` for a protected VM, `EINVAL` for another size than a page or a block, `ERANGE` beyond all addresses.
     pub fn host_wrprotect_guest(&self, vm: &HypVm, gfn: Gfn, pages: u64) -> Result<(), Errno> {
         self.check_np(vm)?;
         transition_level(Pfn(0), gfn, pages)?;
         let mut guest = self.lock_vm(vm);
         self.each_leaf(&mut guest, gfn, pages, |guest, slot, pte| {
-            self.update_attrs(&mut guest.table, slot, pte, pte.write_protected());
+            self.update_pte(&mut guest.table, slot, pte, pte.write_protected());
         })
     }
 
-    /// Whether something mapped in a range was accessed since its access flag was last cleared; clears it, if `mkold`. Translations stay.
+    /// Whether something mapped in a range was accessed since its access flag was last cleared; clears it, if `mkold`. Translations stay. Beyond the guest's addresses it is the end of
+    /// the machine: nobody has looked at the address, and the walk must not fail.
     ///
     /// # Errors
     /// As [`El2::host_wrprotect_guest`].
@@ -141,12 +150,13 @@ impl El2<'_> {
         transition_level(Pfn(0), gfn, pages)?;
         let mut young = false;
         let mut guest = self.lock_vm(vm);
-        self.each_leaf(&mut guest, gfn, pages, |guest, slot, pte| {
+        let walked = self.each_leaf(&mut guest, gfn, pages, |guest, slot, pte| {
             young |= pte.is_young();
             if mkold {
-                self.update_attrs(&mut guest.table, slot, pte, pte.with_young(false));
+                self.update_pte(&mut guest.table, slot, pte, pte.with_young(false));
             }
-        })?;
+        });
+        walked.inspect_err(|_| self.warn("pages beyond a guest's addresses are asked for their age"))?;
         Ok(young)
     }
 
@@ -160,7 +170,7 @@ impl El2<'_> {
         if let Ok((slot, pte)) = guest.table.root.leaf(&self.hv.phys, Pfn(gfn.0))
             && pte.is_valid()
         {
-            self.update_attrs(&mut guest.table, slot, pte, pte.with_young(true));
+            self.update_pte(&mut guest.table, slot, pte, pte.with_young(true));
         }
         Ok(())
     }
@@ -186,5 +196,30 @@ impl El2<'_> {
             page = slot.first + slot.level.pages();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::HostPage;
+    use super::super::{CpuId, PageState, Pkvm, PkvmConfig};
+    use sim_kernel::mm::PhysMem;
+    use sim_kernel::{Errno, sched::Sim};
+    use std::sync::Arc;
+
+    /// Nobody makes 2³²−1 mappings: the count is set.
+    #[test]
+    fn pk_011_a_count_that_is_full() {
+        Sim::sequential().solo(|cx| {
+            let phys = Arc::new(PhysMem::new(cx, 64 << 20));
+            let pkvm = Pkvm::new(cx, Arc::clone(&phys), PkvmConfig::new(16 << 10)).unwrap();
+            let (pfn, el2) = (phys.alloc_zeroed().unwrap(), pkvm.el2(cx, CpuId(0)));
+            let mut host = el2.lock_host();
+            let answers = [(0, Err(Errno::EPERM)), (1, Ok(())), (u32::MAX - 1, Ok(())), (u32::MAX, Err(Errno::EBUSY))];
+            for (share_guest_count, answer) in answers {
+                host.pages.insert(pfn, HostPage { state: PageState::SharedOwned, share_guest_count });
+                assert_eq!(el2.check_shareable(&host, pfn), answer, "{share_guest_count}");
+            }
+        });
     }
 }

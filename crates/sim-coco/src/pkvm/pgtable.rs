@@ -11,6 +11,7 @@ use super::mutants;
 use super::pte::{Pte, S2Level};
 use super::trace::{Tlbi, TraceEvent};
 use super::types::{Pa, Vmid};
+use super::vm::HypVm;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
 use sim_kernel::sched::{Access, ObjId};
@@ -54,8 +55,18 @@ impl Root {
         ((1_u64 << (bits - 12)) / start.pages()).div_ceil(WORDS_PER_PAGE as u64)
     }
 
+    /// Frames of this root.
+    pub(super) fn frames(&self) -> u64 {
+        Root::pages(self.bits)
+    }
+
     pub(super) fn new(pfn: Pfn, bits: u32, vmid: Vmid) -> Root {
         Root { pfn, start: S2Level(4 - Root::levels(bits)), bits, vmid }
+    }
+
+    /// Tables between the root and a page: what a mapping can take (`kvm_mmu_cache_min_pages`).
+    pub(super) fn tables_below(&self) -> usize {
+        usize::from(S2Level::LAST.0 - self.start.0)
     }
 
     /// Whether the tree translates this page.
@@ -144,9 +155,28 @@ impl PageTable {
         PageTable { root, object, refs: BTreeMap::new() }
     }
 
-    /// Frames of the tables below the root.
+    /// Frames of the tables, of the root only those that were ever written.
     pub(super) fn tables(&self) -> impl Iterator<Item = Pfn> {
         self.refs.keys().copied()
+    }
+}
+
+impl PageTable {
+    /// A table below the root that is counted and not in the tree, or in the tree with another number of descriptors than is counted; `None` if there is none.
+    pub(super) fn miscounted(&self, phys: &PhysMem) -> Option<Pfn> {
+        let mut found: BTreeMap<Pfn, u32> = BTreeMap::new();
+        self.root.for_each(phys, |slot, pte| {
+            *found.entry(slot.table).or_default() += 1;
+            if pte.is_table(slot.level) {
+                found.entry(pte.pfn()).or_default();
+            }
+        });
+        // The root is there without being counted.
+        let root = self.root.pfn..self.root.pfn + self.root.frames();
+        let count =
+            |counts: &BTreeMap<Pfn, u32>, pfn: &Pfn| counts.get(pfn).copied().or(root.contains(pfn).then_some(0));
+        let all = found.keys().chain(self.refs.keys());
+        all.copied().find(|pfn| count(&found, pfn) != count(&self.refs, pfn))
     }
 }
 
@@ -193,13 +223,27 @@ impl El2<'_> {
         self.record(TraceEvent::Pte { vmid, at: slot.at(), level, ipa, old, new });
     }
 
-    /// TLB maintenance for a descriptor that was valid, complete when it returns.
+    /// TLB maintenance for a descriptor that was valid, complete when it returns. Of a leaf it is announced on the bytes of its frames; of a guest's table, of which no frames are
+    /// known, on the addresses.
     #[track_caller]
-    fn tlbi_pte(&self, vmid: Vmid, slot: Slot, old: Pte) {
+    fn tlbi_pte(&self, table: &PageTable, slot: Slot, old: Pte, op: Tlbi) {
         if self.hv.is_off(mutants::NO_TLBI) {
             return;
         }
-        self.tlbi(vmid, Tlbi::Ipa { ipa: Pa::of(slot.first), level: slot.level }, old.pfn(), slot.level.pages());
+        let (pages, words) = (slot.level.pages(), WORDS_PER_PAGE as u64);
+        let (object, first, size) = match table.object {
+            Some(object) if old.is_table(slot.level) => (object, slot.first.0, pages),
+            Some(_) => (self.hv.phys.object(), old.pfn().0 * words, pages * words),
+            None => (self.hv.phys.object(), slot.first.0 * words, pages * words),
+        };
+        self.cx.point_range(Access::Store, object, first, size);
+        self.tlbi_announced(table.root.vmid, op);
+    }
+
+    /// TLB maintenance for what a leaf translates.
+    #[track_caller]
+    fn tlbi_leaf(&self, table: &PageTable, slot: Slot, old: Pte) {
+        self.tlbi_pte(table, slot, old, Tlbi::Ipa { ipa: Pa::of(slot.first), level: Some(slot.level) });
     }
 
     /// TLB maintenance between two `DSB`, announced on the bytes of the frames that it may concern.
@@ -207,33 +251,44 @@ impl El2<'_> {
     pub(super) fn tlbi(&self, vmid: Vmid, op: Tlbi, first: Pfn, pages: u64) {
         let words = WORDS_PER_PAGE as u64;
         self.cx.point_range(Access::Store, self.hv.phys.object(), first.0 * words, pages.saturating_mul(words));
+        self.tlbi_announced(vmid, op);
+    }
+
+    /// Everything of a VM goes from all TLBs (`__kvm_tlb_flush_vmid`): announced on its addresses, which accesses announce before they look at a TLB.
+    #[track_caller]
+    pub(super) fn flush_vmid(&self, vm: &HypVm) {
+        let pages = 1_u64 << (self.hv.config.guest_bits - 12);
+        for first in (0..pages).step_by(u32::MAX as usize) {
+            self.cx.point_range(Access::Store, vm.object, first, u64::from(u32::MAX));
+        }
+        self.tlbi_announced(vm.vmid(), Tlbi::Vmid);
+    }
+
+    /// The maintenance of a step that the caller has announced.
+    pub(super) fn tlbi_announced(&self, vmid: Vmid, op: Tlbi) {
         self.hv.tlbs.invalidate(self.cpu, vmid, op);
         self.record(TraceEvent::Dsb);
         self.record(TraceEvent::Tlbi { vmid, op });
         self.record(TraceEvent::Dsb);
     }
 
-    /// Takes a descriptor away, so that another may be put in its place (`stage2_try_break_pte`).
-    fn break_pte(&self, table: &mut PageTable, slot: Slot, old: Pte) {
-        if old.is_counted() {
+    /// Takes a descriptor away, so that another may be put in its place (`stage2_try_break_pte`), and puts that there.
+    fn replace(&self, table: &mut PageTable, slot: Slot, old: Pte, new: Pte) {
+        let breaks = !self.hv.is_off(mutants::NO_BBM);
+        if !breaks {
+            self.write_pte(table, slot, new);
+        } else if old.is_counted() {
             self.write_pte(table, slot, Pte::LOCKED);
         }
-        if old.is_valid() {
-            self.tlbi_pte(table.root.vmid, slot, old);
+        if old.is_table(slot.level) {
+            let op = Tlbi::Range { ipa: Pa::of(slot.first), pages: slot.level.pages() };
+            self.tlbi_pte(table, slot, old, op);
+        } else if old.is_valid() {
+            self.tlbi_leaf(table, slot, old);
         }
-    }
-
-    /// Replaces a descriptor by another, whatever it was.
-    fn replace(&self, table: &mut PageTable, slot: Slot, old: Pte, new: Pte) {
-        if self.hv.is_off(mutants::NO_BBM) {
+        if breaks {
             self.write_pte(table, slot, new);
-            if old.is_valid() {
-                self.tlbi_pte(table.root.vmid, slot, old);
-            }
-            return;
         }
-        self.break_pte(table, slot, old);
-        self.write_pte(table, slot, new);
     }
 
     /// Puts a descriptor at a level above a page, making tables on the way: a mapping (`kvm_pgtable_stage2_map`), or at the last level an annotation
@@ -253,12 +308,14 @@ impl El2<'_> {
             let path = table.root.path(&self.hv.phys, page);
             let at = |wanted: S2Level| path.iter().find(|(slot, _)| slot.level == wanted).copied();
             if let Some((slot, old)) = at(level) {
+                // Of which no processor learns: sharing a page of a guest breaks nothing.
+                if old.differs_in_software_bits_only(new) {
+                    self.update_pte(table, slot, old, new);
+                    return Ok(());
+                }
+                self.replace(table, slot, old, new);
                 if old.is_table(level) {
-                    self.break_pte(table, slot, old);
                     self.free_tables(table, tables, old.pfn(), level.down());
-                    self.write_pte(table, slot, new);
-                } else if old != new {
-                    self.replace(table, slot, old, new);
                 }
                 return Ok(());
             }
@@ -296,28 +353,30 @@ impl El2<'_> {
             let mut path = table.root.path(&self.hv.phys, page);
             let (slot, old) = path.pop().expect("a walk looks at one descriptor at least");
             page = slot.first + slot.level.pages();
-            if !old.is_counted() {
-                continue;
+            if old.is_counted() {
+                self.write_pte(table, slot, Pte::NONE);
             }
-            self.write_pte(table, slot, Pte::NONE);
             if old.is_valid() {
-                self.tlbi_pte(table.root.vmid, slot, old);
+                self.tlbi_leaf(table, slot, old);
             }
+            // On the way back: also what a mapping that failed made and left empty.
             let mut emptied = slot.table;
             while let Some((above, pte)) = path.pop() {
                 if table.refs.get(&emptied) != Some(&0) {
                     break;
                 }
                 self.write_pte(table, above, Pte::NONE);
-                self.tlbi_pte(table.root.vmid, above, pte);
+                // The level of a hint is that of a leaf, which this is not.
+                let ipa = Pa::of(above.first.max(range.start));
+                self.tlbi_pte(table, above, pte, Tlbi::Ipa { ipa, level: None });
                 self.free_table(table, tables, emptied);
                 emptied = above.table;
             }
         }
     }
 
-    /// Changes permissions or the access flag of a leaf, which needs no break (`stage2_update_leaf_attrs`).
-    pub(super) fn update_attrs(&self, table: &mut PageTable, slot: Slot, old: Pte, new: Pte) {
+    /// Changes permissions or the access flag of a leaf (`stage2_update_leaf_attrs`), or software bits: nothing of that needs a break.
+    pub(super) fn update_pte(&self, table: &mut PageTable, slot: Slot, old: Pte, new: Pte) {
         if old != new {
             self.write_pte(table, slot, new);
         }

@@ -23,6 +23,8 @@ const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
 const XN: u64 = 1 << 54;
 /// The two software bits in which a guest's descriptor keeps the state of its page.
 const STATE_SHIFT: u32 = 55;
+/// Bits that no processor looks at (`KVM_PTE_LEAF_ATTR_HI_SW`).
+const SOFTWARE: u64 = 0xf << STATE_SHIFT;
 
 /// Type of an invalid descriptor, bits 63:60.
 const TYPE_SHIFT: u32 = 60;
@@ -216,6 +218,12 @@ impl Pte {
     #[must_use]
     pub const fn with_state(self, state: PageState) -> Pte {
         Pte(self.0 & !(3 << STATE_SHIFT) | (state as u64 & 3) << STATE_SHIFT)
+    }
+
+    /// Whether a processor cannot tell this descriptor from that.
+    #[inline]
+    pub(super) const fn differs_in_software_bits_only(self, that: Pte) -> bool {
+        (self.0 ^ that.0) & !SOFTWARE == 0
     }
 
     /// Who has the page, if this is the annotation of a donation.

@@ -8,7 +8,7 @@
 
 use super::pte::{Pte, S2Level};
 use super::trace::Tlbi;
-use super::types::{CpuId, Vmid};
+use super::types::{CpuId, Pa, Vmid};
 use sim_kernel::Pfn;
 use std::collections::BTreeMap;
 
@@ -44,10 +44,16 @@ impl Tlbs {
 
     pub(super) fn invalidate(&self, cpu: CpuId, vmid: Vmid, op: Tlbi) {
         let mut entries = self.entries.lock();
-        entries.retain(|(on, of, page), _| {
+        entries.retain(|(on, of, page), entry| {
+            // Of the leaf that translates the address, all pages go.
+            let leaf = |ipa: Pa, level: Option<S2Level>| {
+                level.is_none_or(|level| level == entry.level)
+                    && ipa.pfn().0 / entry.level.pages() == page.0 / entry.level.pages()
+            };
             let hit = match op {
-                Tlbi::Ipa { ipa, level } => (ipa.pfn()..ipa.pfn() + level.pages()).contains(page),
-                Tlbi::IpaLocal { ipa, level } => *on == cpu && (ipa.pfn()..ipa.pfn() + level.pages()).contains(page),
+                Tlbi::Ipa { ipa, level } => leaf(ipa, level),
+                Tlbi::IpaLocal { ipa, level } => *on == cpu && leaf(ipa, level),
+                Tlbi::Range { ipa, pages } => (ipa.pfn()..ipa.pfn() + pages).contains(page),
                 Tlbi::Vmid => true,
                 Tlbi::VmidLocal => *on == cpu,
             };

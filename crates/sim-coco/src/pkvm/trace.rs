@@ -11,19 +11,26 @@ use std::fmt;
 /// TLB maintenance by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tlbi {
-    /// `TLBI IPAS2E1IS` and `TLBI VMALLE1IS`: translations of one descriptor's addresses, on all processors.
+    /// `TLBI IPAS2E1IS` and `TLBI VMALLE1IS`: the translation of an address, and the walk to it, on all processors.
     Ipa {
-        /// First address.
+        /// The address.
         ipa: Pa,
-        /// Level of the descriptor.
-        level: S2Level,
+        /// Level of the leaf that translates it: the hint (TTL), with which nothing else goes. Without it, whatever translates the address.
+        level: Option<S2Level>,
     },
     /// The same on this processor only (`IPAS2E1`, non-shareable).
     IpaLocal {
+        /// The address.
+        ipa: Pa,
+        /// As in [`Tlbi::Ipa`].
+        level: Option<S2Level>,
+    },
+    /// `TLBI RIPAS2E1IS` and `TLBI VMALLE1IS`: translations of a range, on all processors.
+    Range {
         /// First address.
         ipa: Pa,
-        /// Level of the descriptor.
-        level: S2Level,
+        /// Pages.
+        pages: u64,
     },
     /// `TLBI VMALLS12E1IS`: everything of the VMID, on all processors.
     Vmid,
@@ -191,12 +198,18 @@ impl fmt::Display for TraceRecord {
                 let name = match op {
                     Tlbi::Ipa { .. } => "ipas2e1is",
                     Tlbi::IpaLocal { .. } => "ipas2e1",
+                    Tlbi::Range { .. } => "ripas2e1is",
                     Tlbi::Vmid => "vmalls12e1is",
                     Tlbi::VmidLocal => "vmalls12e1",
                 };
                 write!(f, ",\"event\":\"tlbi\",\"op\":\"{name}\",\"vmid\":{}", vmid.0)?;
-                if let Tlbi::Ipa { ipa, level } | Tlbi::IpaLocal { ipa, level } = op {
-                    write!(f, ",\"ipa\":\"{ipa}\",\"level\":{}", level.0)?;
+                match op {
+                    Tlbi::Ipa { ipa, level } | Tlbi::IpaLocal { ipa, level } => {
+                        write!(f, ",\"ipa\":\"{ipa}\"")?;
+                        level.map_or(Ok(()), |level| write!(f, ",\"level\":{}", level.0))?;
+                    }
+                    Tlbi::Range { ipa, pages } => write!(f, ",\"ipa\":\"{ipa}\",\"pages\":{pages}")?,
+                    Tlbi::Vmid | Tlbi::VmidLocal => {}
                 }
             }
             TraceEvent::Dsb => write!(f, ",\"event\":\"dsb\"")?,

@@ -1,7 +1,8 @@
 //! Names of the hypervisor's world: processors, handles, VMIDs, physical addresses, permissions, page states and owners (`nvhe/memory.h`,
 //! `nvhe/pkvm.h`, `kvm_pgtable.h`).
 
-use sim_kernel::{PAGE_SHIFT, Pfn};
+use sim_kernel::{Errno, PAGE_SHIFT, Pfn};
+use std::ops::Range;
 
 sim_kernel::address_type! {
     /// Physical address, in bytes. Under the host it is also the intermediate physical address, because its stage 2 is an identity.
@@ -148,4 +149,15 @@ impl Owner {
             Owner::Guest(..) => 2,
         }
     }
+}
+
+/// The frames from `pfn` on, if there are so many numbers: the kernel's shift to an address cuts what is beyond 52 bits, here that is no page.
+pub(super) fn frames(pfn: Pfn, pages: u64) -> Result<Range<Pfn>, Errno> {
+    let end = pfn.0.checked_add(pages).filter(|end| *end <= 1 << 52 && pages > 0).ok_or(Errno::EINVAL)?;
+    Ok(pfn..Pfn(end))
+}
+
+/// Frames of a range, one by one.
+pub(super) fn each(range: Range<Pfn>) -> impl Iterator<Item = Pfn> {
+    (range.start.0..range.end.0).map(Pfn)
 }

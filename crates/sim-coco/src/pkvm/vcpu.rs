@@ -65,7 +65,6 @@ impl El2<'_> {
         let Some(vcpu) = self.hv.cpus.lock()[self.cpu.0 as usize].loaded.take() else { return };
         let _vms = self.lock_vms();
         *vcpu.loaded_on.lock() = None;
-        *vcpu.fault.lock() = None;
         vcpu.vm.refs.fetch_sub(1, Ordering::AcqRel);
     }
 

@@ -4,7 +4,7 @@ use super::machine::Pkvm;
 use super::pte::{Pte, S2Level};
 use super::tlb::TlbEntry;
 use super::types::{CpuId, Handle, PageState, Vmid};
-use super::vm::HypVm;
+use super::vm::{HypVm, VmTable};
 use sim_kernel::Pfn;
 use sim_mmu::Gfn;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,8 +111,18 @@ impl Pkvm {
 
     /// Every valid leaf of every VM, page by page.
     pub(super) fn guest_leaves(&self) -> BTreeMap<Pfn, Vec<GuestView>> {
+        self.leaves_of(self.vms().iter())
+    }
+
+    /// Where a VM maps a frame, whatever its state.
+    pub(super) fn first_leaf(&self, vms: &VmTable, pfn: Pfn) -> Option<(Handle, Gfn)> {
+        let leaves = self.leaves_of(vms.vms());
+        leaves.get(&pfn)?.first().map(|view| (view.handle, view.gfn))
+    }
+
+    fn leaves_of<'a>(&self, vms: impl Iterator<Item = &'a Arc<HypVm>>) -> BTreeMap<Pfn, Vec<GuestView>> {
         let mut leaves: BTreeMap<Pfn, Vec<GuestView>> = BTreeMap::new();
-        for vm in self.vms() {
+        for vm in vms {
             vm.root.for_each(&self.phys, |slot, pte| {
                 for i in (0..slot.level.pages()).take_while(|_| pte.is_leaf(slot.level)) {
                     let gfn = Gfn(slot.first.0 + i);
@@ -164,10 +174,5 @@ impl Pkvm {
             });
         }
         Ownership { pages, poisoned }
-    }
-
-    /// Sets how often a page is mapped in VMs, for a test of what happens when it cannot be once more: nobody makes 2³² mappings.
-    pub fn set_share_guest_count(&mut self, pfn: Pfn, count: u32) {
-        self.host.get_mut().pages.entry(pfn).or_default().share_guest_count = count;
     }
 }

@@ -152,11 +152,6 @@ impl HypVm {
     pub fn is_dying(&self) -> bool {
         self.dying.load(Ordering::Acquire)
     }
-
-    /// Tables that a mapping can take (`kvm_mmu_cache_min_pages`).
-    pub(super) fn min_memcache_pages(&self) -> usize {
-        usize::from(3 - self.root.start.0)
-    }
 }
 
 impl fmt::Debug for HypVm {
@@ -176,7 +171,7 @@ pub struct HypVcpu {
     pub(super) memcache: parking_lot::Mutex<Vec<Pfn>>,
     /// Changes under `vm_table_lock`.
     pub(super) loaded_on: parking_lot::Mutex<Option<CpuId>>,
-    /// Why it last left its guest, if that was an abort.
+    /// Why it last left its guest, if that was an abort. Stays while it is put.
     pub(super) fault: parking_lot::Mutex<Option<GuestAbort>>,
 }
 

@@ -186,6 +186,33 @@ impl InTd<'_> {
         }
     }
 
+    /// Replaces bytes, which are in one page, by a function of them, in one step: a store that reads first, as every store to private memory does, or a locked one.
+    ///
+    /// # Errors
+    /// As [`InTd::write`].
+    ///
+    /// # Panics
+    /// As [`InTd::read`].
+    #[track_caller]
+    pub fn modify(
+        &mut self,
+        cx: &Cx<'_>,
+        gpa: Gpa,
+        bytes: &mut [u8],
+        change: impl FnOnce(&mut [u8]),
+    ) -> Result<(), GuestStop> {
+        let entry = self.translate(cx, gpa, AccessKind::Write)?;
+        let (pfn, offset) = (entry.frame(gpa.gfn()), gpa.offset());
+        self.tdx.point_bytes(cx, Access::Rmw, pfn, offset, bytes.len());
+        let mut state = self.tdx.state.lock();
+        let (key, package) = (self.key(&state, entry), state.package(self.lp));
+        let modified = state.memory.read(key, pfn, offset as usize, bytes).and_then(|()| {
+            change(bytes);
+            state.memory.store(key, package, pfn, offset as usize, bytes)
+        });
+        modified.map_err(|_| GuestStop::Exit(self.machine_check(cx, &mut state)))
+    }
+
     /// As [`InTd::read`], eight bytes.
     ///
     /// # Errors

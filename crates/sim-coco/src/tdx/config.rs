@@ -107,7 +107,10 @@ impl TdxConfig {
             ((32..=51).contains(&self.keyid_shift), "KeyIDs begin at bit 32 to 51 of an address"),
             (self.hkids.start > 0, "KeyID 0 is the host's"),
             (self.hkids.len() > 1, "there is a global KeyID and one for TDs"),
-            (u64::from(self.hkids.end) <= 1 << 52_u32.saturating_sub(self.keyid_shift), "KeyIDs fit into an address"),
+            (
+                u64::from(self.hkids.end) <= 1 << 64_u32.saturating_sub(self.keyid_shift).min(63),
+                "KeyIDs fit into an operand",
+            ),
             (self.tdcs_pages.0 as usize > SEPT_ROOT, "TDCS has a page for the root of the Secure EPT"),
             (self.tdcs_pages.0 <= self.tdcs_pages.1, "TDCS needs no more pages than it may have"),
         ];

@@ -2,6 +2,7 @@
 
 use super::machine::{Seam, Tdx};
 use super::memory::{DirtyLine, Poison};
+use super::pamt::PageType;
 use super::types::Hkid;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
@@ -79,6 +80,16 @@ impl Seam<'_> {
 }
 
 impl Tdx {
+    /// The host is about to write a frame past [`Seam::host_write`], as a part of a step: of a frame that no TD has any more, all lines are the host's from then on, and
+    /// zero if they were a TD's, as the host reads those. Frames of TDs stay as they are.
+    pub fn host_uses(&self, pfn: Pfn) {
+        let mut state = self.state.lock();
+        let is_free = matches!(state.pamt.of_frame(pfn).1.page_type, PageType::Nda | PageType::Rsvd);
+        if is_free {
+            state.memory.take_back(pfn);
+        }
+    }
+
     /// A cache evicts a line, because it does: memory gets it, under the key that its KeyID has now. `false` if it was in none.
     #[track_caller]
     pub fn evict(&self, cx: &Cx<'_>, line: DirtyLine) -> bool {

@@ -324,6 +324,19 @@ impl LineMemory {
         self.pages.entry(pfn).or_default().defined = true;
     }
 
+    /// A frame is the host's, as far as it is not poisoned: lines that were a TD's read as zero.
+    pub(super) fn take_back(&mut self, pfn: Pfn) {
+        if !self.pages.contains_key(&pfn) {
+            return;
+        }
+        for line in 0..LINES {
+            let meta = self.line(pfn, line);
+            if !meta.poisoned && (meta.owner != LineOwner::Host || meta.zero) {
+                self.write_line(Hkid::HOST, pfn, line, &[0; LINE]);
+            }
+        }
+    }
+
     /// Whether the page of a TD has only contents of the module and the guest.
     pub(super) fn is_defined(&self, pfn: Pfn) -> bool {
         self.pages.get(&pfn).is_some_and(|page| page.defined)

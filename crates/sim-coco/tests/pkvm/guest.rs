@@ -3,7 +3,7 @@
 use crate::machine::{GFN, IDLE, N, OK, P, err, ipa, with};
 use sim_coco::AccessKind;
 use sim_coco::pkvm::{
-    AbortKind, GuestAbort, GuestStop, HostCall, HvcResult, PageState, Prot, S2Level, SMCCC_INVALID_PARAMETER,
+    AbortKind, CpuId, GuestAbort, GuestStop, HostCall, HvcResult, PageState, Prot, S2Level, SMCCC_INVALID_PARAMETER,
     SMCCC_SUCCESS, Touch, func,
 };
 use sim_kernel::Errno;
@@ -127,6 +127,26 @@ fn pk_027_the_poison_query_is_no_oracle() {
         assert!(!both.guest_write(cx, P, GFN, 1));
         both.pkvm.guest_hvc(cx, P, func::MEMINFO, [0; 3]).unwrap();
         assert_eq!(query(P), err(Errno::EINVAL));
+    });
+}
+
+#[test]
+fn an_abort_is_remembered_while_the_vcpu_is_put() {
+    // The host's thread sleeps before it asks, and wakes up on another processor.
+    const Q: CpuId = CpuId(2);
+    with(|cx, both| {
+        let pfn = both.donated(cx, GFN);
+        for (gfn, poisoned) in [(GFN, 1), (FREE, 0)] {
+            if poisoned == 1 {
+                assert_eq!(both.force(cx, pfn), OK);
+            }
+            assert!(!both.guest_write(cx, P, gfn, 1));
+            assert_eq!(both.call(cx, P, HostCall::VcpuPut), OK);
+            assert!(both.load(cx, Q, both.protected.handle, 0));
+            assert_eq!(both.call(cx, Q, HostCall::VcpuInPoisonFault), Ok(poisoned));
+            assert_eq!(both.call(cx, Q, HostCall::VcpuPut), OK);
+            assert!(both.load(cx, P, both.protected.handle, 0));
+        }
     });
 }
 

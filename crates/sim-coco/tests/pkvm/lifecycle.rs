@@ -1,10 +1,10 @@
 //! VMs and vCPUs begin and end.
 
-use crate::machine::{Both, EINVAL, ENOMEM, EPERM, GFN, IDLE, Machine, N, OK, P, Vm, config, err, with};
+use crate::machine::{Both, EINVAL, ENOMEM, EPERM, GFN, IDLE, Machine, N, OK, P, Vm, config, err, ipa, with};
 use sim_coco::pkvm::{CallFail, CpuId, Handle, HostCall, HostContext, HostKvm, HostOutcome, HostVcpu, Pa, Touch};
-use sim_coco::pkvm::{Memcache, PageState, invariants};
+use sim_coco::pkvm::{GuestStop, HostAbort, Memcache, PageState, func, invariants};
 use sim_kernel::sched::Sim;
-use sim_kernel::{Cx, Errno};
+use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::Gfn;
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ fn reclaim(cx: &Cx<'_>, machine: &Machine, vm: &Vm, gfn: Gfn) -> crate::machine:
 }
 
 /// Pages that a VM's end gave back.
-fn returned(cx: &Cx<'_>, machine: &Machine, vm: &Vm) -> usize {
+fn returned(cx: &Cx<'_>, machine: &Machine, vm: &Vm) -> Vec<Pfn> {
     let mut list: Memcache = *vm.kvm.teardown.lock();
-    std::iter::from_fn(|| list.pop(cx, &machine.phys)).count()
+    std::iter::from_fn(|| list.pop(cx, &machine.phys)).collect()
 }
 
 #[test]
@@ -48,12 +48,20 @@ fn pk_017_a_whole_life() {
         assert_eq!(finalize(cx, &both, vm), OK);
         invariants::pkvm_inv_015(&both.pkvm).unwrap();
         both.check();
-        // One for the VM, two for its root, one for each vCPU, two tables, and what was left in a memcache.
-        assert!(returned(cx, &both, vm) >= 7);
-        // The host has everything again, and shares what it shared.
+        // One for the VM, two for its root, one for each vCPU, two tables, and what was left in a memcache. The host has them again, with nothing in them but the list.
+        let returned = returned(cx, &both, vm);
+        assert_eq!(returned.len(), 1 + 2 + 2 + 2 + 2);
+        for pfn in returned {
+            let page = both.view(pfn);
+            assert_eq!((page.host.state, page.hyp.state), (PageState::Owned, PageState::NoPage), "{pfn:?}");
+            assert!((1..512).all(|word| both.phys.peek_u64(pfn, word) == 0), "{pfn:?}");
+            assert!(both.host_write(cx, IDLE, pfn, 1), "{pfn:?}");
+        }
+        // So it has what was the guest's, and shares what it shared.
         for (pfn, page) in both.pkvm.ownership().pages {
             assert!(page.guests.is_empty() && page.hyp.refcount <= 1, "{pfn:?} {page:?}");
         }
+        assert!(pfns.iter().all(|pfn| both.state(*pfn) == PageState::Owned));
         for vcpu in &vm.vcpus {
             assert_eq!(both.view(vcpu.frame()).hyp.refcount, 0);
         }
@@ -113,6 +121,87 @@ fn pk_029_a_page_that_was_left() {
         assert!(matches!(both.force(cx, pfn), Err(CallFail::Panic(_))));
         assert!(matches!(both.force(cx, pfn), Err(CallFail::Panic(_))), "the machine stays dead");
     });
+}
+
+#[test]
+fn the_wrong_page_is_seen_before_its_state() {
+    Sim::sequential().solo(|cx| {
+        let both = Both::new(cx, config());
+        let pfn = both.donated(cx, GFN);
+        assert_eq!(both.call(cx, P, HostCall::VcpuPut), OK);
+        assert_eq!([start(cx, &both, &both.protected), finalize(cx, &both, &both.protected)], [OK; 2]);
+        let next = both.vm(cx, true, 1);
+        assert!(both.load(cx, P, next.handle, 0));
+        // The next VM's page is not even its own alone.
+        both.donated(cx, GFN);
+        both.pkvm.el2(cx, P).guest_share_host(&both.pkvm.loaded(P).unwrap(), GFN).unwrap();
+        both.check();
+        assert!(matches!(both.force(cx, pfn), Err(CallFail::Panic(_))));
+    });
+}
+
+/// Pages that the host shared with a VM that ended stay shared, one mapping too many for ever; what else happens to them is still checked.
+#[test]
+fn a_loan_that_was_left() {
+    with(|cx, both| {
+        let (pfn, handle) = (both.page(), both.other.handle);
+        assert_eq!(both.share_guest(cx, N, pfn, GFN, 1), OK);
+        assert_eq!(both.call(cx, N, HostCall::VcpuPut), OK);
+        assert_eq!([start(cx, both, &both.other), finalize(cx, both, &both.other)], [OK; 2]);
+        assert!(invariants::pkvm_inv_015(&both.pkvm).is_err());
+        both.check();
+        let next = both.vm(cx, false, 1);
+        assert!(next.handle == handle && both.load(cx, N, handle, 0));
+        assert_eq!(both.share_guest(cx, N, pfn, GFN, 1), OK);
+        assert_eq!(both.view(pfn).host.share_guest_count, 2);
+        both.check();
+        assert_eq!(both.call(cx, IDLE, HostCall::HostUnshareGuest { handle, gfn: GFN, pages: 1 }), OK);
+        assert_eq!((both.state(pfn), both.view(pfn).host.share_guest_count), (PageState::SharedOwned, 1));
+    });
+}
+
+/// What a host can do that EL2 has not thought of: the machine panics, and nothing on it does anything any more.
+#[test]
+fn what_is_the_end_of_the_machine() {
+    let pins: fn(&Cx<'_>, &Both) = |cx, both| {
+        let (pfn, el2) = (both.shared(cx), both.pkvm.el2(cx, IDLE));
+        (0..1 << 16).for_each(|_| el2.pin_shared_mem(pfn, 1).unwrap());
+    };
+    let age: fn(&Cx<'_>, &Both) = |cx, both| {
+        let (handle, gfn) = (both.other.handle, Gfn(1 << 28));
+        let call = HostCall::HostTestClearYoungGuest { handle, gfn, pages: 1, mkold: true };
+        assert!(matches!(both.call(cx, IDLE, call), Err(CallFail::Panic(_))));
+    };
+    let root: fn(&Cx<'_>, &Both) = |cx, both| {
+        let kvm = HostKvm::new(both.shared(cx), 1, true);
+        let call = HostCall::InitVm { kvm, handle: both.reserve(cx), frame: both.page(), pgd: both.huge() + 1 };
+        assert!(matches!(both.call(cx, IDLE, call), Err(CallFail::Panic(_))));
+    };
+    let unpin: fn(&Cx<'_>, &Both) = |cx, both| both.pkvm.el2(cx, IDLE).unpin_shared_mem(both.page(), 1);
+    for end in [pins, age, root, unpin] {
+        Sim::sequential().solo(|cx| {
+            let both = Both::new(cx, config());
+            let pfn = both.donated(cx, GFN);
+            assert!(both.guest_write(cx, P, GFN, 7) && both.host_read(cx, IDLE, both.page()).is_some());
+            both.check();
+            end(cx, &both);
+            assert!(both.pkvm.panicked().is_some());
+            let before = both.pkvm.ownership();
+            assert!(matches!(both.call(cx, P, HostCall::VcpuPut), Err(CallFail::Panic(_))));
+            assert_eq!(both.pkvm.guest_access(cx, P, ipa(GFN), Touch::Write(8)), Err(GuestStop::Dead));
+            for function in [func::MEM_SHARE, func::MEMINFO] {
+                assert_eq!(both.pkvm.guest_hvc(cx, P, function, [ipa(GFN).0, 0, 0]), Err(GuestStop::Dead));
+            }
+            let page = both.page();
+            assert_eq!(both.pkvm.host_mem_abort(cx, IDLE, Pa::of(page)), Err(HostAbort::Dead));
+            for (context, pfn) in [(HostContext::User, page), (HostContext::Kernel, pfn)] {
+                let touch = both.pkvm.host_touch(cx, IDLE, context, Pa::of(pfn), Touch::Write(8));
+                assert_eq!(touch, HostOutcome::Dead);
+            }
+            assert_eq!(both.pkvm.ownership(), before);
+            assert_eq!(both.phys.peek_u64(pfn, 0), 7);
+        });
+    }
 }
 
 #[test]

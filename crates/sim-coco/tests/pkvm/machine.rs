@@ -3,7 +3,7 @@
 use sim_coco::pkvm::{
     CallFail, CpuId, HostCall, HostKvm, HostVcpu, MemRegion, Pa, PageState, PageView, Pkvm, PkvmConfig, Prot, Touch,
 };
-use sim_coco::pkvm::{Handle, Pte, S2Level};
+use sim_coco::pkvm::{Handle, Pte, S2Level, TraceEvent};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Errno, Pfn};
@@ -108,9 +108,14 @@ impl Machine {
 
     /// A VM with so many vCPUs.
     pub(crate) fn vm(&self, cx: &Cx<'_>, is_protected: bool, vcpus: u32) -> Vm {
+        self.vm_at(cx, is_protected, vcpus, self.pgd())
+    }
+
+    /// The same, with its root in these pages.
+    pub(crate) fn vm_at(&self, cx: &Cx<'_>, is_protected: bool, vcpus: u32, pgd: Pfn) -> Vm {
         let handle = self.reserve(cx);
         let kvm = HostKvm::new(self.shared(cx), vcpus, is_protected);
-        let call = HostCall::InitVm { kvm: Arc::clone(&kvm), handle, frame: self.page(), pgd: self.pgd() };
+        let call = HostCall::InitVm { kvm: Arc::clone(&kvm), handle, frame: self.page(), pgd };
         assert_eq!(self.call(cx, IDLE, call), OK);
         let vcpus = (0..vcpus).map(|index| {
             let vcpu = HostVcpu::new(self.shared(cx), index);
@@ -120,6 +125,16 @@ impl Machine {
             vcpu
         });
         Vm { handle, kvm, vcpus: vcpus.collect() }
+    }
+
+    /// Where the recording says that a VM's root is.
+    pub(crate) fn pgd_of(&self, handle: Handle) -> Pfn {
+        let of = self.pkvm.vm(handle).unwrap().vmid();
+        let root = self.pkvm.trace().into_iter().rev().find_map(|record| match record.event {
+            TraceEvent::Root { vmid, pfn, .. } if vmid == of => Some(pfn),
+            _ => None,
+        });
+        root.expect("a recording")
     }
 
     /// What the host does before each mapping.
@@ -134,7 +149,7 @@ impl Machine {
     pub(crate) fn load(&self, cx: &Cx<'_>, cpu: CpuId, handle: Handle, index: u32) -> bool {
         assert_eq!(self.call(cx, cpu, HostCall::VcpuLoad { handle, index }), OK);
         let loaded = self.pkvm.loaded(cpu);
-        loaded.is_some_and(|vcpu| vcpu.vm().handle() == handle && vcpu.host().memcache.lock().nr_pages < 100)
+        loaded.is_some_and(|vcpu| vcpu.vm().handle() == handle && vcpu.host().index() == index)
     }
 
     pub(crate) fn donate(&self, cx: &Cx<'_>, cpu: CpuId, pfn: Pfn, gfn: Gfn) -> Answer {

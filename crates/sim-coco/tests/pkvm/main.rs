@@ -5,6 +5,7 @@ mod boot;
 mod discipline;
 mod exhaustive;
 mod guest;
+mod invariants;
 mod lifecycle;
 mod machine;
 mod matrix;

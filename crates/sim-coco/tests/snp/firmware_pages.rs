@@ -98,6 +98,30 @@ fn sn_094_what_a_launched_page_is() {
 }
 
 #[test]
+fn sn_093_permissions_that_the_processor_does_not_have() {
+    // SNP-INV-035: neither RMPADJUST nor a launch gives them.
+    with(|cx, machine| {
+        let snp = &machine.snp;
+        let gctx = machine.launching(cx, G, GuestPolicy::USUAL);
+        let pfn = machine.in_state(cx, PageState::PreGuest);
+        for vmpl in 0..3 {
+            let mut perms = [VmplPerms::R; 3];
+            perms[vmpl] = VmplPerms::R | VmplPerms::SSS;
+            let update = LaunchUpdate { perms, ..LaunchUpdate::new(gctx, Spa::of(pfn), PageType::Normal) };
+            assert_eq!(status(snp.snp_launch_update(cx, &update)), FwStatus::InvalidParam, "VMPL{}", vmpl + 1);
+            assert_eq!(machine.state(pfn), PageState::PreGuest);
+        }
+    });
+    with_config(SnpConfig { supervisor_shadow_stack: true, ..config() }, |cx, machine| {
+        let gctx = machine.launching(cx, G, GuestPolicy::USUAL);
+        let pfn = machine.in_state(cx, PageState::PreGuest);
+        let perms = [VmplPerms::SSS, VmplPerms::empty(), VmplPerms::empty()];
+        let update = LaunchUpdate { perms, ..LaunchUpdate::new(gctx, Spa::of(pfn), PageType::Normal) };
+        assert_eq!(machine.snp.snp_launch_update(cx, &update), Ok(()));
+    });
+}
+
+#[test]
 fn sn_095_cpuid_values_that_the_platform_does_not_have() {
     let cpuid = BTreeMap::from([((7, 0), [1, 0xff, 0xff, 0xff])]);
     with_config(SnpConfig { cpuid, ..config() }, |cx, machine| {

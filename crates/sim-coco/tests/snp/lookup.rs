@@ -1,7 +1,9 @@
 //! Storage, coverage and lookup: SN-001 to SN-009.
 
-use crate::machine::{G, GPA, Machine, config, with};
+use crate::firmware::{finish, status};
+use crate::machine::{G, GPA, Machine, config, with, with_config};
 use sim_coco::AccessKind;
+use sim_coco::snp::firmware::{FwStatus, GuestPolicy};
 use sim_coco::snp::{
     Asid, GuestCpu, GuestFault, HostSnpAccess, NpfError, PageState, RmpEntry, RmpFail, RmpLayout, RmpSize, RmpUnusable,
     RmpUpdate, RstEntry, SegmentedRmp, Snp, SnpAccess, SnpConfig, Spa, VmplPerms,
@@ -158,6 +160,33 @@ fn sn_008_raw_entries_of_real_machines() {
         // Bit 63 is opaque.
         assert_eq!(entry.to_raw(count), [raw[0] & !(1 << 63), raw[1]]);
     }
+}
+
+#[test]
+fn sn_009_no_command_takes_a_page_of_the_rmp() {
+    // An RMP inside the memory of the host, which has reserved it: its pages are the firmware's, but nobody's to give.
+    let layout = RmpLayout::contiguous(Spa(0x20_0000), Spa(0x2f_ffff), 64 << 8).unwrap();
+    with_config(SnpConfig { layout, ..config() }, |cx, machine| {
+        let snp = &machine.snp;
+        let own = machine.huge();
+        assert!(snp.rmp().layout().is_rmp_page(own));
+        assert_eq!(machine.state(own), PageState::Firmware);
+        let own = Spa::of(own);
+        let gctx = machine.launching(cx, G, GuestPolicy::USUAL | GuestPolicy::DEBUG);
+        let page = machine.in_state(cx, PageState::Firmware);
+        let request = Spa::of(machine.page());
+        for (command, answer) in [
+            ("GCTX_CREATE", snp.snp_gctx_create(cx, own)),
+            ("PLATFORM_STATUS", snp.snp_platform_status(cx, own)),
+            ("DBG_DECRYPT", snp.snp_dbg_decrypt(cx, gctx, Spa::of(page), own)),
+            ("PAGE_RECLAIM", snp.snp_page_reclaim(cx, own, RmpSize::Size4K)),
+        ] {
+            assert_eq!(status(answer), FwStatus::InvalidAddress, "{command}");
+        }
+        snp.snp_launch_finish(cx, &finish(gctx)).unwrap();
+        assert_eq!(status(snp.snp_guest_request(cx, gctx, request, own)), FwStatus::InvalidAddress);
+        assert_eq!(machine.state(own.pfn()), PageState::Firmware);
+    });
 }
 
 #[test]

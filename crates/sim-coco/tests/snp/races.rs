@@ -85,6 +85,9 @@ fn sn_024_two_updates_in_one_region() {
     let overlap = told(Err::<(), _>(RmpFail::Overlap));
     let seen = pairs(&contended(), setup, [take, other]);
     expect(&seen, [[told(OK), told(OK)], [told(OK), overlap.clone()], [overlap, told(OK)]]);
+    // Without the rule, nobody is.
+    let without = pairs_without(MutantSet::EMPTY.with(mutants::R06), &contended(), setup, [take, other]);
+    expect(&without, [[told(OK), told(OK)]]);
 }
 
 #[test]

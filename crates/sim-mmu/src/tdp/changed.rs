@@ -125,7 +125,7 @@ impl TdpMmu {
         }
     }
 
-    /// `remove_external_spte`: a leaf left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
+    /// `set_external_spte` where a leaf is taken away: it left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
     fn remove_external_spte(&self, cx: &Cx<'_>, gfn: Gfn, level: Level, old: Spte, new: Spte) {
         if old.is_leaf(level) {
             assert!(!new.is_present(), "MMU-INV-060: a leaf of a mirror at {gfn:?} is changed in place");
@@ -140,7 +140,7 @@ impl TdpMmu {
         if !old.is_present() {
             self.tables.touch(table, index);
         }
-        if old.is_leaf(level) && self.tables.masks.has_volatile_bits(old) {
+        if old.is_leaf(level) && self.tables.masks.needs_atomic_update(old) {
             Spte(word.xchg(new.0))
         } else {
             word.store(new.0);

@@ -151,7 +151,7 @@ impl TdpMmu {
             return false;
         }
         let word = iter.word(cx, &self.tables);
-        if self.tables.masks.has_volatile_bits(iter.old_spte) {
+        if self.tables.masks.needs_atomic_update(iter.old_spte) {
             iter.old_spte = Spte(word.rmw(|v| v & !bit));
         } else {
             word.store(iter.old_spte.without(bit).0);

@@ -68,6 +68,11 @@ pub trait ExternalTables: Send + Sync + fmt::Debug {
     /// # Errors
     /// The page cannot be had; it is leaked.
     fn free_external_spt(&self, cx: &Cx<'_>, table: &ExternalTable) -> Result<(), Errno>;
+
+    /// `KVM_REQ_VM_DEAD`: the VM is of no use any more, and no retry will succeed.
+    fn is_vm_dead(&self) -> bool {
+        false
+    }
 }
 
 impl TdpMmu {
@@ -80,7 +85,7 @@ impl TdpMmu {
     /// `kvm_gfn_direct_bits`: what the place of a shared gfn has in the direct root beside the gfn.
     #[inline]
     pub fn gfn_direct_bits(&self) -> u64 {
-        self.config().gfn_direct_bits
+        self.guest_width.get().map_or(self.config().gfn_direct_bits, |(_, bits)| *bits)
     }
 
     pub(super) fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno> {
@@ -106,7 +111,7 @@ impl TdpMmu {
         Ok(table)
     }
 
-    /// `tdp_mmu_free_sp` of a table that was never linked.
+    /// `tdp_mmu_free_unused_sp` of a table that was never linked.
     pub(super) fn free_unlinked_sp(&self, cx: &Cx<'_>, table: Pfn) {
         if let Some(external) = self.tables.info(table).external {
             self.put_external_page(cx, external);
@@ -159,7 +164,7 @@ impl TdpMmu {
     /// guest_memfd's `invalidate_lock`, so that the page stays; there is nothing to test against. Takes mmu_lock for reading.
     ///
     /// # Errors
-    /// `EIO` if something is mapped there already; `EINTR` for a signal; `ENOMEM`.
+    /// `EIO` if something is mapped there already, or the VM is dead; `EINTR` for a signal; `ENOMEM`.
     pub fn map_private_pfn<S: SlotView>(
         &self,
         cx: &Cx<'_>,
@@ -172,6 +177,9 @@ impl TdpMmu {
         loop {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
+            }
+            if self.external.as_ref().is_some_and(|external| external.is_vm_dead()) {
+                return Err(Errno::EIO);
             }
             let mut fault = TdpFault {
                 gpa: gfn.gpa(),
@@ -191,7 +199,10 @@ impl TdpMmu {
             let result = self.map(cx, &lock, mirror, &mut fault, Some(slot), flush)?;
             drop(lock);
             match result {
-                RetPf::Retry => self.wait_while_frozen(cx, mirror, gfn),
+                RetPf::Retry => {
+                    self.wait_while_frozen(cx, mirror, gfn);
+                    cx.cond_resched();
+                }
                 RetPf::Fixed => return Ok(()),
                 _ => return Err(Errno::EIO),
             }

@@ -32,8 +32,8 @@ use sim_kernel::sched::Tracepoint;
 use sim_kernel::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use sim_kernel::{Cx, Pfn};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use tables::Tables;
 use walk::Hardware;
 
@@ -55,7 +55,7 @@ pub struct TdpConfig {
     /// Split huge pages when dirty logging is enabled, not at the write fault.
     pub eager_page_split: bool,
     /// A write fault on a write-protected huge leaf splits it, as the TDP MMU does (`tdp_mmu_split_huge_page`). Without it the leaf is dropped
-    /// and only the page of the fault is mapped again, as the shadow MMU does (`drop_large_spte`).
+    /// and only the page of the fault is mapped again, as the shadow MMU does (`__link_shadow_page`).
     pub splits_on_fault: bool,
     /// Largest leaf that the processor supports.
     pub max_level: Level,
@@ -65,7 +65,8 @@ pub struct TdpConfig {
     pub pml: bool,
     /// No huge leaf is executable (`nx_huge_pages`).
     pub nx_huge_pages: bool,
-    /// `kvm_gfn_direct_bits`: a TD's shared bit as a bit of a gfn, which the direct root has in its indexes; 0 elsewhere.
+    /// `kvm_gfn_direct_bits`: a TD's shared bit as a bit of a gfn, which the direct root has in its indexes; 0 elsewhere, and until
+    /// [`TdpMmu::set_guest_width`] says it.
     pub gfn_direct_bits: u64,
 }
 
@@ -198,6 +199,8 @@ pub struct TdpMmu {
     external: Option<Arc<dyn ExternalTables>>,
     /// Pages of the external tables in use.
     external_pages: AtomicU64,
+    /// Levels and direct bits of a VM that learns its address width after it was made.
+    guest_width: OnceLock<(u8, u64)>,
     /// `kvm->arch.possible_nx_huge_pages`, under `tdp_mmu_pages_lock`.
     possible_nx_huge_pages: parking_lot::Mutex<VecDeque<Pfn>>,
 }
@@ -238,6 +241,7 @@ impl TdpMmu {
             hardware: Hardware::new(&config),
             external,
             external_pages: AtomicU64::new(0),
+            guest_width: OnceLock::new(),
             possible_nx_huge_pages: Default::default(),
         }
     }
@@ -252,7 +256,19 @@ impl TdpMmu {
         &self.tables.masks
     }
 
+    /// How wide guest physical addresses are, of a VM that is told after it was made (`KVM_TDX_INIT_VM`): the levels of its trees, and what a
+    /// shared gfn's place in the direct root has beside the gfn. Before any root is loaded.
+    ///
+    /// # Panics
+    /// If it was said before, if there is a root already, or if there are no such trees.
+    pub fn set_guest_width(&self, levels: u8, gfn_direct_bits: u64) {
+        assert!((4..=5).contains(&levels), "{levels} levels of stage-2 tables");
+        assert_eq!(self.roots.len(), 0, "a root is older than the width of the addresses in it");
+        assert!(self.guest_width.set((levels, gfn_direct_bits)).is_ok(), "a guest's address width never changes");
+    }
+
     fn root_level(&self) -> Level {
-        Level::from_number(self.config().levels).expect("checked when the MMU was made")
+        let levels = self.guest_width.get().map_or(self.config().levels, |(levels, _)| *levels);
+        Level::from_number(levels).expect("checked when it was said")
     }
 }

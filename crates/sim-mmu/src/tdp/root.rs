@@ -156,7 +156,7 @@ impl TdpMmu {
             return Ok(root);
         }
         let level = self.root_level();
-        let gfn_bits = if is_mirror { 0 } else { self.config().gfn_direct_bits };
+        let gfn_bits = if is_mirror { 0 } else { self.gfn_direct_bits() };
         let table = self.tables.alloc(Gfn(0), level, as_id)?;
         let mut list = self.roots.list.write();
         let root = Arc::new(Root {

@@ -306,7 +306,7 @@ impl Tables {
         }
     }
 
-    /// `tdp_mmu_free_sp`: gives back the frame of a table that nobody can reach.
+    /// `__tdp_mmu_free_sp`: gives back the frame of a table that nobody can reach.
     pub(super) fn free(&self, table: Pfn) {
         if let Some(index) = self.next_present(table, 0, PT_ENTRIES) {
             panic!("MMU-INV-004: {table:?} is freed with {:?} at index {index}", self.peek(table, index));

@@ -47,8 +47,8 @@ fn small_and_huge() {
     assert_eq!(npt.make_huge_spte(small, Level::L2M), middle);
     assert_eq!(npt.make_huge_spte(middle, Level::L1G), huge);
     let read_only = small.write_protected();
-    assert!(npt.has_volatile_bits(read_only), "the fast path may set W");
-    assert!(!npt.has_volatile_bits(small), "W and D are set: only A can change");
+    assert!(npt.needs_atomic_update(read_only), "the fast path may set W");
+    assert!(!npt.needs_atomic_update(small), "W and D are set: only A can change");
     assert!(npt.is_access_allowed(read_only, Access::Exec) && !npt.is_access_allowed(read_only, Access::Write));
 }
 

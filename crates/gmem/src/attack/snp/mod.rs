@@ -8,6 +8,7 @@ use super::machine::{Facts, StoppedBy, Switch, Way};
 use super::step::{Answer, PageName, expected, gpa, page, value};
 use crate::scenario::words::number;
 use sim_coco::snp::mutants;
+use sim_kernel::PMD_SIZE;
 
 /// What there is to know of the machine.
 pub static FACTS: Facts = Facts {
@@ -111,6 +112,17 @@ fn who(word: &str) -> Result<Who, String> {
     }
 }
 
+/// A leaf of 2 MiB has an address and a frame at the head of 2 MiB.
+fn large_leaf(address: &str, frame: &str) -> Result<(), String> {
+    if !gpa(address)?.is_multiple_of(PMD_SIZE) {
+        return Err(format!("`{address}` is no address of 2 MiB"));
+    }
+    if page(frame)?.offset != 0 {
+        return Err(format!("`{frame}` is not at the head of 2 MiB"));
+    }
+    Ok(())
+}
+
 impl Action {
     /// What a line says.
     ///
@@ -122,6 +134,11 @@ impl Action {
             Some((&"2m", rest)) => (rest, true),
             _ => (&words[..], false),
         };
+        if let ["host", "give", p, _, g] | ["host", "map", _, g, p] = *words
+            && huge
+        {
+            large_leaf(g, p)?;
+        }
         let note = |word: &str| word.to_string();
         let action = match *words {
             ["host", "give", p, w, g] => Action::Give { page: page(p)?, who: who(w)?, gpa: gpa(g)?, huge },

@@ -25,7 +25,7 @@ impl Vcpu {
         let vcpus = self.vm.all_vcpus();
         let find = |id: u32| vcpus.iter().find(|vcpu| vcpu.id() == u64::from(id));
         let rules = ApRules {
-            vmsa_features: sev.vmsa_features(),
+            vmsa_features: sev.vmsa_features().bits(),
             end: (self.vm.max_gfn() + 1).gpa(),
             refuses_2m_aligned: !cx.has_mutant(SEV_AP_ALIGNED_VMSA),
         };
@@ -71,7 +71,7 @@ impl Vcpu {
         mine.vmsa_pa = None;
         es.guest_vmsa_gpa.store(cx, NO_VMSA);
         let Some(gpa) = creation.pending else { return };
-        self.sev_snp_install_vmsa(cx, state, gpa);
+        self.sev_snp_reload_vmsa_at(cx, state, gpa);
         // Also if that failed: an error of KVM_RUN is better than a sleep for ever.
         state.sev.as_deref_mut().expect("as above").mp_state = MpState::Runnable;
         creation.pending = None;
@@ -87,11 +87,11 @@ impl Vcpu {
         }
         state.sev.as_deref_mut().expect("as the vCPU").vmsa_pa = None;
         es.guest_vmsa_gpa.store(cx, NO_VMSA);
-        self.sev_snp_install_vmsa(cx, state, Gpa(gpa));
+        self.sev_snp_reload_vmsa_at(cx, state, Gpa(gpa));
     }
 
-    /// Looks the page up and has the vCPU run with it, unless it is being taken away at that moment.
-    fn sev_snp_install_vmsa(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) {
+    /// `__sev_snp_reload_vmsa`: looks the page up and has the vCPU run with it, unless it is being taken away at that moment.
+    fn sev_snp_reload_vmsa_at(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) {
         let es = self.sev().expect("a vCPU of an SNP VM");
         let gfn = gpa.gfn();
         let Some(slot) = self.gmem_slot(cx, state, gfn) else { return };

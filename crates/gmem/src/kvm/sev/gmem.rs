@@ -1,5 +1,5 @@
 //! Pages of guest_memfds and the RMP: made the guest's before they are mapped, taken back when they leave the page cache
-//! (`sev_gmem_make_private`, `sev_gmem_invalidate`, `sev_gmem_max_mapping_level`).
+//! (`sev_gmem_make_private`, `sev_gmem_make_shared`, `sev_gmem_invalidate_range`, `sev_gmem_max_mapping_level`).
 
 use super::check::assert_assigned;
 use super::host::SevHost;
@@ -43,8 +43,8 @@ impl SevInfo {
 }
 
 impl SevHost {
-    /// `sev_gmem_invalidate`: frames that leave a page cache go back to the hypervisor. A failure is a warning in Linux, and the frame is freed all the same.
-    pub(crate) fn gmem_invalidate(&self, cx: &Cx<'_>, frames: Range<Pfn>) {
+    /// `sev_gmem_make_shared`: frames that leave a page cache go back to the hypervisor. A failure is a warning in Linux, and the frame is freed all the same.
+    pub(crate) fn gmem_make_shared(&self, cx: &Cx<'_>, frames: Range<Pfn>) {
         if cx.has_mutant(SEV_NO_INVALIDATE) {
             return;
         }
@@ -68,9 +68,9 @@ impl SevHost {
 }
 
 impl Vm {
-    /// vCPUs whose own VMSA lies in these frames get out of the guest, and look it up again before they enter (`KVM_REQ_VMSA_PAGE_RELOAD`). Under
+    /// `sev_gmem_invalidate_range`: vCPUs whose own VMSA lies in these frames get out of the guest, and look it up again before they enter (`KVM_REQ_VMSA_PAGE_RELOAD`). Under
     /// `mmu_lock` for writing.
-    pub(crate) fn sev_reload_vmsas(&self, cx: &Cx<'_>, frames: &[(u16, GfnRange)]) {
+    pub(crate) fn sev_gmem_invalidate_range(&self, cx: &Cx<'_>, frames: &[(u16, GfnRange)]) {
         if self.sev().is_none() || cx.has_mutant(SEV_NO_VMSA_RELOAD) {
             return;
         }

@@ -9,12 +9,14 @@
 //! | `host.rs`, `asid.rs` | `rmpupdate`, `psmash`, firmware pages, leaks; `sev_asid_new` and its recycling |
 //! | `ioctl.rs`, `info.rs` | `sev_mem_enc_ioctl`, `sev_guest_init2`, `sev_vm_destroy` |
 //! | `launch.rs`, `vmsa.rs` | `snp_launch_start`, `_update`, `_finish`; the VMSA that is measured |
-//! | `gmem.rs` | `sev_gmem_make_private`, `sev_gmem_invalidate`, `sev_gmem_max_mapping_level` |
+//! | `gmem.rs` | `sev_gmem_make_private`, `sev_gmem_make_shared`, `sev_gmem_invalidate_range`, `sev_gmem_max_mapping_level` |
 //! | `fault.rs` | `sev_handle_rmp_fault` |
 //! | `protocol/` | what a guest and KVM say to each other through the GHCB, as data and pure functions: both sides use it |
 //! | `ghcb.rs`, `msr.rs`, `psc.rs`, `ap.rs`, `guest_request.rs` | `sev_handle_vmgexit` and what guests ask for by it |
 //! | `vcpu.rs` | VMCB and VMSA pages, VMRUN |
+//! | `check.rs` | what must hold of all this, at the steps that could break it |
 //! | `access.rs`, `insn.rs` | not KVM: what the processor does for an SNP guest |
+//! | `kernel.rs`, `page.rs` | not KVM: a guest's kernel on a vCPU, and processors that spin; a request as it lies in a GHCB |
 //!
 //! Simplified: neither SEV nor SEV-ES guests, no certificates, no interrupts; registers of a guest are not in its VMSA but where those of
 //! other guests are.
@@ -37,6 +39,8 @@ mod msr;
 pub mod page;
 pub mod protocol;
 mod psc;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vmsa;
 

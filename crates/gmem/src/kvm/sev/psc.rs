@@ -46,7 +46,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// None; as of the other events.
-    pub(super) fn sev_handle_psc(&self, cx: &Cx<'_>, state: &mut VcpuState, ghcb: &Snapshot) -> Result<Next, Errno> {
+    pub(super) fn snp_begin_psc(&self, cx: &Cx<'_>, state: &mut VcpuState, ghcb: &Snapshot) -> Result<Next, Errno> {
         let area = match ghcb.scratch_area(WORD) {
             Ok(area) => area,
             Err(why) => return Ok(self.vmgexit_bad_input(cx, state, why)),

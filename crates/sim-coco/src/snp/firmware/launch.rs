@@ -163,6 +163,10 @@ impl Snp {
         if update.page_size == RmpSize::Size2M && !may_be_2m {
             return Err(FwStatus::InvalidParam);
         }
+        // SNP-INV-035: as RMPADJUST has it.
+        if !update.perms.iter().all(|perms| self.all_perms().contains(*perms)) {
+            return Err(FwStatus::InvalidParam);
+        }
         self.check_gctx(update.gctx)?;
         self.check_address(page)?;
         let guest = psp.guest_for(Command::LaunchUpdate, update.gctx)?;

@@ -17,15 +17,13 @@ impl Snp {
         let page = NamedPage { at, size };
         self.command(cx, Command::PageReclaim, &[page], |_| {
             self.check_address(&page)?;
+            self.check_no_rmp_page(&page)?;
             self.check_size(&page)?;
             match self.rmp.state(at.pfn()) {
                 Some(PageState::Reclaim) => {}
-                Some(PageState::Firmware | PageState::PreGuest | PageState::PreSwap)
-                    if !self.rmp.layout().is_rmp_page(at.pfn()) =>
-                {
+                Some(PageState::Firmware | PageState::Metadata | PageState::PreGuest | PageState::PreSwap) => {
                     self.rmp.change_page(at.pfn(), |entry| entry.immutable = false);
                 }
-                Some(PageState::Metadata) => self.rmp.change_page(at.pfn(), |entry| entry.immutable = false),
                 _ => return Err(FwStatus::InvalidPageState),
             }
             Ok(())

@@ -133,11 +133,6 @@ impl MsrRequest {
         let (set, code) = reason.numbers();
         MsrRequest::Terminate { set: set as u8, code: code as u8 }
     }
-
-    /// Whether an SEV-ES guest without SNP that asks for it is ended instead.
-    pub const fn is_snp_only(self) -> bool {
-        matches!(self, MsrRequest::PreferredGpa | MsrRequest::Register(_) | MsrRequest::Psc { .. })
-    }
 }
 
 /// What KVM leaves in the MSR.

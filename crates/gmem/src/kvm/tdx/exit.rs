@@ -1,0 +1,106 @@
+//! Why a vCPU left its TD, and what KVM does about it (`tdx_handle_exit`).
+
+use super::enter::TdVisit;
+use super::protocol::leaf;
+use super::vcpu::tdx_state_mut;
+use crate::kvm::run::Next;
+use crate::kvm::uapi::{KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_TDX_FATAL};
+use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
+use sim_coco::tdx::{StatusName, TdExit, exit};
+use sim_kernel::{Cx, Errno};
+
+impl Vcpu {
+    /// `__tdx_handle_exit`.
+    ///
+    /// # Errors
+    /// What `KVM_RUN` answers.
+    pub(super) fn tdx_handle_exit(&self, cx: &Cx<'_>, state: &mut VcpuState, visit: TdVisit) -> Result<Next, Errno> {
+        let exit = match visit {
+            TdVisit::Handled => {
+                // Whoever is in the way goes on first, under a fair scheduler: this is a way back through the guest.
+                cx.cond_resched();
+                return Ok(Next::Enter);
+            }
+            TdVisit::Failed(fail) => return Ok(self.tdx_unhandled_exit(state, fail.status.raw())),
+            TdVisit::Halted => {
+                self.tdx_take_vmcall(state);
+                state.exit = ExitInfo::Hlt;
+                return Ok(Next::Exit);
+            }
+            TdVisit::Exit(exit) => exit,
+        };
+        let is_triple_fault = exit.exit_reason() == exit::TRIPLE_FAULT;
+        let is_bad = exit.status.is_error() || is_non_recoverable(exit.status.name);
+        if is_bad && !is_triple_fault {
+            return Ok(self.tdx_unhandled_exit(state, exit.status.raw()));
+        }
+        match exit.exit_reason() {
+            exit::TRIPLE_FAULT => {
+                state.exit = ExitInfo::Shutdown;
+                Ok(Next::Exit)
+            }
+            exit::EXTERNAL_INTERRUPT | exit::EXCEPTION_NMI => {
+                if let Some(tdx) = self.vm.tdx() {
+                    tdx.host.tdx().ack_interrupt(tdx.host.lp(cx));
+                }
+                Ok(Next::Enter)
+            }
+            exit::EPT_VIOLATION => self.tdx_handle_ept_violation(cx, state, &exit),
+            exit::EPT_MISCONFIG => {
+                self.vm.bug(cx);
+                Err(Errno::EIO)
+            }
+            exit::TDCALL => {
+                self.tdx_take_vmcall(state);
+                self.handle_tdcall_exit(cx, state)
+            }
+            _ => Ok(self.tdx_unhandled_exit(state, exit.status.raw())),
+        }
+    }
+
+    /// `kvm_prepare_unexpected_reason_exit`.
+    fn tdx_unhandled_exit(&self, state: &mut VcpuState, _status: u64) -> Next {
+        state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, gpa: None };
+        Next::Exit
+    }
+
+    /// The registers that the guest has shown.
+    fn tdx_take_vmcall(&self, state: &mut VcpuState) {
+        let (Some(tdx), Some(tdvpr)) = (self.vm.tdx(), self.tdx().and_then(|vcpu| vcpu.tdvpr())) else { return };
+        let call = tdx.host.tdx().vmcall(tdvpr).unwrap_or_default();
+        tdx_state_mut(state).args = call.registers;
+    }
+
+    /// A TDG.VP.VMCALL, by what is in R10 and R11.
+    fn handle_tdcall_exit(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<Next, Errno> {
+        let args = tdx_state_mut(state).args;
+        if args[10] != 0 {
+            return Ok(self.tdx_emulate_vmcall(state));
+        }
+        match args[11] {
+            leaf::HLT => {
+                state.exit = ExitInfo::Hlt;
+                Ok(Next::Exit)
+            }
+            leaf::IO => Ok(self.tdx_emulate_io(state)),
+            leaf::MMIO => Ok(self.tdx_emulate_mmio(state)),
+            leaf::REPORT_FATAL_ERROR => {
+                state.exit = ExitInfo::SystemEvent { kind: KVM_SYSTEM_EVENT_TDX_FATAL, data: args[12] };
+                Ok(Next::Exit)
+            }
+            _ => Ok(self.handle_tdvmcall(cx, state)),
+        }
+    }
+}
+
+/// Bit 62 of the status.
+fn is_non_recoverable(name: StatusName) -> bool {
+    name.code() >> 62 & 1 != 0
+}
+
+/// What KVM needs of an EPT violation.
+pub(super) fn is_unexpected_pending(exit: &TdExit) -> bool {
+    /// `TDX_EXT_EXIT_QUAL_TYPE_PENDING_EPT_VIOLATION`.
+    const PENDING: u8 = 6;
+    exit.eeq_type() == PENDING && exit.qualification >> 3 & 7 == 0
+}

@@ -1,0 +1,112 @@
+//! EPT violations of a TD (`tdx_handle_ept_violation`): one of private memory is served until something comes of it, so that the module does not take the vCPU
+//! for one that its host single-steps.
+
+use super::exit::is_unexpected_pending;
+use super::vcpu::tdx_state;
+use crate::kvm::mutants::{TDX_NO_LOCAL_RETRY, TDX_RETRIES_INVALID_SLOT};
+use crate::kvm::run::Next;
+use crate::kvm::vcpu::{Request, Vcpu, VcpuState};
+use sim_coco::tdx::TdExit;
+use sim_kernel::{Cx, Errno};
+use sim_mmu::{Gpa, Level, RetPf, Root, TdpFault};
+use std::sync::Arc;
+
+/// Bits of an exit qualification.
+const WRITES: u64 = 1 << 1;
+const FETCHES: u64 = 1 << 2;
+
+impl Vcpu {
+    /// `tdx_handle_ept_violation`.
+    ///
+    /// # Errors
+    /// What `KVM_RUN` answers; `EIO` for an access to a page that the guest has not accepted, and if the VM is dead.
+    pub(super) fn tdx_handle_ept_violation(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        exit: &TdExit,
+    ) -> Result<Next, Errno> {
+        let tdx = self.vm.tdx().expect("a vCPU of a TD");
+        let is_private = tdx.is_private_gpa(exit.gpa);
+        if is_private && is_unexpected_pending(exit) {
+            self.vm.die(cx);
+            return Err(Errno::EIO);
+        }
+        if !is_private && exit.qualification & FETCHES != 0 {
+            self.vm.bug(cx);
+            return Err(Errno::EIO);
+        }
+        let gpa = tdx.without_shared_bit(exit.gpa);
+        // A private page is mapped with all rights: whatever the guest did counts as a write.
+        let write = is_private || exit.qualification & WRITES != 0;
+        loop {
+            match self.tdx_page_fault(cx, state, gpa, write, is_private)? {
+                RetPf::Retry => {}
+                // KVM cannot decode what a TD executes: the guest tries again, and finds the MMIO entry.
+                RetPf::Emulate | RetPf::Fixed | RetPf::Spurious => return Ok(Next::Enter),
+                other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
+            }
+            if !is_private || cx.signal_pending() || cx.has_mutant(TDX_NO_LOCAL_RETRY) {
+                break;
+            }
+            if self.peek_requests() & Request::VmDead as u64 != 0 {
+                return Err(Errno::EIO);
+            }
+            let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1;
+            if slot.is_some_and(|slot| slot.is_invalid()) && !cx.has_mutant(TDX_RETRIES_INVALID_SLOT) {
+                break;
+            }
+            self.tdx_wait_before_retry(cx, state, gpa);
+        }
+        if !cx.signal_pending() {
+            self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
+        }
+        Ok(Next::Enter)
+    }
+
+    /// What the local retries come to: nothing changes until whoever is in the way goes on, so the task is not runnable until then. A lock of the module is
+    /// nobody's to wait for: there the turn is given away.
+    fn tdx_wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, gpa: Gpa) {
+        self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
+        let mirror = tdx_state(state).mirror.clone().expect("a vCPU that runs has the mirror");
+        self.vm.mmu.wait_while_frozen(cx, &mirror, gpa.gfn());
+        cx.cond_resched();
+    }
+
+    /// `__vmx_handle_ept_violation` and `kvm_mmu_page_fault`: the fault goes to the tree of its kind of memory.
+    fn tdx_page_fault(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        gpa: Gpa,
+        write: bool,
+        is_private: bool,
+    ) -> Result<RetPf, Errno> {
+        let Some(root) = self.tdx_root(state, is_private) else { return Ok(RetPf::Retry) };
+        let mut tdp = TdpFault {
+            gpa,
+            write,
+            exec: false,
+            present: false,
+            rsvd: false,
+            prefetch: false,
+            is_private,
+            pfn: None,
+            map_writable: false,
+            max_level: Level::L1G,
+            goal_level: Level::L4K,
+            mmio_generation: 0,
+        };
+        let result = self.do_page_fault(cx, state, &root, &mut tdp)?;
+        if result == RetPf::Emulate && is_private {
+            self.prepare_memory_fault(state, gpa, is_private);
+            return Err(Errno::EFAULT);
+        }
+        Ok(result)
+    }
+
+    /// `tdp_mmu_get_root_for_fault`.
+    pub(crate) fn tdx_root(&self, state: &VcpuState, is_private: bool) -> Option<Arc<Root>> {
+        if is_private { tdx_state(state).mirror.clone() } else { state.root.clone() }
+    }
+}

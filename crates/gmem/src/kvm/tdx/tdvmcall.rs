@@ -1,0 +1,224 @@
+//! What a TD asks its host for by TDG.VP.VMCALL (`handle_tdvmcall` and its like; Guest-Host Communication Interface).
+//!
+//! MapGPA changes nothing by itself: user space is told, in pieces of 2 MiB, and may convert the memory, or refuse.
+
+use super::protocol::{leaf, status};
+use super::vcpu::{tdx_state, tdx_state_mut};
+use crate::kvm::mutants::{TDX_MAP_GPA_NO_PROGRESS, TDX_MAP_GPA_WHOLE};
+use crate::kvm::run::Next;
+use crate::kvm::uapi::KVM_HC_MAP_GPA_RANGE;
+use crate::kvm::vcpu::{CpuMode, ExitInfo, Vcpu, VcpuState};
+use sim_kernel::{Cx, Errno, PAGE_SIZE, PMD_SIZE};
+use sim_mmu::Gpa;
+use std::sync::atomic::Ordering;
+
+/// `TDX_MAP_GPA_MAX_LEN`.
+const MAP_GPA_MAX_LEN: u64 = PMD_SIZE;
+/// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
+const ENCRYPTED: u64 = 1 << 4;
+
+/// What goes on when user space has answered (`complete_userspace_io`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum TdCall {
+    /// Nothing.
+    #[default]
+    None,
+    /// A hypercall of KVM's own.
+    Hypercall,
+    /// MapGPA: `map_gpa_next` and `map_gpa_end`.
+    MapGpa {
+        /// Where the piece starts that user space was told.
+        next: u64,
+        /// Where the range ends.
+        end: u64,
+    },
+    /// A read of a device.
+    MmioRead,
+    /// An access after which there is nothing to do.
+    Done,
+}
+
+impl Vcpu {
+    /// `tdvmcall_set_return_code`.
+    fn set_return_code(&self, state: &mut VcpuState, code: u64) {
+        tdx_state_mut(state).args[10] = code;
+    }
+
+    /// `tdx_emulate_vmcall`: one of KVM's hypercalls.
+    pub(super) fn tdx_emulate_vmcall(&self, state: &mut VcpuState) -> Next {
+        /// `KVM_ENOSYS`.
+        const ENOSYS: i64 = 1000;
+        let args = tdx_state(state).args;
+        let [nr, gpa, npages, attributes] = [args[10], args[11], args[12], args[13]];
+        if nr != KVM_HC_MAP_GPA_RANGE || !self.exits_on_map_gpa() {
+            self.set_return_code(state, (-ENOSYS).cast_unsigned());
+            return Next::Enter;
+        }
+        let gfn = gpa / PAGE_SIZE;
+        if !gpa.is_multiple_of(PAGE_SIZE) || npages == 0 || gfn.wrapping_add(npages) <= gfn {
+            self.set_return_code(state, (-i64::from(Errno::EINVAL.number())).cast_unsigned());
+            return Next::Enter;
+        }
+        state.exit = ExitInfo::Hypercall { nr, args: [gpa, npages, attributes, 0], ret: 0, mode: CpuMode::Long64 };
+        self.ask_user(state, TdCall::Hypercall)
+    }
+
+    fn exits_on_map_gpa(&self) -> bool {
+        self.vm.hypercall_exits.load(Ordering::SeqCst) & (1 << KVM_HC_MAP_GPA_RANGE) != 0
+    }
+
+    fn ask_user(&self, state: &mut VcpuState, call: TdCall) -> Next {
+        state.pending_exit = Some(state.exit);
+        tdx_state_mut(state).call = call;
+        Next::Exit
+    }
+
+    /// `tdx_emulate_io`, of four bytes.
+    pub(super) fn tdx_emulate_io(&self, state: &mut VcpuState) -> Next {
+        let args = tdx_state(state).args;
+        let (size, is_write, port, value) = (args[12], args[13], args[14], args[15]);
+        self.set_return_code(state, status::SUCCESS);
+        if size != 4 || is_write != 1 || port > u64::from(u16::MAX) {
+            self.set_return_code(state, status::INVALID_OPERAND);
+            return Next::Enter;
+        }
+        state.exit = ExitInfo::Io { port: port as u16, data: value as u32 };
+        self.ask_user(state, TdCall::Done)
+    }
+
+    /// `tdx_emulate_mmio`: only of shared memory, which user space has.
+    pub(super) fn tdx_emulate_mmio(&self, state: &mut VcpuState) -> Next {
+        let args = tdx_state(state).args;
+        let (size, direction, gpa, value) = (args[12], args[13], Gpa(args[14]), args[15]);
+        let tdx = self.vm.tdx().expect("a vCPU of a TD");
+        let last = Gpa(gpa.0.wrapping_add(size).wrapping_sub(1));
+        if !matches!(size, 1 | 2 | 4 | 8) || direction > 1 || tdx.is_private_gpa(gpa) || tdx.is_private_gpa(last) {
+            self.set_return_code(state, status::INVALID_OPERAND);
+            return Next::Enter;
+        }
+        self.set_return_code(state, status::SUCCESS);
+        let is_write = direction == 1;
+        let data = if is_write { value } else { 0 };
+        state.exit = ExitInfo::Mmio { gpa: tdx.without_shared_bit(gpa), len: size as u32, data, is_write };
+        self.ask_user(state, if is_write { TdCall::Done } else { TdCall::MmioRead })
+    }
+
+    /// `handle_tdvmcall`, of leaves that KVM answers itself or asks user space about.
+    pub(super) fn handle_tdvmcall(&self, _cx: &Cx<'_>, state: &mut VcpuState) -> Next {
+        let args = tdx_state(state).args;
+        match args[11] {
+            leaf::MAP_GPA => self.tdx_map_gpa(state, args[12], args[13]),
+            leaf::GET_TD_VM_CALL_INFO => {
+                // Simplified: what there is beside the base interface, which user space is asked for, is nothing.
+                if args[12] > 1 {
+                    self.set_return_code(state, status::INVALID_OPERAND);
+                    return Next::Enter;
+                }
+                tdx_state_mut(state).args[10..15].fill(0);
+                Next::Enter
+            }
+            _ => {
+                self.set_return_code(state, status::SUBFUNC_UNSUPPORTED);
+                Next::Enter
+            }
+        }
+    }
+
+    /// `tdx_map_gpa`.
+    fn tdx_map_gpa(&self, state: &mut VcpuState, gpa: u64, size: u64) -> Next {
+        let error = self.map_gpa_error(gpa, size);
+        if let Some(code) = error {
+            self.set_return_code(state, code);
+            tdx_state_mut(state).args[11] = gpa;
+            return Next::Enter;
+        }
+        self.map_gpa_piece(state, gpa, gpa + size)
+    }
+
+    /// What is wrong with a range, if anything is.
+    fn map_gpa_error(&self, gpa: u64, size: u64) -> Option<u64> {
+        let tdx = self.vm.tdx().expect("a vCPU of a TD");
+        let gpaw = tdx.gpaw().expect("a TD that runs has a width");
+        if !self.exits_on_map_gpa() {
+            return Some(status::SUBFUNC_UNSUPPORTED);
+        }
+        let end = gpa.wrapping_add(size);
+        let is_legal = |gpa: u64| gpa >> (gpaw.shared_bit() + 1) == 0;
+        let is_one_kind = || tdx.is_private_gpa(Gpa(gpa)) == tdx.is_private_gpa(Gpa(end - 1));
+        if end <= gpa || !is_legal(gpa) || !is_legal(end - 1) || !is_one_kind() {
+            return Some(status::INVALID_OPERAND);
+        }
+        let is_aligned = gpa.is_multiple_of(PAGE_SIZE) && size.is_multiple_of(PAGE_SIZE);
+        (!is_aligned).then_some(status::ALIGN_ERROR)
+    }
+
+    /// `__tdx_map_gpa`: user space is told of the next piece.
+    fn map_gpa_piece(&self, state: &mut VcpuState, next: u64, end: u64) -> Next {
+        let tdx = self.vm.tdx().expect("a vCPU of a TD");
+        let size = (end - next).min(MAP_GPA_MAX_LEN);
+        let attributes = if tdx.is_private_gpa(Gpa(next)) { ENCRYPTED } else { 0 };
+        let args = [tdx.without_shared_bit(Gpa(next)).0, size / PAGE_SIZE, attributes, 0];
+        state.exit = ExitInfo::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args, ret: 0, mode: CpuMode::Long64 };
+        self.ask_user(state, TdCall::MapGpa { next, end })
+    }
+
+    /// `complete_userspace_io` of a TD. `None` if the exit is no TDG.VP.VMCALL's.
+    ///
+    /// # Errors
+    /// `EINVAL` for an answer to MapGPA that there is not.
+    pub(crate) fn tdx_complete(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        pending: ExitInfo,
+    ) -> Result<Option<Next>, Errno> {
+        let Some(tdx) = state.tdx.as_deref_mut() else { return Ok(None) };
+        let call = std::mem::take(&mut tdx.call);
+        match (call, pending) {
+            (TdCall::None, _) => return Ok(None),
+            (TdCall::Done, _) => {}
+            (TdCall::MmioRead, ExitInfo::Mmio { data, .. }) => tdx.args[11] = data,
+            (TdCall::Hypercall, ExitInfo::Hypercall { ret, .. }) => self.set_return_code(state, ret),
+            (TdCall::MapGpa { next, end }, ExitInfo::Hypercall { ret, .. }) => {
+                return self.complete_map_gpa(cx, state, next, end, ret).map(Some);
+            }
+            (call, pending) => unreachable!("{pending:?} is no exit of {call:?}"),
+        }
+        Ok(Some(Next::Enter))
+    }
+
+    /// `tdx_complete_vmcall_map_gpa`. With an event that waits, the guest gets the rest back: here that is a signal.
+    ///
+    /// # Errors
+    /// `EINVAL`.
+    fn complete_map_gpa(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        next: u64,
+        end: u64,
+        ret: u64,
+    ) -> Result<Next, Errno> {
+        let refused = match i32::try_from(ret) {
+            Ok(0) => None,
+            Ok(errno) if errno == Errno::EAGAIN.number() => Some(status::RETRY),
+            Ok(errno) if errno == Errno::EINVAL.number() => Some(status::INVALID_OPERAND),
+            _ => return Err(Errno::EINVAL),
+        };
+        let after = if cx.has_mutant(TDX_MAP_GPA_WHOLE) { end } else { next.saturating_add(MAP_GPA_MAX_LEN) };
+        let (code, progress) = match refused {
+            Some(code) => (code, next),
+            None if after >= end => {
+                self.set_return_code(state, status::SUCCESS);
+                return Ok(Next::Enter);
+            }
+            None if cx.signal_pending() => {
+                (status::RETRY, if cx.has_mutant(TDX_MAP_GPA_NO_PROGRESS) { end } else { after })
+            }
+            None => return Ok(self.map_gpa_piece(state, after, end)),
+        };
+        self.set_return_code(state, code);
+        tdx_state_mut(state).args[11] = progress;
+        Ok(Next::Enter)
+    }
+}

@@ -1,0 +1,197 @@
+//! What a VM has of TDX (`struct kvm_tdx`).
+
+use super::host::TdxHost;
+use crate::kvm::vm::{Vm, WeakVm};
+use sim_coco::tdx::{Gpaw, Hkid, Hpa};
+use sim_kernel::sync::{Atomic64, Mutex};
+use sim_kernel::{Cx, Pfn};
+use sim_mmu::Gpa;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// `enum kvm_tdx_state`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum TdState {
+    /// `TD_STATE_UNINITIALIZED`: before `KVM_TDX_INIT_VM`.
+    Uninitialized = 0,
+    /// `TD_STATE_INITIALIZED`: its first memory is being added.
+    Initialized = 1,
+    /// `TD_STATE_RUNNABLE`: after `KVM_TDX_FINALIZE_VM`.
+    Runnable = 2,
+}
+
+impl TdState {
+    fn from_word(word: u64) -> TdState {
+        match word {
+            0 => TdState::Uninitialized,
+            1 => TdState::Initialized,
+            2 => TdState::Runnable,
+            other => unreachable!("{other} is no state of a TD"),
+        }
+    }
+}
+
+/// Pages that a TD consists of beside its memory and its vCPUs (`struct tdx_td`).
+#[derive(Debug, Default)]
+pub(super) struct TdPages {
+    pub(super) tdr: Option<Pfn>,
+    /// Of TDCS: those that the module has.
+    pub(super) tdcs: Vec<Pfn>,
+}
+
+/// TDX of one VM.
+#[derive(Debug)]
+pub struct KvmTdx {
+    pub(super) host: Arc<TdxHost>,
+    vm: OnceLock<WeakVm>,
+    /// `kvm->lock`.
+    pub(super) lock: Mutex<()>,
+    /// `state`.
+    state: Atomic64,
+    /// `hkid`; `None`: not assigned. Changes under the locks of the commands, and when the VM dies.
+    hkid: parking_lot::Mutex<Option<Hkid>>,
+    pub(super) pages: parking_lot::Mutex<TdPages>,
+    /// `page_add_src`: what MEM.PAGE.ADD copies. Under `slots_lock`.
+    pub(super) page_add_src: parking_lot::Mutex<Option<Pfn>>,
+    /// `wait_for_sept_zap`.
+    pub(super) wait_for_sept_zap: Atomic64,
+    /// `kvm->created_vcpus`.
+    created_vcpus: AtomicU64,
+    gpaw: OnceLock<Gpaw>,
+    /// What `KVM_TDX_INIT_VM` was told of CPUID.
+    pub(super) cpuid: OnceLock<Vec<super::TdxCpuidEntry>>,
+    /// Changes of the Secure EPT that were begun, and those that were done. Not KVM's: they explain why a fault was tried again (INV-506).
+    pub(super) begun: AtomicU64,
+    pub(super) done: AtomicU64,
+    /// How often all vCPUs were called out of the guest for the Secure EPT. Not KVM's.
+    pub(super) kicks: AtomicU64,
+}
+
+impl KvmTdx {
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<TdxHost>) -> Arc<KvmTdx> {
+        Arc::new(KvmTdx {
+            host: Arc::clone(host),
+            vm: OnceLock::new(),
+            lock: Mutex::new(cx, "kvm->lock", ()),
+            state: Atomic64::new(cx, "kvm_tdx->state", 0),
+            hkid: Default::default(),
+            pages: Default::default(),
+            page_add_src: Default::default(),
+            wait_for_sept_zap: Atomic64::new(cx, "wait_for_sept_zap", 0),
+            created_vcpus: AtomicU64::new(0),
+            gpaw: OnceLock::new(),
+            cpuid: OnceLock::new(),
+            begun: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            kicks: AtomicU64::new(0),
+        })
+    }
+
+    /// The VM exists: the hooks of its mirror find it.
+    pub(crate) fn set_vm(&self, vm: &Arc<Vm>) {
+        self.vm.set(Arc::downgrade(vm)).expect("a VM is made once");
+    }
+
+    /// The VM. `None` only while it is dropped.
+    pub(super) fn vm(&self) -> Option<Arc<Vm>> {
+        self.vm.get().and_then(WeakVm::upgrade)
+    }
+
+    /// TDX of the host.
+    pub fn host(&self) -> &Arc<TdxHost> {
+        &self.host
+    }
+
+    /// `state`, as a step.
+    pub(super) fn state(&self, cx: &Cx<'_>) -> TdState {
+        TdState::from_word(self.state.load(cx))
+    }
+
+    /// `state` without a step.
+    pub fn peek_state(&self) -> TdState {
+        TdState::from_word(self.state.peek())
+    }
+
+    pub(super) fn set_state(&self, cx: &Cx<'_>, state: TdState) {
+        self.state.store(cx, state as u64);
+    }
+
+    /// `hkid`.
+    pub fn hkid(&self) -> Option<Hkid> {
+        *self.hkid.lock()
+    }
+
+    pub(super) fn set_hkid(&self, hkid: Option<Hkid>) {
+        *self.hkid.lock() = hkid;
+    }
+
+    /// `is_hkid_assigned`.
+    pub(super) fn is_hkid_assigned(&self) -> bool {
+        self.hkid().is_some()
+    }
+
+    /// `tdx_hkid_free`.
+    pub(super) fn hkid_free(&self, cx: &Cx<'_>) {
+        let hkid = self.hkid.lock().take().expect("a KeyID is freed once");
+        self.host.keyid_free(cx, hkid);
+    }
+
+    /// The page of its TDR, from its creation on.
+    pub fn tdr(&self) -> Option<Pfn> {
+        self.pages.lock().tdr
+    }
+
+    /// The TDR as an operand.
+    ///
+    /// # Panics
+    /// Before `KVM_TDX_INIT_VM`.
+    pub(super) fn tdr_hpa(&self) -> Hpa {
+        Hpa::of(self.tdr().expect("the TD was created"))
+    }
+
+    /// Whether the shared bit is 47 or 51: said by `KVM_TDX_INIT_VM`.
+    pub fn gpaw(&self) -> Option<Gpaw> {
+        self.gpaw.get().copied()
+    }
+
+    pub(super) fn set_gpaw(&self, gpaw: Gpaw) {
+        self.gpaw.set(gpaw).expect("INIT_VM succeeds once");
+    }
+
+    /// `vt_is_tdx_private_gpa`. Before `KVM_TDX_INIT_VM` there is no shared bit.
+    pub(crate) fn is_private_gpa(&self, gpa: Gpa) -> bool {
+        self.gpaw().is_none_or(|gpaw| !gpaw.is_shared(gpa))
+    }
+
+    /// The address without the shared bit.
+    pub(super) fn without_shared_bit(&self, gpa: Gpa) -> Gpa {
+        self.gpaw().map_or(gpa, |gpaw| Gpa(gpa.0 & !(1 << gpaw.shared_bit())))
+    }
+
+    /// `kvm->created_vcpus`.
+    pub(super) fn created_vcpus(&self) -> u64 {
+        self.created_vcpus.load(Ordering::SeqCst)
+    }
+
+    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts.
+    pub(crate) fn begin_vcpu(&self, cx: &Cx<'_>) {
+        let _lock = self.lock.lock(cx);
+        self.created_vcpus.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A vCPU is not made after all.
+    pub(crate) fn abandon_vcpu(&self) {
+        self.created_vcpus.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// How often all vCPUs were called out of the guest because a page left the Secure EPT, or a SEAMCALL had met a lock.
+    pub fn kicks(&self) -> u64 {
+        self.kicks.load(Ordering::Relaxed)
+    }
+
+    /// Changes of the Secure EPT that were begun and not done, and all that were begun.
+    pub(crate) fn changes(&self) -> (u64, u64) {
+        let (done, begun) = (self.done.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed));
+        (begun - done, begun)
+    }
+}
