@@ -27,6 +27,6 @@ mod page_state;
 mod tests;
 
 pub use accept::Unaccepted;
-pub use ap::{ApStopped, Vmsa};
+pub use ap::{ApStarted, ApStopped, Vmsa};
 pub use cpu::{Cpu, Ends, Insn, Place, Program, SigBus, Terminated, Vc};
 pub use ghcb::Kernel;

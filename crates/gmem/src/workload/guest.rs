@@ -2,8 +2,8 @@
 
 use super::layout;
 use super::{Phase, Sizes};
-use crate::kvm::sev::protocol::msr::PageOp;
-use crate::linux_guest::{Ends, Insn, Kernel, Place, Unaccepted, Vmsa};
+use crate::kvm::sev::protocol::msr::{PageOp, TermReason};
+use crate::linux_guest::{ApStarted, Ends, Insn, Kernel, Place, Unaccepted, Vmsa};
 use sim_kernel::PAGE_SIZE;
 use sim_mmu::Gpa;
 
@@ -51,7 +51,11 @@ pub(super) async fn boot_processor(mut kernel: Kernel, sizes: Sizes) -> Ends<()>
     kernel.set_up_ghcb(layout::ghcb(0)).await?;
     kernel.set_memory_decrypted(layout::shared(0)).await?;
     for vcpu in 1..sizes.vcpus {
-        kernel.start_ap(vcpu, Vmsa::in_pair(layout::vmsa_pair(vcpu)), FEATURES).await?;
+        let started = kernel.start_ap(vcpu, Vmsa::in_pair(layout::vmsa_pair(vcpu)), FEATURES).await?;
+        if started == ApStarted::Refused {
+            // A kernel of real life goes on with fewer; here all of them are waited for.
+            return Err(kernel.cpu.terminate(TermReason::Unspecified).await);
+        }
     }
     for vcpu in 1..sizes.vcpus {
         kernel.cpu.run(Insn::SpinWhile { gpa: layout::ready(vcpu), value: 0 }).await?;
