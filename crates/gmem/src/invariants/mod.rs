@@ -17,10 +17,12 @@ pub(crate) mod guest_stores;
 mod layout;
 pub mod lifetime;
 pub mod page_cache;
+mod pkvm;
 pub mod progress;
 pub mod snapshot;
 mod snp;
 pub mod tables;
+mod tdx;
 pub mod translations;
 pub mod xarray;
 
@@ -88,6 +90,10 @@ pub enum Section {
     Tables,
     /// SEV-SNP: the RMP, the firmware, and KVM's use of them.
     Snp,
+    /// pKVM: who owns a page, the tables that say so, and KVM's records.
+    Pkvm,
+    /// TDX: the module, and KVM's use of it.
+    Tdx,
 }
 
 impl fmt::Display for Section {
@@ -102,6 +108,8 @@ impl fmt::Display for Section {
             Section::Xarray => "xarray structure",
             Section::Tables => "stage-2 tables",
             Section::Snp => "SEV-SNP",
+            Section::Pkvm => "pKVM",
+            Section::Tdx => "TDX",
         })
     }
 }
@@ -162,7 +170,9 @@ static SECTIONS: &[&[Invariant]] = &[
     api_results::ROWS,
     xarray::ROWS,
     tables::ROWS,
+    pkvm::ROWS,
     snp::ROWS,
+    tdx::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

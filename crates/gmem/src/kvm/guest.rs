@@ -414,7 +414,7 @@ impl Vcpu {
         let memory = GuestMemory { vm: &self.vm };
         let found = if self.is_watched && access == Access::Write {
             let found = state.cpu.translate_physical(cx, &memory, gva, mode, access);
-            found.map(|(found, gpa)| (found.pfn, Some(gpa.gfn())))
+            found.map(|(found, gpa, _)| (found.pfn, Some(gpa.gfn())))
         } else {
             state.cpu.translate(cx, &memory, gva, mode, access).map(|found| (found.pfn, None))
         };

@@ -183,12 +183,36 @@ pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(305, "SEV_AP_ALIGNED_VMSA");
 pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(306, "SEV_PSC_DOUBLE_FETCH");
 /// It must lie within the buffer.
 pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(307, "SEV_PSC_UNBOUNDED");
+/// Around a hole, everything is zapped that a large folio may have there.
+pub const GMEM_2M_NARROW: Mutant = Mutant::new(239, "GMEM_2M_NARROW");
+/// A large folio is mapped as one only where guest frames and pages are congruent.
+pub const GMEM_2M_INCONGRUENT: Mutant = Mutant::new(240, "GMEM_2M_INCONGRUENT");
+/// A page of 2 MiB is split before a part of it goes back to the hypervisor.
+pub const SEV_NO_PSMASH: Mutant = Mutant::new(241, "SEV_NO_PSMASH");
+/// A guest that uses a part of a page of 2 MiB has it split.
+pub const SEV_FAULT_NO_PSMASH: Mutant = Mutant::new(242, "SEV_FAULT_NO_PSMASH");
+/// What was split is mapped anew.
+pub const SEV_SMASH_NO_ZAP: Mutant = Mutant::new(243, "SEV_SMASH_NO_ZAP");
+/// A mapping is no larger than the page in the RMP.
+pub const SEV_LEVEL_UNLIMITED: Mutant = Mutant::new(244, "SEV_LEVEL_UNLIMITED");
+/// A page of 2 MiB is assigned only where nothing of it is.
+pub const SEV_2M_OVERLAPS: Mutant = Mutant::new(245, "SEV_2M_OVERLAPS");
+/// A fault with the RMP bit is looked at only if the MMU has resumed the guest.
+pub const SEV_RMP_FAULT_ANY: Mutant = Mutant::new(246, "SEV_RMP_FAULT_ANY");
+/// PSMASH is tried again while another processor is at work in the region.
+pub const SEV_PSMASH_NO_RETRY: Mutant = Mutant::new(247, "SEV_PSMASH_NO_RETRY");
+/// The fast path is for faults that agree with the attribute.
+pub const FAST_FAULT_DISAGREES: Mutant = Mutant::new(248, "FAST_FAULT_DISAGREES");
+/// A page is cleared before it is assigned.
+pub const SEV_ASSIGN_UNCLEARED: Mutant = Mutant::new(249, "SEV_ASSIGN_UNCLEARED");
+/// A page that was cleared is marked so.
+pub const GMEM_NOT_UPTODATE: Mutant = Mutant::new(250, "GMEM_NOT_UPTODATE");
 /// A page is blocked before it is removed from a TD.
 pub const TDX_NO_BLOCK: Mutant = Mutant::new(464, "TDX_NO_BLOCK");
 /// A blocked page is tracked.
-pub const TDX_TRACK_SKIPPED: Mutant = Mutant::new(465, "TDX_TRACK_SKIPPED");
+pub const TRACK_SKIPPED: Mutant = Mutant::new(465, "TRACK_SKIPPED");
 /// After TRACK all vCPUs leave the guest.
-pub const TDX_TRACK_NO_KICK: Mutant = Mutant::new(466, "TDX_TRACK_NO_KICK");
+pub const TRACK_NO_KICK: Mutant = Mutant::new(466, "TRACK_NO_KICK");
 /// They leave after it, not before.
 pub const TDX_KICK_BEFORE_TRACK: Mutant = Mutant::new(467, "TDX_KICK_BEFORE_TRACK");
 /// A removal that meets a lock of the module is tried again.
@@ -209,17 +233,33 @@ pub const TDX_NO_RESET: Mutant = Mutant::new(474, "TDX_NO_RESET");
 pub const TDX_VP_INIT_UNLOCKED: Mutant = Mutant::new(475, "TDX_VP_INIT_UNLOCKED");
 /// A vCPU that comes to another processor leaves the one before.
 pub const TDX_VP_NO_FLUSH: Mutant = Mutant::new(476, "TDX_VP_NO_FLUSH");
-/// A private fault is served until something comes of it.
-pub const TDX_NO_LOCAL_RETRY: Mutant = Mutant::new(477, "TDX_NO_LOCAL_RETRY");
-/// But not in a slot that is on its way out.
+/// A private fault is tried again where it is, but not in a slot that is on its way out.
 pub const TDX_RETRIES_INVALID_SLOT: Mutant = Mutant::new(478, "TDX_RETRIES_INVALID_SLOT");
-/// MapGPA tells user space of the whole range, in pieces.
-pub const TDX_MAP_GPA_WHOLE: Mutant = Mutant::new(479, "TDX_MAP_GPA_WHOLE");
-/// A guest that is told to try again is told where.
-pub const TDX_MAP_GPA_NO_PROGRESS: Mutant = Mutant::new(480, "TDX_MAP_GPA_NO_PROGRESS");
 /// Caches are written back before a KeyID is freed.
 pub const TDX_FREEID_BEFORE_CACHE_WB: Mutant = Mutant::new(481, "TDX_FREEID_BEFORE_CACHE_WB");
-/// A KeyID goes back to the pool when its TD ends.
-pub const TDX_HKID_KEPT: Mutant = Mutant::new(482, "TDX_HKID_KEPT");
+/// A TD's KeyID goes before its tables.
+pub const EXT_FREE_EARLY: Mutant = Mutant::new(482, "EXT_FREE_EARLY");
 /// A conversion zaps what the memory was.
-pub const TDX_WRONG_FILTER: Mutant = Mutant::new(483, "TDX_WRONG_FILTER");
+pub const ATTR_FILTER_INVERTED: Mutant = Mutant::new(483, "ATTR_FILTER_INVERTED");
+/// A page that is populated cannot be punched meanwhile.
+pub const POPULATE_NO_LOCK: Mutant = Mutant::new(484, "POPULATE_NO_LOCK");
+/// A fault of a protected guest looks whether there is a record before it donates a page.
+pub const PKVM_NO_RECORD_CHECK: Mutant = Mutant::new(438, "PKVM_NO_RECORD_CHECK");
+/// A page stays pinned as long as a protected guest has it.
+pub const PKVM_NO_PIN: Mutant = Mutant::new(439, "PKVM_NO_PIN");
+/// A fault of another guest shares nothing that may have been taken away meanwhile.
+pub const PKVM_ABORT_NO_RETRY: Mutant = Mutant::new(440, "PKVM_ABORT_NO_RETRY");
+/// It notes the sequence before it looks anything up.
+pub const PKVM_SEQ_LATE: Mutant = Mutant::new(441, "PKVM_SEQ_LATE");
+/// Unsharing a range takes back blocks that begin before it, too.
+pub const PKVM_UNMAP_INSIDE_ONLY: Mutant = Mutant::new(442, "PKVM_UNMAP_INSIDE_ONLY");
+/// Once pages are write-protected, the host asks the hypervisor to flush.
+pub const PKVM_WP_NO_FLUSH: Mutant = Mutant::new(443, "PKVM_WP_NO_FLUSH");
+/// The handle of a VM is reserved when the VM is created.
+pub const PKVM_LATE_HANDLE: Mutant = Mutant::new(444, "PKVM_LATE_HANDLE");
+/// Slots of a protected VM that has run do not go, and do not move.
+pub const PKVM_SLOTS_CHANGE: Mutant = Mutant::new(445, "PKVM_SLOTS_CHANGE");
+/// Every page of a protected VM is taken back before the hypervisor forgets the VM.
+pub const PKVM_RECLAIM_SKIPS: Mutant = Mutant::new(446, "PKVM_RECLAIM_SKIPS");
+/// A page that becomes private goes from the page tables of processes.
+pub const PKVM_GMEM_KEEPS_MAPPING: Mutant = Mutant::new(447, "PKVM_GMEM_KEEPS_MAPPING");

@@ -3,7 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH};
+use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH, SEV_RMP_FAULT_ANY};
 use super::sev::MpState;
 use super::sev::RmpFault;
 use super::uapi::*;
@@ -117,6 +117,9 @@ impl Vcpu {
     }
 
     fn vcpu_run(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
+        if let Some(pkvm) = self.vm.pkvm() {
+            return self.pkvm_run(cx, state, pkvm);
+        }
         let mut srcu = self.vm.srcu.read(cx);
         if let Some(pending) = state.pending_exit.take() {
             match self.complete_userspace_io(cx, state, pending)? {
@@ -264,7 +267,7 @@ impl Vcpu {
 
     /// Between two tries of a fault: where the kernel spins through the guest and back until whoever keeps the fault away is done, the
     /// task waits for that. Outside SRCU, as between the tries.
-    fn wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, srcu: &mut SrcuReadGuard<'_>, gpa: Gpa) {
+    pub(super) fn wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, srcu: &mut SrcuReadGuard<'_>, gpa: Gpa) {
         let (vm, gfn) = (&self.vm, gpa.gfn());
         let as_id = state.root.as_ref().map_or(0, |root| u32::from(root.as_id()));
         if cx.signal_pending() || !(vm.mmu.invalidate.keeps_away(gfn) || vm.memslots.is_invalid(as_id, gfn)) {
@@ -349,10 +352,15 @@ impl Vcpu {
         fault: &Stage2Fault,
         info1: ExitInfo1,
     ) -> Result<RetPf, Errno> {
-        let result = self.page_fault(cx, state, fault, info1)?;
+        let result = self.page_fault(cx, state, fault, info1);
         if state.sev.is_none() {
-            return Ok(result);
+            return result;
         }
+        let result = match result {
+            // Whatever the MMU says, the RMP's part is seen to, and the guest goes on.
+            Err(_) if info1.contains(ExitInfo1::RMP) && cx.has_mutant(SEV_RMP_FAULT_ANY) => RetPf::Spurious,
+            other => other?,
+        };
         let rmp = RmpFault { gpa: fault.gpa, error: info1 };
         let is_vain = info1.contains(ExitInfo1::RMP) && !self.sev_handle_rmp_fault(cx, state, rmp);
         // `svm_check_emulate_instruction`: what is protected cannot be emulated, so the guest tries again.

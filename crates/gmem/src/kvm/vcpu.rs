@@ -11,6 +11,7 @@ use super::exception::Exception;
 pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
 use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
+use super::pkvm::PkvmVcpu;
 use super::sev::{SevEs, SevState};
 use super::tdx::{TdxState, VcpuTdx};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
@@ -254,6 +255,7 @@ pub struct Vcpu {
     shown: parking_lot::Mutex<ShownProcessor>,
     pub(crate) sev: Option<SevEs>,
     pub(crate) tdx: Option<VcpuTdx>,
+    pub(super) pkvm: Option<PkvmVcpu>,
 }
 
 /// What a report shows of the processor that runs a vCPU.
@@ -407,7 +409,7 @@ impl Vcpu {
         before
     }
 
-    /// `kvm_arch_vcpu_destroy` of a vCPU that nobody could name: what it has of SEV or TDX. Nothing else was given to it yet.
+    /// `kvm_arch_vcpu_destroy` of a vCPU that nobody could name: what it has of its kind. Nothing else was given to it yet.
     fn forget(&self, cx: &Cx<'_>) {
         if let (Some(es), Some(sev)) = (&self.sev, self.vm.sev()) {
             es.free(cx, sev);
@@ -415,6 +417,14 @@ impl Vcpu {
         }
         if let Some(tdx) = self.vm.tdx() {
             tdx.abandon_vcpu();
+        }
+        self.abandon(cx);
+    }
+
+    /// The vCPU was not made after all: pKVM's part.
+    fn abandon(&self, cx: &Cx<'_>) {
+        if let (Some(vcpu), Some(pkvm)) = (&self.pkvm, self.vm.pkvm()) {
+            vcpu.abandon(cx, pkvm);
         }
     }
 
@@ -433,6 +443,16 @@ impl Vcpu {
         }
         if let (Some(es), Some(sev)) = (&self.sev, self.vm.sev()) {
             es.free(cx, sev);
+        }
+        if let Some(pkvm) = &self.pkvm {
+            pkvm.destroy(cx);
+        }
+    }
+
+    /// Forgets all requests: what they ask for is the hypervisor's to do where they are not served.
+    pub(super) fn take_requests(&self, cx: &Cx<'_>) {
+        if self.peek_requests() != 0 {
+            self.requests.store(cx, 0);
         }
     }
 }
@@ -467,10 +487,11 @@ impl Vm {
         if let Some(tdx) = self.tdx() {
             return self.tdx_vcpu_create(cx, tdx, id);
         }
-        let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None) };
+        let pkvm = self.pkvm().map(|pkvm| PkvmVcpu::new(cx, pkvm)).transpose()?;
+        let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None, pkvm) };
         sev.begin_vcpu();
         let made = SevEs::new(cx, sev).inspect_err(|_| sev.abandon_vcpu())?;
-        Ok(self.make_vcpu(cx, id, Some(made)).expect("under kvm->lock, an id that is free stays free"))
+        Ok(self.make_vcpu(cx, id, Some(made), None).expect("under kvm->lock, an id that is free stays free"))
     }
 
     pub(super) fn make_vcpu(
@@ -478,6 +499,7 @@ impl Vm {
         cx: &Cx<'_>,
         id: u64,
         sev: Option<(SevEs, Box<SevState>)>,
+        pkvm: Option<PkvmVcpu>,
     ) -> Result<Arc<Vcpu>, Errno> {
         let (es, sev_state) = sev.unzip();
         let tdx_state = self.tdx().map(|_| Default::default());
@@ -499,10 +521,16 @@ impl Vm {
             shown: Default::default(),
             sev: es,
             tdx: self.tdx().map(|_| VcpuTdx::default()),
+            pkvm,
         });
         let mut vcpus = self.vcpus.write();
         if vcpus.iter().any(|v| v.id == id) {
+            drop(vcpus);
+            vcpu.abandon(cx);
             return Err(Errno::EEXIST);
+        }
+        if let Some(pkvm) = &vcpu.pkvm {
+            pkvm.set_index(vcpus.len());
         }
         vcpus.push(Arc::clone(&vcpu));
         Ok(vcpu)
@@ -570,6 +598,9 @@ impl Vm {
 impl RemoteFlush for Vm {
     fn flush_remote_tlbs(&self, cx: &Cx<'_>) {
         self.remote_tlb_flush_requests.fetch_add(1, Ordering::Relaxed);
+        if self.pkvm_flush_remote_tlbs(cx) {
+            return;
+        }
         if self.make_all_requests(cx, Request::TlbFlush) {
             self.remote_tlb_flush.fetch_add(1, Ordering::Relaxed);
         }

@@ -4,6 +4,8 @@
 //! Simplified: hooks exist as far as guest_memfd and the MMU need them. Linux dispatches by static calls, and by `is_td` within VMX; here it is an enum.
 
 use super::host::Host;
+use super::mutants::EXT_FREE_EARLY;
+use super::pkvm::KvmPkvm;
 use super::sev::SevInfo;
 use super::tdx::{KvmTdx, MirrorHooks};
 use super::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
@@ -11,7 +13,8 @@ use super::vcpu::Request;
 use super::vm::{Vm, VmType};
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::walker::ExitInfo1;
-use sim_mmu::{ExternalTables, Gfn, Stage2Fault};
+use sim_mmu::{ExternalTables, Gfn, Level, Stage2Fault};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -26,11 +29,15 @@ pub(crate) enum VmKind {
     Snp(Box<SevInfo>),
     /// `KVM_X86_TDX_VM`.
     Tdx(Arc<KvmTdx>),
+    /// A VM on arm64 with pKVM, protected or not.
+    Pkvm(Box<KvmPkvm>),
 }
 
 impl VmKind {
-    pub(super) fn new(cx: &Cx<'_>, host: &Host, vm_type: VmType) -> VmKind {
-        match vm_type {
+    /// # Errors
+    /// `ENOMEM` on a host with pKVM.
+    pub(super) fn new(cx: &Cx<'_>, host: &Host, vm_type: VmType) -> Result<VmKind, Errno> {
+        Ok(match vm_type {
             VmType::Default => VmKind::Default,
             VmType::SwProtected => VmKind::SwProtected,
             VmType::Snp => {
@@ -41,7 +48,11 @@ impl VmKind {
                 let tdx = host.tdx().expect("there are no TDs on a host without TDX");
                 VmKind::Tdx(KvmTdx::new(cx, tdx))
             }
-        }
+            VmType::Arm | VmType::ArmProtected => {
+                let pkvm = host.pkvm().expect("there are no such VMs on a host without pKVM");
+                VmKind::Pkvm(Box::new(KvmPkvm::new(cx, pkvm, vm_type == VmType::ArmProtected)?))
+            }
+        })
     }
 
     /// The hooks of external tables, of VMs that have them.
@@ -59,10 +70,10 @@ impl VmKind {
 }
 
 impl Vm {
-    /// `kvm_arch_has_private_mem`: whether the guest has memory that is kept from the host.
+    /// `kvm_arch_has_private_mem`: whether the guest has memory that is kept from the host, and that attributes tell from other memory: none on arm64.
     #[inline]
     pub fn has_private_mem(&self) -> bool {
-        !matches!(self.kind, VmKind::Default)
+        !matches!(self.kind, VmKind::Default | VmKind::Pkvm(_))
     }
 
     /// SEV-SNP of the VM, if it is of that type (`to_kvm_sev_info`).
@@ -100,7 +111,7 @@ impl Vm {
     /// attribute decides, read without lock or sequence.
     pub(super) fn is_private_fault(&self, cx: &Cx<'_>, fault: &Stage2Fault, info1: ExitInfo1) -> bool {
         match self.kind {
-            VmKind::Default => false,
+            VmKind::Default | VmKind::Pkvm(_) => false,
             VmKind::SwProtected => {
                 (!fault.reserved || self.kernel().mmio_fault_may_be_private())
                     && self.attributes.get(cx, fault.gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
@@ -110,15 +121,33 @@ impl Vm {
         }
     }
 
-    /// `kvm_arch_gmem_make_private`: gives the page to the guest before it is mapped. A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN
-    /// and a memory-fault exit.
+    /// `kvm_arch_gmem_make_private`: gives the page, with the rest of its folio if that may be mapped as one, to the guest before it is mapped.
+    /// A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN and a memory-fault exit.
     ///
     /// # Errors
     /// `EAGAIN` if the machine is busy, on purpose; of SEV-SNP `ENOENT`, `EINVAL`.
-    pub(super) fn arch_gmem_make_private(&self, cx: &Cx<'_>, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
+    pub(super) fn arch_gmem_make_private(
+        &self,
+        cx: &Cx<'_>,
+        gfn: Gfn,
+        pfn: Pfn,
+        max_level: Level,
+    ) -> Result<(), Errno> {
         match &self.kind {
-            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) => self.host.busy.ask().map_err(|_| Errno::EAGAIN),
-            VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn),
+            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) | VmKind::Pkvm(_) => {
+                self.host.busy.ask().map_err(|_| Errno::EAGAIN)
+            }
+            VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn, max_level),
+        }
+    }
+
+    /// `gmem_max_mapping_level`: how large the machine lets a page of a large folio be mapped now. Not asked about folios of one page.
+    pub(super) fn gmem_max_mapping_level(&self, cx: &Cx<'_>, pfn: Pfn, is_private: bool) -> Level {
+        match &self.kind {
+            VmKind::Snp(sev) if is_private => sev.gmem_max_mapping_level(cx, pfn),
+            // `tdx_gmem_max_mapping_level`.
+            VmKind::Tdx(_) if is_private => Level::L4K,
+            _ => Level::L1G,
         }
     }
 
@@ -126,13 +155,17 @@ impl Vm {
     pub(super) fn arch_vm_destroy(&self, cx: &Cx<'_>) {
         match &self.kind {
             VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) => {}
+            // Before its vCPUs, in the order of arm64.
+            VmKind::Pkvm(_) => {}
             VmKind::Snp(sev) => sev.vm_destroy(cx),
         }
     }
 
     /// `vm_pre_destroy`, before the vCPUs go.
     pub(super) fn arch_vm_pre_destroy(&self, cx: &Cx<'_>) {
-        if let VmKind::Tdx(tdx) = &self.kind {
+        if let VmKind::Tdx(tdx) = &self.kind
+            && !cx.has_mutant(EXT_FREE_EARLY)
+        {
             self.tdx_mmu_release_hkid(cx, tdx);
         }
     }
@@ -190,10 +223,10 @@ impl Vm {
 }
 
 impl Host {
-    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: the page has left its guest_memfd's page cache. There is no VM in this.
-    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, pfn: Pfn) {
+    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: a folio has left its guest_memfd's page cache. There is no VM in this.
+    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, frames: Range<Pfn>) {
         if let Some(sev) = self.sev() {
-            sev.gmem_make_shared(cx, pfn..pfn + 1);
+            sev.gmem_make_shared(cx, frames);
         }
     }
 }

@@ -10,11 +10,13 @@ mod bugs;
 mod lifetime;
 mod notifiers;
 mod page_cache;
+mod pkvm;
 mod registry;
 mod sequence;
 mod sev;
 mod slots;
 mod tables;
+mod tdx;
 mod tlbs;
 
 pub use absent::{ABSENT, Absent};

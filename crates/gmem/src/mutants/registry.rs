@@ -73,6 +73,8 @@ static PARTS: &[&[MutantInfo]] = &[
     super::bugs::ROWS,
     super::tables::ROWS,
     super::sev::ROWS,
+    super::tdx::ROWS,
+    super::pkvm::ROWS,
 ];
 
 /// Every mutant, area by area.

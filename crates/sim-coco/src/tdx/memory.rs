@@ -98,6 +98,8 @@ pub(super) struct LineMemory {
     private_from: u16,
     cache: Option<BTreeMap<DirtyLine, Cached>>,
     erratum: bool,
+    /// Frames that the host wrote past the caches that are modelled, and that nobody has flushed since.
+    host_dirty: BTreeSet<Pfn>,
     /// Pages that were given to the module while lines of the host were in a cache (TDX-INV-024).
     handed_over_dirty: BTreeSet<Pfn>,
     has_integrity: bool,
@@ -136,6 +138,7 @@ impl LineMemory {
             private_from: config.hkids.start,
             cache: config.caches.then(BTreeMap::new),
             erratum: config.partial_write_erratum,
+            host_dirty: BTreeSet::new(),
             handed_over_dirty: BTreeSet::new(),
             has_integrity: !mutants.contains(mutants::INTEGRITY),
         }
@@ -215,7 +218,13 @@ impl LineMemory {
             (by, owner) if by == owner => Ok(self.bytes(pfn, line)),
             // The fixed value.
             (LineOwner::Host, LineOwner::Key(_)) => Ok([0; LINE]),
-            _ if !self.has_integrity => Ok(self.bytes(pfn, line)),
+            (by, owner) if !self.has_integrity => {
+                let mut bytes = self.bytes(pfn, line);
+                for chunk in bytes.as_chunks_mut::<8>().0 {
+                    *chunk = self.through(by, owner, u64::from_le_bytes(*chunk)).to_le_bytes();
+                }
+                Ok(bytes)
+            }
             _ => Err(poison),
         }
     }
@@ -267,17 +276,20 @@ impl LineMemory {
     /// Stores past the caches: non-temporal, uncached, or by a device. A part of a line of a TD is poisoned where the processor has that erratum.
     pub(super) fn store_direct(&mut self, by: Hkid, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
         for (line, range, at) in lines(offset, bytes.len()) {
-            if let Some(cache) = &mut self.cache {
-                cache.remove(&(pfn, line as u8, by));
-            }
+            let cached = (pfn, line as u8, by);
             let mut data = [0; LINE];
             if range.len() < LINE {
+                // What a cache has of the rest of the line is not lost.
+                self.evict(cached);
                 let meta = self.line(pfn, line);
                 if self.erratum && meta.owner != self.writer(by) {
                     self.set_line(pfn, line, LineMeta { poisoned: true, ..meta });
                     continue;
                 }
                 data = self.fetch_line(by, pfn, line)?;
+            }
+            if let Some(cache) = &mut self.cache {
+                cache.remove(&cached);
             }
             data[range.clone()].copy_from_slice(&bytes[at..at + range.len()]);
             self.write_line(by, pfn, line, &data);
@@ -315,6 +327,13 @@ impl LineMemory {
         self.pages.entry(pfn).or_default().defined = true;
     }
 
+    /// The kernel or a process of the host wrote the frame.
+    pub(super) fn note_host_write(&mut self, pfn: Pfn) {
+        if self.cache.is_some() {
+            self.host_dirty.insert(pfn);
+        }
+    }
+
     /// A frame is the host's, as far as it is not poisoned: lines that were a TD's read as zero.
     pub(super) fn take_back(&mut self, pfn: Pfn) {
         if !self.pages.contains_key(&pfn) {
@@ -347,7 +366,22 @@ impl LineMemory {
         if meta.poisoned || self.has_integrity && meta.owner != self.writer(by) {
             return Err(Poison { pfn, offset: line * LINE });
         }
-        Ok(if meta.zero { 0 } else { self.phys.peek_u64(pfn, index) })
+        Ok(self.through(self.writer(by), meta.owner, self.plain_word(pfn, index)))
+    }
+
+    /// A word as it stands in memory, whoever may read it.
+    pub(super) fn plain_word(&self, pfn: Pfn, index: usize) -> u64 {
+        if self.line(pfn, index / WORDS_PER_LINE).zero { 0 } else { self.phys.peek_u64(pfn, index) }
+    }
+
+    /// What one key makes of a word that was written with another: no text of anybody's.
+    fn through(&self, by: LineOwner, owner: LineOwner, word: u64) -> u64 {
+        match (by, owner) {
+            (LineOwner::Key(by), LineOwner::Key(owner)) => {
+                word ^ u64::from(by.0 ^ owner.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            }
+            _ => word,
+        }
     }
 
     /// Replaces a word of a page that the module has filled.
@@ -387,6 +421,9 @@ impl LineMemory {
 
     /// All lines of a page that were written through a KeyID (CLFLUSH, PHYMEM.PAGE.WBINVD).
     pub(super) fn write_back_page(&mut self, pfn: Pfn, by: Hkid) {
+        if by == Hkid::HOST {
+            self.host_dirty.remove(&pfn);
+        }
         self.write_back(|(at, _, hkid), _| (*at, *hkid) == (pfn, by));
     }
 
@@ -405,6 +442,7 @@ impl LineMemory {
         let dirty = dirty.filter(|(at, _, hkid)| (pfn..pfn + pages).contains(at) && hkid.0 < self.private_from);
         let dirty: Vec<Pfn> = dirty.map(|(at, _, _)| at).collect();
         self.handed_over_dirty.extend(dirty);
+        self.handed_over_dirty.extend(self.host_dirty.range(pfn..pfn + pages).copied());
     }
 
     pub(super) fn handed_over_dirty(&self) -> impl Iterator<Item = Pfn> {

@@ -1,5 +1,6 @@
 //! What a VM has of SEV-SNP (`struct kvm_sev_info`), from `KVM_SEV_INIT2` to the end of the VM (`sev_guest_init`, `sev_vm_destroy`).
 
+use super::contents::GuestContents;
 use super::host::SevHost;
 use super::ioctl::{check_fd, psp_errno};
 use crate::kvm::mutants::SEV_ASID_FREED_FIRST;
@@ -60,6 +61,8 @@ pub struct SevInfo {
     pub(super) certs_enabled: AtomicBool,
     /// The launch digest that follows from what was launched: for SNP-INV-018.
     pub(super) launched: parking_lot::Mutex<sim_coco::snp::firmware::LaunchDigest>,
+    /// Not KVM's: what the guest knows of its memory.
+    pub(super) contents: GuestContents,
     /// Not KVM's: vCPUs whose guest spins.
     pub(crate) spinners: crate::kvm::kernel::Spinners,
 }
@@ -77,6 +80,7 @@ impl SevInfo {
             created_vcpus: AtomicU64::new(0),
             certs_enabled: AtomicBool::new(false),
             launched: parking_lot::Mutex::new(sim_coco::snp::firmware::LaunchDigest::ZERO),
+            contents: GuestContents::default(),
             spinners: crate::kvm::kernel::Spinners::new(cx),
         }
     }

@@ -26,6 +26,7 @@ mod access;
 mod ap;
 mod asid;
 mod check;
+mod contents;
 mod fault;
 mod ghcb;
 mod gmem;
