@@ -49,9 +49,13 @@ impl Vcpu {
     /// `KVM_SET_REGS`, `KVM_SET_SREGS` and a program. Other control registers flush what the guest's tables led to.
     ///
     /// # Errors
-    /// `EINVAL` for a CR3 beyond MAXPHYADDR (`kvm_is_valid_sregs`), and for paging outside long mode, which is not modelled; then nothing has changed.
+    /// `EINVAL` for a CR3 beyond MAXPHYADDR (`kvm_is_valid_sregs`), and for paging outside long mode, which is not modelled; also if the vCPU's registers are in
+    /// a VMSA that was launched (`guest_state_protected`). Then nothing has changed.
     pub fn start(&self, cx: &Cx<'_>, context: &GuestContext, program: &[GuestInsn]) -> Result<(), Errno> {
         let mut state = self.mutex.lock(cx);
+        if state.sev.as_deref().is_some_and(|es| es.guest_state_protected) {
+            return Err(Errno::EINVAL);
+        }
         let (old, new) = (state.sregs.paging, context.sregs.paging);
         let mode = new.mode().map_err(|_| Errno::EINVAL)?;
         let encryption = if state.sev.is_some() { Encryption::CBit(51) } else { Encryption::None };
@@ -67,6 +71,12 @@ impl Vcpu {
             self.make_request(cx, Request::TlbFlushGuest);
         }
         Ok(())
+    }
+
+    /// How the vCPU would begin a program now, for [`Vcpu::start`] to bring back.
+    pub fn context(&self, cx: &Cx<'_>) -> GuestContext {
+        let state = self.mutex.lock(cx);
+        GuestContext { mode: state.mode, code: state.code, sregs: state.sregs, rsp: state.regs.rsp }
     }
 
     /// `KVM_GET_SREGS`: CR2.

@@ -176,7 +176,7 @@ impl Vm {
     /// Adds the pages that the VM has beside its memory, and looks at its ASID and its digest.
     fn sev_check(&self, owned: &mut BTreeSet<Pfn>, asids: &mut BTreeSet<Asid>) {
         let Some(sev) = self.sev() else { return };
-        owned.extend(self.all_vcpus().iter().filter_map(|vcpu| vcpu.sev()).map(|es| es.vmsa()));
+        owned.extend(self.all_vcpus().iter().filter_map(|vcpu| vcpu.sev()).filter_map(|es| es.vmsa()));
         owned.extend(sev.context());
         owned.extend(sev.guest_req_mutex.peek(|pages| pages.response));
         let Some(asid) = sev.asid() else { return };

@@ -20,7 +20,7 @@ pub(super) const GHCB_VERSION: u16 = 2;
 
 /// What `kvm->lock` protects of it.
 #[derive(Debug)]
-pub(super) struct Launch {
+pub(crate) struct Launch {
     /// `KVM_SEV_INIT2` has not been called.
     pub(super) need_init: bool,
 }
@@ -46,7 +46,7 @@ pub(super) struct GuestRequestPages {
 pub struct SevInfo {
     pub(super) host: Arc<SevHost>,
     /// `kvm->lock`.
-    pub(super) lock: Mutex<Launch>,
+    pub(crate) lock: Mutex<Launch>,
     /// `guest_req_mutex`.
     pub(super) guest_req_mutex: Mutex<GuestRequestPages>,
     asid: OnceLock<Asid>,
@@ -138,9 +138,8 @@ impl SevInfo {
         self.created_vcpus.load(Ordering::SeqCst)
     }
 
-    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts.
-    pub(crate) fn begin_vcpu(&self, cx: &Cx<'_>) {
-        let _lock = self.lock.lock(cx);
+    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts. Under `kvm->lock`, as all of the creation.
+    pub(crate) fn begin_vcpu(&self) {
         self.created_vcpus.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -187,7 +186,8 @@ impl Vm {
     /// `sev_guest_init2`.
     ///
     /// # Errors
-    /// `EINVAL` if the VM is of no SEV type, has vCPUs, or is asked for what there is not; `ENOTTY`, `EBUSY` without an ASID; `ENOMEM`.
+    /// `EINVAL` if the VM is of no SEV type, has vCPUs, or is asked for what there is not; `ENOTTY`, `EBUSY` without an ASID; `ENOMEM` without a
+    /// page for requests, and `EIO` without one for responses.
     pub(super) fn sev_guest_init2(
         &self,
         cx: &Cx<'_>,
@@ -224,9 +224,10 @@ fn snp_guest_req_init(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
     let request = sev.host.alloc_page(cx)?;
     let response = match sev.host.alloc_firmware_page(cx) {
         Ok(response) => response,
-        Err(errno) => {
+        // `snp_alloc_firmware_page` does not say why there is none.
+        Err(_) => {
             sev.host.free_page(cx, request);
-            return Err(errno);
+            return Err(Errno::EIO);
         }
     };
     *sev.guest_req_mutex.lock(cx) = GuestRequestPages { request: Some(request), response: Some(response) };
