@@ -8,6 +8,7 @@ mod map;
 mod memory;
 mod snp;
 mod stage2;
+mod tdx;
 mod vms;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use super::store::Store;
 use crate::kvm::guest_memfd::GmemInode;
 use crate::kvm::host::{Existing, Host};
 use crate::kvm::sev::SevHost;
+use crate::kvm::tdx::TdxHost;
 use crate::kvm::vm::Vm;
 
 /// Looks at a host again and again, and knows again what it has seen.
@@ -36,6 +38,8 @@ struct Moment<'a> {
     phys: &'a PhysMem,
     /// SEV-SNP of the host, if it has it.
     sev: Option<Arc<SevHost>>,
+    /// TDX of the host, if it has it.
+    tdx: Option<Arc<TdxHost>>,
     vms: Vec<(u64, Arc<Vm>)>,
     inodes: Vec<Arc<GmemInode>>,
     /// What each process maps.
@@ -58,6 +62,8 @@ const PARTS: &[fn(&mut Moment<'_>, &mut Store)] = &[
     files::nodes,
     memory::host_mappings,
     snp::rmp,
+    tdx::tds,
+    tdx::sept_and_pamt,
     // The last: frames that the others name.
     memory::frames,
 ];
@@ -87,6 +93,7 @@ impl Looker {
         let mut moment = Moment {
             phys: &host.phys,
             sev: host.sev().cloned(),
+            tdx: host.tdx().cloned(),
             vms,
             inodes,
             mapped: &self.mapped,
