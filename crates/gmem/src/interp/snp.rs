@@ -7,6 +7,7 @@ use super::guest::Run;
 use super::tdx;
 use super::world::{World, failed, with_detail};
 use crate::kvm::ioctl;
+use crate::kvm::kernel::KernelInsn;
 use crate::kvm::sev::insn::SnpInsn;
 use crate::kvm::sev::page::Request;
 use crate::kvm::sev::protocol::ghcb::{exit, offset};
@@ -86,7 +87,7 @@ impl Program {
 
     /// A page, or a part of one, written at once.
     fn write_block(&mut self, gpa: Gpa, bytes: Box<[u8]>) {
-        self.snp(SnpInsn::WriteBlock { gpa, block: self.blocks.len() });
+        self.insns.push(GuestInsn::Kernel(KernelInsn::WriteBlock { gpa, block: self.blocks.len() }));
         self.blocks.push(bytes);
     }
 

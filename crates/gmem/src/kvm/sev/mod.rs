@@ -33,7 +33,6 @@ mod host;
 mod info;
 pub mod insn;
 mod ioctl;
-mod kernel;
 mod launch;
 mod msr;
 pub mod page;
