@@ -21,6 +21,7 @@ pub mod progress;
 pub mod snapshot;
 mod snp;
 pub mod tables;
+mod tdx;
 pub mod translations;
 pub mod xarray;
 
@@ -88,6 +89,8 @@ pub enum Section {
     Tables,
     /// SEV-SNP: the RMP, the firmware, and KVM's use of them.
     Snp,
+    /// TDX: the module, and KVM's use of it.
+    Tdx,
 }
 
 impl fmt::Display for Section {
@@ -102,6 +105,7 @@ impl fmt::Display for Section {
             Section::Xarray => "xarray structure",
             Section::Tables => "stage-2 tables",
             Section::Snp => "SEV-SNP",
+            Section::Tdx => "TDX",
         })
     }
 }
@@ -163,6 +167,7 @@ static SECTIONS: &[&[Invariant]] = &[
     xarray::ROWS,
     tables::ROWS,
     snp::ROWS,
+    tdx::ROWS,
 ];
 
 /// Every invariant, in the order of the ids.

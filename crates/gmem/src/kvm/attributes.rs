@@ -183,7 +183,7 @@ impl Vm {
         // What goes is what the memory was; where one tree has both, that makes no difference.
         let to_private = value & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         let roots =
-            if to_private != cx.has_mutant(TDX_WRONG_FILTER) { RootFilter::Shared } else { RootFilter::Private };
+            if to_private != cx.has_mutant(ATTR_FILTER_INVERTED) { RootFilter::Shared } else { RootFilter::Private };
         let slots = self.slots_in(cx, range);
         if slots.is_empty() {
             return None;

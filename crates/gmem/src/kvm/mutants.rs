@@ -186,9 +186,9 @@ pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(307, "SEV_PSC_UNBOUNDED");
 /// A page is blocked before it is removed from a TD.
 pub const TDX_NO_BLOCK: Mutant = Mutant::new(464, "TDX_NO_BLOCK");
 /// A blocked page is tracked.
-pub const TDX_TRACK_SKIPPED: Mutant = Mutant::new(465, "TDX_TRACK_SKIPPED");
+pub const TRACK_SKIPPED: Mutant = Mutant::new(465, "TRACK_SKIPPED");
 /// After TRACK all vCPUs leave the guest.
-pub const TDX_TRACK_NO_KICK: Mutant = Mutant::new(466, "TDX_TRACK_NO_KICK");
+pub const TRACK_NO_KICK: Mutant = Mutant::new(466, "TRACK_NO_KICK");
 /// They leave after it, not before.
 pub const TDX_KICK_BEFORE_TRACK: Mutant = Mutant::new(467, "TDX_KICK_BEFORE_TRACK");
 /// A removal that meets a lock of the module is tried again.
@@ -209,17 +209,13 @@ pub const TDX_NO_RESET: Mutant = Mutant::new(474, "TDX_NO_RESET");
 pub const TDX_VP_INIT_UNLOCKED: Mutant = Mutant::new(475, "TDX_VP_INIT_UNLOCKED");
 /// A vCPU that comes to another processor leaves the one before.
 pub const TDX_VP_NO_FLUSH: Mutant = Mutant::new(476, "TDX_VP_NO_FLUSH");
-/// A private fault is served until something comes of it.
-pub const TDX_NO_LOCAL_RETRY: Mutant = Mutant::new(477, "TDX_NO_LOCAL_RETRY");
-/// But not in a slot that is on its way out.
+/// A private fault is tried again where it is, but not in a slot that is on its way out.
 pub const TDX_RETRIES_INVALID_SLOT: Mutant = Mutant::new(478, "TDX_RETRIES_INVALID_SLOT");
-/// MapGPA tells user space of the whole range, in pieces.
-pub const TDX_MAP_GPA_WHOLE: Mutant = Mutant::new(479, "TDX_MAP_GPA_WHOLE");
-/// A guest that is told to try again is told where.
-pub const TDX_MAP_GPA_NO_PROGRESS: Mutant = Mutant::new(480, "TDX_MAP_GPA_NO_PROGRESS");
 /// Caches are written back before a KeyID is freed.
 pub const TDX_FREEID_BEFORE_CACHE_WB: Mutant = Mutant::new(481, "TDX_FREEID_BEFORE_CACHE_WB");
-/// A KeyID goes back to the pool when its TD ends.
-pub const TDX_HKID_KEPT: Mutant = Mutant::new(482, "TDX_HKID_KEPT");
+/// A TD's KeyID goes before its tables.
+pub const EXT_FREE_EARLY: Mutant = Mutant::new(482, "EXT_FREE_EARLY");
 /// A conversion zaps what the memory was.
-pub const TDX_WRONG_FILTER: Mutant = Mutant::new(483, "TDX_WRONG_FILTER");
+pub const ATTR_FILTER_INVERTED: Mutant = Mutant::new(483, "ATTR_FILTER_INVERTED");
+/// A page that is populated cannot be punched meanwhile.
+pub const POPULATE_NO_LOCK: Mutant = Mutant::new(484, "POPULATE_NO_LOCK");

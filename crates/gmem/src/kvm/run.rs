@@ -254,7 +254,7 @@ impl Vcpu {
 
     /// Between two tries of a fault: where the kernel spins through the guest and back until whoever keeps the fault away is done, the
     /// task waits for that. Outside SRCU, as between the tries.
-    fn wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, srcu: &mut SrcuReadGuard<'_>, gpa: Gpa) {
+    pub(super) fn wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, srcu: &mut SrcuReadGuard<'_>, gpa: Gpa) {
         let (vm, gfn) = (&self.vm, gpa.gfn());
         let as_id = state.root.as_ref().map_or(0, |root| u32::from(root.as_id()));
         if cx.signal_pending() || !(vm.mmu.invalidate.keeps_away(gfn) || vm.memslots.is_invalid(as_id, gfn)) {

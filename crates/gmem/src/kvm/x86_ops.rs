@@ -4,6 +4,7 @@
 //! Simplified: hooks exist as far as guest_memfd and the MMU need them. Linux dispatches by static calls, and by `is_td` within VMX; here it is an enum.
 
 use super::host::Host;
+use super::mutants::EXT_FREE_EARLY;
 use super::sev::SevInfo;
 use super::tdx::{KvmTdx, MirrorHooks};
 use super::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
@@ -132,7 +133,9 @@ impl Vm {
 
     /// `vm_pre_destroy`, before the vCPUs go.
     pub(super) fn arch_vm_pre_destroy(&self, cx: &Cx<'_>) {
-        if let VmKind::Tdx(tdx) = &self.kind {
+        if let VmKind::Tdx(tdx) = &self.kind
+            && !cx.has_mutant(EXT_FREE_EARLY)
+        {
             self.tdx_mmu_release_hkid(cx, tdx);
         }
     }

@@ -15,6 +15,7 @@ mod sequence;
 mod sev;
 mod slots;
 mod tables;
+mod tdx;
 mod tlbs;
 
 pub use absent::{ABSENT, Absent};

@@ -73,6 +73,7 @@ static PARTS: &[&[MutantInfo]] = &[
     super::bugs::ROWS,
     super::tables::ROWS,
     super::sev::ROWS,
+    super::tdx::ROWS,
 ];
 
 /// Every mutant, area by area.

@@ -178,7 +178,12 @@ impl InTd<'_> {
         self.tdx.point_bytes(cx, Access::Rmw, pfn, gpa.offset(), bytes.len());
         let mut state = self.tdx.state.lock();
         let (key, package) = (self.key(&state, entry), state.package(self.lp));
-        match state.memory.store(key, package, pfn, gpa.offset() as usize, bytes) {
+        let stored = state.memory.store(key, package, pfn, gpa.offset() as usize, bytes);
+        if entry.shared {
+            // The host's caches are coherent with it, and so are its frames.
+            state.memory.write_back_page(pfn, key);
+        }
+        match stored {
             Ok(()) => {
                 self.tdx.wrote(cx, &state, pfn);
                 Ok(())
@@ -211,7 +216,16 @@ impl InTd<'_> {
             change(bytes);
             state.memory.store(key, package, pfn, offset as usize, bytes)
         });
-        modified.map_err(|_| GuestStop::Exit(self.machine_check(cx, &mut state)))
+        if entry.shared {
+            state.memory.write_back_page(pfn, key);
+        }
+        match modified {
+            Ok(()) => {
+                self.tdx.wrote(cx, &state, pfn);
+                Ok(())
+            }
+            Err(_) => Err(GuestStop::Exit(self.machine_check(cx, &mut state))),
+        }
     }
 
     /// As [`InTd::read`], eight bytes.

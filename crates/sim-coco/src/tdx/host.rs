@@ -80,7 +80,7 @@ impl Seam<'_> {
 }
 
 impl Tdx {
-    /// The host is about to write a frame past [`Seam::host_write`], as a part of a step: of a frame that no TD has any more, all lines are the host's from then on, and
+    /// The host is about to write a frame past [`Seam::host_write`], as a part of a step. Where caches matter, that leaves lines in one until [`Seam::clflush`]; and of a frame that no TD has any more, all lines are the host's from then on, and
     /// zero if they were a TD's, as the host reads those. Frames of TDs stay as they are.
     pub fn host_uses(&self, pfn: Pfn) {
         let mut state = self.state.lock();
@@ -88,6 +88,7 @@ impl Tdx {
         if is_free {
             state.memory.take_back(pfn);
         }
+        state.memory.note_host_write(pfn);
     }
 
     /// A cache evicts a line, because it does: memory gets it, under the key that its KeyID has now. `false` if it was in none.

@@ -98,6 +98,8 @@ pub(super) struct LineMemory {
     private_from: u16,
     cache: Option<BTreeMap<DirtyLine, Cached>>,
     erratum: bool,
+    /// Frames that the host wrote past the caches that are modelled, and that nobody has flushed since.
+    host_dirty: BTreeSet<Pfn>,
     /// Pages that were given to the module while lines of the host were in a cache (TDX-INV-024).
     handed_over_dirty: BTreeSet<Pfn>,
     has_integrity: bool,
@@ -136,6 +138,7 @@ impl LineMemory {
             private_from: config.hkids.start,
             cache: config.caches.then(BTreeMap::new),
             erratum: config.partial_write_erratum,
+            host_dirty: BTreeSet::new(),
             handed_over_dirty: BTreeSet::new(),
             has_integrity: !mutants.contains(mutants::INTEGRITY),
         }
@@ -315,6 +318,13 @@ impl LineMemory {
         self.pages.entry(pfn).or_default().defined = true;
     }
 
+    /// The kernel or a process of the host wrote the frame.
+    pub(super) fn note_host_write(&mut self, pfn: Pfn) {
+        if self.cache.is_some() {
+            self.host_dirty.insert(pfn);
+        }
+    }
+
     /// A frame is the host's, as far as it is not poisoned: lines that were a TD's read as zero.
     pub(super) fn take_back(&mut self, pfn: Pfn) {
         if !self.pages.contains_key(&pfn) {
@@ -387,6 +397,9 @@ impl LineMemory {
 
     /// All lines of a page that were written through a KeyID (CLFLUSH, PHYMEM.PAGE.WBINVD).
     pub(super) fn write_back_page(&mut self, pfn: Pfn, by: Hkid) {
+        if by == Hkid::HOST {
+            self.host_dirty.remove(&pfn);
+        }
         self.write_back(|(at, _, hkid), _| (*at, *hkid) == (pfn, by));
     }
 
@@ -405,6 +418,7 @@ impl LineMemory {
         let dirty = dirty.filter(|(at, _, hkid)| (pfn..pfn + pages).contains(at) && hkid.0 < self.private_from);
         let dirty: Vec<Pfn> = dirty.map(|(at, _, _)| at).collect();
         self.handed_over_dirty.extend(dirty);
+        self.handed_over_dirty.extend(self.host_dirty.range(pfn..pfn + pages).copied());
     }
 
     pub(super) fn handed_over_dirty(&self) -> impl Iterator<Item = Pfn> {

@@ -1,7 +1,7 @@
 //! `kvm_gmem_populate`: pages of a guest_memfd get their first contents from user space, and whoever asks makes them the guest's.
 
 use super::GmemFile;
-use crate::kvm::mutants::SEV_POPULATE_SHARED;
+use crate::kvm::mutants::{POPULATE_NO_LOCK, SEV_POPULATE_SHARED};
 use crate::kvm::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 use crate::kvm::vm::Vm;
 use sim_kernel::mm::{FrameFlags, GupFlags};
@@ -82,7 +82,7 @@ impl Vm {
             None => None,
         };
         let result = {
-            let _lock = view.inode.mapping.invalidate_lock.write(cx);
+            let _lock = (!cx.has_mutant(POPULATE_NO_LOCK)).then(|| view.inode.mapping.invalidate_lock.write(cx));
             self.populate_folio(cx, view, gfn, index, pinned, post)
         };
         if let Some(pinned) = pinned {

@@ -6,7 +6,7 @@ use super::sept::MirrorHooks;
 use super::vm::{KvmTdx, TdState};
 use crate::kvm::host::Existing;
 use crate::kvm::vm::Vm;
-use sim_coco::tdx::{LineOwner, OpState, PageType, SeptState};
+use sim_coco::tdx::{LineOwner, OpState, PageType, SeptState, VcpuState};
 use sim_kernel::Pfn;
 use sim_mmu::Level;
 use std::collections::BTreeSet;
@@ -18,6 +18,25 @@ impl MirrorHooks {
     /// If it is not.
     pub(super) fn check_returned(&self, pfn: Pfn) {
         self.host().assert_returned(pfn);
+    }
+}
+
+impl MirrorHooks {
+    /// TDX-INV-019: after the second try of a removal, no vCPU is in its TD.
+    ///
+    /// # Panics
+    /// If one is.
+    pub(super) fn check_kept_out(&self, vm: &Vm) {
+        let module = self.host().tdx();
+        for vcpu in vm.all_vcpus() {
+            let state =
+                vcpu.tdx().and_then(|vcpu| vcpu.tdvpr()).and_then(|tdvpr| module.peek_vp(tdvpr)).map(|vp| vp.state);
+            let id = vcpu.id();
+            assert!(
+                state != Some(VcpuState::Active),
+                "TDX-INV-019: vCPU {id} is in its TD while a removal keeps it out"
+            );
+        }
     }
 }
 
@@ -39,9 +58,8 @@ impl TdxHost {
     pub(crate) fn check_end(&self) {
         let nothing = Existing { vms: Vec::new(), inodes: Vec::new(), mms: Vec::new() };
         self.check_quiescent(&nothing);
-        if self.leaked().is_empty() {
-            assert!(self.peek_keyids().is_empty(), "TDX-INV-012: a KeyID is left: {:?}", self.peek_keyids());
-        }
+        assert!(self.peek_keyids().is_empty(), "TDX-INV-012: a KeyID is left: {:?}", self.peek_keyids());
+        assert!(self.leaked().is_empty(), "TDX-INV-018: pages are lost: {:?}", self.leaked());
     }
 
     /// What must hold while no operation is under way, of the machine and of everything that exists.
@@ -54,10 +72,8 @@ impl TdxHost {
         }
         let mut hkids = BTreeSet::new();
         let mut owned: BTreeSet<Pfn> = self.leaked().into_iter().collect();
-        let mut is_sound = true;
         for vm in existing.vms.iter().filter(|vm| !vm.is_destroyed()) {
             let Some(tdx) = vm.tdx() else { continue };
-            is_sound &= !vm.is_bugged();
             if let Some(hkid) = tdx.hkid() {
                 assert!(hkids.insert(hkid), "TDX-INV-012: two TDs have {hkid:?}");
             }
@@ -67,15 +83,11 @@ impl TdxHost {
             drop(pages);
             vm.all_vcpus().iter().filter_map(|vcpu| vcpu.tdx()).for_each(|vcpu| owned.extend(vcpu.pages()));
         }
-        if is_sound {
-            for (pfn, _, entry) in self.tdx().peek_used_pages() {
-                let is_control = matches!(entry.page_type, PageType::Tdr | PageType::Tdcx | PageType::Tdvpr);
-                assert!(!is_control || owned.contains(&pfn), "TDX-INV-018: {pfn:?} is {entry:?}, and nobody has it");
-                assert!(
-                    self.phys().is_allocated(pfn),
-                    "TDX-INV-018: {pfn:?} is free, and the module has it as {entry:?}"
-                );
-            }
+        for (pfn, _, entry) in self.tdx().peek_used_pages() {
+            let is_control = matches!(entry.page_type, PageType::Tdr | PageType::Tdcx | PageType::Tdvpr);
+            assert!(!is_control || owned.contains(&pfn), "TDX-INV-018: {pfn:?} is {entry:?}, and nobody has it");
+            let is_allocated = self.phys().is_allocated(pfn);
+            assert!(is_allocated, "TDX-INV-018: {pfn:?} is free, and the module has it as {entry:?}");
         }
     }
 }
@@ -84,9 +96,6 @@ impl Vm {
     /// TDX-INV-015, TDX-INV-017, TDX-INV-021 for one TD.
     fn tdx_check(&self, tdx: &KvmTdx) {
         let Some(tdr) = tdx.tdr() else { return };
-        if self.is_bugged() {
-            return;
-        }
         let module = tdx.host.tdx();
         let info = module.peek_td(tdr).expect("a TDR is a TD");
         let is_runnable = tdx.peek_state() == TdState::Runnable;

@@ -12,8 +12,10 @@ use sim_kernel::{Cx, Errno};
 /// What a visit came to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TdVisit {
-    /// There is nothing to handle: the vCPU was not entered because a zap wants all vCPUs out, or VP.ENTER has met a lock. Its exit reason says nothing.
-    Handled,
+    /// There is nothing to handle: the vCPU was not entered because a zap wants all vCPUs out. Its exit reason says nothing.
+    KeptOut,
+    /// As before, because VP.ENTER has met a lock.
+    Busy,
     /// VP.ENTER failed for another reason: what RAX says.
     Failed(SeamFail),
     /// The vCPU has left its TD.
@@ -49,7 +51,7 @@ impl Vcpu {
                 srcu.outside(|| self.guest_spins(cx, seen));
                 Ok(Next::Enter)
             }
-            Some(visit) => self.tdx_handle_exit(cx, state, visit),
+            Some(visit) => self.tdx_handle_exit(cx, state, srcu, visit),
         }
     }
 
@@ -57,14 +59,14 @@ impl Vcpu {
     fn tdx_vcpu_run(&self, cx: &Cx<'_>, state: &mut VcpuState) -> TdVisit {
         let tdx = self.vm.tdx().expect("a vCPU of a TD");
         if tdx.wait_for_sept_zap.load(cx) != 0 && !cx.has_mutant(TDX_ENTERS_WHILE_ZAPPING) {
-            return TdVisit::Handled;
+            return TdVisit::KeptOut;
         }
         assert!(!self.vm.is_dead_for_all(), "TDX-INV-022: vCPU {} of a dead VM enters its TD", self.id());
         let tdvpr = self.tdx().expect("as its VM").tdvpr_hpa();
         let args = tdx_state_mut(state).args;
         let entered = tdx.host.call(cx, Leaf::VpEnter, |seam| seam.vp_enter_with(cx, tdvpr, &args));
         match entered {
-            Err(fail) if fail.is_operand_busy() => TdVisit::Handled,
+            Err(fail) if fail.is_operand_busy() => TdVisit::Busy,
             Err(fail) => TdVisit::Failed(fail),
             Ok(Entry::Exit(exit)) => TdVisit::Exit(exit),
             Ok(Entry::Inside(mut guest)) => match self.tdx_guest(cx, state, &mut guest) {

@@ -7,6 +7,7 @@ use crate::kvm::run::Next;
 use crate::kvm::uapi::{KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_TDX_FATAL};
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
 use sim_coco::tdx::{StatusName, TdExit, exit};
+use sim_kernel::sync::{SrcuReadGuard, Until};
 use sim_kernel::{Cx, Errno};
 
 impl Vcpu {
@@ -14,11 +15,23 @@ impl Vcpu {
     ///
     /// # Errors
     /// What `KVM_RUN` answers.
-    pub(super) fn tdx_handle_exit(&self, cx: &Cx<'_>, state: &mut VcpuState, visit: TdVisit) -> Result<Next, Errno> {
+    pub(super) fn tdx_handle_exit(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        srcu: &mut SrcuReadGuard<'_>,
+        visit: TdVisit,
+    ) -> Result<Next, Errno> {
         let exit = match visit {
-            TdVisit::Handled => {
-                // Whoever is in the way goes on first, under a fair scheduler: this is a way back through the guest.
-                cx.cond_resched();
+            // Linux spins through the entry until it succeeds: here whoever is in the way goes on first.
+            TdVisit::KeptOut => {
+                let tdx = self.vm.tdx().expect("a vCPU of a TD");
+                srcu.outside(|| tdx.wait_for_sept_zap.wait_until(cx, Until::Equal(0)));
+                return Ok(Next::Enter);
+            }
+            TdVisit::Busy => {
+                let tdx = self.vm.tdx().expect("a vCPU of a TD");
+                srcu.outside(|| tdx.host.wait_for_lock(cx));
                 return Ok(Next::Enter);
             }
             TdVisit::Spins(_) => return Ok(Next::Enter),
@@ -46,7 +59,7 @@ impl Vcpu {
                 }
                 Ok(Next::Enter)
             }
-            exit::EPT_VIOLATION => self.tdx_handle_ept_violation(cx, state, &exit),
+            exit::EPT_VIOLATION => self.tdx_handle_ept_violation(cx, state, srcu, &exit),
             exit::EPT_MISCONFIG => {
                 self.vm.bug(cx);
                 Err(Errno::EIO)

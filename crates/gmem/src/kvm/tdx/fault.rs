@@ -3,10 +3,11 @@
 
 use super::exit::is_unexpected_pending;
 use super::vcpu::tdx_state;
-use crate::kvm::mutants::{TDX_NO_LOCAL_RETRY, TDX_RETRIES_INVALID_SLOT};
+use crate::kvm::mutants::TDX_RETRIES_INVALID_SLOT;
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{Request, Vcpu, VcpuState};
 use sim_coco::tdx::TdExit;
+use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno};
 use sim_mmu::{Gpa, Level, RetPf, Root, TdpFault};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ impl Vcpu {
         &self,
         cx: &Cx<'_>,
         state: &mut VcpuState,
+        srcu: &mut SrcuReadGuard<'_>,
         exit: &TdExit,
     ) -> Result<Next, Errno> {
         let tdx = self.vm.tdx().expect("a vCPU of a TD");
@@ -46,7 +48,7 @@ impl Vcpu {
                 RetPf::Emulate | RetPf::Fixed | RetPf::Spurious => return Ok(Next::Enter),
                 other => unreachable!("MMU-INV-055: {other:?} leaves the fault handler"),
             }
-            if !is_private || cx.signal_pending() || cx.has_mutant(TDX_NO_LOCAL_RETRY) {
+            if !is_private || cx.signal_pending() {
                 break;
             }
             if self.peek_requests() & Request::VmDead as u64 != 0 {
@@ -58,19 +60,21 @@ impl Vcpu {
             }
             self.tdx_wait_before_retry(cx, state, gpa);
         }
-        if !cx.signal_pending() {
-            self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
-        }
+        self.wait_before_retry(cx, state, srcu, gpa);
         Ok(Next::Enter)
     }
 
-    /// What the local retries come to: nothing changes until whoever is in the way goes on, so the task is not runnable until then. A lock of the module is
-    /// nobody's to wait for: there the turn is given away.
+    /// What the local retries come to: nothing changes until whoever is in the way goes on, so the task is not runnable until then. Of a
+    /// lock of the module that is the leaf that has it.
     fn tdx_wait_before_retry(&self, cx: &Cx<'_>, state: &VcpuState, gpa: Gpa) {
         self.vm.mmu.invalidate.wait_while_kept_away(cx, gpa.gfn());
+        if cx.has_mutant(TDX_RETRIES_INVALID_SLOT) {
+            // What a loop comes to that only ends with other slots.
+            self.vm.memslots.wait_while_invalid(cx, 0, gpa.gfn());
+        }
         let mirror = tdx_state(state).mirror.clone().expect("a vCPU that runs has the mirror");
         self.vm.mmu.wait_while_frozen(cx, &mirror, gpa.gfn());
-        cx.cond_resched();
+        self.vm.tdx().expect("a vCPU of a TD").host.wait_for_lock(cx);
     }
 
     /// `__vmx_handle_ept_violation` and `kvm_mmu_page_fault`: the fault goes to the tree of its kind of memory.

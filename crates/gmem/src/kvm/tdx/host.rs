@@ -5,11 +5,12 @@ use crate::kvm::config::MachineConfig;
 use sim_coco::tdx::{Hkid, Hpa, Leaf, Lp, Seam, Seamcall, StatusName, Tdmr, Tdx, TdxConfig};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Tracepoint;
-use sim_kernel::sync::Mutex;
+use sim_kernel::sync::{Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, Pfn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A SEAMCALL has returned: its leaf, and what RAX holds.
 pub(crate) static TDX_SEAMCALL: Tracepoint = Tracepoint { name: "tdx_seamcall", fields: &["leaf", "rax"] };
@@ -29,6 +30,10 @@ pub struct TdxHost {
     leaked: parking_lot::Mutex<Vec<Pfn>>,
     /// How often each leaf was called by KVM.
     calls: parking_lot::Mutex<BTreeMap<Leaf, u64>>,
+    /// Leaves that are being executed, and how many have returned: who met a lock waits for one to return, instead of trying again and again.
+    in_flight: AtomicU64,
+    returned: AtomicU64,
+    returns: WaitQueue,
 }
 
 impl fmt::Debug for TdxHost {
@@ -67,6 +72,9 @@ impl TdxHost {
             tdx_lock: Mutex::new(cx, "tdx_lock", ()),
             leaked: Default::default(),
             calls: Default::default(),
+            in_flight: AtomicU64::new(0),
+            returned: AtomicU64::new(0),
+            returns: WaitQueue::new(cx, "SEAMCALL"),
         }))
     }
 
@@ -118,7 +126,11 @@ impl TdxHost {
         leaf: Leaf,
         call: impl FnOnce(Seam<'a>) -> Seamcall<T>,
     ) -> Seamcall<T> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
         let result = call(self.tdx.on(lp));
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.returned.fetch_add(1, Ordering::Relaxed);
+        self.returns.wake_unscheduled(cx);
         *self.calls.lock().entry(leaf).or_default() += 1;
         let rax = result.as_ref().err().map_or(0, |fail| fail.status.raw());
         cx.trace(&TDX_SEAMCALL, &[u64::from(leaf.number()), rax]);
@@ -141,6 +153,15 @@ impl TdxHost {
                 Err(fail) if fail.name() == StatusName::RndNoEntropy && tries < ENTROPY_TRIES => tries += 1,
                 result => return result,
             }
+        }
+    }
+
+    /// After a lock of the module was met: the turn is given away, and if another leaf is being executed, until one has returned.
+    pub(super) fn wait_for_lock(&self, cx: &Cx<'_>) {
+        cx.cond_resched();
+        let seen = self.returned.load(Ordering::Relaxed);
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            self.returns.wait_event(cx, || self.returned.load(Ordering::Relaxed) != seen || cx.signal_pending());
         }
     }
 

@@ -7,7 +7,7 @@
 use super::vm::{KvmTdx, TdState};
 use crate::kvm::mutants::*;
 use crate::kvm::vm::Vm;
-use sim_coco::tdx::{Hpa, Leaf, Seam, SeamFail, Seamcall, SeptInfo};
+use sim_coco::tdx::{Hpa, Leaf, Seam, SeamFail, Seamcall, SeptInfo, StatusName};
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::{ExternalChange, ExternalTable, ExternalTables, Gfn, Level};
 use std::fmt;
@@ -75,11 +75,16 @@ impl MirrorHooks {
     }
 
     /// What an addition comes to: a lock that is held is `EBUSY`, everything else breaks the VM.
+    ///
+    /// # Panics
+    /// TDX-INV-015: if it is because of what stands in the Secure EPT, which the mirror says is free.
     fn added<T>(&self, cx: &Cx<'_>, vm: &Vm, result: Seamcall<T>) -> Result<(), Errno> {
         match result {
             Ok(_) => Ok(()),
             Err(fail) if fail.is_operand_busy() => Err(Errno::EBUSY),
-            Err(_) => {
+            Err(fail) => {
+                let disagree = matches!(fail.name(), StatusName::EptEntryStateIncorrect | StatusName::EptWalkFailed);
+                assert!(!disagree, "TDX-INV-015: the mirror says that an entry is free, and the module answers {fail}");
                 vm.bug(cx);
                 Err(Errno::EIO)
             }
@@ -158,6 +163,7 @@ impl MirrorHooks {
             self.kick(cx, vm);
         }
         let result = host.call(cx, leaf, &call);
+        self.check_kept_out(vm);
         self.tdx.wait_for_sept_zap.store(cx, 0);
         result
     }
@@ -177,12 +183,12 @@ impl MirrorHooks {
             self.kick(cx, vm);
         }
         let tdr = self.tdx.tdr_hpa();
-        if !cx.has_mutant(TDX_TRACK_SKIPPED)
+        if !cx.has_mutant(TRACK_SKIPPED)
             && self.no_vcpus(cx, vm, Leaf::MemTrack, |seam| seam.mem_track(cx, tdr)).is_err()
         {
             vm.bug(cx);
         }
-        if !cx.has_mutant(TDX_TRACK_NO_KICK) && !cx.has_mutant(TDX_KICK_BEFORE_TRACK) {
+        if !cx.has_mutant(TRACK_NO_KICK) && !cx.has_mutant(TDX_KICK_BEFORE_TRACK) {
             self.kick(cx, vm);
         }
     }

@@ -4,7 +4,6 @@
 
 use super::protocol::{leaf, status};
 use super::vcpu::{tdx_state, tdx_state_mut};
-use crate::kvm::mutants::{TDX_MAP_GPA_NO_PROGRESS, TDX_MAP_GPA_WHOLE};
 use crate::kvm::run::Next;
 use crate::kvm::uapi::KVM_HC_MAP_GPA_RANGE;
 use crate::kvm::vcpu::{CpuMode, ExitInfo, Vcpu, VcpuState};
@@ -205,16 +204,14 @@ impl Vcpu {
             Ok(errno) if errno == Errno::EINVAL.number() => Some(status::INVALID_OPERAND),
             _ => return Err(Errno::EINVAL),
         };
-        let after = if cx.has_mutant(TDX_MAP_GPA_WHOLE) { end } else { next.saturating_add(MAP_GPA_MAX_LEN) };
+        let after = next.saturating_add(MAP_GPA_MAX_LEN);
         let (code, progress) = match refused {
             Some(code) => (code, next),
             None if after >= end => {
                 self.set_return_code(state, status::SUCCESS);
                 return Ok(Next::Enter);
             }
-            None if cx.signal_pending() => {
-                (status::RETRY, if cx.has_mutant(TDX_MAP_GPA_NO_PROGRESS) { end } else { after })
-            }
+            None if cx.signal_pending() => (status::RETRY, after),
             None => return Ok(self.map_gpa_piece(state, after, end)),
         };
         self.set_return_code(state, code);

@@ -4,7 +4,7 @@
 //! guest_memfds. What is left is tables, and what the TD and its vCPUs consist of, which is reclaimed without any tracking, because nobody can run any more.
 
 use super::vm::KvmTdx;
-use crate::kvm::mutants::{TDX_FREEID_BEFORE_CACHE_WB, TDX_HKID_KEPT};
+use crate::kvm::mutants::TDX_FREEID_BEFORE_CACHE_WB;
 use crate::kvm::vm::Vm;
 use sim_coco::tdx::{Hpa, Leaf, Lp, StatusName};
 use sim_kernel::Cx;
@@ -26,7 +26,10 @@ impl Vm {
         let _global = host.tdx_lock.lock(cx);
         match host.call(cx, Leaf::MngVpflushdone, |seam| seam.mng_vpflushdone(cx, tdr)) {
             Ok(()) => {}
-            Err(fail) if fail.name() == StatusName::FlushvpNotDone => return,
+            Err(fail) if fail.name() == StatusName::FlushvpNotDone => {
+                // Linux gives up, and loses the KeyID. It takes a processor that goes offline meanwhile, of which there are none.
+                panic!("TDX-INV-012: a vCPU belongs to a processor after all were flushed");
+            }
             Err(_) => return self.bug(cx),
         }
         if !cx.has_mutant(TDX_FREEID_BEFORE_CACHE_WB) {
@@ -36,9 +39,7 @@ impl Vm {
         if freed.is_err() {
             return self.bug(cx);
         }
-        if !cx.has_mutant(TDX_HKID_KEPT) {
-            tdx.hkid_free(cx);
-        }
+        tdx.hkid_free(cx);
     }
 }
 

@@ -1,0 +1,178 @@
+//! Rows about TDX: KVM's use of it.
+
+use super::registry::{MutantInfo, row};
+use crate::kvm::mutants::*;
+use sim_mmu::mutants::{MIRROR_NO_FREEZE, MIRROR_STUCK_FROZEN};
+
+/// The rows.
+pub(super) static ROWS: &[MutantInfo] = &[
+    row(
+        TDX_NO_BLOCK,
+        "F x P",
+        "BLOCK before a page is removed",
+        "the module refuses to remove it, and its frame is freed as the TD's",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/fault-punch.toml",
+    ),
+    row(
+        TRACK_SKIPPED,
+        "F x P",
+        "TRACK of a page that is blocked",
+        "the module refuses to remove it, and its frame is freed as the TD's",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/fault-punch.toml",
+    )
+    .also(&["R60"]),
+    row(
+        TRACK_NO_KICK,
+        "F x P",
+        "the kick after TRACK",
+        "a vCPU of the old epoch is in the guest, and the module refuses to remove the page",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/fault-punch.toml",
+    )
+    .also(&["R61"]),
+    row(
+        TDX_KICK_BEFORE_TRACK,
+        "F x P",
+        "the order of TRACK and kick",
+        "a vCPU enters in the old epoch between the two, and the module refuses to remove the page",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/fault-punch.toml",
+    ),
+    row(
+        TDX_BUSY_NO_RETRY,
+        "accept x P",
+        "the second try of a removal that met a lock of the module",
+        "the VM is broken, and the frame freed as the TD's",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/accept-punch.toml",
+    )
+    .also(&["BUG-52"]),
+    row(
+        TDX_RETRY_NO_KICK,
+        "accept x P",
+        "the kick before the second try",
+        "who holds the lock is still in the guest",
+        &["TDX-INV-019", "TDX-INV-015", "TDX-INV-018"],
+        "tdx/accept-punch.toml",
+    ),
+    row(
+        TDX_RETRY_NO_WAIT_FLAG,
+        "VP.ENTER x P",
+        "keeping vCPUs out during the second try",
+        "one enters again, and may meet the second try",
+        &["TDX-INV-019", "TDX-INV-015", "TDX-INV-018"],
+        "tdx/track-enter.toml",
+    ),
+    row(
+        TDX_ENTERS_WHILE_ZAPPING,
+        "VP.ENTER x P",
+        "the look of a vCPU at whether it is kept out",
+        "it enters again, and may meet the second try",
+        &["TDX-INV-019", "TDX-INV-015", "TDX-INV-018"],
+        "tdx/track-enter.toml",
+    ),
+    row(
+        TDX_NO_CLFLUSH,
+        "F",
+        "CLFLUSH of a page before a TD gets it",
+        "a line of the host that is evicted later overwrites the guest's",
+        &["TDX-INV-024"],
+        "tdx/caches.toml",
+    ),
+    row(
+        TDX_NO_WBINVD,
+        "P",
+        "PAGE.WBINVD of a page that was a TD's",
+        "a line of the TD that is evicted later overwrites the host's",
+        &["TDX-INV-018"],
+        "tdx/caches.toml",
+    ),
+    row(
+        TDX_NO_RESET,
+        "P",
+        "writing a page as a whole that was a TD's, on processors with the partial-write erratum",
+        "the host's first partial write poisons it",
+        &["TDX-INV-018"],
+        "tdx/caches.toml",
+    ),
+    row(
+        TDX_VP_INIT_UNLOCKED,
+        "KVM_TDX_INIT_VCPU x P",
+        "mmu_lock around VP.INIT",
+        "a removal meets the TD's lock twice, with no vCPU to kick",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/init-vcpu-punch.toml",
+    ),
+    row(
+        TDX_VP_NO_FLUSH,
+        "KVM_RUN x KVM_RUN of one vCPU",
+        "VP.FLUSH on the processor where the vCPU was",
+        "the vCPU cannot run, and the KeyID is lost",
+        &["TDX-INV-012"],
+        "tdx/moving-vcpu.toml",
+    ),
+    row(
+        TDX_RETRIES_INVALID_SLOT,
+        "F x D",
+        "leaving the local retries when the slot is on its way out",
+        "the deletion waits for the fault, and the fault for the deletion",
+        &["INV-501"],
+        "tdx/fault-delete.toml",
+    )
+    .also(&["BUG-26"]),
+    row(
+        TDX_FREEID_BEFORE_CACHE_WB,
+        "end of a VM",
+        "CACHE.WB before KEY.FREEID",
+        "the KeyID and all pages of the TD are lost",
+        &["TDX-INV-012", "TDX-INV-018"],
+        "tdx/end.toml",
+    ),
+    row(
+        EXT_FREE_EARLY,
+        "end of a VM",
+        "freeing the tables of the Secure EPT after the KeyID",
+        "they cannot be reclaimed, and are lost",
+        &["TDX-INV-018", "TDX-INV-012"],
+        "tdx/end.toml",
+    )
+    .also(&["R62"]),
+    row(
+        ATTR_FILTER_INVERTED,
+        "F x C",
+        "zapping what the memory was before a conversion",
+        "the private page stays mapped in shared memory, or the other way round",
+        &["INV-208", "TDX-INV-017"],
+        "tdx/fault-convert.toml",
+    )
+    .also(&["R40", "BUG-38"]),
+    row(
+        POPULATE_NO_LOCK,
+        "KVM_TDX_INIT_MEM_REGION x P",
+        "invalidate_lock around a page that is populated",
+        "the Secure EPT maps a page that is freed",
+        &["TDX-INV-015", "INV-201"],
+        "tdx/populate-punch.toml",
+    )
+    .also(&["R63"]),
+    row(
+        MIRROR_NO_FREEZE,
+        "F x F",
+        "freezing an entry of a mirror while the external tables are changed",
+        "a table is added twice, or its first child before it: the VM is broken",
+        &["TDX-INV-015", "TDX-INV-018"],
+        "tdx/fault-fault.toml",
+    )
+    .also(&["R58"]),
+    row(
+        MIRROR_STUCK_FROZEN,
+        "F x VP.ENTER",
+        "giving an entry of a mirror its old value back when the external tables refuse",
+        "the address can never be mapped",
+        &["INV-501"],
+        "tdx/zero-step.toml",
+    )
+    .also(&["R59"]),
+];
