@@ -11,7 +11,7 @@ fn scenarios() -> Vec<(PathBuf, Scenario)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
     let entries = |folder: PathBuf| std::fs::read_dir(folder).expect("scenarios exist").map(|e| e.unwrap().path());
     let mut paths: Vec<PathBuf> =
-        ["", "course", "snp", "tdx"].into_iter().flat_map(|sub| entries(folder.join(sub))).collect();
+        ["", "course", "snp", "tdx", "pkvm"].into_iter().flat_map(|sub| entries(folder.join(sub))).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "toml"));
     paths.sort();
     assert!(paths.len() >= 10, "only {} scenarios", paths.len());

@@ -39,6 +39,7 @@ impl Backend for Simulator {
         options: &RunOptions,
         out: &mut dyn Write,
         log: Option<&mut dyn Write>,
+        pkvm_trace: Option<&mut dyn Write>,
     ) -> anyhow::Result<Status> {
         let level = if log.is_some() { LogLevel::Full } else { LogLevel::Hash };
         let chooser = runner::chooser(options.strategy, options.schedule.as_ref());
@@ -54,6 +55,9 @@ impl Backend for Simulator {
         print_report(&report, options, out)?;
         if let (Some(log), Some(text)) = (log, &report.log) {
             log.write_all(text.as_bytes())?;
+        }
+        if let (Some(trace), Some(text)) = (pkvm_trace, &report.pkvm_trace) {
+            trace.write_all(text.as_bytes())?;
         }
         Ok(if report.is_as_expected() { Status::Success } else { Status::Found })
     }

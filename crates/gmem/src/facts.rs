@@ -314,6 +314,30 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| switch(value, &mut machine.tdx_caches),
     },
     Fact {
+        name: "pkvm",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.pkvm),
+        set: |machine, value| switch(value, &mut machine.pkvm),
+    },
+    Fact {
+        name: "pkvm_gmem",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.pkvm_gmem),
+        set: |machine, value| switch(value, &mut machine.pkvm_gmem),
+    },
+    Fact {
+        name: "memlock",
+        what: "limit of locked memory",
+        expected: "a size such as \"8M\"",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.memlock),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.memlock),
+    },
+    Fact {
         name: "fail_frame",
         what: "number of an allocation",
         expected: "a number from 1, or 0 for none",
@@ -433,6 +457,15 @@ impl MachineConfig {
             return Err(
                 "a kernel with software-protected VMs has memory attributes: sw_protected_vm needs memory_attributes",
             );
+        }
+        if self.pkvm_gmem && !self.pkvm {
+            return Err("pkvm_gmem is about a machine with pKVM: it needs pkvm");
+        }
+        if self.pkvm && self.snp {
+            return Err("a machine has pKVM or SEV-SNP, not both");
+        }
+        if self.pkvm && self.memory < 4 << 20 {
+            return Err("a machine with pKVM needs 4 MiB of memory for its hypervisor");
         }
         if self.memory > 1 << self.maxphyaddr {
             return Err("the memory is larger than maxphyaddr reaches");

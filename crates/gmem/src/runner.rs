@@ -51,6 +51,8 @@ pub struct RunReport {
     pub log_digest: u64,
     /// The event log as JSON Lines, if it was asked for.
     pub log: Option<String>,
+    /// What pKVM's hypervisor did, one JSON object a line (docs/pkvm.md), if the machine has one and was asked to record it.
+    pub pkvm_trace: Option<String>,
 }
 
 impl RunReport {
@@ -112,6 +114,7 @@ pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u
     };
     let locks = invariants::check_locks(&sim.lock_order()).err().map(|violation| violation.to_string());
     let done = std::mem::take(&mut *running.done.lock());
+    let pkvm = running.world.process().host().pkvm().filter(|_| scenario.machine.pkvm_trace);
     RunReport {
         steps: done.into_iter().map(|done| step_result(scenario, done)).collect(),
         verdict,
@@ -121,6 +124,7 @@ pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u
         scheduling_points: sim.steps(),
         log_digest: sim.log_digest().expect("a run is always hashed"),
         log: (level == LogLevel::Full).then(|| sim.log_json()),
+        pkvm_trace: pkvm.map(|pkvm| pkvm.pkvm().trace_jsonl()),
     }
 }
 

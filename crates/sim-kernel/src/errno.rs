@@ -56,6 +56,7 @@ errnos! {
     ENOTTY = 25, "Inappropriate ioctl for device";
     EFBIG = 27, "File too large";
     ENOSPC = 28, "No space left on device";
+    ENOSYS = 38, "Function not implemented";
     ESPIPE = 29, "Illegal seek";
     ERANGE = 34, "Numerical result out of range";
     EOVERFLOW = 75, "Value too large for defined data type";

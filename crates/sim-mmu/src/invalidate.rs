@@ -141,6 +141,20 @@ impl MmuInvalidate {
         self.seq.peek() != seq && !cx.has_mutant(INPROGRESS_ONLY)
     }
 
+    /// `mmu_invalidate_retry`, as arm64 asks it, under `mmu_lock` for writing: whether anything was taken away since `seq`, or is about to be, wherever.
+    pub fn retry(&self, cx: &Cx<'_>, _lock: &RwLockWriteGuard<'_, ()>, seq: u64) -> bool {
+        let open = self.in_progress.peek() > 0 && !cx.has_mutant(SEQ_ONLY);
+        open || self.seq.peek() != seq && !cx.has_mutant(INPROGRESS_ONLY)
+    }
+
+    /// As [`wait_while_kept_away`](Self::wait_while_kept_away), for those who ask [`retry`](Self::retry).
+    pub fn wait_while_any(&self, cx: &Cx<'_>) {
+        let open = self.in_progress.peek();
+        if open > 0 {
+            self.in_progress.at(cx).wait_until(Until::NotEqual(open));
+        }
+    }
+
     /// `mmu_invalidate_retry_gfn_unsafe`: the same without the lock. It may be wrong in both directions.
     pub fn retry_gfn_lockless(&self, cx: &Cx<'_>, seq: u64, gfn: Gfn) -> bool {
         if self.in_progress.load(cx) > 0 {

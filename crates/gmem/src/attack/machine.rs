@@ -2,7 +2,7 @@
 
 use super::file::Attack;
 use super::step::{Answer, Step};
-use super::{snp, tdx};
+use super::{pkvm, snp, tdx};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Mutant, MutantSet};
 
@@ -13,6 +13,8 @@ pub enum Machine {
     Snp,
     /// Intel TDX: [`sim_coco::tdx`].
     Tdx,
+    /// pKVM on Arm: [`sim_coco::pkvm`].
+    Pkvm,
 }
 
 /// An action on one of the machines.
@@ -21,6 +23,7 @@ pub enum Machine {
 pub enum Action {
     Snp(snp::Action),
     Tdx(tdx::Action),
+    Pkvm(pkvm::Action),
 }
 
 /// What stops an attack.
@@ -36,6 +39,8 @@ pub enum StoppedBy {
     Processor,
     /// TDX: lines of memory that are not the TD's give it poison.
     Memory,
+    /// pKVM: the hypervisor, by what it maps for whom and by the calls that it refuses.
+    Hypervisor,
     /// The guest hears of it, and ends.
     Guest,
     /// Nothing: it is outside of what the machine protects.
@@ -96,13 +101,14 @@ pub struct Facts {
 
 impl Machine {
     /// All of them.
-    pub const ALL: [Machine; 2] = [Machine::Snp, Machine::Tdx];
+    pub const ALL: [Machine; 3] = [Machine::Snp, Machine::Tdx, Machine::Pkvm];
 
     /// What there is to know of it.
     pub fn facts(self) -> &'static Facts {
         match self {
             Machine::Snp => &snp::FACTS,
             Machine::Tdx => &tdx::FACTS,
+            Machine::Pkvm => &pkvm::FACTS,
         }
     }
 
@@ -119,6 +125,7 @@ impl Machine {
         match self {
             Machine::Snp => snp::Action::parse(text).map(Action::Snp),
             Machine::Tdx => tdx::Action::parse(text).map(Action::Tdx),
+            Machine::Pkvm => pkvm::Action::parse(text).map(Action::Pkvm),
         }
     }
 
@@ -147,6 +154,10 @@ impl Machine {
             Machine::Tdx => {
                 let own = actions.filter_map(|action| if let Action::Tdx(own) = action { Some(own) } else { None });
                 tdx::perform_all(cx, switches, own)
+            }
+            Machine::Pkvm => {
+                let own = actions.filter_map(|action| if let Action::Pkvm(own) = action { Some(own) } else { None });
+                pkvm::perform_all(cx, own)
             }
         }
     }

@@ -27,13 +27,14 @@
 //! | `file.rs` | reads a file |
 //! | `step.rs` | a step: an action and its answers |
 //! | `machine.rs` | what differs between machines, and runs an attack on two of them |
-//! | `snp/`, `tdx/` | the steps of a machine with SEV-SNP, or TDX, and what performs them |
+//! | `snp/`, `tdx/`, `pkvm/` | the steps of a machine with SEV-SNP, TDX, or pKVM on Arm, and what performs them |
 //!
 //! Simplified: no time, and one step after the other; a page has one value of eight bytes at its beginning.
 
 mod file;
 mod machine;
 mod pages;
+pub mod pkvm;
 pub mod snp;
 mod step;
 pub mod tdx;

@@ -37,7 +37,7 @@ pub enum Answer {
     Pf,
     /// SNP: a device's store had no effect.
     Dropped,
-    /// SNP: an instruction failed with this code.
+    /// SNP: an instruction failed with this code. pKVM: a call of the host, with this error number.
     Fail(u32),
     /// SNP: the firmware refused.
     Refused,
@@ -53,6 +53,12 @@ pub enum Answer {
     Poison,
     /// TDX: the host consumed poison: a machine check.
     MachineCheck,
+    /// pKVM: SIGSEGV for the process of the host.
+    Segv,
+    /// pKVM: the guest left with an abort at stage 2.
+    Abort,
+    /// pKVM: the hypervisor refused the guest's call.
+    Invalid,
 }
 
 /// Words that every machine knows.

@@ -245,6 +245,9 @@ pub struct Run {
     /// Write every event to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Write what pKVM's hypervisor does to this file, as JSON Lines
+    #[arg(long, value_name = "FILE")]
+    pub pkvm_trace: Option<PathBuf>,
 }
 
 /// A number of worker threads.

@@ -60,7 +60,7 @@ pub trait Backend: Sync {
     /// Why there is no such machine.
     fn executor(&self, header: &Header) -> Result<Box<dyn Executor>, String>;
 
-    /// Runs a scenario once and reports to `out`. Events go to `log` as JSON Lines, if there is one.
+    /// Runs a scenario once and reports to `out`. Events go to `log` as JSON Lines, if there is one, and what pKVM's hypervisor does to `pkvm_trace`.
     ///
     /// # Errors
     /// If `out` or `log` cannot be written, or the scenario asks for what there is not. A failed expectation is
@@ -71,6 +71,7 @@ pub trait Backend: Sync {
         options: &RunOptions,
         out: &mut dyn Write,
         log: Option<&mut dyn Write>,
+        pkvm_trace: Option<&mut dyn Write>,
     ) -> anyhow::Result<Status>;
 
     /// Explores a scenario from where `progress` stands, with `jobs` workers. `watch` sees every unit of work and says whether to go on.

@@ -27,8 +27,16 @@ pub(super) fn run(
     let mutants = switch_off(&mut scenario, &args.mutant)?;
     let (seed, strategy, kernel) = (args.seed, args.strategy, args.kernel);
     let options = RunOptions { file: name, seed, strategy, schedule, kernel, mutants };
-    match &args.log {
-        None => backend.run(&scenario, &options, out, None),
-        Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log))),
+    if args.pkvm_trace.is_some() && !scenario.machine.pkvm {
+        anyhow::bail!("--pkvm-trace: the machine of {} has no pKVM", args.scenario.display());
+    }
+    scenario.machine.pkvm_trace = args.pkvm_trace.is_some();
+    let mut run = |trace: Option<&mut dyn Write>| match &args.log {
+        None => backend.run(&scenario, &options, out, None, trace),
+        Some(path) => whole_file(path, |log| backend.run(&scenario, &options, out, Some(log), trace)),
+    };
+    match &args.pkvm_trace {
+        None => run(None),
+        Some(path) => whole_file(path, |trace| run(Some(trace))),
     }
 }

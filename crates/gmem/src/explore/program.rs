@@ -303,6 +303,9 @@ fn check(cx: &Cx<'_>, world: &World, thorough: bool) {
     if let Some(tdx) = world.process().host().tdx() {
         tdx.check_end();
     }
+    if let Some(pkvm) = world.process().host().pkvm() {
+        pkvm.check_end();
+    }
     let phys = world.process().host().phys();
     let (used, reserved) = (phys.used_frames(), phys.reserved_frames());
     // What broke stays out of use for good, by one reference each.

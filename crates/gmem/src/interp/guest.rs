@@ -72,15 +72,16 @@ impl World {
             && let Some(vm) = ioctl::peek_vm(cx, &self.process, vm_fd)
             && vm.vcpu_count() == 1
             && !vm.is_protected()
+            && vm.pkvm().is_none()
         {
             // A VM whose slots already use this place keeps them: the recording program does not look either.
             let _ = self.add_code_slot(cx, vm_fd, paging);
         }
         if let Some(vcpu) = result.ok().and_then(|fd| ioctl::peek_vcpu(cx, &self.process, fd)) {
-            // What a protected guest executes is its private memory: fetches of it are not modelled.
-            let is_protected = vcpu.vm().is_protected();
-            let mode = if is_protected { CpuMode::Long64 } else { CpuMode::Protected32 };
-            vcpu.set_mode(cx, mode, (!is_protected).then_some(Gva(CODE_GPA)));
+            // What a protected guest executes is its private memory: fetches of it are not modelled. Nor are those of other guests of pKVM.
+            let is_own = vcpu.vm().is_protected() || vcpu.vm().pkvm().is_some();
+            let mode = if is_own { CpuMode::Long64 } else { CpuMode::Protected32 };
+            vcpu.set_mode(cx, mode, (!is_own).then_some(Gva(CODE_GPA)));
         }
         self.name_fd(vcpu, result)
     }

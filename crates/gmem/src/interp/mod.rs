@@ -6,6 +6,7 @@
 
 mod guest;
 pub(crate) mod paged;
+mod pkvm;
 mod sequential;
 mod snp;
 mod stage2;

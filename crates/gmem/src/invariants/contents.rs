@@ -11,8 +11,8 @@
 
 use super::layout::{Area, Change, Layouts, Memory, Seen, Slot};
 use crate::kvm::uapi::{
-    FALLOC_FL_PUNCH_HOLE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_X86_SNP_VM,
-    KVM_X86_TDX_VM,
+    FALLOC_FL_PUNCH_HOLE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_VM_TYPE_ARM_PROTECTED, KVM_X86_SNP_VM, KVM_X86_TDX_VM,
 };
 use crate::ops::{Answer, Detail, Exit, FdRef, HvaRef, Name, Op};
 use std::collections::{BTreeMap, BTreeSet};
@@ -356,6 +356,8 @@ impl Contents {
         match op {
             // What its guest reads and writes goes through keys, and depends on what it has accepted.
             Op::CreateVm { r#type: KVM_X86_SNP_VM | KVM_X86_TDX_VM, .. } => self.blind = true,
+            // Its pages stay its own whatever becomes of the mapping that they came from.
+            Op::CreateVm { r#type, .. } if r#type & KVM_VM_TYPE_ARM_PROTECTED != 0 => self.blind = true,
             Op::CreateVm { vm, .. } => _ = self.vms.insert(vm.clone(), number),
             Op::CreateVcpu { vm, vcpu, .. } => {
                 if let Some(&vm) = self.vms.get(vm) {

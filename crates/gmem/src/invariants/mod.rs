@@ -17,6 +17,7 @@ pub(crate) mod guest_stores;
 mod layout;
 pub mod lifetime;
 pub mod page_cache;
+mod pkvm;
 pub mod progress;
 pub mod snapshot;
 mod snp;
@@ -89,6 +90,8 @@ pub enum Section {
     Tables,
     /// SEV-SNP: the RMP, the firmware, and KVM's use of them.
     Snp,
+    /// pKVM: who owns a page, the tables that say so, and KVM's records.
+    Pkvm,
     /// TDX: the module, and KVM's use of it.
     Tdx,
 }
@@ -105,6 +108,7 @@ impl fmt::Display for Section {
             Section::Xarray => "xarray structure",
             Section::Tables => "stage-2 tables",
             Section::Snp => "SEV-SNP",
+            Section::Pkvm => "pKVM",
             Section::Tdx => "TDX",
         })
     }
@@ -166,6 +170,7 @@ static SECTIONS: &[&[Invariant]] = &[
     api_results::ROWS,
     xarray::ROWS,
     tables::ROWS,
+    pkvm::ROWS,
     snp::ROWS,
     tdx::ROWS,
 ];

@@ -181,7 +181,8 @@ pub fn inv_105(shot: &Snapshot) -> Holds {
         }
         let failed = u32::from(frame.flags.contains(FrameFlags::HWPOISON));
         let cached = u32::from(shot.inode_of(pfn).is_some_and(|inode| inode.pages.get(&frame.index) == Some(&pfn)));
-        let known = cached + frame.mapcount + failed;
+        let lent = shot.lent.get(&pfn).copied().unwrap_or(0);
+        let known = cached + frame.mapcount + failed + lent;
         holds!(frame.refcount >= known, "{pfn:?} has {} references, of which {known} are known", frame.refcount);
         let all = !shot.quiescent || frame.refcount == known;
         holds!(all, "{pfn:?} has {} references while nothing happens, of which {known} are known", frame.refcount);

@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub inodes: Vec<InodeState>,
     /// The processes.
     pub processes: Vec<ProcessState>,
+    /// References that protected guests of pKVM hold to pages of guest_memfds.
+    pub lent: BTreeMap<Pfn, u32>,
     /// Every frame that something above names.
     pub frames: BTreeMap<Pfn, FrameState>,
 }
@@ -331,6 +333,11 @@ impl Snapshot {
                 }
             })
             .collect();
+        for pkvm in vms.iter().filter_map(|vm| vm.pkvm()).filter(|pkvm| pkvm.is_protected()) {
+            for mapping in pkvm.mappings().into_iter().filter(|mapping| mapping.gmem && !mapping.taken) {
+                *shot.lent.entry(mapping.pfn).or_insert(0) += 1;
+            }
+        }
         shot.look_behind_leafs(&mms);
         shot.collect_frames(&host.phys);
         shot

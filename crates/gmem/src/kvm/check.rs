@@ -116,6 +116,9 @@ impl Vm {
     /// # Panics
     /// If something does not, naming the invariant.
     pub fn check_invariants(&self) {
+        if let Some(pkvm) = self.pkvm() {
+            pkvm.host().check_quiescent(&self.host.existing());
+        }
         if let Some(sev) = self.sev() {
             sev.host().check_quiescent(&self.host.existing());
         }

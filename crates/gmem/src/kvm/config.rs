@@ -111,6 +111,15 @@ pub struct MachineConfig {
     pub tdx_caches: bool,
     /// KVM has `KVM_TDX_TERMINATE_VM` (4th version of June 2025, in no kernel so far): user space may end a TD before it closes its memory.
     pub tdx_terminate_vm: bool,
+    /// The machine is an Arm one with pKVM: its hypervisor keeps the host from memory, and VMs are of arm64's types. What is x86's of the other facts then does not matter, and
+    /// there are no memory attributes.
+    pub pkvm: bool,
+    /// guest_memfds back protected VMs, as it is proposed and 7.3 does not do.
+    pub pkvm_gmem: bool,
+    /// What the hypervisor does is recorded, for checkers of Arm's stage-2 discipline.
+    pub pkvm_trace: bool,
+    /// `RLIMIT_MEMLOCK` of the processes, in bytes, for pages that are pinned for their protected VMs.
+    pub memlock: u64,
     /// Rules that are switched off, to see what they are there for.
     pub mutants: MutantSet,
     /// What fails on purpose.
@@ -153,6 +162,10 @@ impl Default for MachineConfig {
             tdx_erratum: false,
             tdx_caches: false,
             tdx_terminate_vm: false,
+            pkvm: false,
+            pkvm_gmem: false,
+            pkvm_trace: false,
+            memlock: u64::MAX,
             mutants: MutantSet::EMPTY,
             faults: Faults::default(),
         }
@@ -165,12 +178,21 @@ impl MachineConfig {
         let sw_protected = self.sw_protected_vm && self.tdp_enabled;
         let snp = u64::from(self.has_snp()) << KVM_X86_SNP_VM;
         let tdx = u64::from(self.has_tdx()) << KVM_X86_TDX_VM;
+        if self.pkvm {
+            // No capability of arm64.
+            return 0;
+        }
         1 << KVM_X86_DEFAULT_VM | u64::from(sw_protected) << KVM_X86_SW_PROTECTED_VM | snp | tdx
+    }
+
+    /// Width of addresses on a machine with pKVM, of the host and of intermediate ones of guests: what its tables can have.
+    pub(crate) fn pkvm_bits(&self) -> u32 {
+        self.maxphyaddr.clamp(32, 48)
     }
 
     /// Whether there are SNP VMs: the machine, its nested paging and the kernel have what it takes.
     pub fn has_snp(&self) -> bool {
-        self.snp && self.tdp_enabled && self.stage2 == Stage2Kind::Npt && self.kernel.has_snp()
+        self.snp && !self.pkvm && self.tdp_enabled && self.stage2 == Stage2Kind::Npt && self.kernel.has_snp()
     }
 
     /// Whether there are TDs: the machine, its EPT and the kernel have what it takes.
@@ -204,18 +226,21 @@ impl MachineConfig {
 
     /// Whether `KVM_SET_MEMORY_ATTRIBUTES` exists.
     pub fn has_memory_attributes(&self) -> bool {
-        self.memory_attributes || self.sw_protected_vm || self.has_snp() || self.has_tdx()
+        !self.pkvm && (self.memory_attributes || self.sw_protected_vm || self.has_snp() || self.has_tdx())
     }
 
     /// The largest frame that a slot may have (`kvm_mmu_max_gfn`). With shadow paging the host's width does not limit it.
     pub(crate) fn max_gfn(&self) -> Gfn {
+        if self.pkvm {
+            return Gfn(self.stage2_end().0 - 1);
+        }
         let bits = if self.tdp_enabled { self.maxphyaddr } else { 52 };
         Gfn((1 << (bits - 12)) - 1)
     }
 
     /// The first guest frame that stage 2 cannot map.
     pub(crate) fn stage2_end(&self) -> Gfn {
-        Gfn(1 << (self.maxphyaddr - 12))
+        Gfn(1 << (if self.pkvm { self.pkvm_bits() } else { self.maxphyaddr } - 12))
     }
 
     /// The page tables that CPUID announces to guests.

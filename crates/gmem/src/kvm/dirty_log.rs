@@ -12,7 +12,7 @@ use crate::invariants::guest_stores::Moment;
 use sim_kernel::{Cx, Errno};
 use sim_mmu::mutants::COLLECT_READLOCK;
 use sim_mmu::walker::Pml;
-use sim_mmu::{Gfn, MmuLock, RemoteFlush, SlotView};
+use sim_mmu::{Gfn, GfnRange, MmuLock, RemoteFlush, SlotView};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -238,6 +238,14 @@ impl Vm {
     /// Writes to the pages whose bits were taken from a word will be seen again. Whether any entry changed.
     fn start_over(&self, cx: &Cx<'_>, lock: &mut MmuLock<'_, '_>, slot: &Memslot, word: usize, taken: u64) -> bool {
         let base = slot.base_gfn + word as u64 * WORD_PAGES;
+        if let (Some(pkvm), MmuLock::Write(lock)) = (self.pkvm(), &mut *lock) {
+            // From the first page to the last (`kvm_arch_mmu_enable_log_dirty_pt_masked`).
+            return taken != 0 && {
+                let (first, last) = (u64::from(taken.trailing_zeros()), 63 - u64::from(taken.leading_zeros()));
+                pkvm.wrprotect_dirty(cx, lock, GfnRange::new(base + first, base + last + 1));
+                true
+            };
+        }
         let mask =
             if cx.has_mutant(PML_CLEAR_ALL) { u64::MAX >> (64 - (slot.gfns().end - base).min(64)) } else { taken };
         self.mmu.enable_log_dirty_pt_masked(cx, lock, slot.as_id, base, mask, self.dirty_log_initially_set())

@@ -15,12 +15,13 @@ use surroundings::Surroundings;
 use super::host::Host;
 use super::memslots::Memslot;
 use super::mutants::*;
+use super::pkvm::GmemSharing;
 use super::process::Process;
 use super::uapi::*;
 use super::versions::UnbindOfDyingFile;
 use super::vm::Vm;
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
-use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, SharedPolicy};
+use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, PhysMem, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::xarray::{Handle, NodeShape, XArray, XaViolation};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
@@ -47,6 +48,8 @@ pub struct GmemInode {
     punching: parking_lot::Mutex<Vec<Range<u64>>>,
     /// `shared_policy`: from which NUMA nodes pages come.
     policy: SharedPolicy,
+    /// Which pages are shared, where that can change in place.
+    sharing: Option<GmemSharing>,
 }
 
 /// One VM's view of a guest_memfd: what its descriptor refers to.
@@ -77,6 +80,16 @@ impl GmemInode {
     /// The page cache.
     pub fn mapping(&self) -> &AddressSpace {
         &self.mapping
+    }
+
+    /// The host's memory.
+    pub(super) fn phys(&self) -> &PhysMem {
+        &self.host.phys
+    }
+
+    /// Which pages are shared, where that can change in place.
+    pub fn sharing(&self) -> Option<&GmemSharing> {
+        self.sharing.as_ref()
     }
 
     /// Whether the failure of this page is being handled: until that has ended it may still be mapped.
@@ -255,6 +268,8 @@ impl Vm {
             punching: Default::default(),
             failing: Default::default(),
             policy: SharedPolicy::default(),
+            sharing: (self.is_pvm() && host.config.pkvm_gmem)
+                .then(|| GmemSharing::new(args.flags & GUEST_MEMFD_FLAG_INIT_SHARED != 0)),
         });
         let view = Arc::new(GmemFile {
             vm: Arc::clone(self),
@@ -389,6 +404,22 @@ impl Vm {
         if self.kernel().unbinding_synchronizes_rcu() {
             synchronize_rcu(cx);
         }
+    }
+
+    /// Does something with the guest_memfd that a slot is bound to.
+    ///
+    /// # Errors
+    /// `EFAULT` if the file is gone or going; otherwise what is done answers.
+    pub(super) fn with_gmem(
+        &self,
+        cx: &Cx<'_>,
+        slot: &Memslot,
+        act: impl FnOnce(&GmemInode) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let file = slot.gmem_get_file(cx).ok_or(Errno::EFAULT)?;
+        let result = act(self.gmem_of(&file).inode());
+        file.put(cx);
+        result
     }
 
     /// `kvm_gmem_get_pfn`: the page behind a guest frame of a bound slot, with a reference. Takes no `invalidate_lock`: the caller's
@@ -581,6 +612,7 @@ impl GmemFile {
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
         let kind = if self.inode.is_init_shared() { RootFilter::Shared } else { RootFilter::Private };
         let invalidation = self.vm.invalidate_frames(cx, &mut lock, kind, frames.iter().copied());
+        self.pkvm_invalidate(cx, &mut lock, &frames);
         self.vm.sev_gmem_invalidate_range(cx, &frames);
         Some(invalidation)
     }
@@ -710,7 +742,10 @@ impl FileOperations for GmemFile {
     fn fault(&self, cx: &Cx<'_>, pgoff: Pgoff) -> Result<Fault, FaultError> {
         self.assert_live();
         let inode = &self.inode;
-        if pgoff.0 >= inode.size >> PAGE_SHIFT || !inode.is_init_shared() {
+        // What may change in place is looked at, and the page locked, before somebody can begin to change it.
+        let _lock = inode.sharing.is_some().then(|| inode.mapping.invalidate_lock.read(cx));
+        let is_shared = inode.sharing.as_ref().map_or(inode.is_init_shared(), |sharing| sharing.is_shared(pgoff));
+        if pgoff.0 >= inode.size >> PAGE_SHIFT || !is_shared {
             return Err(FaultError::Sigbus);
         }
         let pfn = inode.find_or_create(cx, pgoff).map_err(|errno| match errno {

@@ -2,6 +2,7 @@
 
 use super::config::MachineConfig;
 use super::guest_memfd::GmemInode;
+use super::pkvm::PkvmHost;
 use super::process::Process;
 use super::sev::SevHost;
 use super::tdx::TdxHost;
@@ -31,6 +32,8 @@ pub struct Host {
     sev: Option<Arc<SevHost>>,
     /// TDX, if the machine has it.
     tdx: Option<Arc<TdxHost>>,
+    /// pKVM, if the machine has it.
+    pkvm: Option<Arc<PkvmHost>>,
     next_ino: AtomicU32,
     charged: AtomicU64,
     /// Whether the configuration's faults count already.
@@ -79,10 +82,12 @@ impl Host {
         nodes.set_limit(config.memory / XARRAY_NODES_PART / XARRAY_NODE_BYTES);
         let sev = SevHost::boot(cx, &phys, &config);
         let tdx = TdxHost::boot(cx, &phys, &config);
+        let pkvm = PkvmHost::boot(cx, &phys, &config);
         Arc::new(Host {
             config,
             sev,
             tdx,
+            pkvm,
             phys,
             nodes,
             busy: BusyOnce::default(),
@@ -160,6 +165,12 @@ impl Host {
     #[inline]
     pub fn tdx(&self) -> Option<&Arc<TdxHost>> {
         self.tdx.as_ref()
+    }
+
+    /// pKVM of the host, if it has it.
+    #[inline]
+    pub fn pkvm(&self) -> Option<&Arc<PkvmHost>> {
+        self.pkvm.as_ref()
     }
 
     /// The configuration.

@@ -124,7 +124,7 @@ pub(crate) fn create_vm_object(
         let device = file.downcast::<KvmDevice>().ok_or_else(|| unknown_ioctl(process, file))?;
         process.fds.reserve()?;
         let vm_type = VmType::from_number(vm_type, &device.host.config)?;
-        let vm = Vm::new(cx, &device.host, &process.mm, vm_type);
+        let vm = Vm::new(cx, &device.host, &process.mm, vm_type)?;
         Ok((install_vm(cx, process, Arc::clone(&vm))?, vm))
     });
     return_to_user(cx);

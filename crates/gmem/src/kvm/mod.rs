@@ -24,6 +24,7 @@ pub mod lpage_info;
 pub mod memslots;
 pub mod mutants;
 mod notifier;
+pub mod pkvm;
 mod prefault;
 pub mod process;
 mod run;

@@ -219,3 +219,23 @@ pub const EXT_FREE_EARLY: Mutant = Mutant::new(482, "EXT_FREE_EARLY");
 pub const ATTR_FILTER_INVERTED: Mutant = Mutant::new(483, "ATTR_FILTER_INVERTED");
 /// A page that is populated cannot be punched meanwhile.
 pub const POPULATE_NO_LOCK: Mutant = Mutant::new(484, "POPULATE_NO_LOCK");
+/// A fault of a protected guest looks whether there is a record before it donates a page.
+pub const PKVM_NO_RECORD_CHECK: Mutant = Mutant::new(438, "PKVM_NO_RECORD_CHECK");
+/// A page stays pinned as long as a protected guest has it.
+pub const PKVM_NO_PIN: Mutant = Mutant::new(439, "PKVM_NO_PIN");
+/// A fault of another guest shares nothing that may have been taken away meanwhile.
+pub const PKVM_ABORT_NO_RETRY: Mutant = Mutant::new(440, "PKVM_ABORT_NO_RETRY");
+/// It notes the sequence before it looks anything up.
+pub const PKVM_SEQ_LATE: Mutant = Mutant::new(441, "PKVM_SEQ_LATE");
+/// Unsharing a range takes back blocks that begin before it, too.
+pub const PKVM_UNMAP_INSIDE_ONLY: Mutant = Mutant::new(442, "PKVM_UNMAP_INSIDE_ONLY");
+/// Once pages are write-protected, the host asks the hypervisor to flush.
+pub const PKVM_WP_NO_FLUSH: Mutant = Mutant::new(443, "PKVM_WP_NO_FLUSH");
+/// The handle of a VM is reserved when the VM is created.
+pub const PKVM_LATE_HANDLE: Mutant = Mutant::new(444, "PKVM_LATE_HANDLE");
+/// Slots of a protected VM that has run do not go, and do not move.
+pub const PKVM_SLOTS_CHANGE: Mutant = Mutant::new(445, "PKVM_SLOTS_CHANGE");
+/// Every page of a protected VM is taken back before the hypervisor forgets the VM.
+pub const PKVM_RECLAIM_SKIPS: Mutant = Mutant::new(446, "PKVM_RECLAIM_SKIPS");
+/// A page that becomes private goes from the page tables of processes.
+pub const PKVM_GMEM_KEEPS_MAPPING: Mutant = Mutant::new(447, "PKVM_GMEM_KEEPS_MAPPING");

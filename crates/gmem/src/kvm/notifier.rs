@@ -60,9 +60,19 @@ impl MmuNotifier for KvmMmuNotifier {
     fn clear_young(&self, cx: &Cx<'_>, range: HvaRange) -> bool {
         let Some(vm) = self.vm.upgrade() else { return false };
         let _srcu = vm.srcu.read(cx);
+        if let Some(pkvm) = vm.pkvm() {
+            let slots = vm.slots_at(cx, range).into_iter();
+            return slots.fold(false, |young, (_, gfns)| vm.pkvm_age_gfn(cx, pkvm, gfns) | young);
+        }
         // Without mmu_lock, and without a flush: a TLB may hide the next access.
         let age = |(slot, gfns): (Arc<Memslot>, GfnRange)| vm.mmu.age_gfn_range(cx, slot.as_id, gfns, Age::Clear);
         vm.slots_at(cx, range).into_iter().fold(false, |young, part| age(part) | young)
+    }
+
+    fn release(&self, cx: &Cx<'_>) {
+        if let Some(vm) = self.vm.upgrade() {
+            vm.pkvm_flush_shadow_all(cx);
+        }
     }
 }
 
@@ -97,6 +107,10 @@ impl Vm {
         for (as_id, range) in frames {
             if !late {
                 self.mmu.invalidate.add_range(cx, lock, range);
+            }
+            if self.pkvm().is_some() {
+                self.pkvm_unmap_gfn_range(cx, lock, range);
+                continue;
             }
             let more = self.mmu.zap_leafs(cx, lock, Some(as_id), roots, range, MayYield::Yes, &**self);
             if late {

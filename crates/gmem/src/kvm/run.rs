@@ -107,6 +107,9 @@ impl Vcpu {
     }
 
     fn vcpu_run(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
+        if let Some(pkvm) = self.vm.pkvm() {
+            return self.pkvm_run(cx, state, pkvm);
+        }
         let mut srcu = self.vm.srcu.read(cx);
         if let Some(pending) = state.pending_exit.take() {
             match self.complete_userspace_io(cx, state, pending)? {

@@ -7,6 +7,7 @@
 use super::lpage_info::LpageInfo;
 use super::memslots::{DirtyBitmap, Memslot, MemslotParts, SlotId};
 use super::mutants::*;
+use super::pkvm::SlotChange;
 use super::uapi::*;
 use super::vm::Vm;
 use sim_kernel::fs::File;
@@ -247,7 +248,7 @@ impl Vm {
 
         let file = new.as_ref().and_then(|new| new.file.clone()).filter(|_| cx.has_mutant(RC_19));
         let prepared = match new {
-            None => Ok(None),
+            None => self.pkvm_prepare_memory_region(cx, &SlotChange { removes: true, new: None }).map(|()| None),
             Some(new) => self.prepare_memory_region(cx, slots, old.as_deref(), new, change).map(Some),
         };
         let new = match prepared {
@@ -306,6 +307,10 @@ impl Vm {
             }
             Some(Arc::new(bitmap))
         };
+        let gmem = new.file.as_ref().map(|file| self.gmem_of(file).is_mappable());
+        let gmem = gmem.or_else(|| old.filter(|old| old.has_gmem()).map(Memslot::is_gmem_only));
+        let removes = change == Change::Move;
+        self.pkvm_prepare_memory_region(cx, &SlotChange { removes, new: Some((&new.gfns, new.flags, gmem)) })?;
         let lpage_info = match (change, old) {
             (Change::FlagsOnly, Some(old)) => Arc::clone(&old.lpage_info),
             _ => {
@@ -424,6 +429,10 @@ impl Vm {
 
     /// `kvm_arch_flush_shadow_memslot`: nothing of the slot stays mapped.
     fn arch_flush_shadow_memslot(self: &Arc<Vm>, cx: &Cx<'_>, slot: &Memslot) {
+        if self.pkvm().is_some() {
+            let mut lock = self.mmu.mmu_lock.write(cx);
+            return self.pkvm_unmap_gfn_range(cx, &mut lock, slot.gfns());
+        }
         if self.zaps_all_on_delete() {
             self.zap_all_fast(cx);
             return;

@@ -155,6 +155,10 @@ pub const KVM_MEMORY_EXIT_FLAG_PRIVATE: u64 = 1 << 3;
 
 /// Ordinary VMs.
 pub const KVM_X86_DEFAULT_VM: u64 = 0;
+/// `KVM_VM_TYPE_ARM_PROTECTED`: of a VM on arm64.
+pub const KVM_VM_TYPE_ARM_PROTECTED: u64 = 1 << 31;
+/// `KVM_VM_TYPE_ARM_IPA_SIZE_MASK`.
+pub const KVM_VM_TYPE_ARM_IPA_SIZE_MASK: u64 = 0xff;
 /// VMs with private memory that only software protects: for testing.
 pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;
 
@@ -213,6 +217,8 @@ pub const KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: u32 = 4;
 pub const KVM_SYSTEM_EVENT_SEV_TERM: u32 = 6;
 /// `KVM_EXIT_SYSTEM_EVENT`: a TD ended itself.
 pub const KVM_SYSTEM_EVENT_TDX_FATAL: u32 = 7;
+/// `KVM_SYSTEM_EVENT_RESET`.
+pub const KVM_SYSTEM_EVENT_RESET: u32 = 2;
 /// `KVM_EXIT_FAIL_ENTRY`: the processor found the guest's state invalid.
 pub const SVM_EXIT_ERR: u64 = u64::MAX;
 

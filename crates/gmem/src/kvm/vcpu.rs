@@ -11,6 +11,7 @@ use super::exception::Exception;
 pub use super::guest::{CpuMode, DescriptorTable, GuestContext, GuestInsn, GuestRegs, SpecialRegisters};
 use super::memslots::Memslot;
 use super::mutants::{MODE_NO_FENCE, RC_09, WAIT_ONLY_IN_GUEST};
+use super::pkvm::PkvmVcpu;
 use super::sev::{SevEs, SevState};
 use super::tdx::{TdxState, VcpuTdx};
 use super::vm::{Vm, VmFile, anonymous_inode_stat};
@@ -254,6 +255,7 @@ pub struct Vcpu {
     shown: parking_lot::Mutex<ShownProcessor>,
     pub(crate) sev: Option<SevEs>,
     pub(crate) tdx: Option<VcpuTdx>,
+    pub(super) pkvm: Option<PkvmVcpu>,
 }
 
 /// What a report shows of the processor that runs a vCPU.
@@ -407,6 +409,13 @@ impl Vcpu {
         before
     }
 
+    /// The vCPU was not made after all.
+    fn abandon(&self, cx: &Cx<'_>) {
+        if let (Some(vcpu), Some(pkvm)) = (&self.pkvm, self.vm.pkvm()) {
+            vcpu.abandon(cx, pkvm);
+        }
+    }
+
     /// Drops everything that the vCPU holds, when the VM is destroyed.
     pub(crate) fn destroy(&self, cx: &Cx<'_>) {
         let root = {
@@ -422,6 +431,16 @@ impl Vcpu {
         }
         if let (Some(es), Some(sev)) = (&self.sev, self.vm.sev()) {
             es.free(cx, sev);
+        }
+        if let Some(pkvm) = &self.pkvm {
+            pkvm.destroy(cx);
+        }
+    }
+
+    /// Forgets all requests: what they ask for is the hypervisor's to do where they are not served.
+    pub(super) fn take_requests(&self, cx: &Cx<'_>) {
+        if self.peek_requests() != 0 {
+            self.requests.store(cx, 0);
         }
     }
 }
@@ -439,12 +458,13 @@ impl Vm {
         if let Some(tdx) = self.tdx() {
             return self.tdx_vcpu_create(cx, tdx, id);
         }
-        let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None) };
+        let pkvm = self.pkvm().map(|pkvm| PkvmVcpu::new(cx, pkvm)).transpose()?;
+        let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None, pkvm) };
         sev.begin_vcpu(cx);
         SevEs::new(cx, sev)
             .and_then(|(es, state)| {
                 let pages = (es.vmcb(), es.vmsa());
-                self.make_vcpu(cx, id, Some((es, state))).inspect_err(|_| {
+                self.make_vcpu(cx, id, Some((es, state)), None).inspect_err(|_| {
                     self.host.phys.put(cx, pages.0);
                     self.host.phys.put(cx, pages.1);
                 })
@@ -457,6 +477,7 @@ impl Vm {
         cx: &Cx<'_>,
         id: u64,
         sev: Option<(SevEs, Box<SevState>)>,
+        pkvm: Option<PkvmVcpu>,
     ) -> Result<Arc<Vcpu>, Errno> {
         let (es, sev_state) = sev.unzip();
         let tdx_state = self.tdx().map(|_| Default::default());
@@ -478,10 +499,16 @@ impl Vm {
             shown: Default::default(),
             sev: es,
             tdx: self.tdx().map(|_| VcpuTdx::default()),
+            pkvm,
         });
         let mut vcpus = self.vcpus.write();
         if vcpus.iter().any(|v| v.id == id) {
+            drop(vcpus);
+            vcpu.abandon(cx);
             return Err(Errno::EEXIST);
+        }
+        if let Some(pkvm) = &vcpu.pkvm {
+            pkvm.set_index(vcpus.len());
         }
         vcpus.push(Arc::clone(&vcpu));
         Ok(vcpu)
@@ -549,6 +576,9 @@ impl Vm {
 impl RemoteFlush for Vm {
     fn flush_remote_tlbs(&self, cx: &Cx<'_>) {
         self.remote_tlb_flush_requests.fetch_add(1, Ordering::Relaxed);
+        if self.pkvm_flush_remote_tlbs(cx) {
+            return;
+        }
         if self.make_all_requests(cx, Request::TlbFlush) {
             self.remote_tlb_flush.fetch_add(1, Ordering::Relaxed);
         }
@@ -594,5 +624,8 @@ pub(crate) fn install_vcpu(cx: &Cx<'_>, process: &super::process::Process, vcpu:
     vcpu.vm.get(cx);
     let file = File::new(cx, Arc::new(VcpuFile { vcpu: Arc::clone(&vcpu) }));
     // Nobody could name the vCPU without a descriptor: its id is free again.
-    process.install(cx, file).inspect_err(|_| vcpu.vm.vcpus.write().retain(|other| !Arc::ptr_eq(other, &vcpu)))
+    process.install(cx, file).inspect_err(|_| {
+        vcpu.vm.vcpus.write().retain(|other| !Arc::ptr_eq(other, &vcpu));
+        vcpu.abandon(cx);
+    })
 }

@@ -37,6 +37,10 @@ pub enum VmType {
     Snp,
     /// `KVM_X86_TDX_VM`.
     Tdx,
+    /// Of a host with pKVM, without `KVM_VM_TYPE_ARM_PROTECTED`.
+    Arm,
+    /// Of such a host, with it.
+    ArmProtected,
 }
 
 impl VmType {
@@ -45,6 +49,9 @@ impl VmType {
     /// # Errors
     /// `EINVAL` if it is not supported.
     pub fn from_number(number: u64, config: &MachineConfig) -> Result<VmType, Errno> {
+        if config.pkvm {
+            return VmType::from_arm_number(number, config);
+        }
         if number >= 32 || config.vm_types() & 1 << number == 0 {
             return Err(Errno::EINVAL);
         }
@@ -55,6 +62,17 @@ impl VmType {
             KVM_X86_TDX_VM => Ok(VmType::Tdx),
             _ => Err(Errno::EINVAL),
         }
+    }
+
+    /// `kvm_arch_init_vm`, `kvm_init_ipa_range`. Simplified: all VMs of a machine have intermediate addresses of one width.
+    fn from_arm_number(number: u64, config: &MachineConfig) -> Result<VmType, Errno> {
+        let bits = number & KVM_VM_TYPE_ARM_IPA_SIZE_MASK;
+        if number & !(KVM_VM_TYPE_ARM_PROTECTED | KVM_VM_TYPE_ARM_IPA_SIZE_MASK) != 0
+            || bits != 0 && bits != u64::from(config.pkvm_bits())
+        {
+            return Err(Errno::EINVAL);
+        }
+        Ok(if number & KVM_VM_TYPE_ARM_PROTECTED != 0 { VmType::ArmProtected } else { VmType::Arm })
     }
 }
 
@@ -122,9 +140,12 @@ impl fmt::Debug for Vm {
 
 impl Vm {
     /// `kvm_create_vm`: a VM with one reference, following changes of `mm`.
-    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Arc<Vm> {
+    ///
+    /// # Errors
+    /// Those of its kind: `ENOMEM`.
+    pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Result<Arc<Vm>, Errno> {
         let config = host.config.tdp_config();
-        let kind = VmKind::new(cx, host, vm_type);
+        let kind = VmKind::new(cx, host, vm_type)?;
         let hooks = kind.external_tables();
         let vm = Arc::new(Vm {
             host: Arc::clone(host),
@@ -170,7 +191,7 @@ impl Vm {
         mm.register_notifier(cx, Arc::clone(&notifier));
         vm.notifier.set(notifier).expect("a VM registers once");
         host.watch_vm(&vm);
-        vm
+        Ok(vm)
     }
 
     /// `kvm->max_vcpus`: a TD has at most as many vCPUs as the host has processors.
@@ -245,7 +266,8 @@ impl Vm {
     /// # Errors
     /// `EINVAL` for flags, unknown capabilities and unknown bits of known ones.
     pub fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
-        if cap.flags != 0 {
+        let is_arms = Cap::from_number(u64::from(cap.cap)) == Some(Cap::ManualDirtyLogProtect2);
+        if cap.flags != 0 || self.pkvm().is_some() && !is_arms {
             return Err(Errno::EINVAL);
         }
         match Cap::from_number(u64::from(cap.cap)) {
@@ -293,6 +315,7 @@ impl Vm {
 
     /// `kvm_mmu_zap_all_fast`: marks all roots invalid, makes every vCPU drop them, then takes them apart.
     pub(crate) fn zap_all_fast(&self, cx: &Cx<'_>) {
+        assert!(self.pkvm().is_none(), "x86 only");
         {
             let mut lock = self.mmu.mmu_lock.write(cx);
             self.mmu.invalidate_all_roots(cx, &mut lock);
@@ -325,6 +348,9 @@ impl Vm {
     /// `kvm_arch_memslots_updated`: the MMIO generation may have wrapped; every vCPU looks at its requests.
     pub(crate) fn arch_memslots_updated(&self, cx: &Cx<'_>, generation: u64) {
         // Generations advance by the number of address spaces; the bits below that are the address space's number.
+        if self.pkvm().is_some() {
+            return;
+        }
         let step = u64::from(self.address_spaces());
         if (generation / step * step) & MMIO_SPTE_GEN_MASK == 0 {
             self.zap_all_fast(cx);
@@ -356,6 +382,10 @@ impl Vm {
             self.mmu.invalidate.end(cx, &mut lock, invalidation);
         }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
+        if let Some(pkvm) = self.pkvm() {
+            self.pkvm_flush_shadow_all(cx);
+            self.pkvm_destroy(cx, pkvm);
+        }
         // Not inside the `for`: its lock would last while the vCPUs wait for theirs.
         let vcpus = std::mem::take(&mut *self.vcpus.write());
         for vcpu in vcpus {
@@ -406,6 +436,9 @@ impl Vm {
         if was == is || new.is_readonly() {
             return;
         }
+        if !is && self.pkvm().is_some() {
+            return;
+        }
         if !is {
             let mut lock = self.mmu.mmu_lock.read(cx);
             self.mmu.recover_huge_pages(cx, &mut lock, new.as_id, &self.slot_view(new), &**self);
@@ -413,6 +446,9 @@ impl Vm {
         }
         if self.dirty_log_initially_set() {
             return;
+        }
+        if let Some(pkvm) = self.pkvm() {
+            return self.pkvm_wp_range(cx, pkvm, new.gfns());
         }
         if self.host.config.splits_eagerly() {
             let mut lock = self.mmu.mmu_lock.read(cx);
@@ -467,6 +503,9 @@ impl Vm {
 
 /// `kvm_vm_ioctl_check_extension`; without a VM, what `/dev/kvm` answers.
 pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32 {
+    if config.pkvm {
+        return Cap::from_number(cap).map_or(0, |cap| super::pkvm::check_extension(config, cap, vm));
+    }
     let private = vm.map(|vm| vm.has_private_mem());
     match Cap::from_number(cap) {
         None => 0,

@@ -5,6 +5,7 @@
 
 use super::host::Host;
 use super::mutants::EXT_FREE_EARLY;
+use super::pkvm::KvmPkvm;
 use super::sev::SevInfo;
 use super::tdx::{KvmTdx, MirrorHooks};
 use super::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
@@ -27,11 +28,15 @@ pub(crate) enum VmKind {
     Snp(Box<SevInfo>),
     /// `KVM_X86_TDX_VM`.
     Tdx(Arc<KvmTdx>),
+    /// A VM on arm64 with pKVM, protected or not.
+    Pkvm(Box<KvmPkvm>),
 }
 
 impl VmKind {
-    pub(super) fn new(cx: &Cx<'_>, host: &Host, vm_type: VmType) -> VmKind {
-        match vm_type {
+    /// # Errors
+    /// `ENOMEM` on a host with pKVM.
+    pub(super) fn new(cx: &Cx<'_>, host: &Host, vm_type: VmType) -> Result<VmKind, Errno> {
+        Ok(match vm_type {
             VmType::Default => VmKind::Default,
             VmType::SwProtected => VmKind::SwProtected,
             VmType::Snp => {
@@ -42,7 +47,11 @@ impl VmKind {
                 let tdx = host.tdx().expect("there are no TDs on a host without TDX");
                 VmKind::Tdx(KvmTdx::new(cx, tdx))
             }
-        }
+            VmType::Arm | VmType::ArmProtected => {
+                let pkvm = host.pkvm().expect("there are no such VMs on a host without pKVM");
+                VmKind::Pkvm(Box::new(KvmPkvm::new(cx, pkvm, vm_type == VmType::ArmProtected)?))
+            }
+        })
     }
 
     /// The hooks of external tables, of VMs that have them.
@@ -60,10 +69,10 @@ impl VmKind {
 }
 
 impl Vm {
-    /// `kvm_arch_has_private_mem`: whether the guest has memory that is kept from the host.
+    /// `kvm_arch_has_private_mem`: whether the guest has memory that is kept from the host, and that attributes tell from other memory: none on arm64.
     #[inline]
     pub fn has_private_mem(&self) -> bool {
-        !matches!(self.kind, VmKind::Default)
+        !matches!(self.kind, VmKind::Default | VmKind::Pkvm(_))
     }
 
     /// SEV-SNP of the VM, if it is of that type (`to_kvm_sev_info`).
@@ -101,7 +110,7 @@ impl Vm {
     /// attribute decides, read without lock or sequence.
     pub(super) fn is_private_fault(&self, cx: &Cx<'_>, fault: &Stage2Fault, info1: ExitInfo1) -> bool {
         match self.kind {
-            VmKind::Default => false,
+            VmKind::Default | VmKind::Pkvm(_) => false,
             VmKind::SwProtected => {
                 (!fault.reserved || self.kernel().mmio_fault_may_be_private())
                     && self.attributes.get(cx, fault.gpa.gfn()) & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
@@ -118,7 +127,9 @@ impl Vm {
     /// `EAGAIN` if the machine is busy, on purpose; of SEV-SNP `ENOENT`, `EINVAL`.
     pub(super) fn arch_gmem_make_private(&self, cx: &Cx<'_>, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
         match &self.kind {
-            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) => self.host.busy.ask().map_err(|_| Errno::EAGAIN),
+            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) | VmKind::Pkvm(_) => {
+                self.host.busy.ask().map_err(|_| Errno::EAGAIN)
+            }
             VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn),
         }
     }
@@ -127,6 +138,8 @@ impl Vm {
     pub(super) fn arch_vm_destroy(&self, cx: &Cx<'_>) {
         match &self.kind {
             VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) => {}
+            // Before its vCPUs, in the order of arm64.
+            VmKind::Pkvm(_) => {}
             VmKind::Snp(sev) => sev.vm_destroy(cx),
         }
     }

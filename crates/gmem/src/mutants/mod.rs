@@ -10,6 +10,7 @@ mod bugs;
 mod lifetime;
 mod notifiers;
 mod page_cache;
+mod pkvm;
 mod registry;
 mod sequence;
 mod sev;

@@ -74,6 +74,7 @@ static PARTS: &[&[MutantInfo]] = &[
     super::tables::ROWS,
     super::sev::ROWS,
     super::tdx::ROWS,
+    super::pkvm::ROWS,
 ];
 
 /// Every mutant, area by area.

@@ -231,6 +231,12 @@ pub enum Op {
         reply: u64,
     },
     GuestPaged(GuestPaged),
+    GuestSetMemory {
+        vcpu: Name,
+        gpa: u64,
+        len: u64,
+        to: u64,
+    },
     /// Those of VMs with SEV-SNP, under their own names.
     #[serde(skip)]
     Snp(SnpOp),
@@ -351,6 +357,7 @@ impl Op {
             Op::GuestHypercall { .. } => "guest_hypercall",
             Op::GuestPaged(_) => "guest_paged",
             Op::Snp(op) => op.name(),
+            Op::GuestSetMemory { .. } => "guest_set_memory",
             Op::Tdx(op) => op.name(),
         }
     }

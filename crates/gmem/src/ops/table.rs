@@ -269,7 +269,14 @@ const FALLOCATE_MODES: &[Symbol] = &[
 pub const OPS: &[OpSpec] = &[
     op(
         "create_vm",
-        &[VM, opt("type", Kind::Choice(&[("default", 0), ("sw_protected", 1), ("snp", 4), ("tdx", 5)]), "default")],
+        &[
+            VM,
+            opt(
+                "type",
+                Kind::Choice(&[("default", 0), ("sw_protected", 1), ("snp", 4), ("tdx", 5), ("protected", 1 << 31)]),
+                "default",
+            ),
+        ],
         "KVM_CREATE_VM",
     ),
     op(
@@ -575,5 +582,10 @@ pub const OPS: &[OpSpec] = &[
             CONVERTS,
         ],
         "tdg.vp.vmcall by the vCPU, then hlt; reads R10",
+    ),
+    op(
+        "guest_set_memory",
+        &[VCPU, GPA, LEN, TO],
+        "memory of a range shared with the host or taken back by a guest of pKVM, as Linux does it: a call for each page, up to the first that fails; reads its answer, or 0",
     ),
 ];

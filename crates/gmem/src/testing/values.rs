@@ -134,6 +134,9 @@ pub fn check_and_end(cx: &Cx<'_>, world: &World) {
     if let Some(tdx) = world.process().host().tdx() {
         tdx.check_end();
     }
+    if let Some(pkvm) = world.process().host().pkvm() {
+        pkvm.check_end();
+    }
     let phys = world.process().host().phys();
     assert_eq!(phys.used_frames(), phys.reserved_frames(), "frames are left after the process has ended");
     assert_eq!(phys.tables(), 0, "tables are left after the process has ended");

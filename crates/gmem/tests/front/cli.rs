@@ -37,6 +37,7 @@ impl Backend for Repeater {
         options: &RunOptions,
         out: &mut dyn Write,
         log: Option<&mut dyn Write>,
+        _pkvm_trace: Option<&mut dyn Write>,
     ) -> anyhow::Result<Status> {
         writeln!(out, "{} {options:?}", scenario.name)?;
         match log {

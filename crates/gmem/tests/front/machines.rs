@@ -98,6 +98,16 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_contention = true
         snp_cpuid = "any"
         ciphertext_hiding = true
+        tdx = true
+        tdx_hkids = 7
+        tdx_contention = true
+        tdx_host_priority = true
+        tdx_erratum = true
+        tdx_caches = true
+        tdx_terminate_vm = true
+        pkvm = false
+        pkvm_gmem = false
+        memlock = "64K"
         fail_frame = 1
         fail_table = 2
         fail_node = 3
@@ -122,6 +132,14 @@ fn a_scenario_says_everything_of_a_machine() {
         snp_contention: true,
         snp_cpuid: SnpCpuid::Any,
         ciphertext_hiding: true,
+        tdx: true,
+        tdx_hkids: 7,
+        tdx_contention: true,
+        tdx_host_priority: true,
+        tdx_erratum: true,
+        tdx_caches: true,
+        tdx_terminate_vm: true,
+        memlock: 64 << 10,
         faults,
         ..shadow()
     };

@@ -11,6 +11,7 @@ mod fallocate_kinds;
 mod mmio_cache;
 mod mmio_wrap;
 mod pending_exit;
+mod pkvm;
 mod poison_race;
 mod poison_signal;
 mod prefault_level;

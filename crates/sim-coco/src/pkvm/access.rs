@@ -150,8 +150,8 @@ impl Pkvm {
     }
 
     #[track_caller]
-    fn point_word(&self, cx: &Cx<'_>, pfn: Pfn, word: usize, touch: Touch) {
-        let access = if matches!(touch, Touch::Write(_)) { Access::Store } else { Access::Load };
+    fn point_word(&self, cx: &Cx<'_>, pfn: Pfn, word: usize, kind: AccessKind) {
+        let access = if kind == AccessKind::Write { Access::Store } else { Access::Load };
         let index = pfn.0.saturating_mul(WORDS_PER_PAGE as u64).saturating_add(word as u64);
         cx.point_range(access, self.phys.object(), index, 1);
     }
@@ -194,6 +194,38 @@ impl Pkvm {
     /// The abort with which it leaves the guest.
     #[track_caller]
     pub fn guest_access(&self, cx: &Cx<'_>, cpu: CpuId, ipa: Gpa, touch: Touch) -> Result<u64, GuestStop> {
+        self.guest_step(cx, cpu, ipa, touch.kind(), |pfn, word| self.perform(pfn, word, touch))
+    }
+
+    /// The guest of the loaded vCPU replaces the aligned word at an address by a function of it, in one step: a store of less than a word, or an atomic instruction. Returns what
+    /// was there.
+    ///
+    /// # Errors
+    /// The abort with which it leaves the guest.
+    #[track_caller]
+    pub fn guest_modify(
+        &self,
+        cx: &Cx<'_>,
+        cpu: CpuId,
+        ipa: Gpa,
+        change: impl Fn(u64) -> u64,
+    ) -> Result<u64, GuestStop> {
+        self.guest_step(cx, cpu, ipa, AccessKind::Write, |pfn, word| {
+            let old = self.perform(pfn, word, Touch::Read);
+            self.perform(pfn, word, Touch::Write(change(old)));
+            old
+        })
+    }
+
+    #[track_caller]
+    fn guest_step(
+        &self,
+        cx: &Cx<'_>,
+        cpu: CpuId,
+        ipa: Gpa,
+        kind: AccessKind,
+        perform: impl FnOnce(Pfn, usize) -> u64,
+    ) -> Result<u64, GuestStop> {
         self.alive()?;
         let vcpu = self.loaded(cpu).ok_or(GuestStop::NoVcpu)?;
         let (root, page, word) = (&vcpu.vm.root, Pfn(ipa.gfn().0), Pa(ipa.0).word());
@@ -201,15 +233,15 @@ impl Pkvm {
             cx.point_range(Access::Load, vcpu.vm.object, page.0, 1);
             let seen = self.translate(self.tlbs.lookup(cpu, root.vmid, page), root, page);
             if let Walked::Hit(entry) = seen {
-                self.point_word(cx, entry.pfn, word, touch);
+                self.point_word(cx, entry.pfn, word, kind);
             }
             let mut entries = self.tlbs.access();
             // What was announced is another access by now.
             if self.translate(Pkvm::cached(&entries, cpu, root, page), root, page) != seen {
                 continue;
             }
-            let pfn = self.guest_translation(&mut entries, cpu, &vcpu, ipa, touch.kind())?;
-            return Ok(self.perform(pfn, word, touch));
+            let pfn = self.guest_translation(&mut entries, cpu, &vcpu, ipa, kind)?;
+            return Ok(perform(pfn, word));
         }
     }
 
@@ -279,7 +311,7 @@ impl Pkvm {
         let (pfn, word) = (pa.pfn(), pa.word());
         self.alive()?;
         loop {
-            self.point_word(cx, pfn, word, touch);
+            self.point_word(cx, pfn, word, touch.kind());
             let mut entries = self.tlbs.access();
             match self.host_translation(&mut entries, cpu, pfn, touch.kind()) {
                 Ok(()) => return Ok(self.perform(pfn, word, touch)),
@@ -293,7 +325,7 @@ impl Pkvm {
     /// A device accesses memory: nothing of this stands in its way (a known gap).
     #[track_caller]
     pub fn device_access(&self, cx: &Cx<'_>, pa: Pa, touch: Touch) -> u64 {
-        self.point_word(cx, pa.pfn(), pa.word(), touch);
+        self.point_word(cx, pa.pfn(), pa.word(), touch.kind());
         self.perform(pa.pfn(), pa.word(), touch)
     }
 }

@@ -124,7 +124,7 @@ impl<'a> El2<'a> {
     /// Clears a page, down to the point of coherency: an alias that is not cached sees it, too.
     #[track_caller]
     pub(super) fn zero(&self, pfn: Pfn) {
-        self.hv.phys.zero(self.cx, pfn);
+        self.hv.phys.zero_beneath(self.cx, pfn);
         self.record(TraceEvent::Zero { pfn });
     }
 

@@ -139,6 +139,11 @@ impl Pkvm {
         &self.phys
     }
 
+    /// Memory that was set aside at boot, and never becomes the host's again.
+    pub fn carve_out(&self) -> &[Pfn] {
+        &self.carve_out
+    }
+
     /// Pages of the root of a guest's stage 2, which the host gives with [`HostCall::InitVm`](super::HostCall::InitVm).
     pub fn pgd_pages(&self) -> u64 {
         Root::pages(self.config.guest_bits)

@@ -321,7 +321,7 @@ impl El2<'_> {
             }
             let (slot, old) = *path.last().expect("a walk looks at one descriptor at least");
             let child = tables.alloc().ok_or(Errno::ENOMEM)?;
-            self.hv.phys.zero(self.cx, child);
+            self.hv.phys.zero_beneath(self.cx, child);
             table.refs.insert(child, 0);
             self.record(TraceEvent::Table { vmid: table.root.vmid, pfn: child, level: slot.level.down() });
             self.replace(table, slot, old, Pte::table(child));

@@ -14,8 +14,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Address-space number of all memory files: only whether a frame is in a page cache matters here.
-const MAPPING: u32 = u32::MAX;
 /// `FALLOC_FL_KEEP_SIZE`.
 const KEEP_SIZE: u32 = 0x01;
 /// `FALLOC_FL_PUNCH_HOLE`.
@@ -86,6 +84,9 @@ impl Cache {
 }
 
 impl Shmem {
+    /// Address-space number of all memory files: only whether a frame is in the page cache of one matters.
+    pub const MAPPING: u32 = u32::MAX;
+
     /// `memfd_create` and `ftruncate`: a file of `size` bytes.
     pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>, ino: u64, size: u64) -> Shmem {
         Shmem {
@@ -153,7 +154,7 @@ impl Shmem {
             let pfn = self.phys.alloc()?;
             assert!(self.phys.try_lock(cx, pfn), "a new page is not locked");
             self.phys.get(pfn);
-            self.phys.set_mapping(pfn, MAPPING, pgoff);
+            self.phys.set_mapping(pfn, Shmem::MAPPING, pgoff);
             cache.pages.insert(pgoff, pfn);
             return Ok(Some((pfn, true)));
         }

@@ -15,6 +15,25 @@ impl Mm {
     /// [`GupError::HwPoison`] if the page is broken; [`GupError::Oom`] if no frame is left; [`GupError::SignalPending`] if the page
     /// had to be faulted in and the task has a signal.
     pub fn get_user_page(&self, cx: &Cx<'_>, hva: Hva, flags: GupFlags) -> Result<GupPage, GupError> {
+        self.faultin_user_page(cx, hva, flags, true)
+    }
+
+    /// `pin_user_pages` of one page for writing and for long (`FOLL_WRITE | FOLL_LONGTERM`): it stays where it is until the reference is put, whatever becomes of
+    /// the mapping. A signal does not keep it from being faulted in, unless it kills, which signals here do not.
+    ///
+    /// # Errors
+    /// As [`Mm::get_user_page`].
+    pub fn pin_user_page(&self, cx: &Cx<'_>, hva: Hva) -> Result<Pfn, GupError> {
+        self.faultin_user_page(cx, hva, GupFlags { write: true }, false).map(|page| page.pfn)
+    }
+
+    fn faultin_user_page(
+        &self,
+        cx: &Cx<'_>,
+        hva: Hva,
+        flags: GupFlags,
+        interruptible: bool,
+    ) -> Result<GupPage, GupError> {
         let tree = self.mmap_lock.read(cx);
         let vma = tree.find(hva).ok_or(GupError::Efault)?;
         let right = if flags.write { Prot::WRITE } else { Prot::READ };
@@ -25,7 +44,7 @@ impl Mm {
             if let Some(page) = self.follow_page(cx, hva, flags.write) {
                 return Ok(page);
             }
-            if cx.signal_pending() {
+            if interruptible && cx.signal_pending() {
                 return Err(GupError::SignalPending);
             }
             self.handle_mm_fault(cx, &tree, vma, hva, flags.write)?;

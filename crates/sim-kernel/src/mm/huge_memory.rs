@@ -6,7 +6,7 @@
 
 use super::fault::VmFault;
 use super::mm::Mm;
-use super::pgtable::{Look, MmuGather, Pte, PteFlags};
+use super::pgtable::{Look, MmuGather, PageTables, Pte, PteFlags};
 use super::vma::{HugeAdvice, Vma};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 
@@ -152,6 +152,13 @@ impl Mm {
         result
     }
 
+    /// Whether somebody else has a reference to a page of the block, which then stays where it is (`SCAN_PAGE_COUNT`). Looked at only where pages are pinned for long and copying
+    /// one would be noticed: on a host under a stage 2.
+    fn is_pinned(&self, tables: &PageTables, at: Hva) -> bool {
+        let pinned = |pte: Pte| pte.has(PteFlags::ANON) && self.phys.refcount(pte.pfn()) > 1;
+        self.phys.has_host_stage2() && (0..PAGES_PER_PMD).any(|i| pinned(tables.pte(at + i * PAGE_SIZE)))
+    }
+
     /// `collapse_huge_page`: copies the 512 pages of a block into one huge page.
     fn collapse_huge_page(&self, cx: &Cx<'_>, at: Hva) -> Result<(), Errno> {
         match self.page_table_lock.lock(cx).look(at) {
@@ -163,7 +170,8 @@ impl Mm {
         let mut gather = MmuGather::default();
         let invalidation = self.invalidate_start(cx, block_of(at));
         let mut tables = self.page_table_lock.lock(cx);
-        let collapses = matches!(tables.look(at), Look::Small(_));
+        let pinned = self.is_pinned(&tables, at);
+        let collapses = matches!(tables.look(at), Look::Small(_)) && !pinned;
         if collapses {
             let mut writable = false;
             for i in 0..PAGES_PER_PMD {
@@ -182,7 +190,7 @@ impl Mm {
         if !collapses {
             self.phys.put_huge(cx, base);
         }
-        Ok(())
+        if pinned { Err(Errno::EAGAIN) } else { Ok(()) }
     }
 }
 

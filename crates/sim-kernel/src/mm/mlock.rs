@@ -5,6 +5,7 @@
 use super::mm::{GupError, Mm};
 use super::vma::{Prot, page_align};
 use crate::{Cx, Errno, Hva, HvaRange, PAGE_SIZE};
+use std::sync::atomic::Ordering;
 
 impl Mm {
     /// `mlock`: marks the areas, then populates them.
@@ -30,6 +31,31 @@ impl Mm {
             }
         }
         self.mm_populate(cx, HvaRange::new(start, end))
+    }
+
+    /// `account_locked_vm`, for memory that somebody pins for the process: so many pages more, or less. At most `limit` pages may be locked this way; what [`Mm::mlock`] locks does
+    /// not count here.
+    ///
+    /// # Errors
+    /// `ENOMEM` if that would be more than the limit.
+    ///
+    /// # Panics
+    /// If less than nothing is left.
+    pub fn account_locked_vm(&self, cx: &Cx<'_>, pages: u64, locked: bool, limit: u64) -> Result<(), Errno> {
+        let _tree = self.mmap_lock.write(cx);
+        let before = self.locked_vm.load(Ordering::Relaxed);
+        let after = if !locked {
+            before.checked_sub(pages).expect("pages are unlocked that were locked")
+        } else {
+            before.checked_add(pages).filter(|after| *after <= limit).ok_or(Errno::ENOMEM)?
+        };
+        self.locked_vm.store(after, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// `mm->locked_vm`: pages that are locked by [`Mm::account_locked_vm`].
+    pub fn locked_vm(&self) -> u64 {
+        self.locked_vm.load(Ordering::Relaxed)
     }
 
     /// `__mm_populate`: private writable pages as writes would, others as reads.

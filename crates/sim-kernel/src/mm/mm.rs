@@ -14,6 +14,7 @@ use crate::fs::File;
 use crate::sync::{Mutex, RwLock};
 use crate::{Cx, Errno, Pfn};
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 
 /// A signal that a memory access of the process raises.
@@ -192,6 +193,8 @@ pub struct Mm {
     /// A leaf: nothing is acquired inside, so it may be taken under KVM's `mmu_lock`.
     pub(super) page_table_lock: Mutex<PageTables>,
     pub(super) notifiers: Notifiers,
+    /// Changes under `mmap_lock`.
+    pub(super) locked_vm: AtomicU64,
     pub(super) me: Weak<Mm>,
 }
 
@@ -217,6 +220,7 @@ impl Mm {
             mmap_lock: RwLock::new(cx, "mmap_lock", VmaTree::default()),
             page_table_lock: Mutex::new(cx, "page_table_lock", PageTables::new()),
             notifiers: Notifiers::new(cx),
+            locked_vm: AtomicU64::new(0),
             me: Weak::clone(me),
         })
     }

@@ -91,6 +91,7 @@ impl Mm {
 
     /// Gives back everything, when the process exits. Listeners are told of one unmapping of all addresses.
     pub fn exit_mmap(&self, cx: &Cx<'_>) {
+        self.notifiers.release(cx);
         self.do_munmap(cx, HvaRange::new(Hva(0), Hva(TASK_SIZE)));
     }
 

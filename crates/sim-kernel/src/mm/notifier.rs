@@ -3,7 +3,7 @@
 //! A start is called before the first entry changes and an end after the last; in between a listener must not use translations of
 //! the range. Pairs may nest. Both run under SRCU, so that unregistering can wait for the ones that run.
 //!
-//! Simplified: no `release`; of ageing only `clear_young`, since nothing here reclaims (`clear_flush_young`) or makes pages huge by itself
+//! Simplified: of ageing only `clear_young`, since nothing here reclaims (`clear_flush_young`) or makes pages huge by itself
 //! (`test_young`), and it is called without the page-table lock. All callbacks may sleep, and none fails.
 
 use crate::sync::{LockMap, Srcu};
@@ -26,6 +26,9 @@ pub trait MmuNotifier: Send + Sync + fmt::Debug {
     fn clear_young(&self, _cx: &Cx<'_>, _range: HvaRange) -> bool {
         false
     }
+
+    /// `release`: the address space ends, and nobody runs in it any more; forget all its translations. Called before anything is unmapped.
+    fn release(&self, _cx: &Cx<'_>) {}
 }
 
 /// `__mmu_notifier_invalidate_range_start_map`: from a start to its end. Whoever waits until no pair is open waits for this.
@@ -90,6 +93,13 @@ impl Notifiers {
             notifier.invalidate_range_start(cx, range);
         }
         Invalidation { range, told }
+    }
+
+    /// `mmu_notifier_release`, at the end of the address space.
+    pub(super) fn release(&self, cx: &Cx<'_>) {
+        for (_, notifier) in &*self.current() {
+            notifier.release(cx);
+        }
     }
 
     /// `mmu_notifier_clear_young`: whether any listener has used the range.

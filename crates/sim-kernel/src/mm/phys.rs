@@ -18,7 +18,8 @@ mod contents;
 mod guard;
 mod poison;
 
-pub use guard::MayWrite;
+pub(in crate::mm) use guard::User;
+pub use guard::{HostStage2, MayWrite};
 
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
@@ -164,6 +165,7 @@ pub struct PhysMem {
     failing_frame: Nth,
     failing_table: Nth,
     write_guard: guard::WriteGuard,
+    stage2: guard::Stage2,
     /// Frames that the kernel keeps for good.
     kept: AtomicU64,
 }
@@ -198,6 +200,7 @@ impl PhysMem {
             failing_frame: Nth::default(),
             failing_table: Nth::default(),
             write_guard: guard::WriteGuard::default(),
+            stage2: guard::Stage2::default(),
             kept: AtomicU64::new(0),
         }
     }

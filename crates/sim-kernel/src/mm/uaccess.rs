@@ -5,7 +5,7 @@
 //! TLB flush that the kernel does before it lets go of a page. An access that is not aligned is made of 32-bit ones.
 
 use super::mm::{Mm, Signal};
-use super::phys::PhysMem;
+use super::phys::User;
 use super::vma::Prot;
 use crate::{Cx, Hva, PAGE_SIZE, Pfn};
 
@@ -19,23 +19,35 @@ impl Mm {
         cx: &Cx<'_>,
         hva: Hva,
         write: bool,
-        access: impl Fn(&PhysMem, Pfn, u64) -> R,
+        access: impl Fn(&User<'_>, Pfn, u64) -> R,
     ) -> Result<R, Signal> {
+        let user = User::new(&self.phys);
         loop {
-            {
+            let aborted = {
                 let mut tables = self.page_table_lock.lock(cx);
                 let pte = tables.pte(hva);
                 if pte.permits(write) {
                     tables.mark_young(hva);
-                    let done = access(&self.phys, pte.pfn(), hva.0 % PAGE_SIZE);
+                    let done = access(&user, pte.pfn(), hva.0 % PAGE_SIZE);
                     // The kernel finds nothing wrong with the address, and the task would fault again and again.
                     if write && self.phys.take_refusal() {
                         return Err(Signal::Sigbus);
                     }
-                    return Ok(done);
+                    let aborted = user.aborted();
+                    if aborted.is_none() {
+                        return Ok(done);
+                    }
+                    aborted
+                } else {
+                    None
                 }
+            };
+            match aborted {
+                // What the hypervisor keeps from the host is no fault of the process's mapping: `SEGV_ACCERR`.
+                Some(pfn) if !self.phys.user_abort(cx, pfn) => return Err(Signal::Sigsegv),
+                Some(_) => {}
+                None => self.do_user_addr_fault(cx, hva, write)?,
             }
-            self.do_user_addr_fault(cx, hva, write)?;
         }
     }
 

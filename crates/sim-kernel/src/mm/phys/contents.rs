@@ -3,6 +3,7 @@
 //!
 //! An access of up to eight bytes is one step, and so is one of a whole frame. A buffer is made at the first write.
 
+use super::guard::{By, User};
 use super::{FIRST_BUFFER, PhysMem, UNDEFINED, WORDS_PER_PAGE, ZERO};
 use crate::sched::{Access, ObjId};
 use crate::sync::Word;
@@ -13,7 +14,18 @@ impl PhysMem {
     /// `clear_highpage`: the frame's bytes become zero. One step.
     #[track_caller]
     pub fn zero(&self, cx: &Cx<'_>, pfn: Pfn) {
+        self.reach(cx, By::Kernel, Access::Store, pfn, 0, WORDS_PER_PAGE as u64);
+        self.clear_bytes(pfn);
+    }
+
+    /// As [`PhysMem::zero`], by what runs beneath the kernel and needs nobody's leave.
+    #[track_caller]
+    pub fn zero_beneath(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        self.clear_bytes(pfn);
+    }
+
+    fn clear_bytes(&self, pfn: Pfn) {
         self.assert_may_write(pfn);
         let content = self.rmw.update(&self.frame(pfn).content, |_| ZERO);
         if content >= FIRST_BUFFER {
@@ -23,7 +35,8 @@ impl PhysMem {
 
     /// Copies the bytes of a frame (`copy_highpage`), for copy-on-write. One step.
     pub fn copy(&self, cx: &Cx<'_>, from: Pfn, to: Pfn) {
-        cx.point_range(Access::Store, self.bytes, to.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        // One step stands for the loads, too: `from` is what a page table names, and cannot be written meanwhile.
+        self.reach(cx, By::Kernel, Access::Store, to, 0, WORDS_PER_PAGE as u64);
         self.assert_may_write(to);
         match self.frame(from).content.load(Ordering::Acquire) {
             content if content >= FIRST_BUFFER => {
@@ -98,15 +111,22 @@ impl PhysMem {
     /// Appends all bytes of a frame to `bytes`. One step.
     #[track_caller]
     pub(crate) fn read_page(&self, cx: &Cx<'_>, pfn: Pfn, bytes: &mut Vec<u8>) {
-        cx.point_range(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+        self.reach(cx, By::Kernel, Access::Load, pfn, 0, WORDS_PER_PAGE as u64);
         bytes.extend((0..WORDS_PER_PAGE).flat_map(|index| self.peek_u64(pfn, index).to_le_bytes()));
     }
 
     /// Reads the 64-bit word at byte `offset`, which must be a multiple of 8.
     #[track_caller]
     pub fn read_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u64 {
+        self.read_u64_by(cx, By::Kernel, pfn, offset)
+    }
+
+    #[track_caller]
+    fn read_u64_by(&self, cx: &Cx<'_>, by: By<'_>, pfn: Pfn, offset: u64) -> u64 {
         let index = Self::word_index(offset, 8);
-        cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        if !self.reach(cx, by, Access::Load, pfn, index as u64, 1) {
+            return 0;
+        }
         self.assert_used(pfn);
         self.peek_u64(pfn, index)
     }
@@ -114,8 +134,15 @@ impl PhysMem {
     /// Reads the 32-bit word at byte `offset`, which must be a multiple of 4.
     #[track_caller]
     pub fn read_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u32 {
+        self.read_u32_by(cx, By::Kernel, pfn, offset)
+    }
+
+    #[track_caller]
+    fn read_u32_by(&self, cx: &Cx<'_>, by: By<'_>, pfn: Pfn, offset: u64) -> u32 {
         let index = Self::word_index(offset, 4);
-        cx.point(Access::Load, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        if !self.reach(cx, by, Access::Load, pfn, index as u64, 1) {
+            return 0;
+        }
         self.assert_used(pfn);
         (self.peek_u64(pfn, index) >> ((offset & 4) * 8)) as u32
     }
@@ -123,8 +150,15 @@ impl PhysMem {
     /// Writes the 64-bit word at byte `offset`, which must be a multiple of 8.
     #[track_caller]
     pub fn write_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u64) {
+        self.write_u64_by(cx, By::Kernel, pfn, offset, value);
+    }
+
+    #[track_caller]
+    fn write_u64_by(&self, cx: &Cx<'_>, by: By<'_>, pfn: Pfn, offset: u64, value: u64) {
         let index = Self::word_index(offset, 8);
-        cx.point(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        if !self.reach(cx, by, Access::Store, pfn, index as u64, 1) {
+            return;
+        }
         self.assert_used(pfn);
         if self.begin_write(pfn) {
             self.word_mut(pfn, index).store(value, Ordering::Release);
@@ -145,7 +179,7 @@ impl PhysMem {
     /// Writes the 32-bit word at byte `offset`, which must be a multiple of 4.
     #[track_caller]
     pub fn write_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) {
-        self.change_u32_as(cx, Access::Store, pfn, offset, |_| value);
+        self.change_u32_as(cx, By::Kernel, Access::Store, pfn, offset, |_| value);
     }
 
     /// Adds to the 32-bit word at byte `offset` atomically and returns the old value (`lock add`).
@@ -177,13 +211,23 @@ impl PhysMem {
     /// may run more than once.
     #[track_caller]
     pub fn change_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
-        self.change_u32_as(cx, Access::Rmw, pfn, offset, change)
+        self.change_u32_as(cx, By::Kernel, Access::Rmw, pfn, offset, change)
     }
 
     #[track_caller]
-    fn change_u32_as(&self, cx: &Cx<'_>, access: Access, pfn: Pfn, offset: u64, change: impl Fn(u32) -> u32) -> u32 {
+    fn change_u32_as(
+        &self,
+        cx: &Cx<'_>,
+        by: By<'_>,
+        access: Access,
+        pfn: Pfn,
+        offset: u64,
+        change: impl Fn(u32) -> u32,
+    ) -> u32 {
         let index = Self::word_index(offset, 4);
-        cx.point(access, self.bytes, pfn.0 * WORDS_PER_PAGE as u64 + index as u64);
+        if !self.reach(cx, by, access, pfn, index as u64, 1) {
+            return 0;
+        }
         self.assert_used(pfn);
         let shift = (offset & 4) * 8;
         let update = |word: u64| {
@@ -209,5 +253,40 @@ impl PhysMem {
             "access of {size} bytes at page offset {offset}"
         );
         (offset / 8) as usize
+    }
+}
+
+/// Accesses of a process, as those of [`PhysMem`] with the same names.
+impl User<'_> {
+    #[track_caller]
+    pub(in crate::mm) fn read_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u32 {
+        self.phys.read_u32_by(cx, By::User(self), pfn, offset)
+    }
+
+    #[track_caller]
+    pub(in crate::mm) fn write_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32) {
+        self.phys.change_u32_as(cx, By::User(self), Access::Store, pfn, offset, |_| value);
+    }
+
+    #[track_caller]
+    pub(in crate::mm) fn read_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64) -> u64 {
+        self.phys.read_u64_by(cx, By::User(self), pfn, offset)
+    }
+
+    #[track_caller]
+    pub(in crate::mm) fn write_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u64) {
+        self.phys.write_u64_by(cx, By::User(self), pfn, offset, value);
+    }
+
+    #[track_caller]
+    pub(in crate::mm) fn merge_u32(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, value: u32, mask: u32) {
+        let merge = |old: u32| (old & !mask) | (value & mask);
+        self.phys.change_u32_as(cx, By::User(self), Access::Rmw, pfn, offset, merge);
+    }
+
+    /// Not asked of stage 2: only walks of x86's guest tables do this, and no x86 host has one.
+    #[track_caller]
+    pub(in crate::mm) fn cmpxchg_u64(&self, cx: &Cx<'_>, pfn: Pfn, offset: u64, old: u64, new: u64) -> Result<(), u64> {
+        self.phys.cmpxchg_u64(cx, pfn, offset, old, new)
     }
 }

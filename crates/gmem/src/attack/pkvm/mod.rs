@@ -1,0 +1,118 @@
+//! Steps on an Arm machine with pKVM: the host's calls to the hypervisor and its accesses, devices, and two protected guests, each with its vCPU on a processor.
+
+mod machine;
+
+pub(super) use machine::perform_all;
+
+use super::machine::{Facts, StoppedBy, Way};
+use super::step::{Answer, PageName, expected, gpa, page, value};
+use crate::scenario::words::number;
+use sim_coco::pkvm::mutants;
+
+/// What there is to know of the machine.
+pub static FACTS: Facts = Facts {
+    name: "pkvm",
+    ways: &[
+        Way {
+            by: StoppedBy::Hypervisor,
+            word: "EL2",
+            label: "blocked by the hypervisor",
+            stops: |answer| matches!(answer, Answer::Fail(_) | Answer::Segv | Answer::Invalid),
+        },
+        Way {
+            by: StoppedBy::Guest,
+            word: "guest",
+            label: "the guest does not go on",
+            stops: |answer| answer == Answer::Abort,
+        },
+    ],
+    answers: &[("segv", Answer::Segv), ("abort", Answer::Abort), ("invalid", Answer::Invalid)],
+    other_answer: |text| {
+        let code = text.strip_prefix("fail ").and_then(number)?;
+        u32::try_from(code).ok().map(Answer::Fail)
+    },
+    other_answers: "`fail ERRNO`",
+    mutants: &mutants::ALL,
+    switches: &[],
+    usage: USAGE,
+};
+
+/// Who a step is about: `g`, or another guest `h`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Who {
+    /// The guest that is attacked.
+    G,
+    /// A guest on the attacker's side.
+    H,
+}
+
+/// What is done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the operands are said in `USAGE`")]
+pub enum Action {
+    Donate { page: PageName, who: Who, gpa: u64 },
+    Take { page: PageName },
+    Reclaim { who: Who, gpa: u64 },
+    End { who: Who },
+    Share { page: PageName },
+    HostRead { page: PageName },
+    HostWrite { page: PageName, value: u64 },
+    DeviceRead { page: PageName },
+    DeviceWrite { page: PageName, value: u64 },
+    GuestShare { who: Who, gpa: u64 },
+    GuestUnshare { who: Who, gpa: u64 },
+    Read { who: Who, gpa: u64 },
+    Write { who: Who, gpa: u64, value: u64 },
+}
+
+/// Every form of a step, with what it does.
+pub const USAGE: &[(&str, &str)] = &[
+    ("host donate PAGE WHO GPA", "__pkvm_host_donate_guest, by the guest's vCPU"),
+    ("host take PAGE", "__pkvm_force_reclaim_guest_page"),
+    ("host end WHO", "the guest's vCPU is put, and __pkvm_start_teardown_vm"),
+    ("host reclaim WHO GPA", "__pkvm_reclaim_dying_guest_page"),
+    ("host share PAGE", "__pkvm_host_share_hyp"),
+    ("host read PAGE", "a load by a process of the host"),
+    ("host write PAGE VALUE", "a store by a process of the host"),
+    ("device read PAGE", "a load by DMA"),
+    ("device write PAGE VALUE", "a store by DMA"),
+    ("guest WHO share GPA", "MEM_SHARE"),
+    ("guest WHO unshare GPA", "MEM_UNSHARE"),
+    ("guest WHO read GPA", "a load"),
+    ("guest WHO write GPA VALUE", "a store"),
+];
+
+fn who(word: &str) -> Result<Who, String> {
+    match word {
+        "g" => Ok(Who::G),
+        "h" => Ok(Who::H),
+        _ => Err(format!("`{word}` is no guest: expected g or h")),
+    }
+}
+
+impl Action {
+    /// What a line says.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub(in crate::attack) fn parse(text: &str) -> Result<Action, String> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let action = match words[..] {
+            ["host", "donate", p, w, g] => Action::Donate { page: page(p)?, who: who(w)?, gpa: gpa(g)? },
+            ["host", "take", p] => Action::Take { page: page(p)? },
+            ["host", "end", w] => Action::End { who: who(w)? },
+            ["host", "reclaim", w, g] => Action::Reclaim { who: who(w)?, gpa: gpa(g)? },
+            ["host", "share", p] => Action::Share { page: page(p)? },
+            ["host", "read", p] => Action::HostRead { page: page(p)? },
+            ["host", "write", p, v] => Action::HostWrite { page: page(p)?, value: value(v)? },
+            ["device", "read", p] => Action::DeviceRead { page: page(p)? },
+            ["device", "write", p, v] => Action::DeviceWrite { page: page(p)?, value: value(v)? },
+            ["guest", w, "share", g] => Action::GuestShare { who: who(w)?, gpa: gpa(g)? },
+            ["guest", w, "unshare", g] => Action::GuestUnshare { who: who(w)?, gpa: gpa(g)? },
+            ["guest", w, "read", g] => Action::Read { who: who(w)?, gpa: gpa(g)? },
+            ["guest", w, "write", g, v] => Action::Write { who: who(w)?, gpa: gpa(g)?, value: value(v)? },
+            _ => return Err(expected(USAGE, &words)),
+        };
+        Ok(action)
+    }
+}
