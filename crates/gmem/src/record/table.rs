@@ -51,6 +51,8 @@ impl Table {
     pub const SEPT: Table = Table(13);
     /// Frames that the TDX module has.
     pub const PAMT: Table = Table(14);
+    /// Pages that are not the host's alone, with pKVM.
+    pub const PKVM: Table = Table(15);
 
     /// What the table is.
     pub fn spec(self) -> &'static TableSpec {
@@ -149,6 +151,12 @@ pub const TABLES: &[TableSpec] = &[
         title: "PAMT",
         note: "frames that the TDX module has, whose they are, and the epoch of the last BLOCK",
         columns: &["frame", "type", "size", "owner", "BEPOCH"],
+    },
+    TableSpec {
+        id: "pkvm",
+        title: "pKVM owners",
+        note: "pages that are not the host's alone; a change is seen when the hypervisor's locks are free",
+        columns: &["frame", "host", "hypervisor", "guest", "guest's page"],
     },
 ];
 

@@ -333,6 +333,7 @@ fn reports_work_in_a_browser() {
         "punch-hole",
         "races/access-punch",
         "tdx/drop-and-refault",
+        "pkvm/convert",
     ] {
         let file = format!("{}.html", name.replace('/', "-"));
         let page = write(folder.path(), &file, &[&scenario(&format!("{name}.toml")), "--seed", "6"]);
@@ -347,6 +348,14 @@ fn reports_work_in_a_browser() {
     }
     assert!(browser.state().contains("Runnable"), "{}", browser.state());
     browser.assert_no_errors("drop-and-refault");
+
+    // Of a protected guest, who has its page.
+    browser.open(&folder.path().join("pkvm-convert.html"), "#step=start&gfn=0x200");
+    browser.press("Home");
+    for wanted in ["vm0's at 0x200: NoPage", "SharedBorrowed", "vm0's at 0x200: NoPage"] {
+        browser.step_to(wanted);
+    }
+    browser.assert_no_errors("pkvm/convert");
 
     // Both ends of the arrows are drawn, and only tasks that are ticked have a column.
     let page = folder.path().join("races-access-punch.html");

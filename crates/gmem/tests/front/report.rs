@@ -155,6 +155,7 @@ fn every_table_is_filled_by_some_scenario() {
         "mmap-init-shared.toml",
         "snp/convert-both-ways.toml",
         "tdx/drop-and-refault.toml",
+        "pkvm/convert.toml",
     ] {
         filled.extend(record(name, 0).store.rows().iter().map(|row| row.table));
     }
@@ -188,6 +189,23 @@ fn a_page_of_a_td_goes_and_comes_back_in_the_tables() {
             .collect();
         let wanted = ["PAGE.AUG", "RANGE.BLOCK", "TRACK", "PAGE.REMOVE", "PAGE.AUG"];
         assert_eq!(calls, wanted.map(|leaf| format!("TDH.MEM.{leaf}: SUCCESS")), "seed {seed}");
+    }
+}
+
+#[test]
+fn pages_of_a_protected_guest_change_hands_in_the_table() {
+    let recording = record("pkvm/convert.toml", 0);
+    let store = &recording.store;
+    let row = store.rows().iter().find(|row| row.table == Table::PKVM && row.gfns == (0x200, 0x201));
+    let cell = row.expect("the guest's first page").cell as usize;
+    let words = |at: usize, column: usize| {
+        store.values()[store.state_at(at)[cell + column] as usize].words(&recording.names)
+    };
+    let mut states: Vec<(String, String)> = (0..store.len()).map(|at| (words(at, 1), words(at, 4))).collect();
+    states.retain(|(host, _)| !host.is_empty());
+    states.dedup();
+    for (host, guest) in [("vm0's at 0x200: NoPage", "Owned"), ("SharedBorrowed", "SharedOwned")] {
+        assert!(states.contains(&(host.to_string(), guest.to_string())), "{host}, {guest}: {states:?}");
     }
 }
 
