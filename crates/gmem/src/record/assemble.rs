@@ -267,7 +267,8 @@ fn trace_words(record: &TraceRecord) -> String {
     if *record.tracepoint == TDX_SEAMCALL
         && let [leaf, rax] = record.args[..]
     {
-        let leaf = u16::try_from(leaf).ok().and_then(Leaf::from_number).map_or_else(|| format!("{leaf:#x}"), Leaf::name);
+        let leaf =
+            u16::try_from(leaf).ok().and_then(Leaf::from_number).map_or_else(|| format!("{leaf:#x}"), Leaf::name);
         let status = Status::from_raw(rax).map_or_else(|| format!("{rax:#x}"), |status| status.name.name().to_string());
         return format!("{leaf}: {status}");
     }

@@ -169,7 +169,8 @@ fn a_page_of_a_td_goes_and_comes_back_in_the_tables() {
         let recording = record("tdx/drop-and-refault.toml", seed);
         let store = &recording.store;
         let cell = |table: Table, column: u32| {
-            let rows: Vec<_> = store.rows().iter().filter(|row| row.table == table && row.gfns == (0x200, 0x201)).collect();
+            let rows: Vec<_> =
+                store.rows().iter().filter(|row| row.table == table && row.gfns == (0x200, 0x201)).collect();
             assert_eq!(rows.len(), 1, "seed {seed}: {rows:?}");
             (rows[0].cell + column) as usize
         };
@@ -198,9 +199,8 @@ fn pages_of_a_protected_guest_change_hands_in_the_table() {
     let store = &recording.store;
     let row = store.rows().iter().find(|row| row.table == Table::PKVM && row.gfns == (0x200, 0x201));
     let cell = row.expect("the guest's first page").cell as usize;
-    let words = |at: usize, column: usize| {
-        store.values()[store.state_at(at)[cell + column] as usize].words(&recording.names)
-    };
+    let words =
+        |at: usize, column: usize| store.values()[store.state_at(at)[cell + column] as usize].words(&recording.names);
     let mut states: Vec<(String, String)> = (0..store.len()).map(|at| (words(at, 1), words(at, 4))).collect();
     states.retain(|(host, _)| !host.is_empty());
     states.dedup();

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 
 use sim_coco::pkvm::{Handle, Owner, PageState, PageView, Vmid};
-use sim_kernel::Pfn;
-use sim_mmu::Gfn;
 
 use super::Moment;
 use crate::record::names::Kind;

@@ -124,13 +124,7 @@ pub(super) fn sept_and_pamt(moment: &mut Moment<'_>, store: &mut Store) {
 }
 
 /// The rows of one Secure EPT. `gfns` learns where its pages are.
-fn secure_ept(
-    moment: &mut Moment<'_>,
-    store: &mut Store,
-    module: &Tdx,
-    td: &Td,
-    gfns: &mut BTreeMap<Pfn, (u64, u64)>,
-) {
+fn secure_ept(moment: &mut Moment<'_>, store: &mut Store, module: &Tdx, td: &Td, gfns: &mut BTreeMap<Pfn, (u64, u64)>) {
     let vm = moment.vms.iter().find(|(number, _)| *number == td.number).expect("a TD is a VM").1.clone();
     let mut both: BTreeMap<(Gfn, u8), (Level, Option<SeptEntry>, Option<String>)> = BTreeMap::new();
     let place = |gfn: Gfn, level: Level| (gfn, u8::MAX - level.number());
@@ -150,7 +144,8 @@ fn secure_ept(
         let state = match entry {
             None => "Free".to_string(),
             Some(entry) => {
-                let state = entry.state().map_or_else(|| "no state".to_string(), |state: SeptState| format!("{state:?}"));
+                let state =
+                    entry.state().map_or_else(|| "no state".to_string(), |state: SeptState| format!("{state:?}"));
                 if entry.is_leaf() {
                     gfns.insert(entry.pfn_at(level), pages);
                     format!("{state}, {} leaf, {}", size(level), moment.frame(entry.pfn_at(level)))
