@@ -60,6 +60,16 @@ fn entries_of(state: &State, tdr: Pfn, td: &Td) -> Option<Vec<Mapped>> {
     Some(found)
 }
 
+impl Tdx {
+    /// The entries of a TD's Secure EPT that are not FREE, without their locks; none while it has no tables that can be read: before its key is configured, after
+    /// that is gone, and once the TD is fatal. In no order.
+    pub fn peek_sept_entries(&self, tdr: Pfn) -> Vec<(Gfn, Level, SeptEntry)> {
+        let state = self.state.lock();
+        let found = state.tds.get(&tdr).and_then(|td| entries_of(&state, tdr, td)).unwrap_or_default();
+        found.into_iter().map(|mapped| (mapped.gfn, mapped.level, mapped.entry)).collect()
+    }
+}
+
 fn view(state: &State) -> View {
     let mut view = View { entries: Vec::new(), readable: BTreeSet::new() };
     for (tdr, td) in &state.tds {

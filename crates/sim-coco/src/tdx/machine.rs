@@ -413,6 +413,16 @@ impl Tdx {
         state.lp_mut(lp).tlb.entries().collect()
     }
 
+    /// Translations that all processors remember, by processor.
+    pub fn peek_tlbs(&self) -> Vec<(Lp, Hkid, Gfn, TlbEntry)> {
+        let state = self.state.lock();
+        let of = |(lp, processor): (&Lp, &LpState)| {
+            let lp = *lp;
+            processor.tlb.entries().map(move |(hkid, gfn, entry)| (lp, hkid, gfn, entry)).collect::<Vec<_>>()
+        };
+        state.lps.iter().flat_map(of).collect()
+    }
+
     /// Everything that the module keeps, and all tables of TDs, as text: equal texts are equal states. Without what a leaf that was busy leaves: that the host wants the
     /// lock. Contents of other pages are not in it.
     pub fn snapshot(&self) -> String {
