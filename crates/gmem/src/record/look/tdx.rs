@@ -26,6 +26,9 @@ struct Td {
     vcpus: BTreeMap<Pfn, u64>,
 }
 
+/// What a place in the trees has: its level, the entry of the Secure EPT, and the words for the mirror's.
+type Place = (Level, Option<SeptEntry>, Option<String>);
+
 /// TDs, the epochs, and what processors remember.
 pub(super) fn tds(moment: &mut Moment<'_>, store: &mut Store) {
     let Some(tdx) = moment.tdx.clone() else { return };
@@ -126,7 +129,7 @@ pub(super) fn sept_and_pamt(moment: &mut Moment<'_>, store: &mut Store) {
 /// The rows of one Secure EPT. `gfns` learns where its pages are.
 fn secure_ept(moment: &mut Moment<'_>, store: &mut Store, module: &Tdx, td: &Td, gfns: &mut BTreeMap<Pfn, (u64, u64)>) {
     let vm = moment.vms.iter().find(|(number, _)| *number == td.number).expect("a TD is a VM").1.clone();
-    let mut both: BTreeMap<(Gfn, u8), (Level, Option<SeptEntry>, Option<String>)> = BTreeMap::new();
+    let mut both: BTreeMap<(Gfn, u8), Place> = BTreeMap::new();
     let place = |gfn: Gfn, level: Level| (gfn, u8::MAX - level.number());
     for (gfn, level, entry) in module.peek_sept_entries(td.tdr).into_iter().take(ROWS_MAX) {
         both.insert(place(gfn, level), (level, Some(entry), None));
