@@ -2,7 +2,10 @@
 //! without it. `docs/mutants.md` has the same rows.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gmem::explore::portfolio::Memory;
 use gmem::explore::program::ScenarioProgram;
@@ -94,20 +97,31 @@ fn samples_to(info: &MutantInfo, schedules: u64) -> Result<(u64, String), String
 #[test]
 fn mm_151_every_mutant_is_found_by_an_invariant_of_its_row() {
     let only = std::env::var("MUTANT").ok();
-    let mut missed = Vec::new();
-    for info in mutants::all().filter(|info| only.as_deref().is_none_or(|id| id == info.id())) {
-        if info.is_negative_control() {
-            continue;
-        }
-        let found = if info.memory == Memory::Sc { seeds_to(info, SEEDS) } else { samples_to(info, SEEDS) };
-        match found {
-            Ok((seeds, id)) => {
-                let strategy = STRATEGIES[(seeds as usize - 1) % 4];
-                println!("{:8} {seeds:5} {strategy:8} {id:12} {}", info.id(), info.scenario);
+    let wanted = |info: &&MutantInfo| only.as_deref().is_none_or(|id| id == info.id()) && !info.is_negative_control();
+    let rows: Vec<_> = mutants::all().filter(wanted).collect();
+    let next = AtomicUsize::new(0);
+    let missed = Mutex::new(BTreeMap::new());
+    // A row at a time for each processor: what one finds is nothing to another.
+    let work = || {
+        while let Some((at, info)) = rows.get(next.fetch_add(1, Ordering::Relaxed)).map(|info| (info.id(), info)) {
+            let found = if info.memory == Memory::Sc { seeds_to(info, SEEDS) } else { samples_to(info, SEEDS) };
+            match found {
+                Ok((seeds, id)) => {
+                    let strategy = STRATEGIES[(seeds as usize - 1) % 4];
+                    println!("{:8} {seeds:5} {strategy:8} {id:12} {}", info.id(), info.scenario);
+                }
+                Err(others) => {
+                    missed.lock().unwrap().insert(at, format!("{}: {}: {others}", info.id(), info.scenario));
+                }
             }
-            Err(others) => missed.push(format!("{}: {}: {others}", info.id(), info.scenario)),
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    let missed: Vec<_> = missed.into_inner().unwrap().into_values().collect();
     assert!(missed.is_empty(), "not found within {SEEDS} schedules:\n{}", missed.join("\n"));
 }
 
