@@ -2,7 +2,10 @@
 //! without it. `docs/mutants.md` has the same rows.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gmem::explore::portfolio::Memory;
 use gmem::explore::program::ScenarioProgram;
@@ -94,20 +97,31 @@ fn samples_to(info: &MutantInfo, schedules: u64) -> Result<(u64, String), String
 #[test]
 fn mm_151_every_mutant_is_found_by_an_invariant_of_its_row() {
     let only = std::env::var("MUTANT").ok();
-    let mut missed = Vec::new();
-    for info in mutants::all().filter(|info| only.as_deref().is_none_or(|id| id == info.id())) {
-        if info.is_negative_control() {
-            continue;
-        }
-        let found = if info.memory == Memory::Sc { seeds_to(info, SEEDS) } else { samples_to(info, SEEDS) };
-        match found {
-            Ok((seeds, id)) => {
-                let strategy = STRATEGIES[(seeds as usize - 1) % 4];
-                println!("{:8} {seeds:5} {strategy:8} {id:12} {}", info.id(), info.scenario);
+    let wanted = |info: &&MutantInfo| only.as_deref().is_none_or(|id| id == info.id()) && !info.is_negative_control();
+    let rows: Vec<_> = mutants::all().filter(wanted).collect();
+    let next = AtomicUsize::new(0);
+    let missed = Mutex::new(BTreeMap::new());
+    // A row at a time for each processor: what one finds is nothing to another.
+    let work = || {
+        while let Some((at, info)) = rows.get(next.fetch_add(1, Ordering::Relaxed)).map(|info| (info.id(), info)) {
+            let found = if info.memory == Memory::Sc { seeds_to(info, SEEDS) } else { samples_to(info, SEEDS) };
+            match found {
+                Ok((seeds, id)) => {
+                    let strategy = STRATEGIES[(seeds as usize - 1) % 4];
+                    println!("{:8} {seeds:5} {strategy:8} {id:12} {}", info.id(), info.scenario);
+                }
+                Err(others) => {
+                    missed.lock().unwrap().insert(at, format!("{}: {}: {others}", info.id(), info.scenario));
+                }
             }
-            Err(others) => missed.push(format!("{}: {}: {others}", info.id(), info.scenario)),
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    let missed: Vec<_> = missed.into_inner().unwrap().into_values().collect();
     assert!(missed.is_empty(), "not found within {SEEDS} schedules:\n{}", missed.join("\n"));
 }
 
@@ -159,6 +173,17 @@ fn every_race_of_the_mmu_has_a_mutant_or_a_reason() {
     }
 }
 
+/// SEV-SNP's table of races, R1 to R27, and the defects of Linux that are about it.
+#[test]
+fn every_race_and_defect_of_sev_snp_has_a_mutant_or_a_reason() {
+    let races = (1..=27).map(|row| format!("SNP-R{row:02}"));
+    let defects = [28].into_iter().chain(40..=50).map(|row| format!("BUG-{row}"));
+    for id in races.chain(defects) {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
+        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
+    }
+}
+
 /// Scenarios with a larger bound are not searched to their end here, only for [`BEGUN`] executions.
 const SEARCHED: u64 = 10_000;
 const BEGUN: u64 = 1_000;
@@ -200,10 +225,7 @@ fn scenarios_are_verified_within_the_executions_of_their_rows() {
 
 #[test]
 fn without_a_mutant_every_scenario_is_clean_and_every_outcome_comes_out() {
-    let mut scenarios = BTreeMap::new();
-    for info in mutants::all() {
-        scenarios.entry(info.scenario).or_insert_with(|| scenario(info.scenario));
-    }
+    let scenarios: BTreeMap<_, _> = zoo::baseline().into_iter().map(|path| (path, scenario(path))).collect();
     for (path, scenario) in scenarios {
         assert!(scenario.teaches.is_some(), "{path} teaches nothing");
         let steps = run(&scenario, 0).scheduling_points;

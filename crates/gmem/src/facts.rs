@@ -258,6 +258,14 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| switch(value, &mut machine.ciphertext_hiding),
     },
     Fact {
+        name: "gmem_2m_enabled",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.gmem_2m_enabled),
+        set: |machine, value| switch(value, &mut machine.gmem_2m_enabled),
+    },
+    Fact {
         name: "tdx",
         what: "switch",
         expected: "true or false",

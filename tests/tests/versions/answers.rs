@@ -1,8 +1,8 @@
 //! Programs of which releases answer the last operation differently. One thread, so that the answer is a function of the release.
 
 use super::{RELEASES, machine, releases, run};
-use gmem::MachineConfig;
 use gmem::interp::Sequential;
+use gmem::{MachineConfig, Stage2Kind};
 
 const OK: &str = r#"{"ok": 0}"#;
 const EINVAL: &str = r#"{"errno": "EINVAL"}"#;
@@ -241,6 +241,13 @@ fn v29_snp_vms() {
     let config = MachineConfig { snp: true, ..MachineConfig::default() };
     let refused = r#"{"errno": "EINVAL"}"#;
     check_on("V29", &config, "", "create_vm vm1 type=snp", [refused, OK, OK, OK, OK]);
+}
+
+#[test]
+fn v30_tds() {
+    let config = MachineConfig { tdx: true, stage2: Stage2Kind::Ept, ..MachineConfig::default() };
+    let refused = r#"{"errno": "EINVAL"}"#;
+    check_on("V30", &config, "", "create_vm vm1 type=tdx", [refused, refused, OK, OK, OK]);
 }
 
 #[test]

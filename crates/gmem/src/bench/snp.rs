@@ -6,17 +6,18 @@ use crate::workload::{Conversions, Platform};
 use crate::{Machine, MachineConfig};
 use sim_kernel::PAGES_PER_PMD;
 
-/// P14: 2 MiB there and back, in a list of small entries or as one large one. Either way guest_memfd has small pages, so a large entry is validated in small ones,
-/// and a TD accepts small ones after the module has refused 2 MiB.
+/// P14: 2 MiB there and back, in a list of small entries or as one large one: over the pages of 4 KiB that guest_memfd has, where a large entry is validated in
+/// small ones, and over one page of 2 MiB. A TD accepts small ones after the module has refused 2 MiB.
 pub(super) fn p14(meter: &mut dyn Meter, _size: &Size) {
     let cases = [
-        ("4 KiB entries", Platform::Snp, false),
-        ("2 MiB entries", Platform::Snp, true),
-        ("a TD, 4 KiB at a time", Platform::Tdx, false),
-        ("a TD, 2 MiB at a time", Platform::Tdx, true),
+        ("4 KiB entries", Platform::Snp, false, false),
+        ("2 MiB entries", Platform::Snp, true, false),
+        ("2 MiB entries and pages", Platform::Snp, true, true),
+        ("a TD, 4 KiB at a time", Platform::Tdx, false, false),
+        ("a TD, 2 MiB at a time", Platform::Tdx, true, false),
     ];
-    for (name, platform, large) in cases {
-        let config = MachineConfig { memory: 1 << 30, ..platform.machine() };
+    for (name, platform, large, gmem_2m_enabled) in cases {
+        let config = MachineConfig { memory: 1 << 30, gmem_2m_enabled, ..platform.machine() };
         Machine::run_native(config, |cx, process| {
             let guest = Conversions::new(cx, process, platform);
             let case = Case::new("P14", name, PAGES_PER_PMD, "page", 2 * PAGES_PER_PMD);

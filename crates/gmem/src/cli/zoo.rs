@@ -158,7 +158,7 @@ pub(super) fn zoo(args: &args::Zoo, show_progress: bool, out: &mut dyn Write) ->
             baseline: args.baseline,
         },
     };
-    let scenarios = zoo::scenarios_of(rows.iter().copied());
+    let scenarios = if args.ids.is_empty() { zoo::baseline() } else { zoo::scenarios_of(rows.iter().copied()) };
     let baselines = scenarios.iter().map(|path| Job::Baseline(path));
     let searches = rows.iter().map(|info| Job::Search(info));
     let samples = rows.iter().map(|info| Job::Sample(info));

@@ -72,6 +72,15 @@ pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'
     all.into_keys().collect()
 }
 
+/// Scenarios with races that need no mutant to be worth exploring: what goes on in them has no rule of its own.
+static WITHOUT_MUTANT: &[&str] = &["snp/launch-running.toml", "snp/vain-fault-delete.toml", "snp/vmsa-slot.toml"];
+
+/// The scenarios in which nothing may be found while no mutant is on: all that a mutant has, and those that none needs.
+pub fn baseline() -> Vec<&'static str> {
+    let all = scenarios_of(crate::mutants::all()).into_iter().chain(WITHOUT_MUTANT.iter().copied());
+    all.map(|path| (path, ())).collect::<BTreeMap<_, _>>().into_keys().collect()
+}
+
 /// Looks for a failure by partial-order reduction.
 pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
     let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(program, 0));

@@ -154,7 +154,8 @@ impl World {
         let handlers = (0..VECTORS as u16).flat_map(handler);
         let program: Vec<GuestInsn> = [insn, GuestInsn::Out { port: DONE_PORT }].into_iter().chain(handlers).collect();
         // Switched off in between, paging begins with nothing cached.
-        let flat = GuestContext { mode: CpuMode::Protected32, code: Some(Gva(CODE_GPA)), ..GuestContext::default() };
+        let found = handle.context(cx);
+        let flat = GuestContext { sregs: SpecialRegisters::default(), ..found };
         let started = handle.start(cx, &flat, &[]).and_then(|()| handle.start(cx, &context, &program));
         if let Err(errno) = started {
             return failed(errno);
@@ -163,7 +164,7 @@ impl World {
         let regs = handle.regs(cx);
         let cr2 = handle.cr2(cx);
         // The other operations find their vCPU as they left it.
-        if let Err(errno) = handle.start(cx, &flat, &[]) {
+        if let Err(errno) = handle.start(cx, &found, &[]) {
             return failed(errno);
         }
         let (result, exit) = match run {

@@ -348,6 +348,11 @@ impl Snapshot {
         self.inode_of(pfn).is_some()
     }
 
+    /// Whether a frame is one of a large folio.
+    pub fn is_large(&self, pfn: Pfn) -> bool {
+        self.frames.get(&pfn).is_some_and(|frame| frame.flags.contains(FrameFlags::LARGE))
+    }
+
     /// The guest_memfd whose page cache a frame says it is in.
     pub fn inode_of(&self, pfn: Pfn) -> Option<&InodeState> {
         let mapping = self.frames.get(&pfn)?.mapping?;

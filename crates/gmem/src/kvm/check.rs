@@ -50,6 +50,8 @@ impl Vm {
         if let Some(sev) = self.sev().filter(|_| fault.is_private) {
             let assigned = sev.host().snp().rmp().is_assigned(pfn);
             assert!(assigned, "SNP-INV-010: {gfn:?} is mapped as private to {pfn:?}, which is not assigned");
+            let uptodate = phys.flags(pfn).contains(FrameFlags::UPTODATE);
+            assert!(uptodate, "SNP-INV-036: {gfn:?} is mapped to {pfn:?}, which would be cleared again");
         }
         if self.has_private_mem() && !slot.is_gmem_only() {
             assert_eq!(
@@ -84,13 +86,23 @@ impl Vm {
     }
 
     /// INV-209: a huge leaf was just made, `mmu_lock` is still held.
-    pub(crate) fn check_huge_leaf(&self, gfn: Gfn, level: Level, slot: &Memslot) {
+    pub(crate) fn check_huge_leaf(&self, fault: &TdpFault, slot: &Memslot) {
+        let (gfn, level) = (fault.gfn(), fault.goal_level);
         if level == Level::L4K || !self.has_private_mem() {
             return;
         }
         let block = gfn.block(level);
-        let private = self.attributes.next_present(block.start, block.end);
-        assert!(private.is_none(), "INV-209: a huge leaf at {:?} covers private {private:?}", block.start);
+        let is_other = |i: &u64| self.attributes.is_private(block.start + *i) != fault.is_private;
+        if fault.is_private {
+            let shared = (0..block.end - block.start).find(is_other);
+            assert!(shared.is_none(), "INV-209: a huge leaf at {:?} covers shared +{shared:?}", block.start);
+            let head = fault.pfn.map(|pfn| pfn.0 & !(level.span() - 1)).expect("it was mapped");
+            let whole = (0..level.span()).all(|i| self.host.phys.is_large(sim_kernel::Pfn(head + i)));
+            assert!(whole, "INV-201: a huge leaf at {:?} covers a folio that was split", block.start);
+        } else {
+            let private = self.attributes.next_present(block.start, block.end);
+            assert!(private.is_none(), "INV-209: a huge leaf at {:?} covers private {private:?}", block.start);
+        }
         let disallowed = slot.lpage_info.is_disallowed(gfn, level);
         assert!(!disallowed, "INV-209: a huge leaf at {:?}, where the slot allows none", block.start);
     }
@@ -213,7 +225,8 @@ impl Vm {
         assert!(self.host.phys.is_allocated(pfn), "INV-203: {:?} is mapped to a free frame", leaf.gfn);
         let is_private = self.attributes.is_private(leaf.gfn);
         if is_private || slot.is_gmem_only() {
-            assert_eq!(leaf.level, sim_mmu::Level::L4K, "INV-213: guest_memfd has small pages");
+            let fits = leaf.level == sim_mmu::Level::L4K || self.host.phys.is_large(pfn);
+            assert!(fits, "INV-213: {:?} is a leaf of {:?} over a page of guest_memfd", leaf.gfn, leaf.level);
             let file = slot.gmem.peek_file().and_then(|file| file.upgrade());
             let file = file.unwrap_or_else(|| panic!("INV-201: {:?} outlived its guest_memfd", leaf.gfn));
             let view = file.downcast::<GmemFile>().expect("a slot is bound to a guest_memfd");

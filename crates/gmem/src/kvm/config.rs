@@ -97,6 +97,9 @@ pub struct MachineConfig {
     pub snp_cpuid: SnpCpuid,
     /// The host reads ones instead of ciphertext (`CiphertextHiding`).
     pub ciphertext_hiding: bool,
+    /// guest_memfd has folios of 2 MiB where a whole one fits into the file and nothing of it is there yet, as in trees of vendors (their module parameter
+    /// of this name); no Linux has it. Not in files that the host may map.
+    pub gmem_2m_enabled: bool,
     /// The machine has Intel TDX, and the kernel uses it: there are VMs of type `KVM_X86_TDX_VM`. Only with EPT that has accessed and dirty bits.
     pub tdx: bool,
     /// KeyIDs that TDs may have.
@@ -155,6 +158,7 @@ impl Default for MachineConfig {
             snp_contention: false,
             snp_cpuid: SnpCpuid::default(),
             ciphertext_hiding: false,
+            gmem_2m_enabled: false,
             tdx: false,
             tdx_hkids: 31,
             tdx_contention: false,

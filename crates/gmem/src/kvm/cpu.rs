@@ -115,7 +115,7 @@ impl Cpu {
         }
     }
 
-    /// As [`Cpu::translate`], with the guest-physical address.
+    /// As [`Cpu::translate`], with the guest-physical address and the level of the nested leaf.
     pub(super) fn translate_physical<M: WalkMemory>(
         &mut self,
         cx: &Cx<'_>,
@@ -123,7 +123,7 @@ impl Cpu {
         gva: Gva,
         mode: Option<AccessMode>,
         access: Access,
-    ) -> Result<(Translated, Gpa), AccessFault> {
+    ) -> Result<(Translated, Gpa, Level), AccessFault> {
         match self {
             Cpu::Npt(processor) => processor
                 .translate_physical(cx, memory, gva, mode, access)
@@ -132,6 +132,11 @@ impl Cpu {
                 processor.translate_physical(cx, memory, gva, mode, access).map_err(|fault| decoded(fault, ept_exit))
             }
         }
+    }
+
+    /// An access was refused after its translation: what is cached of it goes.
+    pub(super) fn refused_after(&mut self, gpa: Gpa, gva: Gva) {
+        each!(self, processor => processor.refused_after(gpa, gva));
     }
 
     /// `kvm_vcpu_flush_tlb_all`, and `_current`, which is the same while a vCPU has one tree: INVEPT, or TLB_CONTROL of the next VMRUN.

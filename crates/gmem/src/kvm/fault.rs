@@ -48,8 +48,13 @@ impl SlotView for KvmSlotView<'_> {
             None => self.vm.attributes.is_private(gfn),
         };
         if is_private || self.slot.is_gmem_only() {
-            // guest_memfd only has small pages; the machine may limit further but never widen.
-            return Level::L4K;
+            // `kvm_gmem_max_mapping_level`: the size of the folio as it was when the fault found its page, which the machine may limit.
+            return match fault.and_then(|fault| fault.pfn.map(|pfn| (pfn, fault.max_level))) {
+                Some((pfn, max_level)) if max_level > Level::L4K => {
+                    max_level.min(self.vm.gmem_max_mapping_level(cx, pfn, is_private))
+                }
+                _ => Level::L4K,
+            };
         }
         match self.vm.mm.host_mapping_level(cx, self.slot.hva(gfn)) {
             HostLevel::Page4K => Level::L4K,
@@ -224,7 +229,7 @@ impl Vcpu {
         let view = slot.as_deref().map(|slot| vm.slot_view(slot));
         let attribute_agrees = !vm.has_private_mem() || tdp.is_private == self.is_private_now(cx, tdp.gfn());
         // `page_fault_can_be_fast`: entries of a mirror change by their hooks alone.
-        if !tdp.rsvd && attribute_agrees && !root.is_mirror() {
+        if !tdp.rsvd && (attribute_agrees || cx.has_mutant(FAST_FAULT_DISAGREES)) && !root.is_mirror() {
             let result = vm.mmu.fast_page_fault(cx, root, tdp, view.as_ref());
             if result != RetPf::Invalid {
                 return Ok(result);
@@ -249,7 +254,7 @@ impl Vcpu {
                     vm.check_before_map(&fault.tdp, view.slot);
                     let result = vm.mmu.map(cx, &lock, root, &mut fault.tdp, Some(view), &**vm);
                     if result == Ok(RetPf::Fixed) {
-                        vm.check_huge_leaf(fault.tdp.gfn(), fault.tdp.goal_level, view.slot);
+                        vm.check_huge_leaf(&fault.tdp, view.slot);
                     }
                     result
                 }
@@ -379,7 +384,7 @@ impl Vcpu {
                 fault.page = Some(page.pfn);
                 fault.tdp.pfn = Some(page.pfn);
                 fault.tdp.map_writable = !slot.is_readonly();
-                fault.tdp.max_level = Level::L4K;
+                fault.tdp.max_level = fault.tdp.max_level.min(page.level);
                 Ok(())
             }
             Err(errno) => {

@@ -274,10 +274,12 @@ impl VcpuState {
         if next.is_none() && self.has_kernel() {
             return false;
         }
-        let leaves = matches!(
-            next,
-            None | Some(GuestInsn::Out { .. } | GuestInsn::Hypercall { .. } | GuestInsn::Snp(SnpInsn::Vmgexit))
-        );
+        let leaves = match next {
+            None | Some(GuestInsn::Out { .. } | GuestInsn::Snp(SnpInsn::Vmgexit)) => true,
+            // Of an SNP guest it is an exception.
+            Some(GuestInsn::Hypercall { .. }) => self.sev.is_none(),
+            Some(_) => false,
+        };
         leaves && self.foreign_rip.is_none()
     }
 
@@ -361,6 +363,7 @@ impl Vcpu {
             GuestInsn::Kernel(insn) => return self.perform_kernel(cx, state, insn),
             // TDCALL outside of a TD.
             GuestInsn::Td(_) => return Ok(self.deliver(cx, state, Exception::of_vector(UD_VECTOR))),
+            GuestInsn::Hypercall { .. } if self.vm.sev().is_some() => return Ok(self.snp_vmmcall(cx, state)),
             GuestInsn::Hypercall { nr, args } => return Ok(Visit::Hypercall { nr, args }),
             GuestInsn::Out { port } => return Ok(Visit::Io { port, data: state.regs.rbx as u32 }),
             GuestInsn::Exception { vector } => return Ok(self.deliver(cx, state, Exception::of_vector(vector))),
@@ -411,7 +414,7 @@ impl Vcpu {
         let memory = GuestMemory { vm: &self.vm };
         let found = if self.is_watched && access == Access::Write {
             let found = state.cpu.translate_physical(cx, &memory, gva, mode, access);
-            found.map(|(found, gpa)| (found.pfn, Some(gpa.gfn())))
+            found.map(|(found, gpa, _)| (found.pfn, Some(gpa.gfn())))
         } else {
             state.cpu.translate(cx, &memory, gva, mode, access).map(|found| (found.pfn, None))
         };

@@ -3,8 +3,9 @@
 //! The inode is the memory; the file is one VM's view of it, with the bindings of that VM's slots. Taking memory away (punching a
 //! hole, releasing the file, hardware poison) holds `invalidate_lock` and brackets the change with an invalidation of the guest
 //! frames that the bindings name. Nothing here zeroes memory before it is exposed: allocating leaves a page as it is, and the first
-//! look-up or host fault clears it under the folio lock.
+//! look-up or host fault clears it under the folio lock. Folios of 2 MiB, which Linux does not have, are in `large.rs`.
 
+mod large;
 mod populate;
 mod surroundings;
 
@@ -24,8 +25,8 @@ use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, Mmap
 use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, PhysMem, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
 use sim_kernel::xarray::{Handle, NodeShape, XArray, XaViolation};
-use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff};
-use sim_mmu::{Gfn, GfnRange, Invalidation, RootFilter};
+use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, Pfn, Pgoff};
+use sim_mmu::{Gfn, GfnRange, Invalidation, Level, RootFilter};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -69,6 +70,8 @@ pub struct GmemFile {
 pub struct GmemPage {
     /// The frame.
     pub pfn: Pfn,
+    /// The largest mapping that its folio allows (`max_order`).
+    pub level: Level,
 }
 
 impl GmemInode {
@@ -118,13 +121,18 @@ impl GmemInode {
     /// First exposure of a locked page: its contents become defined.
     fn make_uptodate(&self, cx: &Cx<'_>, pfn: Pfn) {
         let phys = &self.host.phys;
+        if phys.is_large(pfn) {
+            return self.make_folio_uptodate(cx, pfn);
+        }
         let index = phys.index(pfn);
         assert_eq!(self.mapping.peek(index), Some(pfn), "INV-101: another page than {pfn:?} is cached at {index:?}");
         if !phys.flags(pfn).contains(FrameFlags::UPTODATE) {
             phys.zero(cx, pfn);
             let twice = phys.flags(pfn).contains(FrameFlags::UPTODATE);
             assert!(!twice, "INV-107: {pfn:?} is cleared after it was exposed");
-            phys.set_flags(pfn, FrameFlags::UPTODATE);
+            if !cx.has_mutant(GMEM_NOT_UPTODATE) {
+                phys.set_flags(pfn, FrameFlags::UPTODATE);
+            }
         }
     }
 
@@ -132,7 +140,11 @@ impl GmemInode {
     /// not all begin on one node.
     fn find_or_create(&self, cx: &Cx<'_>, index: Pgoff) -> Result<Pfn, Errno> {
         let policy = || self.policy.get(index).unwrap_or_default().placement(u64::from(self.ino) + index.0);
-        self.mapping.find_or_create_in(cx, index, policy)
+        if self.has_large_folio_at(index) {
+            self.mapping.find_or_create_large_in(cx, index, policy)
+        } else {
+            self.mapping.find_or_create_in(cx, index, policy)
+        }
     }
 
     /// `kvm_gmem_get_folio`: the page at `index`, locked and with a reference.
@@ -151,10 +163,12 @@ impl GmemInode {
         if cx.has_mutant(RC_07) {
             self.truncate(cx, pages.clone());
         }
-        let mut open: Vec<_> = self.views().into_iter().map(|view| (view.invalidate_start(cx, &pages), view)).collect();
+        let zapped = if cx.has_mutant(GMEM_2M_NARROW) { pages.clone() } else { self.whole_folios(&pages) };
+        let begin = |view: Arc<GmemFile>| (view.invalidate_start(cx, &zapped), view);
+        let mut open: Vec<_> = self.views().into_iter().map(begin).collect();
         let mut close = || {
             for (invalidation, view) in open.drain(..) {
-                view.invalidate_end(cx, &pages, invalidation);
+                view.invalidate_end(cx, &zapped, invalidation);
             }
         };
         if cx.has_mutant(RC_03) {
@@ -167,7 +181,8 @@ impl GmemInode {
 
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
         self.punching.lock().push(pages.clone());
-        self.mapping.truncate(cx, pages.clone(), &mut |pfn| self.host.arch_gmem_reclaim(cx, pfn));
+        let host = &self.host;
+        self.mapping.truncate(cx, pages.clone(), &mut |pfn, pages| host.arch_gmem_reclaim(cx, pfn..pfn + pages));
         let mut punching = self.punching.lock();
         let at = punching.iter().position(|hole| *hole == pages).expect("pushed above");
         punching.swap_remove(at);
@@ -176,7 +191,8 @@ impl GmemInode {
     /// `kvm_gmem_allocate`: pages exist afterwards, their contents are still undefined.
     fn allocate(&self, cx: &Cx<'_>, pages: Range<u64>) -> Result<(), Errno> {
         let _lock = (!cx.has_mutant(RC_43)).then(|| self.mapping.invalidate_lock.read(cx));
-        for index in pages {
+        let mut index = pages.start;
+        while index < pages.end {
             if cx.signal_pending() {
                 return Err(Errno::EINTR);
             }
@@ -186,8 +202,10 @@ impl GmemInode {
             if cx.has_mutant(RC_14) {
                 self.host.phys.set_flags(pfn, FrameFlags::UPTODATE);
             }
+            let folio = if self.host.phys.is_large(pfn) { PAGES_PER_PMD } else { 1 };
             self.host.phys.unlock(cx, pfn);
             self.host.phys.put(cx, pfn);
+            index = (index & !(folio - 1)) + folio;
             cx.cond_resched();
         }
         Ok(())
@@ -197,7 +215,7 @@ impl GmemInode {
     fn error_folio(&self, cx: &Cx<'_>, pfn: Pfn, lock: bool) {
         let _lock = lock.then(|| self.mapping.invalidate_lock.read(cx));
         let index = self.host.phys.index(pfn).0;
-        let pages = index..index + 1;
+        let pages = self.whole_folios(&(index..index + 1));
         for view in self.views() {
             let invalidation = view.invalidate_start(cx, &pages);
             view.invalidate_end(cx, &pages, invalidation);
@@ -219,6 +237,10 @@ impl GmemInode {
         let in_order = !self.host.config.hwpoison_abba && !cx.has_mutant(RC_62);
         let _lock = in_order.then(|| self.mapping.invalidate_lock.read(cx));
         phys.lock(cx, pfn);
+        if phys.is_large(pfn) {
+            // `try_to_split_thp_page`: only one page is broken.
+            phys.split_folio(cx, pfn);
+        }
         self.mapping.i_mmap().unmap_page(cx, index);
         if phys.mapping(pfn).is_some() {
             self.error_folio(cx, pfn, !in_order && !cx.has_mutant(RC_45));
@@ -458,9 +480,10 @@ impl Vm {
         let pfn = inode.get_folio(cx, index)?;
         view.assert_live();
         assert!(phys.refcount(pfn) >= 2, "INV-104: a page that was looked up is cached and referenced");
-        let mine = phys.flags(pfn).contains(FrameFlags::LOCKED) && phys.mapping(pfn) == Some(inode.mapping.id());
+        let mine = phys.is_locked(pfn) && phys.mapping(pfn) == Some(inode.mapping.id());
         assert!(mine, "INV-104: {pfn:?} was looked up at {index:?} but is not locked, or not the file's any more");
         assert!(Arc::ptr_eq(&view.vm, self), "INV-111: a slot of one VM uses the file of another");
+        let level = if inode.allows_large(slot, gfn, pfn, cx) { Level::L2M } else { Level::L4K };
         let result = if phys.is_poisoned(cx, pfn) && !cx.has_mutant(RC_36) {
             if cx.has_mutant(RC_64) {
                 return Err(Errno::EHWPOISON);
@@ -474,15 +497,22 @@ impl Vm {
             if cx.has_mutant(RC_13) {
                 phys.unlock(cx, pfn);
             }
-            inode.make_uptodate(cx, pfn);
+            let late = cx.has_mutant(SEV_ASSIGN_UNCLEARED);
+            if !late {
+                inode.make_uptodate(cx, pfn);
+            }
             if cx.has_mutant(RC_13) {
                 phys.lock(cx, pfn);
             }
-            self.gmem_make_private(cx, inode, gfn, pfn)
+            let made = self.gmem_make_private(cx, inode, gfn, pfn, level);
+            if late {
+                inode.make_uptodate(cx, pfn);
+            }
+            made
         };
         phys.unlock(cx, pfn);
         match result {
-            Ok(()) => Ok(GmemPage { pfn }),
+            Ok(()) => Ok(GmemPage { pfn, level }),
             Err(errno) => {
                 phys.put(cx, pfn);
                 Err(errno)
@@ -490,13 +520,13 @@ impl Vm {
         }
     }
 
-    /// Gives the page of a private inode to the guest before it is mapped. Whatever the machine answers, the page stays in the file, cleared; the next
-    /// look-up asks again.
-    fn gmem_make_private(&self, cx: &Cx<'_>, inode: &GmemInode, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
+    /// Gives the page of a private inode, or its whole folio, to the guest before it is mapped. Whatever the machine answers, the page stays in the file,
+    /// cleared; the next look-up asks again.
+    fn gmem_make_private(&self, cx: &Cx<'_>, inode: &GmemInode, gfn: Gfn, pfn: Pfn, level: Level) -> Result<(), Errno> {
         if inode.is_init_shared() {
             return Ok(());
         }
-        self.arch_gmem_make_private(cx, gfn, pfn)
+        self.arch_gmem_make_private(cx, gfn, pfn, level)
     }
 }
 
@@ -682,13 +712,13 @@ impl FileOperations for GmemFile {
         if !cx.has_mutant(RC_58) {
             self.vm.put(cx);
         }
-        self.inode.mapping.truncate(cx, 0..u64::MAX, &mut |pfn| {
+        self.inode.mapping.truncate(cx, 0..u64::MAX, &mut |pfn, pages| {
             if cx.has_mutant(RC_61) {
                 // All references but the cache's and that of whoever truncates.
                 let phys = &self.inode.host.phys;
                 (2..phys.refcount(pfn)).for_each(|_| phys.put_unscheduled(pfn));
             }
-            self.inode.host.arch_gmem_reclaim(cx, pfn);
+            self.inode.host.arch_gmem_reclaim(cx, pfn..pfn + pages);
         });
     }
 

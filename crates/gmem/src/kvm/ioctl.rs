@@ -9,7 +9,7 @@ use super::process::Process;
 use super::sev::SevCmd;
 use super::tdx::TdxCmd;
 use super::uapi::*;
-use super::vcpu::{ExitInfo, GuestRegs, Vcpu, VcpuFile, install_vcpu, install_vm};
+use super::vcpu::{ExitInfo, GuestRegs, Vcpu, VcpuFile, install_vm};
 use super::vm::{Vm, VmFile, VmType, check_extension};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::{Cx, Errno};
@@ -167,10 +167,7 @@ pub(crate) fn create_vcpu_object(
     vm: RawFd,
     id: u64,
 ) -> Result<(RawFd, Arc<Vcpu>), Errno> {
-    with_vm(cx, process, vm, |vm| {
-        let vcpu = vm.create_vcpu(cx, id)?;
-        Ok((install_vcpu(cx, process, Arc::clone(&vcpu))?, vcpu))
-    })
+    with_vm(cx, process, vm, |vm| vm.create_vcpu(cx, process, id))
 }
 
 /// `KVM_CREATE_GUEST_MEMFD`.

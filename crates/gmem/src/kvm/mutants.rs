@@ -183,6 +183,30 @@ pub const SEV_AP_ALIGNED_VMSA: Mutant = Mutant::new(305, "SEV_AP_ALIGNED_VMSA");
 pub const SEV_PSC_DOUBLE_FETCH: Mutant = Mutant::new(306, "SEV_PSC_DOUBLE_FETCH");
 /// It must lie within the buffer.
 pub const SEV_PSC_UNBOUNDED: Mutant = Mutant::new(307, "SEV_PSC_UNBOUNDED");
+/// Around a hole, everything is zapped that a large folio may have there.
+pub const GMEM_2M_NARROW: Mutant = Mutant::new(239, "GMEM_2M_NARROW");
+/// A large folio is mapped as one only where guest frames and pages are congruent.
+pub const GMEM_2M_INCONGRUENT: Mutant = Mutant::new(240, "GMEM_2M_INCONGRUENT");
+/// A page of 2 MiB is split before a part of it goes back to the hypervisor.
+pub const SEV_NO_PSMASH: Mutant = Mutant::new(241, "SEV_NO_PSMASH");
+/// A guest that uses a part of a page of 2 MiB has it split.
+pub const SEV_FAULT_NO_PSMASH: Mutant = Mutant::new(242, "SEV_FAULT_NO_PSMASH");
+/// What was split is mapped anew.
+pub const SEV_SMASH_NO_ZAP: Mutant = Mutant::new(243, "SEV_SMASH_NO_ZAP");
+/// A mapping is no larger than the page in the RMP.
+pub const SEV_LEVEL_UNLIMITED: Mutant = Mutant::new(244, "SEV_LEVEL_UNLIMITED");
+/// A page of 2 MiB is assigned only where nothing of it is.
+pub const SEV_2M_OVERLAPS: Mutant = Mutant::new(245, "SEV_2M_OVERLAPS");
+/// A fault with the RMP bit is looked at only if the MMU has resumed the guest.
+pub const SEV_RMP_FAULT_ANY: Mutant = Mutant::new(246, "SEV_RMP_FAULT_ANY");
+/// PSMASH is tried again while another processor is at work in the region.
+pub const SEV_PSMASH_NO_RETRY: Mutant = Mutant::new(247, "SEV_PSMASH_NO_RETRY");
+/// The fast path is for faults that agree with the attribute.
+pub const FAST_FAULT_DISAGREES: Mutant = Mutant::new(248, "FAST_FAULT_DISAGREES");
+/// A page is cleared before it is assigned.
+pub const SEV_ASSIGN_UNCLEARED: Mutant = Mutant::new(249, "SEV_ASSIGN_UNCLEARED");
+/// A page that was cleared is marked so.
+pub const GMEM_NOT_UPTODATE: Mutant = Mutant::new(250, "GMEM_NOT_UPTODATE");
 /// A page is blocked before it is removed from a TD.
 pub const TDX_NO_BLOCK: Mutant = Mutant::new(464, "TDX_NO_BLOCK");
 /// A blocked page is tracked.

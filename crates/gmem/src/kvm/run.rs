@@ -3,7 +3,7 @@
 //! What the guest does is in `guest.rs`, what is done in its place in `emulate.rs`.
 
 use super::guest::Visit;
-use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH};
+use super::mutants::{CLEAR_AFTER_ACT, ROOTLOAD_NO_FLUSH, SEV_RMP_FAULT_ANY};
 use super::sev::MpState;
 use super::sev::RmpFault;
 use super::uapi::*;
@@ -49,9 +49,13 @@ impl Vcpu {
     /// `KVM_SET_REGS`, `KVM_SET_SREGS` and a program. Other control registers flush what the guest's tables led to.
     ///
     /// # Errors
-    /// `EINVAL` for a CR3 beyond MAXPHYADDR (`kvm_is_valid_sregs`), and for paging outside long mode, which is not modelled; then nothing has changed.
+    /// `EINVAL` for a CR3 beyond MAXPHYADDR (`kvm_is_valid_sregs`), and for paging outside long mode, which is not modelled; also if the vCPU's registers are in
+    /// a VMSA that was launched (`guest_state_protected`). Then nothing has changed.
     pub fn start(&self, cx: &Cx<'_>, context: &GuestContext, program: &[GuestInsn]) -> Result<(), Errno> {
         let mut state = self.mutex.lock(cx);
+        if state.sev.as_deref().is_some_and(|es| es.guest_state_protected) {
+            return Err(Errno::EINVAL);
+        }
         let (old, new) = (state.sregs.paging, context.sregs.paging);
         let mode = new.mode().map_err(|_| Errno::EINVAL)?;
         let encryption = if state.sev.is_some() { Encryption::CBit(51) } else { Encryption::None };
@@ -67,6 +71,12 @@ impl Vcpu {
             self.make_request(cx, Request::TlbFlushGuest);
         }
         Ok(())
+    }
+
+    /// How the vCPU would begin a program now, for [`Vcpu::start`] to bring back.
+    pub fn context(&self, cx: &Cx<'_>) -> GuestContext {
+        let state = self.mutex.lock(cx);
+        GuestContext { mode: state.mode, code: state.code, sregs: state.sregs, rsp: state.regs.rsp }
     }
 
     /// `KVM_GET_SREGS`: CR2.
@@ -342,10 +352,15 @@ impl Vcpu {
         fault: &Stage2Fault,
         info1: ExitInfo1,
     ) -> Result<RetPf, Errno> {
-        let result = self.page_fault(cx, state, fault, info1)?;
+        let result = self.page_fault(cx, state, fault, info1);
         if state.sev.is_none() {
-            return Ok(result);
+            return result;
         }
+        let result = match result {
+            // Whatever the MMU says, the RMP's part is seen to, and the guest goes on.
+            Err(_) if info1.contains(ExitInfo1::RMP) && cx.has_mutant(SEV_RMP_FAULT_ANY) => RetPf::Spurious,
+            other => other?,
+        };
         let rmp = RmpFault { gpa: fault.gpa, error: info1 };
         let is_vain = info1.contains(ExitInfo1::RMP) && !self.sev_handle_rmp_fault(cx, state, rmp);
         // `svm_check_emulate_instruction`: what is protected cannot be emulated, so the guest tries again.

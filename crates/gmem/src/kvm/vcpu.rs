@@ -409,7 +409,19 @@ impl Vcpu {
         before
     }
 
-    /// The vCPU was not made after all.
+    /// `kvm_arch_vcpu_destroy` of a vCPU that nobody could name: what it has of its kind. Nothing else was given to it yet.
+    fn forget(&self, cx: &Cx<'_>) {
+        if let (Some(es), Some(sev)) = (&self.sev, self.vm.sev()) {
+            es.free(cx, sev);
+            sev.abandon_vcpu();
+        }
+        if let Some(tdx) = self.vm.tdx() {
+            tdx.abandon_vcpu();
+        }
+        self.abandon(cx);
+    }
+
+    /// The vCPU was not made after all: pKVM's part.
     fn abandon(&self, cx: &Cx<'_>) {
         if let (Some(vcpu), Some(pkvm)) = (&self.pkvm, self.vm.pkvm()) {
             vcpu.abandon(cx, pkvm);
@@ -446,30 +458,40 @@ impl Vcpu {
 }
 
 impl Vm {
-    /// `KVM_CREATE_VCPU`.
+    /// `kvm_vm_ioctl_create_vcpu`: the vCPU and its descriptor. From the first check to the descriptor `kvm->lock` is held, which here only SNP VMs
+    /// have as a whole: what looks at all of their vCPUs under it sees none that is half made.
     ///
     /// # Errors
-    /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken; `ENOMEM`.
-    pub(crate) fn create_vcpu(self: &Arc<Vm>, cx: &Cx<'_>, id: u64) -> Result<Arc<Vcpu>, Errno> {
+    /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken; `ENOMEM`; without a number for the descriptor
+    /// `EMFILE`, and then the vCPU is forgotten.
+    pub(crate) fn create_vcpu(
+        self: &Arc<Vm>,
+        cx: &Cx<'_>,
+        process: &super::process::Process,
+        id: u64,
+    ) -> Result<(RawFd, Arc<Vcpu>), Errno> {
+        let _lock = self.sev().map(|sev| sev.lock.lock(cx));
+        let vcpu = self.arch_create_vcpu(cx, id)?;
+        let fd = install_vcpu(cx, process, Arc::clone(&vcpu)).inspect_err(|_| vcpu.forget(cx))?;
+        Ok((fd, vcpu))
+    }
+
+    fn arch_create_vcpu(self: &Arc<Vm>, cx: &Cx<'_>, id: u64) -> Result<Arc<Vcpu>, Errno> {
         let most = self.max_vcpus();
         if self.vcpus.read().len() as u64 >= most || id >= self.host.config.max_vcpus * super::uapi::KVM_VCPU_ID_RATIO {
             return Err(Errno::EINVAL);
+        }
+        if self.vcpus.read().iter().any(|vcpu| vcpu.id == id) {
+            return Err(Errno::EEXIST);
         }
         if let Some(tdx) = self.tdx() {
             return self.tdx_vcpu_create(cx, tdx, id);
         }
         let pkvm = self.pkvm().map(|pkvm| PkvmVcpu::new(cx, pkvm)).transpose()?;
         let Some(sev) = self.sev() else { return self.make_vcpu(cx, id, None, pkvm) };
-        sev.begin_vcpu(cx);
-        SevEs::new(cx, sev)
-            .and_then(|(es, state)| {
-                let pages = (es.vmcb(), es.vmsa());
-                self.make_vcpu(cx, id, Some((es, state)), None).inspect_err(|_| {
-                    self.host.phys.put(cx, pages.0);
-                    self.host.phys.put(cx, pages.1);
-                })
-            })
-            .inspect_err(|_| sev.abandon_vcpu())
+        sev.begin_vcpu();
+        let made = SevEs::new(cx, sev).inspect_err(|_| sev.abandon_vcpu())?;
+        Ok(self.make_vcpu(cx, id, Some(made), None).expect("under kvm->lock, an id that is free stays free"))
     }
 
     pub(super) fn make_vcpu(
@@ -624,8 +646,5 @@ pub(crate) fn install_vcpu(cx: &Cx<'_>, process: &super::process::Process, vcpu:
     vcpu.vm.get(cx);
     let file = File::new(cx, Arc::new(VcpuFile { vcpu: Arc::clone(&vcpu) }));
     // Nobody could name the vCPU without a descriptor: its id is free again.
-    process.install(cx, file).inspect_err(|_| {
-        vcpu.vm.vcpus.write().retain(|other| !Arc::ptr_eq(other, &vcpu));
-        vcpu.abandon(cx);
-    })
+    process.install(cx, file).inspect_err(|_| vcpu.vm.vcpus.write().retain(|other| !Arc::ptr_eq(other, &vcpu)))
 }

@@ -13,7 +13,8 @@ use super::vcpu::Request;
 use super::vm::{Vm, VmType};
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::walker::ExitInfo1;
-use sim_mmu::{ExternalTables, Gfn, Stage2Fault};
+use sim_mmu::{ExternalTables, Gfn, Level, Stage2Fault};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -120,17 +121,33 @@ impl Vm {
         }
     }
 
-    /// `kvm_arch_gmem_make_private`: gives the page to the guest before it is mapped. A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN
-    /// and a memory-fault exit.
+    /// `kvm_arch_gmem_make_private`: gives the page, with the rest of its folio if that may be mapped as one, to the guest before it is mapped.
+    /// A busy machine is the caller's to retry: `KVM_RUN` ends with EAGAIN and a memory-fault exit.
     ///
     /// # Errors
     /// `EAGAIN` if the machine is busy, on purpose; of SEV-SNP `ENOENT`, `EINVAL`.
-    pub(super) fn arch_gmem_make_private(&self, cx: &Cx<'_>, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
+    pub(super) fn arch_gmem_make_private(
+        &self,
+        cx: &Cx<'_>,
+        gfn: Gfn,
+        pfn: Pfn,
+        max_level: Level,
+    ) -> Result<(), Errno> {
         match &self.kind {
             VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) | VmKind::Pkvm(_) => {
                 self.host.busy.ask().map_err(|_| Errno::EAGAIN)
             }
-            VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn),
+            VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn, max_level),
+        }
+    }
+
+    /// `gmem_max_mapping_level`: how large the machine lets a page of a large folio be mapped now. Not asked about folios of one page.
+    pub(super) fn gmem_max_mapping_level(&self, cx: &Cx<'_>, pfn: Pfn, is_private: bool) -> Level {
+        match &self.kind {
+            VmKind::Snp(sev) if is_private => sev.gmem_max_mapping_level(cx, pfn),
+            // `tdx_gmem_max_mapping_level`.
+            VmKind::Tdx(_) if is_private => Level::L4K,
+            _ => Level::L1G,
         }
     }
 
@@ -206,10 +223,10 @@ impl Vm {
 }
 
 impl Host {
-    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: the page has left its guest_memfd's page cache. There is no VM in this.
-    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, pfn: Pfn) {
+    /// `kvm_arch_gmem_reclaim`, from `kvm_gmem_free_folio`: a folio has left its guest_memfd's page cache. There is no VM in this.
+    pub(super) fn arch_gmem_reclaim(&self, cx: &Cx<'_>, frames: Range<Pfn>) {
         if let Some(sev) = self.sev() {
-            sev.gmem_make_shared(cx, pfn..pfn + 1);
+            sev.gmem_make_shared(cx, frames);
         }
     }
 }

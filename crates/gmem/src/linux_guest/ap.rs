@@ -32,6 +32,16 @@ impl Vmsa {
     }
 }
 
+/// Whether a processor was started.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ApStarted {
+    /// The hypervisor has it run with the VMSA, sooner or later.
+    Started,
+    /// The page could not be made a VMSA, or the hypervisor did not want it.
+    Refused,
+}
+
 /// What became of a VMSA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ApStopped {
@@ -58,19 +68,23 @@ impl Kernel {
         Err(self.cpu.terminate(TermReason::NotVmpl0).await)
     }
 
-    /// Starts a processor: fills its VMSA in, makes it one, and asks for it.
+    /// Starts a processor: fills its VMSA in, makes it one, and asks for it. If the hypervisor refuses, the page stops being a VMSA.
     ///
     /// # Errors
     /// The guest ends if the GHCB is not set up, or its request is refused.
-    pub async fn start_ap(&self, apic_id: u32, vmsa: Vmsa, features: u64) -> Ends<bool> {
+    pub async fn start_ap(&self, apic_id: u32, vmsa: Vmsa, features: u64) -> Ends<ApStarted> {
         let mut page = vec![0; PAGE_SIZE as usize / 8];
         page[SEV_FEATURES / 8] = features;
         self.cpu.run(Insn::Copy(Place::private(vmsa.0), page)).await?;
         if self.cpu.run(Insn::Rmpadjust { gpa: vmsa.0, rdx: vmsa_flag(true) }).await? != 0 {
-            return Ok(false);
+            return Ok(ApStarted::Refused);
         }
         let request = ApRequest::Create { vmsa: vmsa.0, on_init: false };
-        self.ap_creation(ApCreation { apic_id, request }, features).await
+        if self.ap_creation(ApCreation { apic_id, request }, features).await? {
+            return Ok(ApStarted::Started);
+        }
+        let _leaked = self.cleanup_vmsa(vmsa).await?;
+        Ok(ApStarted::Refused)
     }
 
     /// Stops a processor. It is asked for first, which waits until the processor has left the guest; then the page stops being a VMSA.
@@ -79,6 +93,11 @@ impl Kernel {
     /// As [`Kernel::start_ap`].
     pub async fn stop_ap(&self, apic_id: u32, vmsa: Vmsa, features: u64) -> Ends<ApStopped> {
         self.ap_creation(ApCreation { apic_id, request: ApRequest::Destroy }, features).await?;
+        self.cleanup_vmsa(vmsa).await
+    }
+
+    /// `snp_cleanup_vmsa`.
+    async fn cleanup_vmsa(&self, vmsa: Vmsa) -> Ends<ApStopped> {
         let cleared = self.cpu.run(Insn::Rmpadjust { gpa: vmsa.0, rdx: vmsa_flag(false) }).await? == 0;
         Ok(if cleared { ApStopped::Freed } else { ApStopped::Leaked })
     }

@@ -29,6 +29,6 @@ mod td;
 mod tests;
 
 pub use accept::Unaccepted;
-pub use ap::{ApStopped, Vmsa};
+pub use ap::{ApStarted, ApStopped, Vmsa};
 pub use cpu::{Cpu, Ends, Insn, Place, Program, SigBus, TdFatal, Terminated, Trap, Vc};
 pub use ghcb::{CcVendor, Kernel};

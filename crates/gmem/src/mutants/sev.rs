@@ -31,21 +31,39 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "snp/fault-punch.toml",
     ),
     row(
+        SEV_ASSIGN_UNCLEARED,
+        "F",
+        "the order of clearing a page and giving it to the guest: it is given first",
+        "the guest could decrypt what the host had there, and the kernel cannot clear it any more: an oops",
+        &["SNP-INV-016"],
+        "snp/fault-punch.toml",
+    ),
+    row(
+        GMEM_NOT_UPTODATE,
+        "F",
+        "the mark that a page was cleared",
+        "the next look-up clears it again, and it is the guest's: an oops",
+        &["SNP-INV-036"],
+        "snp/fault-punch.toml",
+    ),
+    row(
         SEV_NO_INVALIDATE,
         "P",
         "RMPUPDATE of a page that leaves its guest_memfd",
         "whoever gets the page next cannot write it",
         &["SNP-INV-009", "SNP-INV-003", "SNP-INV-024"],
         "snp/fault-punch.toml",
-    ),
+    )
+    .also(&["BUG-47"]),
     row(
         SEV_NO_SPLIT,
         "F",
         "splitting the direct map before a page gets another owner",
         "the kernel cannot write the neighbours of the page",
-        &["SNP-INV-030"],
+        &["SNP-INV-030", "SNP-INV-003"],
         "snp/fault-punch.toml",
-    ),
+    )
+    .also(&["SNP-R20"]),
     row(
         SEV_NO_OVERLAP_RETRY,
         "F x P, in one region",
@@ -85,7 +103,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the kernel copies into a page of the guest: an oops",
         &["SNP-INV-003"],
         "snp/launch-errors.toml",
-    ),
+    )
+    .also(&["SNP-R04"]),
     row(
         SEV_LAUNCH_NO_RECLAIM,
         "L",
@@ -116,8 +135,9 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "waiting for the end of the launch with pre-faulting",
         "the page cannot be launched any more",
         &["SNP-INV-012"],
-        "snp/launch-errors.toml",
-    ),
+        "snp/pre-fault-launch.toml",
+    )
+    .also(&["BUG-28", "SNP-R05"]),
     row(
         SEV_NO_VMSA_RELOAD,
         "P x vCPU",
@@ -125,7 +145,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the page is in use, cannot be taken back, and is freed",
         &["SNP-INV-008", "SNP-INV-003", "SNP-INV-009"],
         "snp/vmsa-punch.toml",
-    ),
+    )
+    .also(&["BUG-40"]),
     row(
         SEV_VMSA_RELOAD_NO_WAIT,
         "P x vCPU",
@@ -141,7 +162,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the vCPU enters with a page that is not the guest's any more",
         &["SNP-INV-020"],
         "snp/vmsa-install.toml",
-    ),
+    )
+    .also(&["SNP-R09"]),
     row(
         SEV_AP_NO_WAIT,
         "vCPU x vCPU",
@@ -165,7 +187,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "KVM reads and writes beyond the buffer",
         &["SNP-INV-034"],
         "snp/list.toml",
-    ),
+    )
+    .also(&["BUG-48", "SNP-R12"]),
     row(
         SEV_PSC_UNBOUNDED,
         "list x guest",
@@ -175,7 +198,109 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "snp/list.toml",
     ),
     row(
-        hardware::HV_OWNED,
+        SEV_NO_PSMASH,
+        "P x guest, 2 MiB",
+        "splitting a page of 2 MiB before a part of it goes back to the hypervisor",
+        "RMPUPDATE overlaps for ever",
+        &["SNP-INV-038"],
+        "snp/large-punch.toml",
+    )
+    .also(&["BUG-46"]),
+    row(
+        SEV_PSMASH_NO_RETRY,
+        "P x guest, 2 MiB",
+        "trying PSMASH again while another processor is at work",
+        "nothing: the other one splits the page, and until then the guest faults again, or RMPUPDATE overlaps and is tried again",
+        &[],
+        "snp/large-overlap.toml",
+    )
+    .also(&["SNP-R07"]),
+    row(
+        SEV_FAULT_NO_PSMASH,
+        "guest x guest, 2 MiB",
+        "splitting a page of 2 MiB of which a guest uses a part",
+        "the guest faults for ever",
+        &["INV-506", "INV-501"],
+        "snp/large-accept.toml",
+    ),
+    row(
+        SEV_SMASH_NO_ZAP,
+        "guest x guest, 2 MiB",
+        "the zap after a page of 2 MiB was split",
+        "the guest faults for ever: the mapping is larger than the pages of the RMP",
+        &["INV-501"],
+        "snp/large-accept.toml",
+    )
+    .also(&["BUG-45"]),
+    row(
+        SEV_LEVEL_UNLIMITED,
+        "guest x guest, 2 MiB",
+        "asking the RMP how large a page may be mapped",
+        "a page that was split is mapped as a whole, and the guest faults for ever",
+        &["INV-501"],
+        "snp/large-accept.toml",
+    )
+    .also(&["SNP-R26"]),
+    row(
+        SEV_2M_OVERLAPS,
+        "L x F, 2 MiB",
+        "looking whether a part of 2 MiB is assigned before all of it is",
+        "RMPUPDATE overlaps for ever",
+        &["SNP-INV-038"],
+        "snp/large-launch.toml",
+    ),
+    row(
+        GMEM_2M_INCONGRUENT,
+        "F, 2 MiB",
+        "that a folio is used as one only where guest frames and pages are congruent",
+        "its pages are assigned at other addresses than they are mapped at",
+        &["SNP-INV-010"],
+        "snp/large-shifted.toml",
+    ),
+    row(
+        GMEM_2M_NARROW,
+        "F x P, 2 MiB",
+        "zapping, around a hole, all that a large folio may have there",
+        "a fault beside the hole maps the folio as one, with the page that is about to go",
+        &["INV-201", "INV-203"],
+        "snp/large-punch.toml",
+    ),
+    row(
+        SEV_RMP_FAULT_ANY,
+        "guest",
+        "that a fault with the RMP bit is looked at only if the MMU has resumed the guest",
+        "user space never learns of a private access to shared memory, and the guest faults for ever",
+        &["INV-501"],
+        "snp/implicit.toml",
+    )
+    .also(&["SNP-R16"]),
+    row(
+        FAST_FAULT_DISAGREES,
+        "guest x guest",
+        "keeping faults that disagree with the attribute from the fast path",
+        "the entry that is there allows the access, the RMP does not, and the guest faults for ever",
+        &["INV-501"],
+        "snp/implicit.toml",
+    )
+    .also(&["SNP-R03"]),
+    row(
+        hardware::SIZE,
+        "guest x guest, 2 MiB",
+        "the check that nested leaf and RMP entry are of one size",
+        "a leaf of 2 MiB gives the guest more than the entry that was looked at says",
+        &["SNP-INV-007"],
+        "snp/large-accept.toml",
+    ),
+    row(
+        hardware::NO_TAILS,
+        "F, 2 MiB",
+        "that RMPUPDATE of 2 MiB says of every page that it is assigned",
+        "a tail looks like the hypervisor's",
+        &["SNP-INV-038", "SNP-INV-014"],
+        "snp/large-punch.toml",
+    ),
+    row(
+        hardware::HV_OWNED_SHARED,
         "guest",
         "the check that a page which is written without a key is the host's",
         "the guest's private memory is overwritten with plain bytes",
@@ -196,6 +321,14 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the check that a guest has accepted a page",
         "a page can be replaced by an empty one under the guest",
         &["SNP-INV-005"],
+        "snp/fault-punch.toml",
+    ),
+    row(
+        hardware::PLAIN,
+        "guest",
+        "the key of private accesses",
+        "the host reads what the guest has written",
+        &["SNP-INV-017"],
         "snp/fault-punch.toml",
     ),
     row(

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::FxHashMap;
+use sim_coco::tdx::{Leaf, Status};
 use sim_kernel::sched::{Access, BUFFERS_FROM, Event, ObjId, TaskId, TraceRecord};
 use sim_mmu::{KVM_TDP_MMU_SPTE_CHANGED, Spte};
 
@@ -16,6 +17,7 @@ use super::store::{Store, Value};
 use super::table::Table;
 use crate::explore::functions;
 use crate::explore::witness::{Site, owner};
+use crate::kvm::tdx::TDX_SEAMCALL;
 
 /// Number of the request to flush, among the words of [`Table::VCPUS`].
 const TLB_FLUSH: &str = "TLB_FLUSH";
@@ -261,6 +263,14 @@ fn trace_words(record: &TraceRecord) -> String {
             word(old),
             word(new)
         );
+    }
+    if *record.tracepoint == TDX_SEAMCALL
+        && let [leaf, rax] = record.args[..]
+    {
+        let leaf =
+            u16::try_from(leaf).ok().and_then(Leaf::from_number).map_or_else(|| format!("{leaf:#x}"), Leaf::name);
+        let status = Status::from_raw(rax).map_or_else(|| format!("{rax:#x}"), |status| status.name.name().to_string());
+        return format!("{leaf}: {status}");
     }
     let fields = record.tracepoint.fields.iter().zip(&record.args);
     let fields: Vec<String> = fields.map(|(field, value)| format!("{field} {value:#x}")).collect();

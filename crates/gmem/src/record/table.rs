@@ -45,6 +45,14 @@ impl Table {
     pub const NODES: Table = Table(10);
     /// Entries of the RMP of an SNP machine.
     pub const RMP: Table = Table(11);
+    /// TDs and their vCPUs, as the TDX module has them.
+    pub const TD: Table = Table(12);
+    /// Secure EPTs beside their mirrors.
+    pub const SEPT: Table = Table(13);
+    /// Frames that the TDX module has.
+    pub const PAMT: Table = Table(14);
+    /// Pages that are not the host's alone, with pKVM.
+    pub const PKVM: Table = Table(15);
 
     /// What the table is.
     pub fn spec(self) -> &'static TableSpec {
@@ -125,6 +133,30 @@ pub const TABLES: &[TableSpec] = &[
         title: "RMP",
         note: "frames of an SNP machine that are not the hypervisor's",
         columns: &["frame", "state", "owner", "guest address", "validated"],
+    },
+    TableSpec {
+        id: "td",
+        title: "TDs",
+        note: "what the TDX module keeps of TDs and vCPUs: the epoch of their TLBs, and how many vCPUs entered in which",
+        columns: &["TD, vCPU", "state", "key, processor", "epoch", "inside"],
+    },
+    TableSpec {
+        id: "sept",
+        title: "Secure EPT",
+        note: "entries that are not free, and what KVM's mirror has in the same place",
+        columns: &["TD", "gfns", "level", "Secure EPT", "mirror"],
+    },
+    TableSpec {
+        id: "pamt",
+        title: "PAMT",
+        note: "frames that the TDX module has, whose they are, and the epoch of the last BLOCK",
+        columns: &["frame", "type", "size", "owner", "BEPOCH"],
+    },
+    TableSpec {
+        id: "pkvm",
+        title: "pKVM owners",
+        note: "pages that are not the host's alone; a change is seen when the hypervisor's locks are free",
+        columns: &["frame", "host", "hypervisor", "guest", "guest's page"],
     },
 ];
 

@@ -2,7 +2,8 @@
 
 use super::layout;
 use super::{Phase, Platform, Sizes};
-use crate::linux_guest::{Ends, Insn, Kernel, Place, Unaccepted, Vmsa};
+use crate::kvm::sev::protocol::msr::TermReason;
+use crate::linux_guest::{ApStarted, Ends, Insn, Kernel, Place, Unaccepted, Vmsa};
 use sim_kernel::PAGE_SIZE;
 use sim_mmu::Gpa;
 
@@ -92,7 +93,11 @@ async fn start_processor(kernel: &Kernel, sizes: &Sizes, vcpu: u32) -> Ends<()> 
     match sizes.platform {
         Platform::Snp => {
             let vmsa = Vmsa::in_pair(layout::vmsa_pair(vcpu));
-            kernel.start_ap(vcpu, vmsa, FEATURES).await.map(drop)
+            match kernel.start_ap(vcpu, vmsa, FEATURES).await? {
+                ApStarted::Started => Ok(()),
+                // Linux goes on with fewer processors; here all of them are waited for.
+                ApStarted::Refused => Err(kernel.cpu.terminate(TermReason::Unspecified).await),
+            }
         }
         Platform::Tdx => kernel.cpu.run(Insn::Release(layout::mailbox(vcpu), 1)).await.map(drop),
     }

@@ -214,6 +214,17 @@ impl Browser {
         self.text("document.getElementById('state').innerText")
     }
 
+    /// Goes on by `j` until the state says this.
+    fn step_to(&mut self, wanted: &str) {
+        for _ in 0..500 {
+            if self.state().contains(wanted) {
+                return;
+            }
+            self.press("j");
+        }
+        panic!("no state says {wanted:?}: {}", self.state());
+    }
+
     fn where_(&mut self) -> String {
         self.text("document.getElementById('where').textContent")
     }
@@ -315,12 +326,36 @@ fn check(browser: &mut Browser, page: &Path) {
 fn reports_work_in_a_browser() {
     let Some(mut browser) = Browser::start() else { return };
     let folder = tempfile::tempdir().unwrap();
-    for name in ["fault-against-punch", "fault-against-conversion", "dirty-logging", "punch-hole", "races/access-punch"]
-    {
+    for name in [
+        "fault-against-punch",
+        "fault-against-conversion",
+        "dirty-logging",
+        "punch-hole",
+        "races/access-punch",
+        "tdx/drop-and-refault",
+        "pkvm/convert",
+    ] {
         let file = format!("{}.html", name.replace('/', "-"));
         let page = write(folder.path(), &file, &[&scenario(&format!("{name}.toml")), "--seed", "6"]);
         check(&mut browser, &page);
     }
+
+    // Of a TD, the tables of the module: a page goes, and comes back to be accepted.
+    browser.open(&folder.path().join("tdx-drop-and-refault.html"), "#step=start&gfn=0x200");
+    browser.press("Home");
+    for wanted in ["Mapped, 4 KiB leaf", "Blocked, 4 KiB leaf", "Pending, 4 KiB leaf", "Mapped, 4 KiB leaf", "PT_REG"] {
+        browser.step_to(wanted);
+    }
+    assert!(browser.state().contains("Runnable"), "{}", browser.state());
+    browser.assert_no_errors("drop-and-refault");
+
+    // Of a protected guest, who has its page.
+    browser.open(&folder.path().join("pkvm-convert.html"), "#step=start&gfn=0x200");
+    browser.press("Home");
+    for wanted in ["vm0's at 0x200: NoPage", "SharedBorrowed", "vm0's at 0x200: NoPage"] {
+        browser.step_to(wanted);
+    }
+    browser.assert_no_errors("pkvm/convert");
 
     // Both ends of the arrows are drawn, and only tasks that are ticked have a column.
     let page = folder.path().join("races-access-punch.html");

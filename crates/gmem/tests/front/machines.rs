@@ -108,6 +108,7 @@ fn a_scenario_says_everything_of_a_machine() {
         pkvm = false
         pkvm_gmem = false
         memlock = "64K"
+        gmem_2m_enabled = true
         fail_frame = 1
         fail_table = 2
         fail_node = 3
@@ -140,6 +141,7 @@ fn a_scenario_says_everything_of_a_machine() {
         tdx_caches: true,
         tdx_terminate_vm: true,
         memlock: 64 << 10,
+        gmem_2m_enabled: true,
         faults,
         ..shadow()
     };

@@ -149,13 +149,64 @@ fn states_say_what_the_operations_did() {
 #[test]
 fn every_table_is_filled_by_some_scenario() {
     let mut filled = BTreeSet::new();
-    for name in
-        ["fault-against-punch.toml", "dirty-logging.toml", "mmap-init-shared.toml", "snp/convert-both-ways.toml"]
-    {
+    for name in [
+        "fault-against-punch.toml",
+        "dirty-logging.toml",
+        "mmap-init-shared.toml",
+        "snp/convert-both-ways.toml",
+        "tdx/drop-and-refault.toml",
+        "pkvm/convert.toml",
+    ] {
         filled.extend(record(name, 0).store.rows().iter().map(|row| row.table));
     }
     let all: BTreeSet<Table> = (0..TABLES.len()).map(|at| Table(at as u8)).collect();
     assert_eq!(filled, all);
+}
+
+#[test]
+fn a_page_of_a_td_goes_and_comes_back_in_the_tables() {
+    for seed in 0..4 {
+        let recording = record("tdx/drop-and-refault.toml", seed);
+        let store = &recording.store;
+        let cell = |table: Table, column: u32| {
+            let rows: Vec<_> =
+                store.rows().iter().filter(|row| row.table == table && row.gfns == (0x200, 0x201)).collect();
+            assert_eq!(rows.len(), 1, "seed {seed}: {rows:?}");
+            (rows[0].cell + column) as usize
+        };
+        let state = cell(Table::SEPT, 3);
+        let mut states: Vec<String> = (0..store.len())
+            .map(|at| store.values()[store.state_at(at)[state] as usize].words(&recording.names))
+            .filter_map(|words| words.split_once(", 4 KiB leaf").map(|(state, _)| state.to_string()))
+            .collect();
+        states.dedup();
+        assert_eq!(states, ["Pending", "Mapped", "Blocked", "Pending", "Mapped"], "seed {seed}");
+        let notes = recording.steps.iter().flat_map(|step| &step.notes);
+        let calls: Vec<&str> = notes
+            .filter_map(|note| match note {
+                Note::Trace(text) if text.starts_with("TDH.MEM.") && !text.contains("SEPT.ADD") => Some(text.as_str()),
+                _ => None,
+            })
+            .collect();
+        let wanted = ["PAGE.AUG", "RANGE.BLOCK", "TRACK", "PAGE.REMOVE", "PAGE.AUG"];
+        assert_eq!(calls, wanted.map(|leaf| format!("TDH.MEM.{leaf}: SUCCESS")), "seed {seed}");
+    }
+}
+
+#[test]
+fn pages_of_a_protected_guest_change_hands_in_the_table() {
+    let recording = record("pkvm/convert.toml", 0);
+    let store = &recording.store;
+    let row = store.rows().iter().find(|row| row.table == Table::PKVM && row.gfns == (0x200, 0x201));
+    let cell = row.expect("the guest's first page").cell as usize;
+    let words =
+        |at: usize, column: usize| store.values()[store.state_at(at)[cell + column] as usize].words(&recording.names);
+    let mut states: Vec<(String, String)> = (0..store.len()).map(|at| (words(at, 1), words(at, 4))).collect();
+    states.retain(|(host, _)| !host.is_empty());
+    states.dedup();
+    for (host, guest) in [("vm0's at 0x200: NoPage", "Owned"), ("SharedBorrowed", "SharedOwned")] {
+        assert!(states.contains(&(host.to_string(), guest.to_string())), "{host}, {guest}: {states:?}");
+    }
 }
 
 #[test]

@@ -102,6 +102,8 @@ fn step(usage: &'static [(&'static str, &'static str)]) -> impl Strategy<Value =
     let operands = (0..6usize, 0..6usize, 0..6usize, 0..6usize, any::<bool>());
     (proptest::sample::select(usage), operands).prop_map(|((form, _), (a, b, c, d, option))| {
         let mut choices = [a, b, c, d].into_iter().cycle();
+        // What SNP's hypervisor gives or maps as one page of 2 MiB begins with one.
+        let large = option && (form.starts_with("host give") || form.starts_with("host map"));
         let mut words = Vec::new();
         for token in form.split(' ') {
             // What is in brackets is there or not, as a whole.
@@ -111,6 +113,8 @@ fn step(usage: &'static [(&'static str, &'static str)]) -> impl Strategy<Value =
             };
             let choice = choices.next().unwrap_or_default();
             words.push(match token {
+                "PAGE" if large => ["a", "b", "a", "a", "c", "b"][choice],
+                "GPA" if large => "0x200000",
                 "PAGE" => ["a", "b", "a+1", "a", "c", "b+3"][choice],
                 "WHO" | "TD" => ["g", "h", "g", "h", "g", "g"][choice],
                 "VCPU" => ["g", "g2", "h", "g", "h", "g"][choice],

@@ -154,6 +154,14 @@ impl Pkvm {
         self.page_with(pfn, self.guest_leaves().remove(&pfn).unwrap_or_default())
     }
 
+    /// The same as [`Pkvm::ownership`], or `None` while somebody holds one of the locks of the host, the hypervisor and the table of VMs.
+    pub fn try_ownership(&self) -> Option<Ownership> {
+        self.vms.try_peek(|_| ())?;
+        self.host.try_peek(|_| ())?;
+        self.hyp.try_peek(|_| ())?;
+        Some(self.ownership())
+    }
+
     /// Everything, while nobody is in the middle of a transition.
     ///
     /// # Panics

@@ -25,7 +25,7 @@ use super::memory::KeyPath;
 use super::mutants;
 use super::types::{Asid, RmpSize, VmplPerms, head_of};
 use crate::AccessKind;
-use sim_kernel::{PAGE_SIZE, Pfn};
+use sim_kernel::{Mutant, PAGE_SIZE, Pfn};
 use sim_mmu::{Gpa, Level};
 
 /// What the host does.
@@ -60,9 +60,10 @@ enum Refusal {
 }
 
 impl Snp {
-    /// Whether the hypervisor owns the page, or all of the region around it if the mapping is larger than 4 KiB (1 GiB is checked as 2 MiB).
-    fn is_hv_owned(&self, pfn: Pfn, level: Level) -> bool {
-        if self.is_off(mutants::HV_OWNED) {
+    /// Whether the hypervisor owns the page, or all of the region around it if the mapping is larger than 4 KiB (1 GiB is checked as 2 MiB). `rule` is
+    /// the row of the table that asks.
+    fn is_hv_owned(&self, pfn: Pfn, level: Level, rule: Mutant) -> bool {
+        if self.is_off(rule) {
             return true;
         }
         if level == Level::L4K { !self.rmp.is_assigned(pfn) } else { !self.rmp.any_assigned_in_region(pfn) }
@@ -88,13 +89,14 @@ impl Snp {
         let busy = self.config.host_write_faults_on_busy && self.rmp.is_busy(access.pfn);
         let erratum =
             self.config.erratum_2m_vmsa && access.level > Level::L4K && self.rmp.is_in_use(head_of(access.pfn));
-        self.is_hv_owned(access.pfn, access.level) && !busy && !erratum
+        let rule = if access.walk { mutants::HV_OWNED_WALK } else { mutants::HV_OWNED };
+        self.is_hv_owned(access.pfn, access.level, rule) && !busy && !erratum
     }
 
     /// Checks a device's access: `false` means that a write is dropped and the IOMMU logs a fault.
     pub fn check_dma(&self, pfn: Pfn, kind: AccessKind) -> bool {
         let is_checked = self.config.checks_dma && self.is_enabled() && kind == AccessKind::Write;
-        !is_checked || self.is_hv_owned(pfn, Level::L4K)
+        !is_checked || self.is_hv_owned(pfn, Level::L4K, mutants::HV_OWNED_DMA)
     }
 
     /// Checks a guest's access and says through which key it goes.
@@ -105,10 +107,12 @@ impl Snp {
     pub fn check_guest(&self, cpu: &GuestCpu, access: &SnpAccess) -> Result<KeyPath, GuestFault> {
         let private = access.is_private(cpu);
         if private && cpu.kind == GuestKind::Snp {
-            return self.check_private(cpu, access).map(|()| KeyPath::Guest(cpu.asid));
+            let path = if self.is_off(mutants::PLAIN) { KeyPath::Raw } else { KeyPath::Guest(cpu.asid) };
+            return self.check_private(cpu, access).map(|()| path);
         }
         let is_checked = access.kind == AccessKind::Write || (access.walk && cpu.kind != GuestKind::Snp);
-        if is_checked && self.is_enabled() && !self.is_hv_owned(access.pfn, access.level) {
+        let rule = if cpu.kind == GuestKind::Snp { mutants::HV_OWNED_SHARED } else { mutants::HV_OWNED_GUEST };
+        if is_checked && self.is_enabled() && !self.is_hv_owned(access.pfn, access.level, rule) {
             return Err(npf(access, private, NpfError::RMP));
         }
         Ok(if private { KeyPath::Guest(cpu.asid) } else { KeyPath::Raw })

@@ -8,6 +8,16 @@ use sim_kernel::{Cx, Mutant, MutantSet};
 
 /// The host may write pages that it does not own.
 pub const HV_OWNED: Mutant = Mutant::new(320, "SNP-HV-OWNED");
+/// The host's tables may be in pages that it does not own.
+pub const HV_OWNED_WALK: Mutant = Mutant::new(400, "SNP-HV-OWNED-WALK");
+/// A guest without SNP may write, and have its tables in, pages that the hypervisor does not own.
+pub const HV_OWNED_GUEST: Mutant = Mutant::new(401, "SNP-HV-OWNED-GUEST");
+/// Private accesses go without a key.
+pub const PLAIN: Mutant = Mutant::new(404, "SNP-PLAIN");
+/// An SNP guest may write such pages without its key.
+pub const HV_OWNED_SHARED: Mutant = Mutant::new(402, "SNP-HV-OWNED-SHARED");
+/// A device may.
+pub const HV_OWNED_DMA: Mutant = Mutant::new(403, "SNP-HV-OWNED-DMA");
 /// A guest may use pages of another.
 pub const OWNER: Mutant = Mutant::new(321, "SNP-OWNER");
 /// A guest may use a page at any address.
@@ -42,8 +52,13 @@ pub const R23: Mutant = Mutant::new(335, "SNP-R23");
 pub const R25: Mutant = Mutant::new(336, "SNP-R25");
 
 /// All of them.
-pub const ALL: [Mutant; 17] = [
+pub const ALL: [Mutant; 22] = [
+    PLAIN,
     HV_OWNED,
+    HV_OWNED_WALK,
+    HV_OWNED_GUEST,
+    HV_OWNED_SHARED,
+    HV_OWNED_DMA,
     OWNER,
     REVMAP,
     MUTABLE,

@@ -142,7 +142,10 @@ impl Rmp {
     /// Whether any frame of the region around this one is assigned.
     pub(super) fn any_assigned_in_region(&self, pfn: Pfn) -> bool {
         let head = head_of(pfn);
-        (0..PAGES_PER_PMD).any(|i| self.is_assigned(head + i))
+        let written = self.slot(head).is_some_and(|slot| slot.high.load(Ordering::Relaxed) & LISTED != 0);
+        // The table has its pages from one end of a region on, or up to one.
+        let may_be = written || self.own(head) || self.own(head + (PAGES_PER_PMD - 1));
+        may_be && (0..PAGES_PER_PMD).any(|i| self.is_assigned(head + i))
     }
 
     /// The page that contains the frame, as its owner may use the frame: for a tail, the fields of the head, at the address of the

@@ -3,8 +3,9 @@
 use super::entry::RmpReadout;
 use super::fail::RmpFail;
 use super::machine::Snp;
+use super::types::head_of;
 use sim_kernel::sched::Access;
-use sim_kernel::{Cx, Pfn};
+use sim_kernel::{Cx, PAGES_PER_PMD, Pfn};
 
 impl Snp {
     /// RMPREAD of the entry of `pfn`: its own fields, a tail's too. One atomic read, which heeds no mark.
@@ -21,5 +22,12 @@ impl Snp {
             return Err(RmpFail::Input);
         }
         Ok(self.rmp.readout(pfn))
+    }
+
+    /// Whether any entry of the region of 2 MiB around the frame is assigned: RMPREAD of each of them, in one step.
+    #[track_caller]
+    pub fn rmpread_any_assigned(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
+        self.point(cx, Access::Load, head_of(pfn), PAGES_PER_PMD);
+        self.rmp.any_assigned_in_region(pfn)
     }
 }

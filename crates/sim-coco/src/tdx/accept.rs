@@ -13,6 +13,7 @@ use super::status::{OperandId, Status, StatusName};
 use super::types::{SeptInfo, level_number};
 use crate::AccessKind;
 use sim_kernel::Cx;
+use sim_kernel::sched::Access;
 use sim_mmu::{Gpa, Level};
 
 /// Bytes of the instruction.
@@ -37,7 +38,7 @@ impl InTd<'_> {
     pub(super) fn complete<T>(&self, state: &mut State, answer: Result<T, Status>) -> Tdcall<T> {
         let vp = state.vp_mut(self.tdvpr);
         vp.host_priority_busy = 0;
-        vp.rip += TDCALL_BYTES;
+        vp.rip = vp.rip.wrapping_add(TDCALL_BYTES);
         Ok(answer)
     }
 
@@ -49,7 +50,7 @@ impl InTd<'_> {
         }
         let limit = state.config.hp_lock_timeout;
         let vp = state.vp_mut(self.tdvpr);
-        vp.rip += TDCALL_BYTES;
+        vp.rip = vp.rip.wrapping_add(TDCALL_BYTES);
         vp.host_priority_busy += 1;
         if vp.host_priority_busy < limit {
             return Ok(busy);
@@ -84,8 +85,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn mem_page_accept(&mut self, cx: &Cx<'_>, info: SeptInfo) -> Tdcall<()> {
-        self.assert_inside();
-        self.tdx.point(cx);
+        self.instruction(cx, Access::Rmw)?;
         let tdx = self.tdx;
         let mut state = tdx.state.lock();
         let gpa = info.gpa();

@@ -119,8 +119,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn translate(&mut self, cx: &Cx<'_>, gpa: Gpa, kind: AccessKind) -> Result<TlbEntry, GuestStop> {
-        self.assert_inside();
-        self.tdx.point_read(cx);
+        self.instruction(cx, Access::Load)?;
         let mut state = self.tdx.state.lock();
         let gpaw = state.td(self.tdr).gpaw();
         let width = if gpaw == Gpaw::Bits48 { 48 } else { 52 };

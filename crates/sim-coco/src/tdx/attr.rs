@@ -11,6 +11,7 @@ use super::status::{OperandId, Status, StatusName};
 use super::types::{SeptInfo, level_number};
 use crate::AccessKind;
 use sim_kernel::Cx;
+use sim_kernel::sched::Access;
 use sim_mmu::{Gpa, Level};
 
 /// What ATTR.RD answers.
@@ -36,8 +37,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn mem_page_attr_rd(&mut self, cx: &Cx<'_>, gpa: Gpa) -> Tdcall<PageAttributes> {
-        self.assert_inside();
-        self.tdx.point_read(cx);
+        self.instruction(cx, Access::Load)?;
         let mut state = self.tdx.state.lock();
         if gpa.offset() != 0 || !state.td(self.tdr).gpaw().is_private(gpa) {
             return self.complete(&mut state, Err(Status::of(StatusName::OperandInvalid, OperandId::RCX)));
@@ -66,8 +66,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn mem_page_attr_wr(&mut self, cx: &Cx<'_>, info: SeptInfo, attributes: u64) -> Tdcall<()> {
-        self.assert_inside();
-        self.tdx.point_read(cx);
+        self.instruction(cx, Access::Load)?;
         let mut state = self.tdx.state.lock();
         let invalid = |operand| Err(Status::of(StatusName::OperandInvalid, operand));
         let gpa = info.gpa();

@@ -1,5 +1,6 @@
 //! What a machine with TDX is made of, and the points on which modules and processors differ.
 
+use super::td::SEPT_ROOT;
 use super::types::Hkid;
 use sim_kernel::Pfn;
 use std::ops::Range;
@@ -80,6 +81,40 @@ impl TdxConfig {
             attributes: 0x8000_0000_f000_0001,
             xfam: 0x6_02e7,
         }
+    }
+
+    /// Whether there can be such a machine.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    ///
+    /// ```
+    /// use sim_coco::tdx::{Tdmr, TdxConfig};
+    /// let config = TdxConfig::new(Tdmr::below(256));
+    /// assert_eq!(config.check(), Ok(()));
+    /// assert!(TdxConfig { packages: 0, ..config }.check().is_err());
+    /// ```
+    pub fn check(&self) -> Result<(), &'static str> {
+        let is_aligned = |pfn: Pfn| super::pamt::is_block_aligned(pfn);
+        let mut tdmrs: Vec<_> = self.tdmrs.iter().map(|tdmr| tdmr.frames.clone()).collect();
+        tdmrs.sort_by_key(|frames| frames.start);
+        let rules = [
+            (tdmrs.iter().all(|frames| frames.start < frames.end), "a TDMR has memory"),
+            (tdmrs.iter().all(|frames| is_aligned(frames.start) && is_aligned(frames.end)), "TDMRs are of whole GiB"),
+            (tdmrs.windows(2).all(|two| two[0].end <= two[1].start), "TDMRs do not overlap"),
+            ((1..=64).contains(&self.packages), "there are 1 to 64 packages"),
+            ((1..=1 << 16).contains(&self.lps_per_package), "a package has 1 to 65536 processors"),
+            ((32..=51).contains(&self.keyid_shift), "KeyIDs begin at bit 32 to 51 of an address"),
+            (self.hkids.start > 0, "KeyID 0 is the host's"),
+            (self.hkids.len() > 1, "there is a global KeyID and one for TDs"),
+            (
+                u64::from(self.hkids.end) <= 1 << 64_u32.saturating_sub(self.keyid_shift).min(63),
+                "KeyIDs fit into an operand",
+            ),
+            (self.tdcs_pages.0 as usize > SEPT_ROOT, "TDCS has a page for the root of the Secure EPT"),
+            (self.tdcs_pages.0 <= self.tdcs_pages.1, "TDCS needs no more pages than it may have"),
+        ];
+        rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, rule)| Err(rule))
     }
 
     /// The KeyID of PAMT and TDRs.

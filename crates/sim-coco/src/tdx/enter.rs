@@ -10,7 +10,8 @@ use super::machine::{Seam, State, Tdx};
 use super::mutants;
 use super::status::{OperandId, SeamFail, Seamcall, StatusName};
 use super::types::{Hpa, Lp};
-use super::vp::{EPF_LIST_MAX, VcpuState, VeInfo, ZERO_STEP_THRESHOLD};
+use super::vp::{EPF_LIST_MAX, LastCall, VcpuState, VeInfo, ZERO_STEP_THRESHOLD};
+use sim_kernel::sched::Access;
 use sim_kernel::{Cx, Pfn};
 use sim_mmu::{Gpa, Level};
 
@@ -91,7 +92,18 @@ impl<'a> Seam<'a> {
         let mut state = self.tdx.state.lock();
         state.enter_epoch(tdvpr, tdr, self.lp, is_new_here);
         state.release_early(&mut held, LockId::Epoch(tdr));
-        match state.stop_zero_step(&mut held, tdvpr, tdr) {
+        let is_stepped = !state.vp(tdvpr).epf_list.is_empty();
+        if is_stepped {
+            if state.take(&mut held, LockId::Tree(tdr), Mode::Exclusive).is_err() {
+                state.leave_epoch(tdvpr, tdr);
+                return Err(SeamFail::new(StatusName::OperandBusy, OperandId::SEPT_TREE));
+            }
+            // Others meet the lock here, whatever the walks give.
+            drop(state);
+            self.tdx.window(cx);
+            state = self.tdx.state.lock();
+        }
+        match state.stop_zero_step(tdvpr, tdr) {
             Ok(None) => {}
             Ok(Some(exit)) => {
                 state.leave_epoch(tdvpr, tdr);
@@ -102,18 +114,13 @@ impl<'a> Seam<'a> {
                 return Err(fail);
             }
         }
-        let holds_tree = held.locks.iter().any(|(id, _)| *id == LockId::Tree(tdr));
-        if holds_tree {
-            // Others meet the lock only here.
-            drop(state);
-            self.tdx.window(cx);
-            state = self.tdx.state.lock();
-        }
         state.release_early(&mut held, LockId::Tree(tdr));
         state.release_early(&mut held, LockId::OpState(tdr));
-        state.go_inside(tdvpr, tdr, self.lp, holds_tree);
+        state.go_inside(tdvpr, tdr, self.lp, is_stepped);
         let vp = state.vp_mut(tdvpr);
-        vp.vmcall = vp.vmcall.map(|call| VmCall::shown(call.mask, registers));
+        if let Some(LastCall::Asked(call)) = vp.vmcall {
+            vp.vmcall = Some(LastCall::Answered(VmCall::shown(call.mask, registers)));
+        }
         drop(state);
         Ok(Entry::Inside(InTd { tdx: self.tdx, lp: self.lp, tdvpr, tdr, held, inside: true }))
     }
@@ -161,15 +168,9 @@ impl State {
         self.td_mut(tdr).epoch.leave(entered);
     }
 
-    /// The remembered addresses must be mapped before the vCPU runs again: the tree stays locked until it does.
-    fn stop_zero_step(&mut self, held: &mut Held<'_>, tdvpr: Pfn, tdr: Pfn) -> Seamcall<Option<TdExit>> {
-        let list = self.vp(tdvpr).epf_list.clone();
-        if list.is_empty() {
-            return Ok(None);
-        }
-        let busy = SeamFail::new(StatusName::OperandBusy, OperandId::SEPT_TREE);
-        self.take(held, LockId::Tree(tdr), Mode::Exclusive).map_err(|_| busy)?;
-        for gpa in list {
+    /// The remembered addresses must be mapped before the vCPU runs again: the tree is locked until it does.
+    fn stop_zero_step(&mut self, tdvpr: Pfn, tdr: Pfn) -> Seamcall<Option<TdExit>> {
+        for gpa in self.vp(tdvpr).epf_list.clone() {
             let walk = self.walk_for(tdr, gpa.gfn(), Level::L4K)?;
             if !(walk.entry.is_leaf() && walk.entry.is_walkable() && walk.entry.is_writable()) {
                 return Ok(Some(TdExit::violation(exit::qualification(crate::AccessKind::Write), 0, gpa)));
@@ -194,6 +195,7 @@ impl State {
         if notifies && vp.last_exit_was_epf && vp.ve_info.is_none() {
             let gpa = vp.epf_list[vp.epf_list.len() - 1];
             vp.ve_info = Some(VeInfo::ept_violation(0, gpa));
+            vp.ve_pending = true;
         }
     }
 
@@ -256,8 +258,26 @@ impl InTd<'_> {
         self.tdx.state.lock().vp_mut(self.tdvpr).rip = rip;
     }
 
-    pub(super) fn assert_inside(&self) {
+    fn assert_inside(&self) {
         assert!(self.inside, "a vCPU that has left its TD executes nothing");
+    }
+
+    /// The scheduling point of an instruction of the guest. Before the first one it takes the `#VE` that VP.ENTER has put there.
+    ///
+    /// # Panics
+    /// If the vCPU has left its TD.
+    #[track_caller]
+    pub(super) fn instruction(&mut self, cx: &Cx<'_>, access: Access) -> Result<(), GuestStop> {
+        self.assert_inside();
+        if access == Access::Load {
+            self.tdx.point_read(cx)
+        } else {
+            self.tdx.point(cx)
+        }
+        let mut state = self.tdx.state.lock();
+        let vp = state.vp_mut(self.tdvpr);
+        let info = vp.ve_info.filter(|_| std::mem::take(&mut vp.ve_pending));
+        info.map_or(Ok(()), |info| Err(GuestStop::Ve(info)))
     }
 
     /// Leaves, as a part of a step that was announced.

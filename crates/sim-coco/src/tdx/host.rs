@@ -40,7 +40,7 @@ impl Seam<'_> {
     /// The host writes past its caches, or a device does. Where the processor has that erratum, a part of a line of a TD is poisoned, and nobody hears of it.
     ///
     /// # Errors
-    /// As [`Seam::host_write`].
+    /// As [`Seam::host_write`]; lines before the poisoned one are written.
     ///
     /// # Panics
     /// As [`Seam::host_read`].

@@ -1,9 +1,10 @@
 //! What must hold of the module whenever no leaf is in the middle of a step, by the number of the specification. For checkers: nothing here announces a
 //! scheduling point.
 //!
-//! Held elsewhere, at the step that could break them: TDX-INV-010 (every change of a mapping asks [`HostOp::cell`](super::HostOp::cell)), -012 (`Td::set_lifecycle`), -013 (`Measurement::finish`),
+//! Held elsewhere, at the step that could break them: TDX-INV-010 (every change of a mapping asks [`HostOp::cell`](super::HostOp::cell)), -012 as far as states go (`Td::set_lifecycle`), -013 (`Measurement::finish`),
 //! -023 (`State::consume`). TDX-INV-014 is of two states: the tests compare [`Tdx::snapshot`] before and after what fails. -015 to -022 are KVM's.
 
+use super::keys::HkidState;
 use super::lock::LockId;
 use super::machine::{State, Tdx};
 use super::pamt::{PageType, PamtAt};
@@ -59,6 +60,16 @@ fn entries_of(state: &State, tdr: Pfn, td: &Td) -> Option<Vec<Mapped>> {
     Some(found)
 }
 
+impl Tdx {
+    /// The entries of a TD's Secure EPT that are not FREE, without their locks; none while it has no tables that can be read: before its key is configured, after
+    /// that is gone, and once the TD is fatal. In no order.
+    pub fn peek_sept_entries(&self, tdr: Pfn) -> Vec<(Gfn, Level, SeptEntry)> {
+        let state = self.state.lock();
+        let found = state.tds.get(&tdr).and_then(|td| entries_of(&state, tdr, td)).unwrap_or_default();
+        found.into_iter().map(|mapped| (mapped.gfn, mapped.level, mapped.entry)).collect()
+    }
+}
+
 fn view(state: &State) -> View {
     let mut view = View { entries: Vec::new(), readable: BTreeSet::new() };
     for (tdr, td) in &state.tds {
@@ -84,6 +95,9 @@ fn tdx_inv_001(state: &State) -> Result<(), Violation> {
     let given = state.pamt.nodes.values().flat_map(|node| node.pages);
     let given = given.map(|pfn| (PamtAt { size: PageSize::Size4K, base: pfn }, PageType::Pamt));
     for (at, what) in pages.map(|(at, entry)| (at, entry.page_type)).chain(given) {
+        if let Some(hole) = state.pamt.reserved_in(at).filter(|_| what != PageType::Rsvd) {
+            return broken("TDX-INV-001", format!("{hole:?} is {what:?} and reserved"));
+        }
         for i in 0..at.size.pages() {
             if let Some(other) = used.insert(at.base + i, what) {
                 return broken("TDX-INV-001", format!("{:?} is {what:?} and {other:?}", at.base + i));
@@ -182,7 +196,8 @@ fn tdx_inv_005(state: &State) -> Result<(), Violation> {
             .pamt
             .entries()
             .find(|(other, entry)| other.size < at.size && used(entry) && at.size.base(other.base) == at.base);
-        if let Some((inner, _)) = inner {
+        let inner = inner.map(|(inner, _)| inner.base).or_else(|| state.pamt.reserved_in(at));
+        if let Some(inner) = inner {
             return broken("TDX-INV-005", format!("{inner:?} is in use inside {at:?}, which is {:?}", entry.page_type));
         }
     }
@@ -321,25 +336,42 @@ fn tdx_inv_009(state: &State) -> Result<(), Violation> {
     Ok(())
 }
 
-/// TDX-INV-011, while no leaf runs: the locks that are held are those of vCPUs in their TDs.
+/// TDX-INV-011, while no leaf runs: the locks that are held are those of vCPUs in their TDs, each as often as there are such vCPUs; and no entry is locked.
 ///
 /// # Errors
-/// The first that is not.
+/// The first lock for which it is otherwise.
 fn tdx_inv_011(state: &State) -> Result<(), Violation> {
-    let inside: Vec<_> = state.vps.iter().filter(|(_, vp)| vp.state == VcpuState::Active).collect();
-    let mut may: BTreeSet<LockId> = BTreeSet::new();
-    for (tdvpr, vp) in &inside {
-        may.insert(LockId::Pamt(PageSize::Size4K, vp.tdr));
-        may.extend(PageSize::ALL.map(|size| LockId::Pamt(size, size.base(**tdvpr))));
+    let mut readers: BTreeMap<LockId, u16> = BTreeMap::new();
+    for (tdvpr, vp) in state.vps.iter().filter(|(_, vp)| vp.state == VcpuState::Active) {
+        let of_vcpu = PageSize::ALL.map(|size| LockId::Pamt(size, size.base(*tdvpr)));
+        for id in of_vcpu.into_iter().chain([LockId::Pamt(PageSize::Size4K, vp.tdr)]) {
+            *readers.entry(id).or_default() += 1;
+        }
     }
-    if let Some((id, lock)) = state.held_locks().into_iter().find(|(id, lock)| lock.exclusive || !may.contains(id)) {
-        return broken("TDX-INV-011", format!("{id:?} is held: {lock:?}"));
+    for (id, lock) in state.held_locks() {
+        if lock.exclusive || readers.remove(&id) != Some(lock.readers) {
+            return broken("TDX-INV-011", format!("{id:?} is held: {lock:?}"));
+        }
     }
-    for mapped in view(state).entries {
-        // `entries` hides locks: look again.
-        let Ok(walk) = state.walk(mapped.tdr, mapped.gfn, mapped.level) else { continue };
-        if walk.level == mapped.level && walk.entry.is_locked() {
-            return broken("TDX-INV-011", format!("the entry of {:?} is locked", mapped.gfn));
+    if let Some((id, _)) = readers.first_key_value() {
+        return broken("TDX-INV-011", format!("{id:?} is not held, and a vCPU is inside"));
+    }
+    for (table, entries) in state.tables() {
+        if let Some((index, _)) = entries.iter().find(|(_, word)| SeptEntry(*word).is_locked()) {
+            return broken("TDX-INV-011", format!("entry {index} of the table {table:?} is locked"));
+        }
+    }
+    Ok(())
+}
+
+/// TDX-INV-012: an HKID has a TD only if every package has written back since the last one was flushed.
+///
+/// # Errors
+/// The first that has one all the same.
+fn tdx_inv_012(state: &State) -> Result<(), Violation> {
+    for (hkid, _) in state.kot.entries.iter().filter(|(_, of)| **of == HkidState::Assigned) {
+        if let Some(packages) = state.kot.unwritten.get(hkid).filter(|packages| **packages != 0) {
+            return broken("TDX-INV-012", format!("{hkid:?} has a TD; packages {packages:#b} have not written back"));
         }
     }
     Ok(())
@@ -360,7 +392,7 @@ fn tdx_inv_024(state: &State) -> Result<(), Violation> {
 type Check = fn(&State) -> Result<(), Violation>;
 
 /// All of them, by number.
-const ALL: [(&str, Check); 11] = [
+const ALL: [(&str, Check); 12] = [
     ("TDX-INV-001", tdx_inv_001),
     ("TDX-INV-002", tdx_inv_002),
     ("TDX-INV-003", tdx_inv_003),
@@ -371,14 +403,15 @@ const ALL: [(&str, Check); 11] = [
     ("TDX-INV-008", tdx_inv_008),
     ("TDX-INV-009", tdx_inv_009),
     ("TDX-INV-011", tdx_inv_011),
+    ("TDX-INV-012", tdx_inv_012),
     ("TDX-INV-024", tdx_inv_024),
 ];
 
 /// Numbers of the invariants that [`Tdx::check_invariants`] looks at.
-pub const CHECKED: [&str; 11] = {
-    let mut ids = [""; 11];
+pub const CHECKED: [&str; ALL.len()] = {
+    let mut ids = [""; ALL.len()];
     let mut i = 0;
-    while i < 11 {
+    while i < ALL.len() {
         ids[i] = ALL[i].0;
         i += 1;
     }
@@ -408,5 +441,44 @@ impl Tdx {
     pub fn check_invariant(&self, id: &str) -> Option<Result<(), Violation>> {
         let state = self.state.lock();
         ALL.iter().find(|(of, _)| *of == id).map(|(_, check)| check(&state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lock::{Held, Mode, Slot};
+    use super::super::{Hkid, Hpa, Lp, Tdmr, TdxConfig};
+    use super::*;
+    use sim_kernel::mm::PhysMem;
+    use sim_kernel::sched::Sim;
+    use std::sync::Arc;
+
+    /// TDX-INV-011 sees what a leaf does not give back: a lock that knows readers, one that does not, and that of an entry which is free.
+    #[test]
+    fn locks_that_nobody_gives_back() {
+        Sim::sequential().solo(|cx| {
+            let memory = Arc::new(PhysMem::new(cx, 1 << 20));
+            let tdx = Tdx::new(cx, Arc::clone(&memory), TdxConfig::new(Tdmr::below(256)));
+            tdx.bring_up(cx);
+            let page = || Hpa::of(memory.alloc_zeroed().unwrap());
+            let (seam, tdr) = (tdx.on(Lp(0)), page());
+            seam.mng_create(cx, tdr, Hkid(33)).unwrap();
+            seam.mng_key_config(cx, tdr).unwrap();
+            for _ in 0..6 {
+                seam.mng_addcx(cx, page(), tdr).unwrap();
+            }
+            let tdr = Pfn(tdr.0 >> 12);
+            let root = tdx.state.lock().td(tdr).tdcx[SEPT_ROOT];
+            let entry = LockId::Entry(Slot { table: root, index: 3 });
+            let reader = LockId::Pamt(PageSize::Size4K, tdr);
+            for (id, mode) in [(LockId::Kot, Mode::Exclusive), (reader, Mode::Shared), (entry, Mode::Exclusive)] {
+                assert_eq!(tdx.check_invariants(), Ok(()));
+                let mut held = Held::new(&tdx);
+                tdx.state.lock().take(&mut held, id, mode).unwrap();
+                assert_eq!(tdx.check_invariants().unwrap_err().id, "TDX-INV-011", "{id:?}");
+                drop(held);
+            }
+            assert_eq!(tdx.check_invariants(), Ok(()));
+        });
     }
 }

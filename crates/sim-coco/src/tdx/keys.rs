@@ -24,11 +24,14 @@ pub enum HkidState {
 pub(super) struct Kot {
     pub(super) lock: Lock,
     pub(super) entries: BTreeMap<Hkid, HkidState>,
+    /// Packages that have not written back since the HKID's last TD was flushed, whatever became of the HKID: for TDX-INV-012.
+    pub(super) unwritten: BTreeMap<Hkid, u64>,
 }
 
 impl Kot {
     pub(super) fn new(config: &TdxConfig) -> Kot {
-        Kot { lock: Lock::default(), entries: BTreeMap::from([(config.global_hkid(), HkidState::Reserved)]) }
+        let entries = BTreeMap::from([(config.global_hkid(), HkidState::Reserved)]);
+        Kot { lock: Lock::default(), entries, unwritten: BTreeMap::new() }
     }
 
     /// HKIDs whose lines this package may still have.

@@ -111,6 +111,22 @@ impl Leaf {
         Leaf::ALL.into_iter().find(|leaf| leaf.number() == number)
     }
 
+    /// Intel's name for it.
+    ///
+    /// ```
+    /// assert_eq!(sim_coco::tdx::Leaf::MemRangeBlock.name(), "TDH.MEM.RANGE.BLOCK");
+    /// ```
+    pub fn name(self) -> String {
+        let mut name = "TDH".to_string();
+        for letter in format!("{self:?}").chars() {
+            if letter.is_ascii_uppercase() {
+                name.push('.');
+            }
+            name.push(letter.to_ascii_uppercase());
+        }
+        name
+    }
+
     /// Largest version that the leaf has. VP.INIT version 1 and DEMOTE's are of later modules.
     pub const fn version_max(self) -> u8 {
         match self {

@@ -9,7 +9,7 @@ use super::pamt::{PageType, Pamt, PamtAt, PamtEntry, PamtNode};
 use super::sept::SeptEntry;
 use super::status::{Seamcall, StatusName};
 use super::sys::SysState;
-use super::td::{Td, TdInfo};
+use super::td::{SEPT_ROOT, Td, TdInfo};
 use super::tlb::TlbEntry;
 use super::types::{Hkid, Lp, PageSize};
 use super::vp::{LpState, Vp, VpInfo};
@@ -17,7 +17,7 @@ use sim_kernel::mm::PhysMem;
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
 use sim_kernel::sched::{Access, ObjId};
 use sim_kernel::{Cx, Mutant, MutantSet, Pfn};
-use sim_mmu::Gfn;
+use sim_mmu::{Gfn, PT_ENTRIES};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -77,6 +77,17 @@ impl State {
     pub(super) fn assign(&mut self, at: PamtAt, entry: PamtEntry) {
         self.memory.note_handed_over(at.base, at.size.pages());
         self.pamt.set(at, entry);
+    }
+
+    /// The pages of Secure EPTs, each with the entries that are not free, by index, whoever can read them. Without the mark that the host wants an entry.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (Pfn, Vec<(usize, u64)>)> {
+        let roots = self.tds.values().filter_map(|td| td.tdcx.get(SEPT_ROOT).copied());
+        let pages = self.pamt.entries().filter(|(_, entry)| entry.page_type == PageType::Ept).map(|(at, _)| at.base);
+        roots.chain(pages).map(|table| {
+            let entries = (0..PT_ENTRIES).map(|index| (index, self.memory.plain_word(table, index)));
+            let entries = entries.map(|(index, word)| (index, SeptEntry(word).prioritised(false).0));
+            (table, entries.filter(|(_, word)| *word != SeptEntry::FREE.0).collect())
+        })
     }
 
     /// A TD that was looked up and is locked.
@@ -206,15 +217,11 @@ impl Tdx {
     /// A host whose module was just loaded: nothing is initialised.
     ///
     /// # Panics
-    /// If a TDMR is not of whole blocks of 1 GiB, or there are no private KeyIDs.
+    /// If there is no such machine ([`TdxConfig::check`]).
     pub fn new(cx: &Cx<'_>, phys: Arc<PhysMem>, config: TdxConfig) -> Tdx {
-        for tdmr in &config.tdmrs {
-            let aligned =
-                super::pamt::is_block_aligned(tdmr.frames.start) && super::pamt::is_block_aligned(tdmr.frames.end);
-            assert!(aligned, "a TDMR is of whole blocks of 1 GiB");
+        if let Err(why) = config.check() {
+            panic!("no such machine: {why}");
         }
-        assert!(config.hkids.len() > 1, "there is a global KeyID and one for TDs");
-        assert!((1..=64).contains(&config.packages), "{} packages; a host has 1 to 64", config.packages);
         let config = Arc::new(config);
         let mutants = mutants::chosen(cx);
         let bytes = phys.object();
@@ -353,6 +360,11 @@ impl Tdx {
         self.state.lock().tds.get(&tdr).map(Td::info)
     }
 
+    /// All TDs, by the frames of their TDRs.
+    pub fn peek_tds(&self) -> Vec<(Pfn, TdInfo)> {
+        self.state.lock().tds.iter().map(|(tdr, td)| (*tdr, td.info())).collect()
+    }
+
     /// What the module knows of a vCPU, by the frame of its TDVPR.
     pub fn peek_vp(&self, tdvpr: Pfn) -> Option<VpInfo> {
         self.state.lock().vps.get(&tdvpr).map(Vp::info)
@@ -401,9 +413,22 @@ impl Tdx {
         state.lp_mut(lp).tlb.entries().collect()
     }
 
-    /// Everything that the module keeps, as text: equal texts are equal states. Without what a leaf that was busy leaves: that the host wants the lock.
+    /// Translations that all processors remember, by processor.
+    pub fn peek_tlbs(&self) -> Vec<(Lp, Hkid, Gfn, TlbEntry)> {
+        let state = self.state.lock();
+        let of = |(lp, processor): (&Lp, &LpState)| {
+            let lp = *lp;
+            processor.tlb.entries().map(move |(hkid, gfn, entry)| (lp, hkid, gfn, entry)).collect::<Vec<_>>()
+        };
+        state.lps.iter().flat_map(of).collect()
+    }
+
+    /// Everything that the module keeps, and all tables of TDs, as text: equal texts are equal states. Without what a leaf that was busy leaves: that the host wants the
+    /// lock. Contents of other pages are not in it.
     pub fn snapshot(&self) -> String {
-        format!("{:?}", self.state.lock())
+        let state = self.state.lock();
+        let tables: Vec<_> = state.tables().collect();
+        format!("{:?} {tables:x?}", *state)
     }
 }
 

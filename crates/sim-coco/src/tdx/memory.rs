@@ -218,7 +218,13 @@ impl LineMemory {
             (by, owner) if by == owner => Ok(self.bytes(pfn, line)),
             // The fixed value.
             (LineOwner::Host, LineOwner::Key(_)) => Ok([0; LINE]),
-            _ if !self.has_integrity => Ok(self.bytes(pfn, line)),
+            (by, owner) if !self.has_integrity => {
+                let mut bytes = self.bytes(pfn, line);
+                for chunk in bytes.as_chunks_mut::<8>().0 {
+                    *chunk = self.through(by, owner, u64::from_le_bytes(*chunk)).to_le_bytes();
+                }
+                Ok(bytes)
+            }
             _ => Err(poison),
         }
     }
@@ -270,17 +276,20 @@ impl LineMemory {
     /// Stores past the caches: non-temporal, uncached, or by a device. A part of a line of a TD is poisoned where the processor has that erratum.
     pub(super) fn store_direct(&mut self, by: Hkid, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Poison> {
         for (line, range, at) in lines(offset, bytes.len()) {
-            if let Some(cache) = &mut self.cache {
-                cache.remove(&(pfn, line as u8, by));
-            }
+            let cached = (pfn, line as u8, by);
             let mut data = [0; LINE];
             if range.len() < LINE {
+                // What a cache has of the rest of the line is not lost.
+                self.evict(cached);
                 let meta = self.line(pfn, line);
                 if self.erratum && meta.owner != self.writer(by) {
                     self.set_line(pfn, line, LineMeta { poisoned: true, ..meta });
                     continue;
                 }
                 data = self.fetch_line(by, pfn, line)?;
+            }
+            if let Some(cache) = &mut self.cache {
+                cache.remove(&cached);
             }
             data[range.clone()].copy_from_slice(&bytes[at..at + range.len()]);
             self.write_line(by, pfn, line, &data);
@@ -357,7 +366,22 @@ impl LineMemory {
         if meta.poisoned || self.has_integrity && meta.owner != self.writer(by) {
             return Err(Poison { pfn, offset: line * LINE });
         }
-        Ok(if meta.zero { 0 } else { self.phys.peek_u64(pfn, index) })
+        Ok(self.through(self.writer(by), meta.owner, self.plain_word(pfn, index)))
+    }
+
+    /// A word as it stands in memory, whoever may read it.
+    pub(super) fn plain_word(&self, pfn: Pfn, index: usize) -> u64 {
+        if self.line(pfn, index / WORDS_PER_LINE).zero { 0 } else { self.phys.peek_u64(pfn, index) }
+    }
+
+    /// What one key makes of a word that was written with another: no text of anybody's.
+    fn through(&self, by: LineOwner, owner: LineOwner, word: u64) -> u64 {
+        match (by, owner) {
+            (LineOwner::Key(by), LineOwner::Key(owner)) => {
+                word ^ u64::from(by.0 ^ owner.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            }
+            _ => word,
+        }
     }
 
     /// Replaces a word of a page that the module has filled.

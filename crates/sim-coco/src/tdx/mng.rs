@@ -46,7 +46,7 @@ impl Seam<'_> {
     /// TDH.MNG.KEY.CONFIG: the TD's key on this processor's package. With the last package the TD can be used.
     ///
     /// # Errors
-    /// The TDR's (|RCX); TD_FATAL; LIFECYCLE_STATE_INCORRECT; KEY_CONFIGURED, which is no error; BUSY|KET; KEY_GENERATION_FAILED.
+    /// The TDR's (|RCX); TD_FATAL; LIFECYCLE_STATE_INCORRECT; KEY_CONFIGURED, which is no error; BUSY|KET; RND_NO_ENTROPY; KEY_GENERATION_FAILED.
     pub fn mng_key_config(self, cx: &Cx<'_>, tdr: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
@@ -66,6 +66,7 @@ impl Seam<'_> {
         state
             .take(&mut held, ket, Mode::Exclusive)
             .map_err(|_| SeamFail::new(StatusName::OperandBusy, OperandId::KET))?;
+        state.draw()?;
         if state.happens(Injected::KeyGenerationFailed) {
             return Err(StatusName::KeyGenerationFailed.into());
         }
@@ -130,7 +131,7 @@ impl Seam<'_> {
     /// TDH.MNG.INIT: what the TD is, from TD_PARAMS in memory of the host.
     ///
     /// # Errors
-    /// The TDR's (|RCX); the TD's; the address's (|RDX); then those of [`TdParams`], each field with its operand.
+    /// The TDR's (|RCX); the TD's; the address's (|RDX); TD_FATAL if poison is there; then those of [`TdParams`], each field with its operand.
     pub fn mng_init(self, cx: &Cx<'_>, tdr: Hpa, params: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
@@ -143,7 +144,10 @@ impl Seam<'_> {
         let mut state = self.tdx.state.lock();
         let mut bytes = [0; TD_PARAMS_BYTES];
         let read = state.memory.read(Hkid::HOST, pfn, offset as usize, &mut bytes);
-        read.map_err(|_| SeamFail::new(StatusName::OperandInvalid, OperandId::RDX))?;
+        if read.is_err() {
+            // A machine check in the module.
+            return Err(state.consume(tdr));
+        }
         let (params, is_clean) = TdParams::from_bytes(&bytes);
         params.check(is_clean, &self.tdx.config, state.td(tdr).tdcx.len())?;
         let td = state.td_mut(tdr);
@@ -176,6 +180,7 @@ impl Seam<'_> {
         let hkid = state.hkid(tdr);
         state.td_mut(tdr).set_lifecycle(Lifecycle::Blocked);
         state.kot.entries.insert(hkid, HkidState::Flushed { packages });
+        state.kot.unwritten.insert(hkid, packages);
         Ok(())
     }
 

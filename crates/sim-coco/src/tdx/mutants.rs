@@ -39,7 +39,7 @@ pub const PROMOTE_CONDITIONS: Mutant = Mutant::new(351, "TDX-PROMOTE-CONDITIONS"
 pub const SOURCE_KEYID: Mutant = Mutant::new(352, "TDX-SOURCE-KEYID");
 /// PAGE.ADD is not measured.
 pub const MEASURES_ADD: Mutant = Mutant::new(353, "TDX-MEASURES-ADD");
-/// A TD reads lines that the host wrote.
+/// A TD reads lines that the host wrote, and what its key makes of another's.
 pub const INTEGRITY: Mutant = Mutant::new(354, "TDX-INTEGRITY");
 /// RECLAIM takes pages of a TD whose key is in use.
 pub const TEARDOWN: Mutant = Mutant::new(355, "TDX-TEARDOWN");

@@ -152,6 +152,13 @@ impl Pamt {
         self.range(pfn).is_some_and(|range| range.tdmr.reserved.iter().any(|reserved| reserved.contains(&pfn)))
     }
 
+    /// The first reserved frame of a page.
+    pub(super) fn reserved_in(&self, at: PamtAt) -> Option<Pfn> {
+        let end = at.base + at.size.pages();
+        let holes = self.range(at.base)?.tdmr.reserved.iter();
+        holes.filter(|hole| hole.start < end && at.base < hole.end).map(|hole| hole.start.max(at.base)).min()
+    }
+
     /// What a page is that was never written: only 4 KiB entries are reserved by TDMR.INIT.
     fn initial(&self, size: PageSize, base: Pfn) -> Slot {
         let is_reserved = size == PageSize::Size4K && self.is_reserved(base);

@@ -81,10 +81,15 @@ impl Seam<'_> {
             let busy = metadata.fail(StatusName::OperandBusy, Some(OperandId::TDR));
             state.take(&mut held, lock, Mode::Shared).map_err(|_| busy)?;
         }
-        if state.td(tdr).lifecycle != Lifecycle::Teardown && !state.is_off(mutants::TEARDOWN) {
+        // Without a rule the TDR may have gone before.
+        let Some(td) = state.tds.get(&tdr) else {
+            return Err(SeamFail::new(StatusName::PageMetadataIncorrect, OperandId::RCX));
+        };
+        let (lifecycle, chldcnt) = (td.lifecycle, td.chldcnt);
+        if lifecycle != Lifecycle::Teardown && !state.is_off(mutants::TEARDOWN) {
             return Err(metadata.fail(StatusName::LifecycleStateIncorrect, None));
         }
-        let has_children = entry.page_type == PageType::Tdr && state.td(tdr).chldcnt != 0;
+        let has_children = entry.page_type == PageType::Tdr && chldcnt != 0;
         if has_children && !state.is_off(mutants::CHILDREN) {
             return Err(metadata.fail(StatusName::TdAssociatedPagesExist, None));
         }
@@ -130,6 +135,7 @@ impl Seam<'_> {
         state.memory.write_back_package(package);
         state.wbcache[package as usize].interrupted = None;
         state.kot.written_back(package, &hkids);
+        state.kot.unwritten.values_mut().for_each(|packages| *packages &= !(1 << package));
         Ok(())
     }
 
@@ -146,10 +152,15 @@ impl Seam<'_> {
             return Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RCX));
         }
         let plain = Hpa(page.0 & ((1 << shift) - 1));
-        let page = state.lock_page(&mut held, plain, PageType::Nda, Mode::Shared, OperandId::RCX)?;
+        let pfn = state.page_operand(plain, OperandId::RCX)?;
+        // Of a large page that is free, any part: with dynamic PAMT there may be no metadata of its own for it.
+        let at = state.pamt_walk(&mut held, pfn, PageSize::Size4K, Mode::Shared, OperandId::RCX)?;
+        if state.pamt.get(at).page_type != PageType::Nda {
+            return Err(SeamFail::new(StatusName::PageMetadataIncorrect, OperandId::RCX));
+        }
         drop(state);
-        self.tdx.commit_pages(cx, page.base, 1);
-        self.tdx.state.lock().memory.write_back_page(page.base, Hkid(keyid as u16));
+        self.tdx.commit_pages(cx, pfn, 1);
+        self.tdx.state.lock().memory.write_back_page(pfn, Hkid(keyid as u16));
         Ok(())
     }
 }

@@ -129,7 +129,10 @@ impl Seam<'_> {
             Leaf::VpEnter => return Err(INVALID_LEAF),
             Leaf::MngCreate => {
                 let hkid = u16::try_from(regs.rdx).map(Hkid);
-                let hkid = hkid.map_err(|_| SeamFail::new(StatusName::OperandInvalid, OperandId::RDX))?;
+                let Ok(hkid) = hkid else {
+                    self.begin(cx)?;
+                    return Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RDX));
+                };
                 self.mng_create(cx, page, hkid)?;
             }
             Leaf::MngKeyConfig => self.mng_key_config(cx, page)?,
@@ -176,6 +179,7 @@ impl Seam<'_> {
             Leaf::PhymemPageReclaim => return self.phymem_page_reclaim(cx, page).map(metadata),
             Leaf::PhymemCacheWb => {
                 if regs.rcx > 1 {
+                    self.begin(cx)?;
                     return Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RCX));
                 }
                 self.phymem_cache_wb(cx, regs.rcx == 1)?;

@@ -137,6 +137,7 @@ impl fmt::Debug for OperandId {
 /// let status = Status::of(StatusName::OperandBusy, OperandId::SEPT_TREE);
 /// assert_eq!(status.raw(), 0x8000_0200_0000_0092);
 /// assert!(status.is_error());
+/// assert_eq!(Status::from_raw(status.raw()), Some(status));
 /// assert!(!Status::from(StatusName::GpaRangeAlreadyBlocked).is_error());
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,6 +152,13 @@ impl Status {
     /// About an operand.
     pub const fn of(name: StatusName, operand: OperandId) -> Status {
         Status { name, details: operand.0 }
+    }
+
+    /// The status that RAX holds, if there is such a name.
+    pub fn from_raw(rax: u64) -> Option<Status> {
+        let details = rax as u32;
+        let name = *StatusName::ALL.iter().find(|name| name.code() == rax - u64::from(details))?;
+        Some(Status { name, details })
     }
 
     /// What RAX holds.

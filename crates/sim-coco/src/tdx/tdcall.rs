@@ -7,7 +7,7 @@ use super::lock::{Held, LockId, Mode, Side};
 use super::machine::Tdx;
 use super::params::{CONFIG_FLEXIBLE_PENDING_VE, CONFIG_NO_RBP_MOD};
 use super::status::{OperandId, Status, StatusName};
-use super::vp::VeInfo;
+use super::vp::{LastCall, VeInfo};
 use crate::AccessKind;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, Pfn};
@@ -41,8 +41,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn vp_info(&mut self, cx: &Cx<'_>) -> Tdcall<TdgVpInfo> {
-        self.assert_inside();
-        self.tdx.point_read(cx);
+        self.instruction(cx, Access::Load)?;
         let mut state = self.tdx.state.lock();
         let (td, vp) = (state.td(self.tdr), state.vp(self.tdvpr));
         let info = TdgVpInfo {
@@ -64,8 +63,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn vp_veinfo_get(&mut self, cx: &Cx<'_>) -> Tdcall<VeInfo> {
-        self.assert_inside();
-        self.tdx.point_read(cx);
+        self.instruction(cx, Access::Load)?;
         let mut state = self.tdx.state.lock();
         let info = state.vp_mut(self.tdvpr).ve_info.take();
         self.complete(&mut state, info.ok_or(StatusName::NoValidVeInfo.into()))
@@ -80,8 +78,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn vp_wr_pending_ve_disable(&mut self, cx: &Cx<'_>, on: bool) -> Tdcall<()> {
-        self.assert_inside();
-        self.tdx.point_read(cx);
+        self.instruction(cx, Access::Load)?;
         let mut state = self.tdx.state.lock();
         if state.td(self.tdr).params.config_flags & CONFIG_FLEXIBLE_PENDING_VE == 0 {
             return self.complete(&mut state, Err(Status::of(StatusName::OperandInvalid, OperandId::RDX)));
@@ -99,8 +96,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn vm_wr_notify_zero_step(&mut self, cx: &Cx<'_>, on: bool) -> Tdcall<()> {
-        self.assert_inside();
-        self.tdx.point(cx);
+        self.instruction(cx, Access::Rmw)?;
         let mut state = self.tdx.state.lock();
         state.td_mut(self.tdr).notify_zero_step = on;
         self.complete(&mut state, Ok(()))
@@ -116,8 +112,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn mr_rtmr_extend(&mut self, cx: &Cx<'_>, buffer: Gpa, index: u64) -> Tdcall<()> {
-        self.assert_inside();
-        self.tdx.point(cx);
+        self.instruction(cx, Access::Rmw)?;
         let tdx = self.tdx;
         let mut state = tdx.state.lock();
         if !buffer.0.is_multiple_of(64) || !state.td(self.tdr).gpaw().is_private(buffer) {
@@ -157,8 +152,7 @@ impl InTd<'_> {
     /// If the vCPU has left its TD.
     #[track_caller]
     pub fn vp_vmcall(&mut self, cx: &Cx<'_>, call: VmCall) -> Tdcall<()> {
-        self.assert_inside();
-        self.tdx.point(cx);
+        self.instruction(cx, Access::Rmw)?;
         let mut state = self.tdx.state.lock();
         // RAX, RCX and RSP are nobody's to show; RBP neither if the TD says so; RCX above bit 31 is reserved.
         let no_rbp = state.td(self.tdr).params.config_flags & CONFIG_NO_RBP_MOD != 0;
@@ -167,22 +161,29 @@ impl InTd<'_> {
             return self.complete(&mut state, Err(Status::of(StatusName::OperandInvalid, OperandId::RCX)));
         }
         let vp = state.vp_mut(self.tdvpr);
-        vp.vmcall = Some(VmCall::shown(call.mask, &call.registers));
+        vp.vmcall = Some(LastCall::Asked(VmCall::shown(call.mask, &call.registers)));
         vp.host_priority_busy = 0;
-        vp.rip += TDCALL_BYTES;
+        vp.rip = vp.rip.wrapping_add(TDCALL_BYTES);
         let exit = TdExit::reason(exit::TDCALL);
         Err(GuestStop::Exit(self.leave(&mut state, exit, None)))
     }
 
     /// What the host put into the registers that the last TDG.VP.VMCALL showed, once; `None` if there was none.
     pub fn vmcall_answer(&mut self) -> Option<VmCall> {
-        self.tdx.state.lock().vp_mut(self.tdvpr).vmcall.take()
+        let mut state = self.tdx.state.lock();
+        let last = &mut state.vp_mut(self.tdvpr).vmcall;
+        let Some(LastCall::Answered(answer)) = *last else { return None };
+        *last = None;
+        Some(answer)
     }
 }
 
 impl Tdx {
-    /// What a vCPU that has left by TDG.VP.VMCALL shows the host, in the registers that VP.ENTER leaves.
+    /// What a vCPU that has left by TDG.VP.VMCALL shows the host, in the registers that VP.ENTER leaves. `None` once it was entered again: that answers the call.
     pub fn vmcall(&self, tdvpr: Pfn) -> Option<VmCall> {
-        self.state.lock().vps.get(&tdvpr)?.vmcall
+        match self.state.lock().vps.get(&tdvpr)?.vmcall {
+            Some(LastCall::Asked(call)) => Some(call),
+            _ => None,
+        }
     }
 }

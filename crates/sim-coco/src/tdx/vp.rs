@@ -59,6 +59,15 @@ impl VeInfo {
     }
 }
 
+/// The last TDG.VP.VMCALL, as long as the guest has not seen its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LastCall {
+    /// The vCPU has left by it: the guest's registers.
+    Asked(VmCall),
+    /// It was entered again: the host's.
+    Answered(VmCall),
+}
+
 /// A vCPU.
 pub(super) struct Vp {
     pub(super) tdr: Pfn,
@@ -78,13 +87,14 @@ pub(super) struct Vp {
     pub(super) epf_list: Vec<Gpa>,
     pub(super) last_exit_was_epf: bool,
     pub(super) ve_info: Option<VeInfo>,
+    /// The guest has yet to take the `#VE` that VP.ENTER has put there.
+    pub(super) ve_pending: bool,
     /// TD_CTLS bit 0.
     pub(super) pending_ve_disable: bool,
     /// TDCALLs in a row that found a lock that the host wants.
     pub(super) host_priority_busy: u32,
     pub(super) shared_ept: Option<Arc<dyn SharedEpt>>,
-    /// The registers of the last TDG.VP.VMCALL: the guest's, and after an entry the host's.
-    pub(super) vmcall: Option<VmCall>,
+    pub(super) vmcall: Option<LastCall>,
 }
 
 impl Vp {
@@ -105,6 +115,7 @@ impl Vp {
             epf_list: Vec::new(),
             last_exit_was_epf: false,
             ve_info: None,
+            ve_pending: false,
             pending_ve_disable: false,
             host_priority_busy: 0,
             shared_ept: None,
@@ -127,8 +138,10 @@ impl fmt::Debug for Vp {
             .field("counted", &self.counted)
             .field("rip", &(self.rip, self.rip_at_entry))
             .field("epf", &(self.epf_count, &self.epf_list, self.last_exit_was_epf))
-            .field("ve_info", &self.ve_info)
+            .field("ve_info", &(self.ve_info, self.ve_pending))
             .field("pending_ve_disable", &self.pending_ve_disable)
+            .field("host_priority_busy", &self.host_priority_busy)
+            .field("has_shared_ept", &self.shared_ept.is_some())
             .field("vmcall", &self.vmcall)
             .finish_non_exhaustive()
     }

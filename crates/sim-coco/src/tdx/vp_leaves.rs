@@ -83,7 +83,7 @@ impl Seam<'_> {
     /// TDH.VP.INIT: the vCPU can run, and belongs to this processor. `x2apic_id`: that of version 1, which has the TD for itself; version 0 has none.
     ///
     /// # Errors
-    /// The vCPU's (|RCX); BUSY|TDR; the TD's; OPERAND_INVALID|R8, X2APIC_ID_NOT_UNIQUE; TDCX_NUM_INCORRECT; VCPU_STATE_INCORRECT; MAX_VCPUS_EXCEEDED.
+    /// The vCPU's (|RCX); BUSY|TDR; the TD's; OPERAND_INVALID|R8; TDCX_NUM_INCORRECT; VCPU_STATE_INCORRECT; MAX_VCPUS_EXCEEDED; X2APIC_ID_NOT_UNIQUE.
     pub fn vp_init(self, cx: &Cx<'_>, tdvpr: Hpa, rcx: u64, x2apic_id: Option<u64>) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();

@@ -82,3 +82,19 @@ fn a_large_page_has_no_metadata_until_it_is_split() {
         seam.mem_page_remove(cx, at, tdr).unwrap();
     });
 }
+
+#[test]
+fn a_large_page_that_is_free_again_is_written_back() {
+    with_config(dynamic(), |cx, machine| {
+        give(cx, machine, machine.page());
+        let tdr = machine.building_with(cx, K, &params());
+        let huge = machine.aug(cx, tdr, GPA, Level::L2M);
+        let seam = machine.tdx.on(LP);
+        let part = Hpa(huge.0 + 0x3000).with_keyid(K, machine.tdx.config().keyid_shift);
+        assert_eq!(told(seam.phymem_page_wbinvd(cx, part)), "PAGE_METADATA_INCORRECT|1");
+        seam.mem_page_remove(cx, info(GPA, Level::L2M), tdr).unwrap();
+        assert_eq!(told(seam.phymem_page_wbinvd(cx, part)), "SUCCESS");
+        // Taking it is something else.
+        assert_eq!(told(seam.mng_create(cx, huge, sim_coco::tdx::Hkid(40))), "MISSING_PAMT_PAGE_PAIR|1");
+    });
+}

@@ -254,6 +254,26 @@ fn a_vmcall_shows_what_its_mask_says() {
     });
 }
 
+/// The entry after the exit answers it, and no other.
+#[test]
+fn an_answer_stays_until_the_guest_looks() {
+    with(|cx, machine| {
+        let (_, tdvpr) = machine.running(cx);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        exit_of(guest.vp_vmcall(cx, VmCall::standard(0x10001, [1, 2, 3, 4])));
+        let mut retry = [0; 16];
+        retry[10] = 1;
+        let Entry::Inside(guest) = machine.tdx.on(LP).vp_enter_with(cx, tdvpr, &retry).unwrap() else {
+            panic!("not entered")
+        };
+        leave(cx, guest);
+        assert_eq!(machine.tdx.vmcall(pfn(tdvpr)), None, "that exit was an interrupt");
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        assert_eq!(guest.vmcall_answer().unwrap().registers[10], 1);
+        leave(cx, guest);
+    });
+}
+
 #[test]
 fn what_a_guest_learns_of_itself() {
     with(|cx, machine| {

@@ -175,3 +175,50 @@ fn memory_of_a_td_is_not_read_with_its_next_key() {
         assert!(matches!(guest.read_u64(cx, GPA), Err(GuestStop::Exit(_))), "another key under the same HKID");
     });
 }
+
+#[test]
+fn a_part_of_a_line_past_the_caches_keeps_what_a_cache_has_of_the_rest() {
+    with_config(TdxConfig { caches: true, ..config() }, |cx, machine| {
+        let (seam, page) = (machine.tdx.on(LP), pfn(machine.page()));
+        seam.host_write(cx, page, 0, &[5; 8]).unwrap();
+        seam.host_write_direct(cx, page, 8, &[6; 8]).unwrap();
+        let mut bytes = [0; 16];
+        seam.host_read(cx, page, 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6]);
+        // A whole line replaces it.
+        seam.host_write(cx, page, 0, &[7; 8]).unwrap();
+        seam.host_write_direct(cx, page, 0, &[8; 64]).unwrap();
+        assert_eq!(machine.tdx.peek_dirty_lines(), []);
+        seam.host_read(cx, page, 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [8; 16]);
+    });
+}
+
+/// TDX-INV-024 is about pages that were handed over, not about those that were refused.
+#[test]
+fn a_leaf_that_fails_hands_nothing_over() {
+    with_config(TdxConfig { caches: true, ..config() }, |cx, machine| {
+        machine.created(cx, K, 0);
+        let (seam, page) = (machine.tdx.on(LP), machine.page());
+        seam.host_write(cx, pfn(page), 0, &[5; 8]).unwrap();
+        assert_eq!(name(seam.mng_create(cx, page, K)), StatusName::HkidNotFree);
+        machine.tdx.check_invariants().unwrap();
+        seam.clflush(cx, pfn(page));
+        seam.mng_create(cx, page, sim_coco::tdx::Hkid(40)).unwrap();
+    });
+}
+
+/// Also where the module reads for a leaf.
+#[test]
+fn poison_in_memory_of_the_host_is_a_machine_check_of_the_module() {
+    with_config(TdxConfig { partial_write_erratum: true, ..config() }, |cx, machine| {
+        let (tdr, tdvpr, page) = written(cx, machine);
+        machine.take_away(cx, tdr, GPA, Level::L4K);
+        let seam = machine.tdx.on(LP);
+        seam.host_write_direct(cx, pfn(page), 0, &[1; 8]).unwrap();
+        machine.free_key(cx, tdr, &[(tdvpr, LP)]);
+        let next = machine.created(cx, sim_coco::tdx::Hkid(40), 6);
+        assert_eq!(name(seam.mng_init(cx, next, page)), StatusName::TdFatal);
+        assert!(machine.tdx.peek_td(pfn(next)).unwrap().fatal);
+    });
+}

@@ -75,6 +75,8 @@ fn td_033_a_key_for_each_package() {
         let (tdr, first, second) = (machine.page(), machine.tdx.on(LP), machine.tdx.on(Lp(4)));
         first.mng_create(cx, tdr, K).unwrap();
         assert_eq!(name(first.mng_addcx(cx, machine.page(), tdr)), StatusName::TdKeysNotConfigured);
+        machine.tdx.inject(Injected::NoEntropy);
+        assert_eq!(name(machine.tdx.on(LP).mng_key_config(cx, tdr)), StatusName::RndNoEntropy);
         machine.tdx.inject(Injected::KeyGenerationFailed);
         assert_eq!(name(first.mng_key_config(cx, tdr)), StatusName::KeyGenerationFailed);
         first.mng_key_config(cx, tdr).unwrap();

@@ -110,6 +110,15 @@ impl Model {
         self.used.iter().any(|(first, (_, count, _))| *first < page.0 + pages && page.0 < first + count)
     }
 
+    /// The frame at an address, also if it, or a table above it, is blocked.
+    fn frame(&self, td: usize, gpa: Gpa) -> Option<Pfn> {
+        let (region, part) = ((gpa.0 - GPA.0) >> 21, gpa.0 >> 12 & 511);
+        match &self.tds[td].regions[region as usize] {
+            Region::Large(leaf) => Some(leaf.page + part),
+            _ => self.tds[td].small.get(&(region, part)).map(|leaf| leaf.page),
+        }
+    }
+
     fn find(&self, td: usize, at: At) -> Found {
         let td = &self.tds[td];
         match at {
@@ -397,6 +406,8 @@ struct World<'a> {
     inside: [Option<InTd<'a>>; 2],
     pages: Vec<Pfn>,
     model: Model,
+    /// Of guests, each with a number of its own.
+    writes: u64,
 }
 
 impl World<'_> {
@@ -485,7 +496,7 @@ impl World<'_> {
         }
     }
 
-    /// A write reaches the page that the model has there; what was blocked may still be reached by who was inside.
+    /// A write reaches the page that the model has there; what was blocked may still be reached by who was inside, and is the same page.
     fn write(&mut self, cx: &Cx<'_>, td: usize, at: At) {
         let Some(guest) = &mut self.inside[td] else { return };
         let gpa = at.info().gpa();
@@ -494,10 +505,11 @@ impl World<'_> {
             (Found::Leaf(leaf), _) | (Found::Above, Found::Leaf(leaf)) => Some(leaf),
             _ => None,
         };
-        match guest.write_u64(cx, gpa, 1) {
+        self.writes += 1;
+        match guest.write_u64(cx, gpa, self.writes) {
             Ok(()) => {
-                let used = self.model.used.values().filter(|(of, _, is_table)| *of == td && !is_table).count();
-                assert!(used > 0, "a write of {gpa:?} went to a page that the TD has not");
+                let there = self.model.frame(td, gpa).expect("a write went to a page that the TD has not");
+                assert_eq!(self.machine.phys.peek_u64(there, 0), self.writes, "{gpa:?}");
                 assert!(leaf.is_none_or(|leaf| !leaf.pending), "a write went to a pending page");
             }
             Err(GuestStop::Exit(_)) => {
@@ -575,7 +587,7 @@ proptest! {
                 small: BTreeMap::new(),
             };
             let model = Model { tds: [td(), td()], used: BTreeMap::new() };
-            let mut world = World { machine: &machine, tdrs, vcpus, inside: [None, None], pages, model };
+            let mut world = World { machine: &machine, tdrs, vcpus, inside: [None, None], pages, model, writes: 0 };
             for op in &ops {
                 world.step(cx, op);
                 machine.tdx.check_invariants().unwrap();

@@ -1,7 +1,7 @@
 //! What each rule of the module stops, and what happens in a machine without it.
 
 use crate::machine::{GPA, K, L, LP, Machine, config, info, leave, params, pfn};
-use sim_coco::tdx::{Entry, Hpa, Lp, SeptInfo, TdParams, mutants};
+use sim_coco::tdx::{Entry, Hpa, Lp, SeptInfo, TdParams, TdxConfig, mutants};
 use sim_kernel::sched::Sim;
 use sim_kernel::{Cx, Mutant, MutantSet};
 use sim_mmu::{Gpa, Level};
@@ -153,6 +153,7 @@ const ATTEMPTS: [(Mutant, Attempt); 23] = [
         let large = info(Gpa(GPA.0 + (2 << 20)), Level::L2M);
         let taken = machine.tdx.on(LP).mem_page_aug(cx, large, tdr, huge).is_ok();
         breaks(machine, "TDX-INV-005", taken);
+        breaks(machine, "TDX-INV-001", taken);
         taken
     }),
     (mutants::SEPT_EMPTY, |cx, machine| {
@@ -226,13 +227,24 @@ const ATTEMPTS: [(Mutant, Attempt); 23] = [
         machine.free_key(cx, tdr, &[(tdvpr, LP)]);
         let taken = machine.tdx.on(LP).phymem_page_reclaim(cx, tdr).is_ok();
         breaks(machine, "TDX-INV-004", taken);
+        if taken {
+            // Whose pages the others are, nobody knows any more.
+            assert!(machine.tdx.on(LP).phymem_page_reclaim(cx, tdvpr).is_err());
+        }
         taken
     }),
     (mutants::WBCACHE, |cx, machine| {
         let (tdr, tdvpr, _) = written(cx, machine);
         machine.tdx.on(LP).vp_flush(cx, tdvpr).unwrap();
         machine.tdx.on(LP).mng_vpflushdone(cx, tdr).unwrap();
-        machine.tdx.on(LP).mng_key_freeid(cx, tdr).is_ok()
+        let freed = machine.tdx.on(LP).mng_key_freeid(cx, tdr).is_ok();
+        breaks(machine, "TDX-INV-012", false);
+        if freed {
+            // The next TD has its HKID while a package may still have lines of the last.
+            machine.tdx.on(LP).mng_create(cx, machine.page(), K).unwrap();
+            breaks(machine, "TDX-INV-012", true);
+        }
+        freed
     }),
     // A processor keeps translations under a KeyID that the next TD gets.
     (mutants::VPFLUSH, |cx, machine| {
@@ -377,4 +389,89 @@ fn a_page_is_taken_and_given_again_while_it_is_translated() {
         breaks(&machine, "TDX-INV-006", false);
         breaks(&machine, "TDX-INV-008", true);
     });
+}
+
+/// A hole of a TDMR is in use though nothing was ever in it (TDX-INV-001, -005).
+#[test]
+fn a_large_page_with_a_hole_is_taken() {
+    for without in [None, Some(mutants::RANGE_FREE)] {
+        Sim::sequential().solo(|cx| {
+            cx.set_mutants(without.into_iter().collect::<MutantSet>());
+            let huge = pfn(Machine::new(cx, config()).huge());
+            let mut tdmr = config().tdmrs[0].clone();
+            tdmr.reserved.push(huge + 5..huge + 6);
+            let machine = Machine::new(cx, TdxConfig { tdmrs: vec![tdmr], ..config() });
+            assert_eq!(pfn(machine.huge()), huge, "as the first");
+            let tdr = machine.building(cx);
+            let at = info(Gpa(GPA.0 + (2 << 20)), Level::L2M);
+            let taken = machine.tdx.on(LP).mem_page_aug(cx, at, tdr, Hpa::of(huge)).is_ok();
+            assert_eq!(taken, without.is_some());
+            breaks(&machine, "TDX-INV-001", taken);
+            breaks(&machine, "TDX-INV-005", taken);
+        });
+    }
+}
+
+/// Without the check, a table goes whose tables are in use: they are tables of the TD, and nothing points to them (TDX-INV-003).
+#[test]
+fn a_table_of_tables_is_taken() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants(MutantSet::EMPTY.with(mutants::SEPT_EMPTY));
+        let machine = Machine::new(cx, config());
+        let (tdr, _) = machine.running(cx);
+        let (seam, table) = (machine.tdx.on(LP), info(GPA, Level::L1G));
+        seam.mem_range_block(cx, table, tdr).unwrap();
+        seam.mem_track(cx, tdr).unwrap();
+        breaks(&machine, "TDX-INV-003", false);
+        seam.mem_sept_remove(cx, table, tdr).unwrap();
+        breaks(&machine, "TDX-INV-003", true);
+    });
+}
+
+/// Without integrity a TD reads what the host wrote. What another TD wrote it does not read either way: the keys differ.
+#[test]
+fn another_key_gives_no_text() {
+    Sim::sequential().solo(|cx| {
+        cx.set_mutants(MutantSet::EMPTY.with(mutants::INTEGRITY));
+        let machine = Machine::new(cx, config());
+        let (tdr, _, page) = written(cx, &machine);
+        machine.take_away(cx, tdr, GPA, Level::L4K);
+        let (other, vcpu) = machine.running_with(cx, L, &params());
+        machine.tdx.on(LP).mem_page_aug(cx, AT, other, page).unwrap();
+        machine.tdx.force_sept_state(pfn(other), GPA.gfn(), Level::L4K, sim_coco::tdx::SeptState::Mapped);
+        let mut guest = machine.enter(cx, vcpu, LP);
+        let read = guest.read_u64(cx, GPA);
+        assert!(read.is_ok() && read != Ok(7), "{read:?}");
+        leave(cx, guest);
+        machine.tdx.on(LP).host_write(cx, pfn(page), 0, &[9; 64]).unwrap();
+        let mut guest = machine.enter(cx, vcpu, LP);
+        assert_eq!(guest.read_u64(cx, GPA), Ok(u64::from_le_bytes([9; 8])));
+        leave(cx, guest);
+    });
+}
+
+/// Each of the checks above and in the other files fails somewhere; a machine that cannot be is refused before it is made.
+#[test]
+fn machines_that_there_cannot_be() {
+    let tdmr = config().tdmrs[0].clone();
+    let with = |change: fn(&mut TdxConfig)| {
+        let mut config = config();
+        change(&mut config);
+        config.check()
+    };
+    assert_eq!(with(|_| ()), Ok(()));
+    let wrong: [fn(&mut TdxConfig); 8] = [
+        |config| config.packages = 0,
+        |config| config.packages = 65,
+        |config| config.lps_per_package = 0,
+        |config| config.keyid_shift = 64,
+        |config| config.hkids = 0..4,
+        |config| config.hkids = 32..33,
+        |config| config.tdcs_pages = (2, 9),
+        |config| config.tdcs_pages = (9, 6),
+    ];
+    for (i, change) in wrong.into_iter().enumerate() {
+        assert!(with(change).is_err(), "{i}");
+    }
+    assert!(TdxConfig { tdmrs: vec![tdmr.clone(), tdmr], ..config() }.check().is_err());
 }

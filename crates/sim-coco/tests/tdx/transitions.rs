@@ -2,7 +2,7 @@
 
 use crate::machine::{GPA, LP, Machine, config, info, params, pfn, told};
 use sim_coco::tdx::{
-    HostOp, Hpa, OpState, SeamFail, Seamcall, SeptEntry, SeptState, TdAttributes, TdParams, TdxConfig,
+    HostOp, Hpa, OpState, PageType, SeamFail, Seamcall, SeptEntry, SeptState, TdAttributes, TdParams, TdxConfig,
 };
 use sim_kernel::Cx;
 use sim_kernel::sched::Sim;
@@ -173,6 +173,10 @@ fn pair(regime: Regime, state: SeptState, op: HostOp, level: Level, cell: &str) 
         }
         let before = machine.tdx.snapshot();
         let entry = machine.tdx.peek_sept(pfn(tdr), GPA.gfn(), level);
+        let pages = machine.tdx.peek_used_pages().into_iter();
+        let first = pages.filter(|(_, _, entry)| entry.page_type == PageType::Reg).map(|(pfn, _, _)| pfn).min();
+        let owned = || machine.tdx.peek_td(pfn(tdr)).unwrap().chldcnt;
+        let owned_before = owned();
         let answer = perform(cx, &machine, op, tdr, level);
         if build_only && regime != Regime::Build {
             assert_eq!(told(answer), "OP_STATE_INCORRECT|0", "{what}");
@@ -182,12 +186,17 @@ fn pair(regime: Regime, state: SeptState, op: HostOp, level: Level, cell: &str) 
         match expected(cell, regime, state) {
             Ok(to) => {
                 assert_eq!(told(answer), "SUCCESS", "{what}");
+                let level_of_op = level;
                 let level = if op == HostOp::PageDemote { Level::L4K } else { level };
                 let to_level = if op == HostOp::PagePromote { Level::L2M } else { level };
                 assert_eq!(machine.state(tdr, GPA, to_level).map(|state| state as u8), Some(to), "{what}");
                 if op == HostOp::PageDemote {
                     assert_eq!(machine.state(tdr, GPA, Level::L2M), Some(SeptState::NlMapped), "{what}");
                 }
+                let after = machine.tdx.peek_sept(pfn(tdr), GPA.gfn(), to_level).unwrap();
+                let old = entry.expect("the entry was there");
+                assert_eq!(after, becomes(op, old, first, after), "{what}");
+                assert_eq!(owned().wrapping_sub(owned_before), gains(op, level_of_op) as u64, "{what}");
             }
             Err(status) => {
                 let fail = answer.expect_err(&what);
@@ -209,6 +218,52 @@ fn pair(regime: Regime, state: SeptState, op: HostOp, level: Level, cell: &str) 
     });
 }
 
+/// The whole entry after an operation that was done: `after` says only its state and, where there is a new page, which.
+fn becomes(op: HostOp, old: SeptEntry, first: Option<sim_kernel::Pfn>, after: SeptEntry) -> SeptEntry {
+    let to = after.state().unwrap();
+    match op {
+        HostOp::SeptAdd => SeptEntry::table(after.pfn()),
+        HostOp::PageAdd | HostOp::PageAug => SeptEntry::leaf(to, after.pfn()),
+        HostOp::PageRelocate => {
+            assert_ne!(after.pfn(), old.pfn());
+            SeptEntry::leaf(to, after.pfn())
+        }
+        HostOp::PageRemove | HostOp::SeptRemove => SeptEntry::FREE.with_state(to),
+        HostOp::PagePromote => SeptEntry::leaf(to, first.expect("the table was full")),
+        HostOp::PageDemote => SeptEntry::leaf(to, old.pfn()),
+        HostOp::RangeBlock | HostOp::RangeUnblock => old.with_state(to),
+        HostOp::MrExtend | HostOp::MemRd | HostOp::MemWr | HostOp::SeptRd => old,
+    }
+}
+
+/// Pages that the TD owns afterwards and did not before.
+fn gains(op: HostOp, level: Level) -> i64 {
+    let pages = level.span() as i64;
+    match op {
+        HostOp::SeptAdd | HostOp::PageDemote => 1,
+        HostOp::SeptRemove | HostOp::PagePromote => -1,
+        HostOp::PageAdd | HostOp::PageAug => pages,
+        HostOp::PageRemove => -pages,
+        _ => 0,
+    }
+}
+
+/// What says that a leaf which failed has changed nothing: it knows entries and metadata, and not the mark that the host wants an entry.
+#[test]
+fn a_snapshot_has_the_entries() {
+    crate::machine::with(|cx, machine| {
+        let (tdr, _) = machine.running(cx);
+        machine.aug(cx, tdr, GPA, Level::L4K);
+        let before = machine.tdx.snapshot();
+        let put = |to| machine.tdx.force_sept_state(pfn(tdr), GPA.gfn(), Level::L4K, to);
+        put(SeptState::PendingBlocked);
+        assert_ne!(machine.tdx.snapshot(), before);
+        put(SeptState::Pending);
+        machine.tdx.force_host_priority(pfn(tdr), GPA.gfn(), Level::L4K);
+        assert_eq!(machine.tdx.snapshot(), before);
+    });
+}
+
 /// Gives a page contents of the TD, whatever its state: by the guest's own accept, before the state is put back.
 fn fill(cx: &Cx<'_>, machine: &Machine, tdr: Hpa, state: SeptState, level: Level) {
     if matches!(state, SeptState::NlMapped | SeptState::NlBlocked | SeptState::Removed) {
@@ -219,7 +274,7 @@ fn fill(cx: &Cx<'_>, machine: &Machine, tdr: Hpa, state: SeptState, level: Level
     machine.tdx.force_sept_state(tdr_pfn, gfn, level, SeptState::Pending);
     machine.tdx.force_op_state(tdr_pfn, OpState::Runnable);
     let tdvpr = machine.tdx.peek_used_pages();
-    let tdvpr = tdvpr.into_iter().find(|(_, _, entry)| entry.page_type == sim_coco::tdx::PageType::Tdvpr);
+    let tdvpr = tdvpr.into_iter().find(|(_, _, entry)| entry.page_type == PageType::Tdvpr);
     let tdvpr = Hpa::of(tdvpr.expect("there is a vCPU").0);
     machine.accept(cx, tdvpr, GPA, level);
     machine.tdx.force_op_state(tdr_pfn, op_state);

@@ -1,14 +1,18 @@
-//! The page cache of a file (`struct address_space`, `mm/filemap.c`, `mm/truncate.c`), with pages of order 0.
+//! The page cache of a file (`struct address_space`, `mm/filemap.c`, `mm/truncate.c`), with folios of one page and, where the file wants them
+//! (`mapping_set_large_folios`), of 512.
 //!
 //! A page is in the cache iff its frame names the address space. Whoever finds a page locks it and then tests that it is still in
 //! the cache, because truncation removes pages under the same lock. `invalidate_lock` excludes truncation against whoever must
 //! not see the cache change underneath.
+//!
+//! Simplified: a large folio is 512 entries of the cache, which come and go in one step, each with references of its own; its lock is one. So it can be
+//! split whoever holds a reference.
 
 use crate::mm::{FrameFlags, IMmap, PhysMem, Placement};
 use crate::mutants::{RC_10, RC_37, RC_38, RC_46, RC_57};
 use crate::sync::RwLock;
 use crate::xarray::{Handle, InsertError, NodeCache, NodeShape, XArray, XaFlags, XaViolation};
-use crate::{Cx, Errno, Pfn, Pgoff};
+use crate::{Cx, Errno, PAGES_PER_PMD, Pfn, Pgoff};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -168,6 +172,50 @@ impl AddressSpace {
         }
     }
 
+    /// As [`AddressSpace::find_or_create_in`]; a new page is one of a large folio if nothing of all its pages is cached and there is memory for it. The
+    /// reference is to the page, the lock is the folio's. The folio must end before the file does.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    #[track_caller]
+    pub fn find_or_create_large_in(
+        &self,
+        cx: &Cx<'_>,
+        index: Pgoff,
+        place: impl Fn() -> Placement,
+    ) -> Result<Pfn, Errno> {
+        if let Some(pfn) = self.find_lock(cx, index) {
+            return Ok(pfn);
+        }
+        let first = index.0 & !(PAGES_PER_PMD - 1);
+        if self.pages.find(cx, first, first + PAGES_PER_PMD - 1).is_none()
+            && let Ok(head) = self.phys.alloc_large_in(place())
+        {
+            self.phys.lock(cx, head);
+            if self.insert_large(cx, first, head) {
+                let pfn = head + (index.0 - first);
+                self.phys.get(pfn);
+                return Ok(pfn);
+            }
+            // Somebody else was faster with a part of it.
+            self.phys.unlock(cx, head);
+            self.phys.put_huge(cx, head);
+        }
+        self.find_or_create_in(cx, index, place)
+    }
+
+    /// `filemap_add_folio` of a large folio, which gives the cache the references that it was made with. False if something of it is cached, or memory
+    /// has run out.
+    fn insert_large(&self, cx: &Cx<'_>, first: u64, head: Pfn) -> bool {
+        (0..PAGES_PER_PMD).for_each(|i| self.phys.set_mapping(head + i, self.id, Pgoff(first + i)));
+        let handle = |index| Handle(u32::try_from(head.0 + (index - first)).expect("frame numbers have 32 bits"));
+        let inserted = self.pages.insert_each(cx, first, first + PAGES_PER_PMD - 1, handle).is_ok();
+        if !inserted {
+            (0..PAGES_PER_PMD).for_each(|i| self.phys.clear_mapping(head + i));
+        }
+        inserted
+    }
+
     /// `filemap_add_folio`: puts a locked page into the cache, which takes a reference of its own.
     fn insert(&self, cx: &Cx<'_>, index: Pgoff, pfn: Pfn) -> Result<(), Errno> {
         // The frame names its cache before anybody can find it there.
@@ -213,34 +261,34 @@ impl AddressSpace {
         found
     }
 
-    /// `truncate_inode_pages_range` over whole pages: removes every page of the range from the cache; `reclaim` is told of each as it
-    /// leaves.
+    /// `truncate_inode_pages_range` over whole pages: removes every page of the range from the cache; `reclaim` is told of each folio as it
+    /// leaves, by its first page and how many there are. A large folio that the range has only a part of is split before.
     ///
     /// As the kernel does it: a first pass in batches that skips locked pages, then the first and the last page, then passes that
     /// wait for locks until nothing is found.
-    pub fn truncate(&self, cx: &Cx<'_>, range: Range<u64>, reclaim: &mut dyn FnMut(Pfn)) {
+    pub fn truncate(&self, cx: &Cx<'_>, range: Range<u64>, reclaim: &mut dyn FnMut(Pfn, u64)) {
         if range.is_empty() || self.is_empty_at(cx) {
             return;
         }
         let last = range.end - 1;
         let mut from = range.start;
         loop {
-            let batch = self.lookup_batch(cx, from, last, Lock::Try);
-            let Some(&(index, _, _)) = batch.last() else { break };
+            let batch = self.lookup_batch(cx, &range, from, Lock::Try);
+            let Some(next) = batch.last().map(Found::next) else { break };
             self.delete_batch(cx, &batch, reclaim);
-            if index >= last {
+            if next > last {
                 break;
             }
-            from = index + 1;
+            from = next;
         }
-        self.truncate_one(cx, range.start, reclaim);
+        self.truncate_one(cx, &range, range.start, reclaim);
         if last != range.start {
-            self.truncate_one(cx, last, reclaim);
+            self.truncate_one(cx, &range, last, reclaim);
         }
         let mut from = range.start;
         loop {
-            let batch = self.lookup_batch(cx, from, last, Lock::Wait);
-            let Some(&(index, _, _)) = batch.last() else {
+            let batch = self.lookup_batch(cx, &range, from, Lock::Wait);
+            let Some(next) = batch.last().map(Found::next) else {
                 if from == range.start {
                     return;
                 }
@@ -249,7 +297,7 @@ impl AddressSpace {
                 continue;
             };
             self.delete_batch(cx, &batch, reclaim);
-            from = if index >= last { range.start } else { index + 1 };
+            from = if next > last { range.start } else { next };
         }
     }
 
@@ -257,10 +305,10 @@ impl AddressSpace {
         self.pages.find(cx, 0, u64::MAX).is_none()
     }
 
-    /// Collects up to a batch of pages with a reference each, locked if the lock could be had.
-    fn lookup_batch(&self, cx: &Cx<'_>, from: u64, last: u64, lock: Lock) -> Vec<(u64, Pfn, Locked)> {
+    /// Collects up to a batch of folios with a reference each, locked if the lock could be had.
+    fn lookup_batch(&self, cx: &Cx<'_>, range: &Range<u64>, from: u64, lock: Lock) -> Vec<Found> {
         let mut batch = Vec::new();
-        let mut at = from;
+        let (mut at, last) = (from, range.end - 1);
         while batch.len() < BATCH && at <= last {
             let Some((index, handle)) = self.pages.find(cx, at, last) else { break };
             let pfn = pfn_of(handle);
@@ -279,33 +327,50 @@ impl AddressSpace {
                 Lock::Try if self.phys.try_lock(cx, pfn) => Locked::Yes,
                 Lock::Try => Locked::No,
             };
-            batch.push((index, pfn, locked));
+            let found = self.found(cx, range, index, pfn, locked);
+            // A batch may end before a number wraps.
+            let next = found.next();
+            batch.push(found);
             // A waiting pass handles page by page, so that it never holds a lock while it waits for another.
-            if lock == Lock::Wait {
+            if lock == Lock::Wait || next <= at {
                 break;
             }
-            match index.checked_add(1) {
-                Some(next) => at = next,
-                None => break,
-            }
+            at = next;
         }
         batch
     }
 
-    fn truncate_one(&self, cx: &Cx<'_>, index: u64, reclaim: &mut dyn FnMut(Pfn)) {
+    /// What was found at `index`, with a reference: a large folio as a whole, unless the range has only a part of it. Then it is split
+    /// (`truncate_inode_partial_folio`), if it is locked.
+    fn found(&self, cx: &Cx<'_>, range: &Range<u64>, index: u64, pfn: Pfn, locked: Locked) -> Found {
+        let mut pages = 1;
+        if self.phys.is_large(pfn) {
+            let first = index - (pfn - self.phys.folio(pfn));
+            let is_whole = range.start <= first && first + PAGES_PER_PMD <= range.end;
+            if locked == Locked::Yes && !(is_whole && first == index) {
+                self.phys.split_folio(cx, pfn);
+            } else if locked == Locked::Yes {
+                pages = PAGES_PER_PMD;
+            } else {
+                // It stays for the pass that waits, all of it.
+                pages = (first + PAGES_PER_PMD).min(range.end) - index;
+            }
+        }
+        Found { index, pfn, pages, locked }
+    }
+
+    fn truncate_one(&self, cx: &Cx<'_>, range: &Range<u64>, index: u64, reclaim: &mut dyn FnMut(Pfn, u64)) {
         if let Some(pfn) = self.find_lock(cx, Pgoff(index)) {
-            self.delete_batch(cx, &[(index, pfn, Locked::Yes)], reclaim);
+            let found = self.found(cx, range, index, pfn, Locked::Yes);
+            self.delete_batch(cx, &[found], reclaim);
         }
     }
 
     /// Unmaps the locked pages of the batch from processes, takes them out of the cache, and drops all references of the batch.
-    fn delete_batch(&self, cx: &Cx<'_>, batch: &[(u64, Pfn, Locked)], reclaim: &mut dyn FnMut(Pfn)) {
-        let mine: Vec<(u64, Pfn)> = batch
-            .iter()
-            .filter(|(_, pfn, locked)| *locked == Locked::Yes && self.phys.mapping(*pfn) == Some(self.id))
-            .map(|(index, pfn, _)| (*index, *pfn))
-            .collect();
-        for &(index, pfn) in &mine {
+    fn delete_batch(&self, cx: &Cx<'_>, batch: &[Found], reclaim: &mut dyn FnMut(Pfn, u64)) {
+        let is_mine = |found: &&Found| found.locked == Locked::Yes && self.phys.mapping(found.pfn) == Some(self.id);
+        let mine: Vec<&Found> = batch.iter().filter(is_mine).collect();
+        for &&Found { index, pfn, .. } in &mine {
             if self.phys.mapcount(pfn) > 0 {
                 if cx.has_mutant(RC_38) {
                     self.phys.unlock(cx, pfn);
@@ -316,22 +381,52 @@ impl AddressSpace {
                 }
             }
         }
-        for &(index, pfn) in &mine {
-            self.pages.erase(cx, index);
-            let mapped = self.phys.mapcount(pfn);
-            assert_eq!(mapped, 0, "INV-212: {pfn:?} leaves the page cache while a host page table names it");
-            self.phys.clear_mapping(pfn);
-            reclaim(pfn);
-        }
-        for &(_, pfn) in &mine {
-            self.phys.put(cx, pfn);
-        }
-        for &(_, pfn, locked) in batch {
-            if locked == Locked::Yes {
-                self.phys.unlock(cx, pfn);
+        for &&Found { index, pfn: first, pages, .. } in &mine {
+            if pages == 1 {
+                self.pages.erase(cx, index);
+            } else {
+                self.pages.store_range(cx, index, index + pages - 1, None).expect("erasing needs no memory");
             }
-            self.phys.put(cx, pfn);
+            for pfn in (0..pages).map(|i| first + i) {
+                let mapped = self.phys.mapcount(pfn);
+                assert_eq!(mapped, 0, "INV-212: {pfn:?} leaves the page cache while a host page table names it");
+                self.phys.clear_mapping(pfn);
+            }
+            if pages > 1 {
+                self.phys.dissolve(first);
+            }
+            reclaim(first, pages);
         }
+        for found in mine.iter().filter(|found| found.pages == 1) {
+            self.phys.put(cx, found.pfn);
+        }
+        for found in batch {
+            if found.locked == Locked::Yes {
+                self.phys.unlock(cx, found.pfn);
+            }
+            self.phys.put(cx, found.pfn);
+        }
+        for found in mine.iter().filter(|found| found.pages > 1) {
+            self.phys.put_huge(cx, found.pfn);
+        }
+    }
+}
+
+/// A folio that truncation has found.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    index: u64,
+    /// Its first page, to which there is a reference.
+    pfn: Pfn,
+    /// Pages to go on with: of a folio that could not be locked, those of the range.
+    pages: u64,
+    locked: Locked,
+}
+
+impl Found {
+    /// Where to look for the next.
+    fn next(&self) -> u64 {
+        self.index.saturating_add(self.pages)
     }
 }
 

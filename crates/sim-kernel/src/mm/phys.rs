@@ -19,7 +19,7 @@ mod guard;
 mod poison;
 
 pub(in crate::mm) use guard::User;
-pub use guard::{HostStage2, MayWrite};
+pub use guard::{HostStage2, MayWrite, Through};
 
 use super::mempolicy::Placement;
 use super::zero::ZeroPages;
@@ -57,6 +57,8 @@ bitflags::bitflags! {
         const RESERVED = 1 << 5;
         /// `PG_idle`: nobody is known to have used the page since user space said that it is idle.
         const IDLE = 1 << 6;
+        /// One of the 512 pages of a large folio (`PG_head` and its tails): all of them have one lock, the first one's.
+        const LARGE = 1 << 7;
     }
 }
 
@@ -379,11 +381,34 @@ impl PhysMem {
     /// # Errors
     /// `ENOMEM` if fewer frames are left.
     pub fn alloc_huge_zeroed(&self) -> Result<Pfn, Errno> {
+        self.alloc_huge_with(ZERO, Placement::LOCAL)
+    }
+
+    /// A large folio of a page cache: 512 frames, aligned to 512, with undefined contents and one reference each, under one lock.
+    ///
+    /// # Errors
+    /// `ENOMEM` if fewer frames are left on these nodes.
+    pub fn alloc_large_in(&self, placement: Placement) -> Result<Pfn, Errno> {
+        // A machine that protects frames has a table of them, which ends where memory does.
+        let is_in_memory = |node: &u32| {
+            let zone = self.zones[*node as usize].lock();
+            let next = u64::from(zone.next_block.max(PAGES_PER_PMD as u32));
+            !zone.huge.is_empty() || next + PAGES_PER_PMD <= self.limit
+        };
+        if !self.order(placement).any(|node| is_in_memory(&node)) {
+            return Err(Errno::ENOMEM);
+        }
+        let head = self.alloc_huge_with(UNDEFINED, placement)?;
+        (0..PAGES_PER_PMD).for_each(|i| self.set_flags(head + i, FrameFlags::LARGE));
+        Ok(head)
+    }
+
+    fn alloc_huge_with(&self, content: u32, placement: Placement) -> Result<Pfn, Errno> {
         if self.failing_frame.fires() {
             return Err(Errno::ENOMEM);
         }
         let has_room = |node: &u32| self.zones[*node as usize].lock().used + PAGES_PER_PMD <= self.limit_of(*node);
-        let node = self.order(Placement::LOCAL).find(has_room).ok_or(Errno::ENOMEM)?;
+        let node = self.order(placement).find(has_room).ok_or(Errno::ENOMEM)?;
         let mut zone = self.zones[node as usize].lock();
         let base = match zone.huge.pop() {
             Some(base) => base,
@@ -403,7 +428,7 @@ impl PhysMem {
         zone.used += PAGES_PER_PMD;
         drop(zone);
         for index in base..base + PAGES_PER_PMD as u32 {
-            self.init(index, ZERO);
+            self.init(index, content);
         }
         Ok(Pfn(u64::from(base)))
     }
@@ -553,6 +578,10 @@ impl PhysMem {
     /// As [`PhysMem::put`], or if another reference exists.
     pub fn put_huge(&self, cx: &Cx<'_>, base: Pfn) {
         cx.point_range(Access::Rmw, self.counts, base.0, PAGES_PER_PMD);
+        if cx.has_mutants() {
+            let words = WORDS_PER_PAGE as u64;
+            cx.point_range(Access::Store, self.bytes, base.0 * words, PAGES_PER_PMD * words);
+        }
         let exclusive = (0..PAGES_PER_PMD).all(|i| self.refcount(base + i) == 1);
         if !exclusive {
             for i in 0..PAGES_PER_PMD {
@@ -606,22 +635,86 @@ impl PhysMem {
         is_known && self.flags(pfn).contains(FrameFlags::ALLOCATED)
     }
 
-    /// `folio_lock`: sleeps until the folio lock is free.
+    /// `page_folio`: the first page of the page's folio, which is the page itself unless it is one of a large folio.
+    #[inline]
+    pub fn folio(&self, pfn: Pfn) -> Pfn {
+        if self.is_large(pfn) { Pfn(pfn.0 & !(PAGES_PER_PMD - 1)) } else { pfn }
+    }
+
+    /// `folio_test_large`.
+    #[inline]
+    pub fn is_large(&self, pfn: Pfn) -> bool {
+        self.flags(pfn).contains(FrameFlags::LARGE)
+    }
+
+    /// Whether the page's folio is locked, for checkers.
+    pub fn is_locked(&self, pfn: Pfn) -> bool {
+        self.flags(self.folio(pfn)).contains(FrameFlags::LOCKED)
+    }
+
+    /// `folio_lock`: sleeps until the lock of the page's folio is free.
     #[track_caller]
     pub fn lock(&self, cx: &Cx<'_>, pfn: Pfn) {
-        self.locks.lock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits());
+        loop {
+            let folio = self.folio(pfn);
+            self.locks.lock(cx, folio.0, &self.frame(folio).flags_index, FrameFlags::LOCKED.bits());
+            // Whoever had it may have split the folio: a reference to one of its pages does not keep it together here.
+            if self.folio(pfn) == folio {
+                return;
+            }
+            self.unlock(cx, folio);
+        }
     }
 
     /// `folio_trylock`.
     #[track_caller]
     #[must_use]
     pub fn try_lock(&self, cx: &Cx<'_>, pfn: Pfn) -> bool {
-        self.locks.try_lock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits())
+        let folio = self.folio(pfn);
+        let locked = self.locks.try_lock(cx, folio.0, &self.frame(folio).flags_index, FrameFlags::LOCKED.bits());
+        if locked && self.folio(pfn) != folio {
+            self.unlock(cx, folio);
+            return false;
+        }
+        locked
     }
 
     /// `folio_unlock`.
     pub fn unlock(&self, cx: &Cx<'_>, pfn: Pfn) {
-        self.locks.unlock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits());
+        let folio = self.folio(pfn);
+        self.locks.unlock(cx, folio.0, &self.frame(folio).flags_index, FrameFlags::LOCKED.bits());
+    }
+
+    /// `split_folio`: the page's large folio, which the caller has locked, becomes 512 of one page. The lock that the caller goes on holding is the one of
+    /// `pfn`. One step.
+    ///
+    /// Simplified: never fails. In the kernel, a reference that somebody else holds keeps a folio together.
+    ///
+    /// # Panics
+    /// If the folio is not locked.
+    #[track_caller]
+    pub fn split_folio(&self, cx: &Cx<'_>, pfn: Pfn) {
+        let head = self.folio(pfn);
+        cx.point_range(Access::Rmw, self.counts, head.0, PAGES_PER_PMD);
+        assert!(self.is_locked(pfn), "INV-105: the folio of {pfn:?} is split while nobody has it locked");
+        if pfn != head {
+            self.lock_fresh(cx, pfn);
+        }
+        self.dissolve(head);
+        if pfn != head {
+            self.unlock(cx, head);
+        }
+    }
+
+    /// The pages of a large folio are its pages no more.
+    pub(crate) fn dissolve(&self, head: Pfn) {
+        (0..PAGES_PER_PMD).for_each(|i| self.clear_flags(head + i, FrameFlags::LARGE));
+    }
+
+    /// Locks a page that cannot be locked by anybody, as its folio's lock stands for it until now.
+    fn lock_fresh(&self, cx: &Cx<'_>, pfn: Pfn) {
+        let locked = self.locks.try_lock(cx, pfn.0, &self.frame(pfn).flags_index, FrameFlags::LOCKED.bits());
+        assert!(locked, "INV-105: {pfn:?} of a large folio has a lock of its own");
     }
 
     /// Number of the address space that caches the frame, if any (`folio->mapping`).

@@ -284,6 +284,25 @@ impl<E: XaEntry> XArray<E> {
         self.core.erase_each(cx, first, last);
     }
 
+    /// Stores an entry at each index from `first` to `last` if nothing is at any of them, in one step: the pages of a large folio.
+    ///
+    /// # Errors
+    /// [`InsertError::Busy`] with the first entry that is there; [`InsertError::NoMemory`]. Then nothing was stored.
+    #[track_caller]
+    pub fn insert_each(
+        &self,
+        cx: &Cx<'_>,
+        first: u64,
+        last: u64,
+        entry: impl Fn(u64) -> E,
+    ) -> Result<(), InsertError<E>> {
+        match self.core.insert_each(cx, first, last, |index| entry::word_of(Some(entry(index)))) {
+            Ok(entry::NULL) => Ok(()),
+            Ok(found) => Err(InsertError::Busy(entry::entry_of(found))),
+            Err(_) => Err(InsertError::NoMemory),
+        }
+    }
+
     /// Reserves each index from `first` to `last`: a loop over [`XArray::reserve`].
     ///
     /// # Errors

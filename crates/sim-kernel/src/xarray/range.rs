@@ -145,6 +145,33 @@ impl Core {
         }
     }
 
+    /// Stores at each index of a range in which nothing is, in one step. The first word that was found there; without one, [`NULL`].
+    #[track_caller]
+    pub(super) fn insert_each(
+        &self,
+        cx: &Cx<'_>,
+        first: u64,
+        last: u64,
+        word: impl Fn(u64) -> u64,
+    ) -> Result<u64, Errno> {
+        self.announce_store(cx, first, last);
+        let mut writer = self.writer();
+        let mut result = Ok((first..=last).map(|index| self.load_locked(index)).find(|w| *w != NULL).unwrap_or(NULL));
+        if result == Ok(NULL) {
+            let mut store =
+                |index, word| writer.store(Chunk::single(index), word, top_shift(index), &mut Prepaid::default());
+            for index in first..=last {
+                if let Err(errno) = store(index, word(index)) {
+                    (first..index).for_each(|index| store(index, NULL).expect("erasing allocates nothing"));
+                    result = Err(errno);
+                    break;
+                }
+            }
+        }
+        writer.finish(cx);
+        result
+    }
+
     /// Reserves each index of the range that holds nothing.
     #[track_caller]
     pub(super) fn reserve_range(&self, cx: &Cx<'_>, first: u64, last: u64) -> Result<(), Errno> {

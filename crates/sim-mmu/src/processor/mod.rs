@@ -15,7 +15,7 @@ pub use amd::TlbControl;
 pub use instructions::InvpcidType;
 pub use intel::{InveptType, InvvpidType, VmFail};
 
-use crate::addr::Gpa;
+use crate::addr::{Gpa, Level};
 use crate::guest_paging::{
     AccessMode, Cr4, FiveLevel, FourLevel, GpteMasks, GuestFault, GuestFormat, GuestMode, Gva, PageFault, PagingMode,
     PagingOff, PagingRegisters, Permissions, UnsupportedPaging,
@@ -229,7 +229,8 @@ impl<F: Stage2Format> Processor<F> {
         Ok(self.translated(gva, &entry, access))
     }
 
-    /// As [`Processor::translate_observed`] without an observer, with the guest-physical address: what checks by address ask for.
+    /// As [`Processor::translate_observed`] without an observer, with the guest-physical address and the level of stage 2's leaf: what checks by address
+    /// ask for.
     ///
     /// # Errors
     /// An exception in the guest, or an exit.
@@ -240,11 +241,11 @@ impl<F: Stage2Format> Processor<F> {
         gva: Gva,
         mode: Option<AccessMode>,
         access: Access,
-    ) -> Result<(Translated, Gpa), MmuFault<F::Exit>> {
+    ) -> Result<(Translated, Gpa, Level), MmuFault<F::Exit>> {
         let mode = mode.unwrap_or(self.access_mode);
         let entry = self.translate_entry(cx, memory, gva, mode, access, &mut NoObserver)?;
         let gpa = Gpa(entry.gfn(gva.0 >> PAGE_SHIFT).0 << PAGE_SHIFT | gva.offset());
-        Ok((self.translated(gva, &entry, access), gpa))
+        Ok((self.translated(gva, &entry, access), gpa, entry.stage2_level()))
     }
 
     #[inline(always)]
@@ -342,6 +343,11 @@ impl<F: Stage2Format> Processor<F> {
             self.refused(fault, gpa, gva);
         }
         result
+    }
+
+    /// Somebody beside this MMU has refused an access after its translation: a nested page fault like any other, which invalidates what is cached of it.
+    pub fn refused_after(&mut self, gpa: Gpa, gva: Gva) {
+        self.tlb.stage2_fault(gpa, gva);
     }
 
     /// A refused access invalidates what covers it, and a #VE occupies its information area.

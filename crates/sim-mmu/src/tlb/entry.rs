@@ -10,6 +10,9 @@ const KEY_SHIFT: u32 = 4;
 const DIRTY_2: u8 = 1 << 5;
 const PRIVATE: u8 = 1 << 6;
 const GLOBAL: u8 = 1 << 7;
+/// Levels of leaves take two bits each.
+const LEVEL: u8 = 0b11;
+const STAGE2_LEVEL_SHIFT: u32 = 2;
 const GUEST_LEVEL_SHIFT: u32 = 4;
 
 /// A combined mapping (gva to hpa) or a guest-physical one (gpa to hpa). Stamp 0 is an empty entry.
@@ -24,7 +27,7 @@ pub(crate) struct Entry {
     gfn: u64,
     /// Which life of which context the entry belongs to.
     pub(super) stamp: u32,
-    /// Level of the mapping; above, level of the guest's page, which may be larger.
+    /// Level of the mapping; above, levels of stage 2's leaf and of the guest's page, either of which may be larger.
     levels: u8,
     /// [`Stage1Rights`], the guest's D, the protection key.
     stage1: u8,
@@ -50,7 +53,9 @@ impl Entry {
             pfn: pfn.0 - inside,
             gfn: leaf.gfn.0 - inside,
             stamp,
-            levels: level.number() | leaf.level.number() << GUEST_LEVEL_SHIFT,
+            levels: level.number()
+                | leaf.stage2.level.number() << STAGE2_LEVEL_SHIFT
+                | leaf.level.number() << GUEST_LEVEL_SHIFT,
             stage1: leaf.rights.0 | flag(leaf.dirty, DIRTY_1) | leaf.key << KEY_SHIFT,
             stage2: rights.bits() | flag(dirty, DIRTY_2) | flag(leaf.private, PRIVATE) | flag(leaf.global, GLOBAL),
         }
@@ -64,7 +69,7 @@ impl Entry {
             pfn: leaf.pfn.0 - inside,
             gfn: page - inside,
             stamp,
-            levels: leaf.level.number() | leaf.level.number() << GUEST_LEVEL_SHIFT,
+            levels: leaf.level.number() * (1 | 1 << STAGE2_LEVEL_SHIFT | 1 << GUEST_LEVEL_SHIFT),
             stage1: 0,
             stage2: leaf.rights.bits() | if leaf.dirty { DIRTY_2 } else { 0 },
         }
@@ -78,7 +83,16 @@ impl Entry {
 
     #[inline]
     pub(crate) const fn level(&self) -> Level {
-        match Level::from_number(self.levels & 0xf) {
+        match Level::from_number(self.levels & LEVEL) {
+            Some(level) => level,
+            None => Level::L4K,
+        }
+    }
+
+    /// Level of stage 2's leaf.
+    #[inline]
+    pub(crate) const fn stage2_level(&self) -> Level {
+        match Level::from_number(self.levels >> STAGE2_LEVEL_SHIFT & LEVEL) {
             Some(level) => level,
             None => Level::L4K,
         }
@@ -95,7 +109,7 @@ impl Entry {
     /// The guest's page is larger than the mapping.
     #[inline]
     pub(super) const fn is_fragment(&self) -> bool {
-        self.levels >> GUEST_LEVEL_SHIFT > self.levels & 0xf
+        self.levels >> GUEST_LEVEL_SHIFT > self.levels & LEVEL
     }
 
     /// Whether the mapping covers a page.
@@ -171,6 +185,6 @@ impl Entry {
     /// The same mapping, of the same context.
     #[inline]
     pub(super) const fn is_same_place(&self, other: &Entry) -> bool {
-        self.page == other.page && self.stamp == other.stamp && self.levels & 0xf == other.levels & 0xf
+        self.page == other.page && self.stamp == other.stamp && self.levels & LEVEL == other.levels & LEVEL
     }
 }

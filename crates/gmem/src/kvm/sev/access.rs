@@ -1,15 +1,16 @@
 //! What the processor does for an SNP guest, beside the translation: the RMP checks of every access, of the guest's tables too, and the key of its
 //! contents. Not KVM.
 //!
-//! Simplified: nested leaves count as 4 KiB; where paging is off, data accesses are private unless the program has asked for shared ones.
+//! Simplified: the nested leaf that a guest's table was reached through counts as large as the table's page in the RMP; where paging is off, data accesses are private unless the program has asked for shared ones.
 
-use super::check::assert_access;
-use crate::kvm::cpu::{AccessFault, CpuExit};
+use super::check::{assert_access, assert_sealed};
+use super::contents::GuestContents;
+use crate::kvm::cpu::{AccessFault, Cpu, CpuExit};
 use crate::kvm::exception::Exception;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
 use sim_coco::AccessKind;
 use sim_coco::snp::{self, GuestCpu, GuestFault, NpfError, PageOperand, Snp, SnpAccess, VC_PAGE_NOT_VALIDATED};
-use sim_kernel::{Cx, PAGE_SIZE, Pfn};
+use sim_kernel::{Cx, PAGE_SIZE, PAGES_PER_PMD, Pfn};
 use sim_mmu::guest_paging::AccessMode;
 use sim_mmu::walker::{ExitInfo1, MmuFault, WalkMemory};
 use sim_mmu::{Access, Gpa, Gva, Level, Stage2Fault, TdpMmu};
@@ -26,6 +27,7 @@ const VC_NPF: u32 = 0x400;
 struct SnpMemory<'a> {
     mmu: &'a TdpMmu,
     snp: &'a Snp,
+    contents: &'a GuestContents,
     cpu: GuestCpu,
     gva: Gva,
     /// The walk cannot go on because of this.
@@ -34,7 +36,9 @@ struct SnpMemory<'a> {
 
 impl SnpMemory<'_> {
     fn table_access(&self, kind: AccessKind, entry: Gpa, table: Pfn) -> SnpAccess {
-        let access = SnpAccess::private(kind, entry, table).of_table();
+        let is_2m = matches!(self.snp.rmp().lookup(table), Some((_, Level::L2M)));
+        let level = if is_2m { Level::L2M } else { Level::L4K };
+        let access = SnpAccess::private(kind, entry, table).at_level(level).of_table();
         SnpAccess { gva: snp::Gva(self.gva.0), ..access }
     }
 }
@@ -78,6 +82,7 @@ impl WalkMemory for SnpMemory<'_> {
             return Ok(());
         }
         assert_access(self.snp, &self.cpu, &access);
+        self.contents.wrote(cx, entry, &bytes);
         if found == old { Ok(()) } else { Err(found) }
     }
 }
@@ -96,6 +101,15 @@ fn fault_of(fault: GuestFault) -> AccessFault {
         GuestFault::Gp0 => MmuFault::Guest(sim_mmu::guest_paging::GuestFault::GeneralProtection),
         GuestFault::Ud => MmuFault::Stage2(CpuExit::Exception(Exception::of_vector(UD_VECTOR))),
     }
+}
+
+/// What the RMP's refusal of an access is to the vCPU. Through a large leaf, what is cached of that goes, as PSMASH drops it in all processors: KVM may have
+/// split the leaf, for which it flushes nothing. One of 4 KiB gets the same answer from a walk.
+fn refused(processor: &mut Cpu, access: &SnpAccess, fault: GuestFault) -> AccessFault {
+    if access.level > Level::L4K {
+        processor.refused_after(access.gpa, Gva(access.gva.0));
+    }
+    fault_of(fault)
 }
 
 fn access_of(error: NpfError) -> Access {
@@ -133,7 +147,8 @@ impl Vcpu {
         access: Access,
     ) -> Result<SnpAccess, AccessFault> {
         let (snp, cpu) = self.snp_machine(state);
-        let memory = SnpMemory { mmu: &self.vm.mmu, snp, cpu, gva, fault: Cell::new(None) };
+        let contents = &self.vm.sev().expect("as above").contents;
+        let memory = SnpMemory { mmu: &self.vm.mmu, snp, contents, cpu, gva, fault: Cell::new(None) };
         let found = state.cpu.translate_physical(cx, &memory, gva, mode, access);
         if let Some(fault) = memory.fault.take() {
             // Nothing of the walk is kept.
@@ -143,12 +158,12 @@ impl Vcpu {
         let es = state.sev.as_deref().expect("as its VM");
         let shared = !state.has_paging() && es.shared_mapping && access != Access::Exec;
         match found {
-            Ok((translated, gpa)) => {
+            Ok((translated, gpa, level)) => {
                 if self.vm.watches_guests() {
                     let phys = &self.vm.host.phys;
                     state.reached.entry(translated.pfn).or_insert_with(|| phys.generation(translated.pfn));
                 }
-                let private = SnpAccess::private(kind_of(access), gpa, translated.pfn);
+                let private = SnpAccess::private(kind_of(access), gpa, translated.pfn).at_level(level);
                 Ok(SnpAccess { gva: snp::Gva(gva.0), c_bit: translated.private && !shared, ..private })
             }
             // The processor tells the guest about MMIO, which asks for it by the GHCB.
@@ -185,12 +200,34 @@ impl Vcpu {
             _ => Some(self.snp_translate(cx, state, Gva(gva.0.wrapping_add(first.len() as u64)), mode, access)?),
         };
         let (snp, cpu) = self.snp_machine(state);
-        snp.guest_read(cx, &cpu, &at, first).map_err(fault_of)?;
-        assert_access(snp, &cpu, &at);
+        snp.guest_read(cx, &cpu, &at, first).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        self.has_read(cx, &cpu, &at, first);
         let Some(at) = second else { return Ok(()) };
-        snp.guest_read(cx, &cpu, &at, rest).map_err(fault_of)?;
-        assert_access(snp, &cpu, &at);
+        snp.guest_read(cx, &cpu, &at, rest).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        self.has_read(cx, &cpu, &at, rest);
         Ok(())
+    }
+
+    /// What must hold of a read that went through; part of its step.
+    fn has_read(&self, cx: &Cx<'_>, cpu: &GuestCpu, at: &SnpAccess, bytes: &[u8]) {
+        let sev = self.vm.sev().expect("a vCPU of an SNP VM");
+        assert_access(sev.host.snp(), cpu, at);
+        if at.is_private(cpu) {
+            sev.contents.assert_read(cx, at.gpa, at.pfn, bytes);
+        }
+    }
+
+    /// The same of a write.
+    fn has_written(&self, cx: &Cx<'_>, cpu: &GuestCpu, at: &SnpAccess, bytes: &[u8]) {
+        let sev = self.vm.sev().expect("a vCPU of an SNP VM");
+        assert_access(sev.host.snp(), cpu, at);
+        if at.is_private(cpu) {
+            sev.contents.wrote(cx, at.gpa, bytes);
+            if !cx.is_native() {
+                assert_sealed(sev.host.snp(), cpu, at);
+            }
+        }
+        self.vm.record_store(at.gpa.gfn());
     }
 
     /// The guest, or the processor for it, replaces bytes by a function of them: in one step if they are in one page.
@@ -207,22 +244,21 @@ impl Vcpu {
         let at = self.snp_translate(cx, state, gva, mode, Access::Write)?;
         if split == bytes.len() {
             let (snp, cpu) = self.snp_machine(state);
-            snp.guest_modify(cx, &cpu, &at, bytes, change).map_err(fault_of)?;
-            assert_access(snp, &cpu, &at);
-            self.vm.record_store(at.gpa.gfn());
+            snp.guest_modify(cx, &cpu, &at, bytes, change).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+            self.has_written(cx, &cpu, &at, bytes);
             return Ok(());
         }
         let next = self.snp_translate(cx, state, Gva(gva.0.wrapping_add(split as u64)), mode, Access::Write)?;
         let (snp, cpu) = self.snp_machine(state);
         let (first, rest) = bytes.split_at_mut(split);
-        snp.guest_modify(cx, &cpu, &at, first, |_| {}).map_err(fault_of)?;
-        snp.guest_modify(cx, &cpu, &next, rest, |_| {}).map_err(fault_of)?;
+        snp.guest_modify(cx, &cpu, &at, first, |_| {}).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        snp.guest_modify(cx, &cpu, &next, rest, |_| {}).map_err(|fault| refused(&mut state.cpu, &next, fault))?;
         change(bytes);
         let (first, rest) = bytes.split_at(split);
-        snp.guest_write(cx, &cpu, &at, first).map_err(fault_of)?;
-        snp.guest_write(cx, &cpu, &next, rest).map_err(fault_of)?;
-        self.vm.record_store(at.gpa.gfn());
-        self.vm.record_store(next.gpa.gfn());
+        snp.guest_write(cx, &cpu, &at, first).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        self.has_written(cx, &cpu, &at, first);
+        snp.guest_write(cx, &cpu, &next, rest).map_err(|fault| refused(&mut state.cpu, &next, fault))?;
+        self.has_written(cx, &cpu, &next, rest);
         Ok(())
     }
 
@@ -296,7 +332,12 @@ impl Vcpu {
         edx: u32,
     ) -> Result<snp::Pvalidated, AccessFault> {
         let (snp, cpu) = self.snp_machine(state);
-        snp.pvalidate(cx, &cpu, operand, edx).map_err(fault_of)
+        let done = snp.pvalidate(cx, &cpu, operand, edx).map_err(fault_of)?;
+        if done.result.is_ok() && !done.unchanged {
+            let pages = if operand.size == 0 { 1 } else { PAGES_PER_PMD };
+            self.vm.sev().expect("as above").contents.pvalidated(cx, operand.gpa.gfn(), pages, edx != 0);
+        }
+        Ok(done)
     }
 
     pub(super) fn snp_rmpadjust(
@@ -308,6 +349,8 @@ impl Vcpu {
     ) -> Result<Result<(), snp::RmpFail>, AccessFault> {
         let (snp, cpu) = self.snp_machine(state);
         let adjusted = snp.rmpadjust(cx, &cpu, operand, rdx).map_err(fault_of)?;
+        let pages = if operand.size == 0 { 1 } else { PAGES_PER_PMD };
+        self.vm.sev().expect("as above").contents.forget(cx, operand.gpa.gfn(), pages);
         // Another vCPU may have waited for the permission.
         self.vm.sev_wake_spinners(cx);
         Ok(adjusted)

@@ -1,18 +1,21 @@
 //! What must hold of SEV-SNP and of KVM's use of it (`SNP-INV-...`): at the steps that could break it, and over everything while nothing happens.
 
 use super::host::SevHost;
+use super::info::SevInfo;
 use super::vcpu::NO_VMSA;
 use crate::kvm::host::Existing;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use sim_coco::AccessKind;
 use sim_coco::snp::firmware::{AsidUse, GuestState};
-use sim_coco::snp::{Asid, GuestCpu, PageState, RmpEntry, Snp, SnpAccess, VmplPerms};
-use sim_kernel::{PAGES_PER_PMD, PMD_SIZE, Pfn};
-use sim_mmu::Gpa;
-use std::collections::BTreeSet;
+use sim_coco::snp::{Asid, GuestCpu, KeyPath, PageState, RmpEntry, RmpSize, Snp, SnpAccess, VmplPerms};
+use sim_kernel::mm::PhysMem;
+use sim_kernel::{PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Pfn};
+use sim_mmu::{Gpa, Level};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// SNP-INV-005, SNP-INV-035: a guest's access that went through was to a page of its own, at this address, which it has accepted and may use.
+/// SNP-INV-005, SNP-INV-007, SNP-INV-035: a guest's access that went through was to a page of its own, at this address, which it has accepted and may use,
+/// through a nested leaf of its size.
 ///
 /// # Panics
 /// If it was not: a check of the hardware is missing.
@@ -32,6 +35,12 @@ pub(super) fn assert_access(snp: &Snp, cpu: &GuestCpu, access: &SnpAccess) {
         access.pfn, access.gpa, page.gpa
     );
     assert!(page.validated, "SNP-INV-005: a guest uses {:?}, which it has not accepted", access.gpa);
+    let same_size = (access.level > Level::L4K) == (page.page_size == RmpSize::Size2M);
+    assert!(
+        same_size,
+        "SNP-INV-007: a guest uses {:?} through a leaf of {:?}, and the RMP has {:?}",
+        access.gpa, access.level, page.page_size
+    );
     let needed = match access.kind {
         AccessKind::Read => VmplPerms::R,
         AccessKind::Write => VmplPerms::R | VmplPerms::W,
@@ -40,6 +49,29 @@ pub(super) fn assert_access(snp: &Snp, cpu: &GuestCpu, access: &SnpAccess) {
     };
     let perms = page.perms[cpu.vmpl.index()];
     assert!(perms.contains(needed), "SNP-INV-035: {:?} does to {:?} what it may not: {perms:?}", cpu.vmpl, access.gpa);
+}
+
+/// SNP-INV-017: what a guest has just written to its private memory does not lie there as the guest reads it.
+///
+/// # Panics
+/// If it does.
+pub(super) fn assert_sealed(snp: &Snp, cpu: &GuestCpu, access: &SnpAccess) {
+    const BLOCK: u64 = 16;
+    let Ok(path) = snp.check_guest(cpu, access) else { return };
+    let offset = (access.gpa.0 % PAGE_SIZE / BLOCK * BLOCK) as usize;
+    let [mut seen, mut raw] = [[0; BLOCK as usize]; 2];
+    snp.memory().read(path, access.pfn, offset, &mut seen);
+    snp.memory().read(KeyPath::Raw, access.pfn, offset, &mut raw);
+    assert_ne!(seen, raw, "SNP-INV-017: what a guest has written at {:?} lies in memory as it is", access.gpa);
+}
+
+/// SNP-INV-016: the pages that are about to be given to a guest hold nothing of anybody's: they were cleared, or launched.
+///
+/// # Panics
+/// If one was not.
+pub(super) fn assert_cleared(phys: &PhysMem, first: Pfn, pages: u64) {
+    let dirty = (0..pages).map(|i| first + i).find(|pfn| phys.is_undefined(*pfn));
+    assert!(dirty.is_none(), "SNP-INV-016: {dirty:?} is given to a guest before it was cleared");
 }
 
 /// SNP-INV-033: a page that was just assigned to a guest is one that it has not accepted.
@@ -110,8 +142,10 @@ impl SevHost {
         }
         assert!(is_owned, "SNP-INV-024: {pfn:?} is assigned ({state:?}), and nobody has it");
         let is_guests = snp.rmp().page(pfn).asid != Asid::HOST;
+        let head = Pfn(pfn.0 & !(PAGES_PER_PMD - 1));
+        let is_one = || (0..PAGES_PER_PMD).all(|i| snp.rmp().is_assigned(head + i));
         assert!(
-            !is_guests || self.is_split(pfn),
+            !is_guests || self.is_split(pfn) || is_one(),
             "SNP-INV-030: the kernel maps {pfn:?}, a guest's, with its neighbours"
         );
     }
@@ -123,13 +157,30 @@ impl SevHost {
 }
 
 impl Vm {
+    /// SNP-INV-004: the guest has accepted one page at each address, if it never accepted a second one before it rescinded the first. VMSAs that KVM provides
+    /// are all at one address, and are not accepted.
+    fn sev_check_accepted(&self, sev: &SevInfo, asid: Asid) {
+        let rmp = sev.host.snp().rmp();
+        let mut at = BTreeMap::new();
+        for pfn in rmp.written_regions().into_iter().flat_map(|head| (0..PAGES_PER_PMD).map(move |i| head + i)) {
+            let page = rmp.page(pfn);
+            let is_accepted = page.assigned && page.asid == asid && page.validated && !page.vmsa;
+            if !is_accepted || !sev.contents.was_accepted_in_order(page.gpa.gfn()) {
+                continue;
+            }
+            let other = at.insert(page.gpa.gfn(), pfn);
+            assert!(other.is_none(), "SNP-INV-004: {pfn:?} and {other:?} are both accepted at {:?}", page.gpa);
+        }
+    }
+
     /// Adds the pages that the VM has beside its memory, and looks at its ASID and its digest.
     fn sev_check(&self, owned: &mut BTreeSet<Pfn>, asids: &mut BTreeSet<Asid>) {
         let Some(sev) = self.sev() else { return };
-        owned.extend(self.all_vcpus().iter().filter_map(|vcpu| vcpu.sev()).map(|es| es.vmsa()));
+        owned.extend(self.all_vcpus().iter().filter_map(|vcpu| vcpu.sev()).filter_map(|es| es.vmsa()));
         owned.extend(sev.context());
         owned.extend(sev.guest_req_mutex.peek(|pages| pages.response));
         let Some(asid) = sev.asid() else { return };
+        self.sev_check_accepted(sev, asid);
         assert!(asids.insert(asid), "SNP-INV-011: two VMs have {asid:?}");
         let Some(gctx) = sev.gctx() else { return };
         let known = sev.host.snp().peek_guest(gctx, |guest| (guest.digest, guest.state));

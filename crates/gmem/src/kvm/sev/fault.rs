@@ -2,8 +2,8 @@
 
 use super::info::SevInfo;
 use crate::kvm::memslots::Memslot;
+use crate::kvm::mutants::{SEV_FAULT_NO_PSMASH, SEV_SMASH_NO_ZAP};
 use crate::kvm::vcpu::{Vcpu, VcpuState};
-use sim_coco::snp::RmpFail;
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, PAGES_PER_PMD, Pfn};
 use sim_mmu::walker::ExitInfo1;
@@ -73,25 +73,31 @@ impl Vcpu {
         srcu.outside(|| sev.host.wait_for_change(cx, seen.0, changed));
     }
 
+    /// Whether the frame is mapped together with its neighbours: then an RMP entry of 4 KiB refuses it until somebody zaps. Not KVM's to know.
+    fn is_mapped_large(&self, gfn: Gfn) -> bool {
+        let block = gfn.block(Level::L2M).start;
+        let inside = if gfn == block { gfn + 1 } else { gfn };
+        self.vm.mmu.first_leaf_in(0, GfnRange::with_len(inside, 1)) == Some(block)
+    }
+
     fn split_rmp_page(&self, cx: &Cx<'_>, sev: &SevInfo, gfn: Gfn, pfn: Pfn, fault: RmpFault) -> bool {
         let Some((true, level)) = sev.host.lookup_rmpentry(cx, pfn) else { return false };
         if level == Level::L4K {
             // Somebody was at work there, or the page is not the guest's at this address: which of them is not looked at.
             let entry = sev.host.snp().rmp().page(pfn);
             let is_right = Some(entry.asid) == sev.asid() && entry.gpa.gfn() == gfn && !entry.immutable;
-            return is_right && !fault.error.contains(ExitInfo1::VMPL);
+            return is_right && !fault.error.contains(ExitInfo1::VMPL) && !self.is_mapped_large(gfn);
         }
-        let head = Pfn(pfn.0 & !(PAGES_PER_PMD - 1));
-        let smashed = loop {
-            match sev.host.psmash(cx, head) {
-                Err(RmpFail::Inuse) => cx.cond_resched(),
-                other => break other,
-            }
-        };
-        // Somebody else may have split it meanwhile; anything else is a warning.
-        let is_split = smashed.is_ok() || sev.host.lookup_rmpentry(cx, pfn) == Some((true, Level::L4K));
+        let smashed = if cx.has_mutant(SEV_FAULT_NO_PSMASH) { Ok(()) } else { sev.host.rmptable_psmash(cx, pfn) };
+        if smashed.is_err() && sev.host.lookup_rmpentry(cx, pfn) == Some((true, Level::L4K)) {
+            // Somebody else has split it meanwhile, and zaps. Anything else is a warning.
+            return true;
+        }
         // From the frame that faulted on, wherever in the page it is.
-        self.vm.zap_gfn_range(cx, GfnRange::with_len(gfn, PAGES_PER_PMD));
-        is_split
+        if !cx.has_mutant(SEV_SMASH_NO_ZAP) {
+            self.vm.zap_gfn_range(cx, GfnRange::with_len(gfn, PAGES_PER_PMD));
+            self.vm.sev_wake_spinners(cx);
+        }
+        smashed.is_ok()
     }
 }

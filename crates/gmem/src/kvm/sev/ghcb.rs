@@ -82,6 +82,8 @@ impl Vcpu {
                 state.exit = sev_term(ghcb.gpa.0);
                 Ok(Next::Exit)
             }
+            // It is the guest that does not know what to do.
+            Event::UnsupportedEvent => Err(Errno::EINVAL),
             Event::Psc => self.snp_begin_psc(cx, state, &ghcb),
             Event::ApCreation => Ok(self.sev_snp_ap_creation(cx, state, sev, &ghcb)),
             Event::GuestRequest => self.snp_handle_guest_req(cx, state, sev, &ghcb),
@@ -89,11 +91,15 @@ impl Vcpu {
         }
     }
 
-    /// `sev_es_sync_from_ghcb`: each field is read once, and nothing is marked valid any more. `None` if nothing is mapped there.
+    /// `sev_es_sync_from_ghcb`: each field is read once, and nothing is marked valid any more. `None` if nothing is mapped there, or not to be
+    /// written: `kvm_vcpu_map` wants both.
     fn sev_es_sync_from_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) -> Option<Snapshot> {
         use offset::*;
         /// Version and usage are in one word.
         const LAST_WORD: u64 = USAGE & !7;
+        if self.gfn_to_memslot(cx, state, gpa.gfn()).1.is_some_and(|slot| slot.is_readonly()) {
+            return None;
+        }
         let mut read = |offset: u64| self.read_guest_u64(cx, state, gpa + offset);
         let valid = ValidBitmap([read(VALID_BITMAP)?, read(VALID_BITMAP + 8)?]);
         let snapshot = Snapshot {

@@ -3,12 +3,13 @@
 
 use super::asid::SevAsids;
 use crate::kvm::config::MachineConfig;
-use crate::kvm::mutants::{SEV_NO_OVERLAP_RETRY, SEV_NO_SPLIT};
+use crate::kvm::mutants::{SEV_NO_OVERLAP_RETRY, SEV_NO_SPLIT, SEV_PSMASH_NO_RETRY};
 use crate::kvm::process::Process;
 use sim_coco::AccessKind;
 use sim_coco::snp::{Asid, CpuId, HostSnpAccess, RmpFail, RmpLayout, RmpSize, RmpUpdate, Snp, SnpConfig, Spa};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::mm::PhysMem;
+use sim_kernel::mm::phys::Through;
 use sim_kernel::sync::{RwLock, WaitQueue};
 use sim_kernel::{Cx, Errno, Faults, PAGE_SHIFT, PAGES_PER_PMD, Pfn};
 use sim_mmu::{Gpa, Level};
@@ -21,6 +22,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Tries of an operation that answers "overlap" after which it is clear that nobody is at work there.
 const OVERLAP_MAX: u32 = 1000;
 
+/// The kernel's direct map of all memory, in mappings of 2 MiB as far as it was not split.
+#[derive(Debug, Default)]
+pub(super) struct DirectMap {
+    /// Regions of 2 MiB that are mapped in pages of 4 KiB, by number. Never merged again.
+    split: parking_lot::Mutex<BTreeSet<u64>>,
+}
+
+impl DirectMap {
+    /// `set_memory_4k`.
+    fn split(&self, pfn: Pfn) {
+        self.split.lock().insert(pfn.0 / PAGES_PER_PMD);
+    }
+
+    /// The size of the mapping that the frame is in.
+    pub(super) fn level(&self, pfn: Pfn) -> Level {
+        if self.split.lock().contains(&(pfn.0 / PAGES_PER_PMD)) { Level::L4K } else { Level::L2M }
+    }
+}
+
 /// SEV-SNP on a host.
 pub struct SevHost {
     snp: Arc<Snp>,
@@ -30,8 +50,7 @@ pub struct SevHost {
     pub(super) deactivate_lock: RwLock<()>,
     /// `snp_leaked_pages_list`.
     leaked: parking_lot::Mutex<Vec<Pfn>>,
-    /// Regions of 2 MiB that the direct map maps in pages of 4 KiB, by the number of their first frame. Never merged again.
-    split: parking_lot::Mutex<BTreeSet<u64>>,
+    direct_map: Arc<DirectMap>,
     /// RMP entries that were changed by the kernel, counted: what a vCPU waits for that can do nothing but fault.
     changes: AtomicU64,
     spinners: WaitQueue,
@@ -57,15 +76,20 @@ impl SevHost {
         machine.ciphertext_hiding = config.ciphertext_hiding;
         let snp = Arc::new(Snp::new(cx, Arc::clone(phys), machine));
         snp.bring_up(cx).expect("a machine that was just reset comes up");
-        let guarded = Arc::downgrade(&snp);
-        phys.set_write_guard(Box::new(move |pfn| guarded.upgrade().is_none_or(|snp| may_host_write(&snp, pfn))));
+        let direct_map = Arc::new(DirectMap::default());
+        // `snp_rmptable_init`: the kernel has no page beside the table in one region (`e820__range_update` of 2 MiB).
+        direct_map.split(Pfn((config.memory >> PAGE_SHIFT).saturating_sub(1)));
+        let (guarded, map) = (Arc::downgrade(&snp), Arc::clone(&direct_map));
+        phys.set_write_guard(Box::new(move |pfn, through| {
+            guarded.upgrade().is_none_or(|snp| may_host_write(&snp, &map, pfn, through))
+        }));
         let host = Arc::new(SevHost {
             snp,
             phys: Arc::clone(phys),
             asids: SevAsids::new(cx, config.snp_asids),
             deactivate_lock: RwLock::new(cx, "sev_deactivate_lock", ()),
             leaked: Default::default(),
-            split: Default::default(),
+            direct_map,
             changes: AtomicU64::new(0),
             spinners: WaitQueue::new(cx, "guest that faults again and again"),
         });
@@ -99,7 +123,7 @@ impl SevHost {
 
     /// Whether the direct map has the frame in a mapping of 4 KiB.
     pub fn is_split(&self, pfn: Pfn) -> bool {
-        self.split.lock().contains(&(pfn.0 / PAGES_PER_PMD))
+        self.direct_map.level(pfn) == Level::L4K
     }
 
     /// `snp_safe_alloc_page`: a page that is not at the head of a region of 2 MiB, against the erratum of VMSAs.
@@ -127,10 +151,11 @@ impl SevHost {
         self.snp.rmp().lookup(pfn)
     }
 
-    /// `adjust_direct_map`: a page that gets another owner must not share a mapping of the kernel with its neighbours.
+    /// `adjust_direct_map`: a page that gets another owner must not share a mapping of the kernel with its neighbours. One of 2 MiB may stay in a mapping of
+    /// its own, or of 1 GiB, which is checked like it.
     fn adjust_direct_map(&self, cx: &Cx<'_>, pfn: Pfn, size: RmpSize) {
         if size == RmpSize::Size4K && !cx.has_mutant(SEV_NO_SPLIT) {
-            self.split.lock().insert(pfn.0 / PAGES_PER_PMD);
+            self.direct_map.split(pfn);
         }
     }
 
@@ -149,8 +174,11 @@ impl SevHost {
                 Ok(()) => break,
                 Err(RmpFail::Overlap) if !cx.has_mutant(SEV_NO_OVERLAP_RETRY) => {
                     tries += 1;
-                    let ends = tries < OVERLAP_MAX || self.snp.rmp().lookup(pfn).is_none_or(|(_, l)| l == Level::L4K);
-                    assert!(ends, "SNP-INV-038: RMPUPDATE of {pfn:?}, which is in a page of 2 MiB, is tried for ever");
+                    let ends = tries < OVERLAP_MAX || !self.overlaps_for_good(pfn, new.page_size);
+                    assert!(
+                        ends,
+                        "SNP-INV-038: RMPUPDATE of {pfn:?}, where pages of another size are, is tried for ever"
+                    );
                     cx.cond_resched();
                 }
                 Err(_) => return Err(Errno::EFAULT),
@@ -158,6 +186,15 @@ impl SevHost {
         }
         self.rmp_changed(cx);
         Ok(())
+    }
+
+    /// Whether RMPUPDATE of a page of this size overlaps with pages of the other one, which nobody is about to take away.
+    fn overlaps_for_good(&self, pfn: Pfn, size: RmpSize) -> bool {
+        let is_2m = self.snp.rmp().lookup(pfn).is_some_and(|(_, level)| level == Level::L2M);
+        match size {
+            RmpSize::Size4K => is_2m,
+            RmpSize::Size2M => !is_2m && (0..PAGES_PER_PMD).any(|i| self.snp.rmp().is_assigned(pfn + i)),
+        }
     }
 
     /// `rmp_make_private`.
@@ -185,14 +222,22 @@ impl SevHost {
         self.rmpupdate(cx, pfn, RmpUpdate::HYPERVISOR.sized(size))
     }
 
-    /// `psmash`, of the aligned frame.
+    /// `snp_rmptable_psmash`, of the page of 2 MiB that the frame is in: tries again while another processor is at work there.
     ///
     /// # Errors
-    /// The instruction's.
-    pub(super) fn psmash(&self, cx: &Cx<'_>, pfn: Pfn) -> Result<(), RmpFail> {
-        self.snp.psmash(cx, pfn)?;
-        self.rmp_changed(cx);
-        Ok(())
+    /// The instruction's, but for `Inuse`.
+    pub(super) fn rmptable_psmash(&self, cx: &Cx<'_>, pfn: Pfn) -> Result<(), RmpFail> {
+        let head = Pfn(pfn.0 & !(PAGES_PER_PMD - 1));
+        loop {
+            match self.snp.psmash(cx, head) {
+                Err(RmpFail::Inuse) if !cx.has_mutant(SEV_PSMASH_NO_RETRY) => cx.cond_resched(),
+                Ok(()) => {
+                    self.rmp_changed(cx);
+                    return Ok(());
+                }
+                Err(fail) => return Err(fail),
+            }
+        }
     }
 
     /// `snp_leak_pages`: nobody gets these any more. The references stay the caller's, who must not put them. A page may come here twice, as a VMSA that could be
@@ -272,12 +317,17 @@ impl SevHost {
     }
 }
 
-/// The check of a write by the host.
+/// The check of a write by the host, which is as wide as the mapping that it goes through. Pages of a process are never assigned, nor is anything in a huge
+/// page of it: there, the page says as much as its region.
 ///
 /// # Panics
 /// SNP-INV-002: if the write goes through and the page is not the host's.
-fn may_host_write(snp: &Snp, pfn: Pfn) -> bool {
-    let may = snp.check_host(&HostSnpAccess::kernel(AccessKind::Write, pfn)).is_ok();
+fn may_host_write(snp: &Snp, direct_map: &DirectMap, pfn: Pfn, through: Through) -> bool {
+    let level = match through {
+        Through::Process => Level::L4K,
+        Through::DirectMap => direct_map.level(pfn),
+    };
+    let may = snp.check_host(&HostSnpAccess { level, ..HostSnpAccess::kernel(AccessKind::Write, pfn) }).is_ok();
     let is_own = !snp.is_enabled() || !snp.rmp().is_assigned(pfn);
     assert!(!may || is_own, "SNP-INV-002: the host writes {pfn:?}, which is not its own");
     may

@@ -1,5 +1,6 @@
 //! What a VM has of SEV-SNP (`struct kvm_sev_info`), from `KVM_SEV_INIT2` to the end of the VM (`sev_guest_init`, `sev_vm_destroy`).
 
+use super::contents::GuestContents;
 use super::host::SevHost;
 use super::ioctl::{check_fd, psp_errno};
 use crate::kvm::mutants::SEV_ASID_FREED_FIRST;
@@ -19,7 +20,7 @@ pub(super) const GHCB_VERSION: u16 = 2;
 
 /// What `kvm->lock` protects of it.
 #[derive(Debug)]
-pub(super) struct Launch {
+pub(crate) struct Launch {
     /// `KVM_SEV_INIT2` has not been called.
     pub(super) need_init: bool,
 }
@@ -45,7 +46,7 @@ pub(super) struct GuestRequestPages {
 pub struct SevInfo {
     pub(super) host: Arc<SevHost>,
     /// `kvm->lock`.
-    pub(super) lock: Mutex<Launch>,
+    pub(crate) lock: Mutex<Launch>,
     /// `guest_req_mutex`.
     pub(super) guest_req_mutex: Mutex<GuestRequestPages>,
     asid: OnceLock<Asid>,
@@ -60,6 +61,8 @@ pub struct SevInfo {
     pub(super) certs_enabled: AtomicBool,
     /// The launch digest that follows from what was launched: for SNP-INV-018.
     pub(super) launched: parking_lot::Mutex<sim_coco::snp::firmware::LaunchDigest>,
+    /// Not KVM's: what the guest knows of its memory.
+    pub(super) contents: GuestContents,
     /// Not KVM's: vCPUs whose guest spins.
     pub(crate) spinners: crate::kvm::kernel::Spinners,
 }
@@ -77,6 +80,7 @@ impl SevInfo {
             created_vcpus: AtomicU64::new(0),
             certs_enabled: AtomicBool::new(false),
             launched: parking_lot::Mutex::new(sim_coco::snp::firmware::LaunchDigest::ZERO),
+            contents: GuestContents::default(),
             spinners: crate::kvm::kernel::Spinners::new(cx),
         }
     }
@@ -134,9 +138,8 @@ impl SevInfo {
         self.created_vcpus.load(Ordering::SeqCst)
     }
 
-    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts.
-    pub(crate) fn begin_vcpu(&self, cx: &Cx<'_>) {
-        let _lock = self.lock.lock(cx);
+    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts. Under `kvm->lock`, as all of the creation.
+    pub(crate) fn begin_vcpu(&self) {
         self.created_vcpus.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -183,7 +186,8 @@ impl Vm {
     /// `sev_guest_init2`.
     ///
     /// # Errors
-    /// `EINVAL` if the VM is of no SEV type, has vCPUs, or is asked for what there is not; `ENOTTY`, `EBUSY` without an ASID; `ENOMEM`.
+    /// `EINVAL` if the VM is of no SEV type, has vCPUs, or is asked for what there is not; `ENOTTY`, `EBUSY` without an ASID; `ENOMEM` without a
+    /// page for requests, and `EIO` without one for responses.
     pub(super) fn sev_guest_init2(
         &self,
         cx: &Cx<'_>,
@@ -220,9 +224,10 @@ fn snp_guest_req_init(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
     let request = sev.host.alloc_page(cx)?;
     let response = match sev.host.alloc_firmware_page(cx) {
         Ok(response) => response,
-        Err(errno) => {
+        // `snp_alloc_firmware_page` does not say why there is none.
+        Err(_) => {
             sev.host.free_page(cx, request);
-            return Err(errno);
+            return Err(Errno::EIO);
         }
     };
     *sev.guest_req_mutex.lock(cx) = GuestRequestPages { request: Some(request), response: Some(response) };

@@ -157,6 +157,13 @@ impl Vcpu {
         Ok(Visit::Done)
     }
 
+    /// VMMCALL, which the processor makes a `#VC`: KVM does not see registers of an SNP guest, which has to ask by its GHCB.
+    pub(crate) fn snp_vmmcall(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Visit {
+        /// `SVM_EXIT_VMMCALL`, as error code.
+        const VC_VMMCALL: u32 = 0x81;
+        self.deliver(cx, state, Exception { vector: VC_VECTOR, error: Some(VC_VMMCALL), cr2: None })
+    }
+
     /// `#VC` of a guest without a table of handlers: as Linux has it, an exception that has no handler in its kernel ends the guest, by the MSR protocol.
     pub(crate) fn default_vc_handler(&self, state: &mut VcpuState, exception: Exception) -> Option<Visit> {
         let (error, cr2) = (u64::from(exception.error.unwrap_or(0)), exception.cr2.map_or(0, |cr2| cr2.0));

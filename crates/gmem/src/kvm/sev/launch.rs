@@ -4,6 +4,7 @@
 use super::host::SevHost;
 use super::info::{SevInfo, VMSA_GPA, snp_decommission_context};
 use super::ioctl::{Issuer, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};
+use super::vcpu::SevEs;
 use super::vmsa::reset_vmsa;
 use crate::kvm::guest_memfd::PopulateSource;
 use crate::kvm::mutants::{SEV_LAUNCH_NO_ASSIGNED_CHECK, SEV_LAUNCH_NO_RECLAIM, SEV_LAUNCH_OPEN};
@@ -19,7 +20,7 @@ use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
 use sim_mmu::{Gfn, Gpa};
 use std::sync::Arc;
 
-/// `SNP_POLICY_MASK_VALID`: everything but a migration agent, which KVM does not support.
+/// `KVM_SNP_POLICY_MASK_VALID`: everything but a migration agent, which KVM does not support.
 const POLICY_VALID: GuestPolicy = GuestPolicy::all().difference(GuestPolicy::MIGRATE_MA);
 
 impl Vm {
@@ -37,7 +38,9 @@ impl Vm {
         fd: RawFd,
     ) -> Result<(), Errno> {
         let Some(asid) = sev.asid() else { return Err(Errno::ENOTTY) };
-        let is_valid = start.policy & !POLICY_VALID.bits() == 0 && start.policy & GuestPolicy::MBO.bits() != 0;
+        // `snp_supported_policy_bits`.
+        let supported = POLICY_VALID & sev.host.snp().policy_bits();
+        let is_valid = start.policy & !supported.bits() == 0 && start.policy & GuestPolicy::MBO.bits() != 0;
         if sev.context().is_some() || start.flags != 0 || !is_valid {
             return Err(Errno::EINVAL);
         }
@@ -161,7 +164,7 @@ impl Vm {
     /// `snp_launch_finish`: measures the VMSA of each vCPU, then nothing more.
     ///
     /// # Errors
-    /// `ENOTTY`, `EINVAL` as START; `EBUSY` while a vCPU is being created; `EINVAL` for a vCPU whose state is protected already; `EFAULT`, `EIO`, `EBADF`.
+    /// `ENOTTY`, `EINVAL` as START; `EINVAL` for a vCPU whose state is protected already; `EFAULT`, `EIO`, `EBADF`.
     pub(super) fn snp_launch_finish(
         &self,
         cx: &Cx<'_>,
@@ -195,9 +198,8 @@ impl Vm {
         fd: RawFd,
     ) -> Result<(), Errno> {
         let vcpus = self.all_vcpus();
-        if vcpus.len() as u64 != sev.created_vcpus() {
-            return Err(Errno::EBUSY);
-        }
+        // `kvm_lock_all_vcpus` warns about it: vCPUs are made under the lock that is held here.
+        assert_eq!(vcpus.len() as u64, sev.created_vcpus(), "a vCPU is half made, and kvm->lock is somebody else's");
         let mut states: Vec<_> = vcpus.iter().map(|vcpu| vcpu.mutex.lock(cx)).collect();
         for (vcpu, state) in vcpus.iter().zip(&mut states) {
             launch_vmsa(cx, sev, issuer, fd, vcpu, state)?;
@@ -235,7 +237,7 @@ fn launch_vmsa(
     state: &mut VcpuState,
 ) -> Result<(), Errno> {
     let (asid, gctx) = sev.asid().zip(sev.gctx()).expect("looked at above");
-    let vmsa = vcpu.sev().expect("a vCPU of an SNP VM").vmsa();
+    let vmsa = vcpu.sev().and_then(SevEs::vmsa).expect("a vCPU of an SNP guest");
     let sregs = state.sregs;
     let es = state.sev.as_deref_mut().expect("a vCPU of an SNP VM");
     if es.guest_state_protected {

@@ -21,6 +21,8 @@ impl Vcpu {
         let Some(request) = MsrRequest::decode(msr) else { return Next::Enter };
         let response = match request {
             MsrRequest::SevInfo => MsrResponse::SevInfo { max: GHCB_VERSION, min: 1, c_bit: C_BIT },
+            // User space sets no CPUID of its vCPUs here (`KVM_SET_CPUID2`), and then KVM finds no entry for any function.
+            MsrRequest::Cpuid { function: _, low } => MsrResponse::Cpuid { value: 0, low },
             MsrRequest::PreferredGpa => MsrResponse::NoPreferredGpa,
             MsrRequest::Register(gpa) => {
                 state.sev.as_deref_mut().expect("a vCPU of an SNP VM").ghcb_registered = Some(gpa);

@@ -54,8 +54,9 @@ impl Vcpu {
         if !self.exits_on_map_gpa_range() {
             return Ok(self.snp_complete_psc(cx, state, Err(PscError::Generic)));
         }
+        let left = state.sev.as_deref().expect("a vCPU of an SNP VM").psc;
         let mut list = GuestList { vcpu: self, cx, state, gpa: area.start };
-        let (psc, step) = Psc::begin(&mut list, area.end.0 - area.start.0, rules(cx));
+        let (psc, step) = left.begin_again(&mut list, area.end.0 - area.start.0, rules(cx));
         Ok(self.snp_go_on(cx, state, psc, step))
     }
 

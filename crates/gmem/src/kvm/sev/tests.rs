@@ -44,7 +44,7 @@ fn sn_025_an_overlap_that_nobody_ends_is_tried_for_ever() {
             assert!(message.starts_with("SNP-INV-038: "), "{message}");
         }
         // Split, it is as good as any.
-        sev.psmash(cx, REGION).unwrap();
+        sev.rmptable_psmash(cx, REGION).unwrap();
         sev.rmpupdate(cx, REGION + 5, RmpUpdate::HYPERVISOR).unwrap();
     });
 }

@@ -3,8 +3,10 @@
 
 use super::fault::VainFaults;
 use super::ghcb::Pending;
-use super::info::{SevInfo, make_vmsa_shared};
+use super::info::{GHCB_VERSION, SevInfo, make_vmsa_shared};
+use super::msr::C_BIT;
 use super::protocol::ghcb::Snapshot;
+use super::protocol::msr::MsrResponse;
 use super::protocol::psc::Psc;
 use crate::kvm::guest::Visit;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
@@ -39,9 +41,9 @@ pub(super) struct ApCreation {
 /// SEV-SNP of one vCPU: what others touch.
 #[derive(Debug)]
 pub struct SevEs {
-    /// The page of the VMCB, and that of the VMSA which KVM provides.
+    /// The page of the VMCB, and that of the VMSA which KVM provides, if the VM was an SNP guest when the vCPU was made.
     vmcb: Pfn,
-    vmsa: Pfn,
+    vmsa: Option<Pfn>,
     /// `snp_vmsa_mutex`.
     pub(super) vmsa_mutex: Mutex<ApCreation>,
     /// `snp_guest_vmsa_gpa`: where the guest's own VMSA is that is in use.
@@ -56,7 +58,7 @@ pub(crate) struct SevState {
     /// `vmcb.vmsa_pa`.
     pub(super) vmsa_pa: Option<Pfn>,
     /// `guest_state_protected`.
-    pub(super) guest_state_protected: bool,
+    pub(crate) guest_state_protected: bool,
     pub(crate) mp_state: MpState,
     /// The GHCB MSR (`vmcb.ghcb_gpa`).
     pub(crate) ghcb_msr: u64,
@@ -77,12 +79,13 @@ pub(crate) struct SevState {
 }
 
 impl SevState {
-    fn new(vmsa: Pfn) -> SevState {
+    fn new(vmsa: Option<Pfn>) -> SevState {
         SevState {
-            vmsa_pa: Some(vmsa),
+            vmsa_pa: vmsa,
             guest_state_protected: false,
             mp_state: MpState::Runnable,
-            ghcb_msr: 0,
+            // `sev_es_init_vmcb`: as if the guest had asked.
+            ghcb_msr: MsrResponse::SevInfo { max: GHCB_VERSION, min: 1, c_bit: C_BIT }.encode(),
             ghcb_registered: None,
             ghcb: Snapshot::default(),
             ghcb_is_mapped: false,
@@ -96,13 +99,18 @@ impl SevState {
 }
 
 impl SevEs {
-    /// The pages of a new vCPU of an SNP VM (`svm_vcpu_create`), and its state.
+    /// The pages of a new vCPU of an SNP VM (`svm_vcpu_create`, `sev_vcpu_create`), and its state. Without `KVM_SEV_INIT2` there is no VMSA, and never will be:
+    /// INIT2 refuses a VM with vCPUs.
     ///
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn new(cx: &Cx<'_>, sev: &SevInfo) -> Result<(SevEs, Box<SevState>), Errno> {
         let vmcb = sev.host.alloc_page(cx)?;
-        let vmsa = sev.host.alloc_page(cx).inspect_err(|_| sev.host.free_page(cx, vmcb))?;
+        let vmsa = if sev.is_snp_guest() {
+            Some(sev.host.alloc_page(cx).inspect_err(|_| sev.host.free_page(cx, vmcb))?)
+        } else {
+            None
+        };
         let es = SevEs {
             vmcb,
             vmsa,
@@ -113,8 +121,8 @@ impl SevEs {
         Ok((es, Box::new(SevState::new(vmsa))))
     }
 
-    /// The VMSA that KVM provides.
-    pub fn vmsa(&self) -> Pfn {
+    /// The VMSA that KVM provides; none before `KVM_SEV_INIT2`.
+    pub fn vmsa(&self) -> Option<Pfn> {
         self.vmsa
     }
 
@@ -128,13 +136,13 @@ impl SevEs {
         Some(self.guest_vmsa_gpa.peek()).filter(|gpa| *gpa != NO_VMSA).map(Gpa)
     }
 
-    /// `sev_free_vcpu`: the VMSA goes back to the hypervisor and is freed, or leaked.
+    /// `sev_free_vcpu`: the VMSA goes back to the hypervisor, whether it was launched or not, and is freed, or leaked.
     pub(crate) fn free(&self, cx: &Cx<'_>, sev: &SevInfo) {
-        let assigned = sev.host.lookup_rmpentry(cx, self.vmsa).is_some_and(|(assigned, _)| assigned);
-        if assigned && make_vmsa_shared(cx, &sev.host, self.vmsa).is_err() {
-            sev.host.leak_allocated(self.vmsa);
-        } else {
-            sev.host.free_page(cx, self.vmsa);
+        if let Some(vmsa) = self.vmsa {
+            match make_vmsa_shared(cx, &sev.host, vmsa) {
+                Ok(()) => sev.host.free_page(cx, vmsa),
+                Err(_) => sev.host.leak_allocated(vmsa),
+            }
         }
         sev.host.free_page(cx, self.vmcb);
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A SEAMCALL has returned: its leaf, and what RAX holds.
-pub(super) static TDX_SEAMCALL: Tracepoint = Tracepoint { name: "tdx_seamcall", fields: &["leaf", "rax"] };
+pub(crate) static TDX_SEAMCALL: Tracepoint = Tracepoint { name: "tdx_seamcall", fields: &["leaf", "rax"] };
 
 /// `RDRAND_RETRY_LOOPS`: how often a leaf that found no random numbers is called.
 const ENTROPY_TRIES: u32 = 10;
@@ -59,7 +59,7 @@ impl TdxHost {
         let tdx = Arc::new(Tdx::new(cx, Arc::clone(phys), machine));
         tdx.bring_up(cx);
         let watched = Arc::downgrade(&tdx);
-        phys.set_write_guard(Box::new(move |pfn| {
+        phys.set_write_guard(Box::new(move |pfn, _| {
             if let Some(tdx) = watched.upgrade() {
                 tdx.host_uses(pfn);
             }

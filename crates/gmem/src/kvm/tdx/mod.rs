@@ -41,6 +41,7 @@ mod vcpu;
 mod vm;
 
 pub use cmd::{TdxCmd, TdxOp};
+pub(crate) use host::TDX_SEAMCALL;
 pub use host::TdxHost;
 pub use init_vm::{TdxCapabilities, TdxCpuidEntry, TdxInitVm};
 pub use populate::{KVM_TDX_MEASURE_MEMORY_REGION, TdxInitMemRegion};

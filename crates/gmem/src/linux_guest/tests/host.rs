@@ -340,6 +340,7 @@ impl Host<'_> {
         let response = match MsrRequest::decode(msr) {
             Some(MsrRequest::SevInfo) => MsrResponse::SevInfo { max: 2, min: 1, c_bit: 51 },
             Some(MsrRequest::HvFeatures) => MsrResponse::HvFeatures(HV_FEATURES),
+            Some(MsrRequest::Cpuid { low, .. }) => MsrResponse::Cpuid { value: 0, low },
             Some(MsrRequest::PreferredGpa) => MsrResponse::NoPreferredGpa,
             Some(MsrRequest::Register(gpa)) => {
                 self.vcpus[vcpu].registered = Some(gpa);

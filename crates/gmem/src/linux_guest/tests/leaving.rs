@@ -3,7 +3,7 @@
 use super::changing::{GHCB, booted};
 use super::host::{FEATURES, on_host};
 use crate::kvm::sev::protocol::msr::{MsrRequest, PageOp};
-use crate::linux_guest::{ApStopped, Insn, Place, Vmsa};
+use crate::linux_guest::{ApStarted, ApStopped, Insn, Place, Vmsa};
 use sim_coco::snp::PageState;
 use sim_kernel::{PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
@@ -23,7 +23,7 @@ fn sn_189_a_processor_is_destroyed_before_its_page_changes() {
             let kernel = booted(kernel).await?;
             kernel.check_vmpl0(Gpa(0x2000)).await?;
             let vmsa = Vmsa::in_pair(Gpa(0x4000));
-            assert!(kernel.start_ap(1, vmsa, FEATURES).await?);
+            assert_eq!(kernel.start_ap(1, vmsa, FEATURES).await?, ApStarted::Started);
             kernel.cpu.run(Insn::Out { port: 1, value: 1 }).await?;
             assert_eq!(kernel.stop_ap(1, vmsa, FEATURES).await?, ApStopped::Freed);
             Ok(())
@@ -46,10 +46,12 @@ fn sn_189_with_other_features_nobody_is_started() {
     on_host(Gpa(PMD_SIZE), |host| {
         let vcpu = host.vcpu(async |kernel| {
             let kernel = booted(kernel).await?;
-            assert!(!kernel.start_ap(1, Vmsa::in_pair(Gpa(0x4000)), FEATURES + 4).await?);
+            let refused = kernel.start_ap(1, Vmsa::in_pair(Gpa(0x4000)), FEATURES + 4).await?;
+            assert_eq!(refused, ApStarted::Refused);
             Ok(())
         });
         assert_eq!(host.run(vcpu), Ok(()));
+        assert!(!host.entry(Gpa(0x5000)).vmsa, "the page is an ordinary one again");
     });
 }
 
@@ -64,7 +66,7 @@ fn sn_190_ghcbs_are_the_last_to_become_private() {
             kernel.set_memory_decrypted(shared.clone()).await?;
             kernel.cpu.run(Insn::Out { port: 1, value: 1 }).await?;
             let vmsa = Vmsa::in_pair(Gpa(0x4000));
-            assert!(kernel.start_ap(1, vmsa, FEATURES).await?);
+            assert_eq!(kernel.start_ap(1, vmsa, FEATURES).await?, ApStarted::Started);
             kernel.kexec(&[(1, vmsa)], &[shared], &[GHCB], FEATURES).await?;
             kernel.cpu.write(Place::private(GHCB), 1).await
         });

@@ -17,7 +17,8 @@ pub(super) fn page_caches(moment: &mut Moment<'_>, store: &mut Store) {
             let flags = moment.phys.flags(pfn);
             let words = [
                 (free, "free"),
-                (flags.contains(FrameFlags::LOCKED), "locked"),
+                (moment.phys.is_locked(pfn), "locked"),
+                (flags.contains(FrameFlags::LARGE), "2 MiB"),
                 (!flags.contains(FrameFlags::UPTODATE), "not uptodate"),
                 (flags.contains(FrameFlags::HWPOISON), "broken"),
             ];

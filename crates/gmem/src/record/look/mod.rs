@@ -6,20 +6,25 @@
 mod files;
 mod map;
 mod memory;
+mod pkvm;
 mod snp;
 mod stage2;
+mod tdx;
 mod vms;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use sim_coco::pkvm::Ownership;
 use sim_kernel::mm::{MappedPage, PhysMem};
 use sim_kernel::{Hva, Pfn};
 
 use super::store::Store;
 use crate::kvm::guest_memfd::GmemInode;
 use crate::kvm::host::{Existing, Host};
+use crate::kvm::pkvm::PkvmHost;
 use crate::kvm::sev::SevHost;
+use crate::kvm::tdx::TdxHost;
 use crate::kvm::vm::Vm;
 
 /// Looks at a host again and again, and knows again what it has seen.
@@ -29,6 +34,8 @@ pub struct Looker {
     vms: Vec<Weak<Vm>>,
     /// What each process mapped when one could look, in the order of the processes.
     mapped: Vec<BTreeMap<Hva, MappedPage>>,
+    /// Who had which page when the hypervisor's locks were free last.
+    ownership: Option<Ownership>,
 }
 
 /// What the parts look at.
@@ -36,6 +43,12 @@ struct Moment<'a> {
     phys: &'a PhysMem,
     /// SEV-SNP of the host, if it has it.
     sev: Option<Arc<SevHost>>,
+    /// TDX of the host, if it has it.
+    tdx: Option<Arc<TdxHost>>,
+    /// pKVM of the host, if it has it.
+    pkvm: Option<Arc<PkvmHost>>,
+    /// Who had which page when one could look.
+    ownership: Option<&'a Ownership>,
     vms: Vec<(u64, Arc<Vm>)>,
     inodes: Vec<Arc<GmemInode>>,
     /// What each process maps.
@@ -58,6 +71,10 @@ const PARTS: &[fn(&mut Moment<'_>, &mut Store)] = &[
     files::nodes,
     memory::host_mappings,
     snp::rmp,
+    tdx::tds,
+    tdx::sept_and_pamt,
+    pkvm::owners,
+    pkvm::translations,
     // The last: frames that the others name.
     memory::frames,
 ];
@@ -82,11 +99,17 @@ impl Looker {
                 *known = pages.into_iter().map(|page| (page.hva, page)).collect();
             }
         }
+        if let Some(now) = host.pkvm().and_then(|pkvm| pkvm.pkvm().try_ownership()) {
+            self.ownership = Some(now);
+        }
         let process = vms.iter().map(|vm| mms.iter().position(|mm| Arc::ptr_eq(mm, &vm.mm))).collect();
         let vms = vms.into_iter().map(|vm| (self.number_of(&vm).expect("just numbered"), vm)).collect();
         let mut moment = Moment {
             phys: &host.phys,
             sev: host.sev().cloned(),
+            tdx: host.tdx().cloned(),
+            pkvm: host.pkvm().cloned(),
+            ownership: self.ownership.as_ref(),
             vms,
             inodes,
             mapped: &self.mapped,

@@ -65,7 +65,8 @@ fn name(vm: &Arc<Vm>, root: &Root) -> String {
     format!("{format} {:#x}{space}", root.table().0)
 }
 
-fn entry(moment: &mut Moment<'_>, vm: &Vm, level: Level, spte: Spte) -> String {
+/// An entry in words.
+pub(super) fn entry(moment: &mut Moment<'_>, vm: &Vm, level: Level, spte: Spte) -> String {
     if spte.is_frozen() {
         "FROZEN".to_string()
     } else if spte.is_table(level) {

@@ -484,7 +484,7 @@
     return made;
   };
 
-  const OPEN = new Set(["map", "counters", "vcpus", "tlb", "cache", "frames", "rmp", "sept", "pkvm"]);
+  const OPEN = new Set(["map", "counters", "vcpus", "tlb", "cache", "frames", "rmp", "td", "sept", "pamt", "pkvm"]);
   const section = (table, from, to, changed, before, state) => {
     const rows = [];
     let count = 0, changes = 0;

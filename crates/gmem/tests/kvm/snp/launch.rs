@@ -2,12 +2,14 @@
 
 use super::Script;
 use gmem::kvm::ioctl;
+use gmem::kvm::sev::insn::SnpInsn;
 use gmem::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchUpdate, SnpPageType};
+use gmem::kvm::vcpu::{ExitInfo, GuestContext, GuestInsn};
 use gmem::{MachineConfig, SnpCpuid};
 use sim_coco::snp::firmware::{Command, FwStatus, GuestState, IdBlock, LaunchDigest, PageInfo, PageType};
 use sim_coco::snp::firmware::{CpuidEntry, CpuidPage, Injected};
 use sim_coco::snp::{PageState, SevFeatures, Spa};
-use sim_kernel::{Errno, Hva};
+use sim_kernel::{Errno, Faults, Hva};
 use sim_mmu::{Gfn, Gpa};
 
 impl Script {
@@ -69,6 +71,80 @@ fn sn_121_init2_checks_in_this_order() {
     );
     let features = script.of_vm("vm1", |_, vm| vm.sev().unwrap().vmsa_features());
     assert_eq!(features, SevFeatures::SNP_ACTIVE | SevFeatures::DEBUG_SWAP);
+    script.end();
+}
+
+#[test]
+fn sn_121_init2_without_memory() {
+    for (frame, errno) in [(1, "ENOMEM"), (2, "EIO")] {
+        let mut script = Script::new(MachineConfig::default());
+        script.run("create_vm vm0 type=snp                 => ok");
+        script.with(|_, world| world.process().host().phys().inject(&Faults { frame, ..Faults::default() }));
+        script.run(&format!("sev_init2 vm0 => {errno}\n sev_init2 vm0 => ok"));
+        script.end();
+    }
+}
+
+#[test]
+fn sn_121_a_vcpu_without_descriptor_is_given_back() {
+    // The first number is /dev/kvm's, and after INIT2 /dev/sev has the last one.
+    let mut script = Script::new(MachineConfig { files_max: 6, ..MachineConfig::default() });
+    script.run(
+        "create_vm vm0 type=snp                    => ok
+         sev_init2 vm0                             => ok
+         create_vcpu vm0 c0                        => EMFILE
+         snp_launch_start vm0                      => ok
+         snp_launch_finish vm0                     => ok
+         create_vcpu vm0 c0                        => EMFILE",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_130_a_vcpu_made_before_init2_has_no_vmsa_and_a_taken_id_costs_nothing() {
+    let mut script = Script::new(MachineConfig::default());
+    script.run("create_vm vm0 type=snp                     => ok\n create_vcpu vm0 c0 => ok");
+    let vmsa = |script: &mut Script, vcpu: &str| {
+        script.with(|cx, world| {
+            let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&vcpu.into())).unwrap();
+            vcpu.sev().unwrap().vmsa()
+        })
+    };
+    assert_eq!(vmsa(&mut script, "c0"), None);
+    script.with(|_, world| world.process().host().phys().inject(&Faults { frame: 1, ..Faults::default() }));
+    script.run("create_vcpu vm0 c1 0                       => EEXIST\n create_vcpu vm0 c1 1 => ENOMEM");
+    script.run("create_vm vm1 type=snp                     => ok\n sev_init2 vm1 => ok\n create_vcpu vm1 c2 => ok");
+    assert_ne!(vmsa(&mut script, "c2"), None);
+    script.end();
+}
+
+#[test]
+fn sn_130_registers_of_a_launched_vcpu_are_out_of_reach() {
+    let mut script = Script::vm();
+    let start = |script: &mut Script| {
+        script.with(|cx, world| {
+            let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+            let context = vcpu.context(cx);
+            let started = vcpu.start(cx, &GuestContext { rsp: 0x1000, ..context }, &[]);
+            (started, vcpu.context(cx) == context)
+        })
+    };
+    assert_eq!(start(&mut script), (Ok(()), false));
+    script.run("snp_launch_finish vm0                      => ok");
+    assert_eq!(start(&mut script), (Err(Errno::EINVAL), true));
+    script.end();
+}
+
+#[test]
+fn sn_163_the_msr_of_a_new_vcpu_says_what_sev_there_is() {
+    let mut script = Script::vm();
+    script.run("snp_launch_finish vm0                      => ok");
+    script.with(|cx, world| {
+        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        vcpu.set_program(cx, &[GuestInsn::Snp(SnpInsn::ReadGhcbMsr)]);
+        assert_eq!(vcpu.run(cx), (Ok(()), ExitInfo::Hlt));
+        assert_eq!(vcpu.regs(cx).rbx, 0x0002_0001_3300_0001);
+    });
     script.end();
 }
 
@@ -266,6 +342,9 @@ fn sn_131_policies() {
          snp_launch_start vm0 policy=0x10000       => EINVAL
          snp_launch_start vm0 policy=0x70000       => EINVAL
          snp_launch_start vm0 policy=0x80000000    => EINVAL
+         snp_launch_start vm0 policy=0x430000      => EINVAL
+         snp_launch_start vm0 policy=0x830000      => EINVAL
+         snp_launch_start vm0 policy=0x1030000     => EINVAL
          snp_launch_start vm0 policy=0x20000       => EIO
          snp_launch_start vm0 usual|debug          => ok",
     );

@@ -1,6 +1,8 @@
 //! KVM's use of SEV-SNP, by the ids of its checklist (`SN-...`): scripts in the language of scenarios, each line with what it must answer, and looks at the
 //! RMP in between.
 
+mod contents;
+mod large;
 mod launch;
 mod psc;
 mod psp;

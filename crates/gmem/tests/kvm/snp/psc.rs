@@ -165,8 +165,11 @@ fn sn_163_requests_by_the_msr() {
          guest_ghcb_msr c0 0x010                  => hlt 0xfffffffffffff011
          guest_ghcb_msr c0 0x080                  => hlt 0x3081
          guest_ghcb_msr c0 0x016                  => hlt 0x016
+         guest_ghcb_msr c0 0x0000000140000004     => hlt 0x40000005
          guest_ghcb_msr c0 0x999                  => hlt 0x999
-         guest_ghcb_msr c0 0x20a012               => hlt 0x20a013",
+         guest_ghcb_msr c0 0x20a012               => hlt 0x20a013
+         guest_ghcb_msr c0 0x0010000000208012     => hlt 0x0010000000208013
+         guest_vmgexit c0 0x208000 hv_features    => hlt 0x8000000000000001",
     );
     script.end();
 }
@@ -189,7 +192,9 @@ fn sn_163_a_ghcb_that_is_not_registered_and_events_that_there_are_not() {
         "guest_vmgexit c0 0x20a000 hv_features    => hlt 0x8000000000000001
          guest_vmgexit c0 0x208000 hv_features    => hlt 3
          guest_vmgexit c0 0x208000 0x80000099     => hlt 0x8000000000000006
-         guest_vmgexit c0 0x208000 psc            => hlt 0x8000000000000004",
+         guest_vmgexit c0 0x208000 psc            => hlt 0x8000000000000004
+         guest_vmgexit c0 0x208000 0x8000ffff     => EINVAL
+         guest_vmgexit c0 0x208000 hv_features    => hlt 3",
     );
     script.end();
 }
@@ -221,6 +226,52 @@ fn sn_154_sn_182_a_refused_list_ends_the_guest() {
          guest_convert c0 0x202000 shared reply=11 => system_event 0x11100",
     );
     script.end();
+}
+
+#[test]
+fn sn_153_after_an_answer_that_is_none_it_is_the_next_list_that_fails() {
+    let mut script = Script::running();
+    for page in 0..3 {
+        script.run(&format!("guest_pvalidate c0 {:#x} => hlt 0", 0x20_0000 + page * 0x1000));
+    }
+    script.run(
+        "guest_psc c0 0x208000 0x200000 4K shared reply=1 => EINVAL
+         guest_psc c0 0x208000 0x201000 4K shared => system_event 0x11100
+         guest_psc c0 0x208000 0x202000 4K shared => hlt",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_163_a_vmmcall_is_the_guests_own_affair() {
+    let mut script = Script::running();
+    script.run("guest_hypercall c0 map_gpa_range [0x201000, 1, 0] => system_event 0x100");
+    script.end();
+}
+
+#[test]
+fn sn_163_a_ghcb_that_is_not_to_be_written_is_no_ghcb() {
+    for (flags, answer) in [("0", "system_event 0x400000"), ("readonly", "hlt 0x400000")] {
+        let mut script = Script::running();
+        script.run(&format!(
+            "mmap m1 len=4K                       => ok
+             set_user_memory_region vm0 slot=1 flags={flags} gpa=0x400000 size=4K hva=m1 => ok
+             guest_ghcb_msr c0 0x400012           => hlt 0x400013"
+        ));
+        script.with(|cx, world| {
+            let valid = ValidBitmap::of(&[offset::SW_EXITCODE, offset::SW_EXITINFO1, offset::SW_EXITINFO2]);
+            let words = [
+                (offset::VALID_BITMAP, valid.0[0]),
+                (offset::VALID_BITMAP + 8, valid.0[1]),
+                (offset::SW_EXITCODE, exit::TERM_REQUEST),
+            ];
+            for (at, word) in words {
+                world.process().write_u64(cx, world.map(&"m1".into()) + at, word).unwrap();
+            }
+        });
+        script.run(&format!("guest_ghcb_msr c0 0x400000           => {answer}"));
+        script.end();
+    }
 }
 
 #[test]

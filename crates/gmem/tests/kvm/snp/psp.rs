@@ -91,7 +91,7 @@ fn sn_106_a_vmsa_that_cannot_be_reclaimed_is_leaked_once() {
     let fd = script.open_sev();
     let vmsa = script.with(|cx, world| {
         let vcpu = gmem::kvm::ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
-        vcpu.sev().unwrap().vmsa()
+        vcpu.sev().unwrap().vmsa().unwrap()
     });
     script.dies_at(Command::LaunchUpdate);
     assert_eq!(script.told("vm0", finish(), fd), (Err(Errno::ETIMEDOUT), 0));
@@ -232,7 +232,7 @@ fn sn_121_descriptors_that_are_not_dev_sev() {
     let update = script.update(0x20_0000);
     let vmsa = script.with(|cx, world| {
         let vcpu = gmem::kvm::ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
-        vcpu.sev().unwrap().vmsa()
+        vcpu.sev().unwrap().vmsa().unwrap()
     });
     for fd in [-1, 999, foreign] {
         assert_eq!(script.told("vm0", update, fd), (Err(Errno::EIO), 0), "{fd}");

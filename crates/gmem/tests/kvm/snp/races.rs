@@ -1,7 +1,12 @@
 //! Races of an SNP guest that sequences do not show: faults that lead nowhere, and what Linux 7.3 does wrong.
 
+use gmem::MachineConfig;
+use gmem::kvm::ioctl;
+use gmem::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, open_sev};
+use gmem::kvm::uapi::KVM_X86_SNP_VM;
 use gmem::scenario::parse;
 use gmem::testing::race;
+use sim_kernel::{Cx, Errno};
 use std::collections::BTreeSet;
 
 /// Searches, and the interleavings that each tries.
@@ -35,6 +40,32 @@ fn an_access_that_would_be_emulated_and_may_not_is_a_vcpu_that_spins() {
         let message = vain(operation);
         assert!(message.contains("guest that faults again and again"), "{operation}: {message}");
     }
+}
+
+#[test]
+fn a_vcpu_that_gets_no_descriptor_is_never_launched() {
+    let setup = |cx: &Cx<'_>| {
+        // Numbers 0 to 2 are taken; /dev/kvm, the VM and /dev/sev fill the table.
+        let config = MachineConfig { snp: true, files_max: 6, ..MachineConfig::default() };
+        let m = crate::Machine::with(cx, KVM_X86_SNP_VM, config);
+        let sev = open_sev(cx, &m.process).unwrap();
+        let command = move |cx: &Cx<'_>, m: &crate::Machine, op| {
+            ioctl::memory_encrypt_op(cx, &m.process, m.fd, &mut SevCmd::new(op, sev))
+        };
+        command(cx, &m, SevOp::Init2 { vmsa_features: 0, flags: 0, ghcb_version: 0 }).unwrap();
+        let start = SnpLaunchStart { policy: 0x3_0000, ..SnpLaunchStart::default() };
+        command(cx, &m, SevOp::SnpLaunchStart(start)).unwrap();
+        let (creator, finisher) = (m.clone(), m.clone());
+        cx.spawn("create", move |cx| {
+            assert_eq!(ioctl::create_vcpu(cx, &creator.process, creator.fd, 0), Err(Errno::EMFILE));
+        });
+        cx.spawn("finish", move |cx| {
+            let finish = SevOp::SnpLaunchFinish(SnpLaunchFinish::default());
+            assert_eq!(command(cx, &finisher, finish), Ok(()));
+        });
+        m
+    };
+    crate::race(300, setup, |_, m| m.vm.check_invariants());
 }
 
 #[test]

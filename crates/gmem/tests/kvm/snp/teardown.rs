@@ -106,6 +106,23 @@ fn a_host_write_to_a_page_of_the_guest_is_a_signal() {
 }
 
 #[test]
+fn sn_106_the_vmsa_of_a_vcpu_is_made_the_hosts_at_its_end_even_if_it_is_already() {
+    let mut script = Script::vm();
+    let vmsa = script.with(|cx, world| {
+        let vcpu = gmem::kvm::ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        vcpu.sev().unwrap().vmsa().unwrap()
+    });
+    // Never launched, and assigned all the same: as if a launch had ended in between.
+    script.snp(|cx, snp| snp.rmpupdate(cx, vmsa, RmpUpdate::guest(Asid(9), sim_mmu::Gpa(0))).unwrap());
+    script.run("close c0 => ok\n close vm0 => ok\n close g0 => ok");
+    assert!(
+        !script.snp(|_, snp| snp.rmp().is_assigned(vmsa)),
+        "the page of a VMSA is the host's again, whatever it was"
+    );
+    script.end();
+}
+
+#[test]
 fn sn_026_a_page_in_use_is_not_tried_again() {
     let mut script = Script::running();
     script.run("guest_pvalidate c0 0x203000 => hlt 0\n guest_make_vmsa c0 0x203000 => hlt 0");

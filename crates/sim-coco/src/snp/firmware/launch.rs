@@ -134,13 +134,19 @@ impl Snp {
         })
     }
 
-    /// Whether the platform is as the policy demands. Neither AES-256-XTS nor the end of power measurement is offered.
+    /// The bits of a policy that mean something to this platform: AES-256-XTS and the end of power measurement are not offered, and ciphertext hiding is if the
+    /// machine has it. Linux's driver has this of FEATURE_INFO (`sev_get_snp_policy_bits`).
+    pub fn policy_bits(&self) -> GuestPolicy {
+        let absent = if self.config.ciphertext_hiding { GuestPolicy::empty() } else { GuestPolicy::CIPHERTEXT_HIDING };
+        GuestPolicy::all() - (GuestPolicy::AES_256_XTS | GuestPolicy::RAPL_DIS | absent)
+    }
+
+    /// Whether the platform is as the policy demands.
     fn check_policy(&self, policy: GuestPolicy) -> Result<(), FwStatus> {
         let config = &self.config;
         let fails = (!policy.contains(GuestPolicy::SMT) && config.smt)
             || (policy.contains(GuestPolicy::SINGLE_SOCKET) && config.sockets > 1)
-            || (policy.contains(GuestPolicy::CIPHERTEXT_HIDING) && !config.ciphertext_hiding)
-            || policy.intersects(GuestPolicy::AES_256_XTS | GuestPolicy::RAPL_DIS)
+            || !self.policy_bits().contains(policy)
             || policy.abi() > config.abi_version;
         if fails { Err(FwStatus::PolicyFailure) } else { Ok(()) }
     }

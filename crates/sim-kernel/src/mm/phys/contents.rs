@@ -33,6 +33,20 @@ impl PhysMem {
         }
     }
 
+    /// `clear_huge_page`, of these pages of the large folio at `head`: their bytes become zero. One step.
+    #[track_caller]
+    pub fn zero_all(&self, cx: &Cx<'_>, head: Pfn, pages: &[Pfn]) {
+        let words = WORDS_PER_PAGE as u64;
+        cx.point_range(Access::Store, self.bytes, head.0 * words, crate::PAGES_PER_PMD * words);
+        for &pfn in pages {
+            self.assert_may_write(pfn);
+            let content = self.rmw.update(&self.frame(pfn).content, |_| ZERO);
+            if content >= FIRST_BUFFER {
+                self.contents.free(content - FIRST_BUFFER);
+            }
+        }
+    }
+
     /// Copies the bytes of a frame (`copy_highpage`), for copy-on-write. One step.
     pub fn copy(&self, cx: &Cx<'_>, from: Pfn, to: Pfn) {
         // One step stands for the loads, too: `from` is what a page table names, and cannot be written meanwhile.

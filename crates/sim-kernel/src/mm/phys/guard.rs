@@ -61,8 +61,17 @@ pub(super) enum By<'a> {
     User(&'a User<'a>),
 }
 
+/// Through which mapping the host writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Through {
+    /// A process's own mapping of the page.
+    Process,
+    /// The kernel's direct map, which may have the page in a mapping with its neighbours.
+    DirectMap,
+}
+
 /// Says of a frame whether the host may write it now.
-pub type MayWrite = Box<dyn Fn(Pfn) -> bool + Send + Sync>;
+pub type MayWrite = Box<dyn Fn(Pfn, Through) -> bool + Send + Sync>;
 
 /// The guard of a host's memory, if it has one.
 #[derive(Default)]
@@ -128,14 +137,14 @@ impl PhysMem {
 
     /// Whether the host may write the frame now. Part of the step that writes.
     #[inline]
-    pub fn may_write(&self, pfn: Pfn) -> bool {
-        self.write_guard.may_write.get().is_none_or(|may_write| may_write(pfn))
+    pub fn may_write(&self, pfn: Pfn, through: Through) -> bool {
+        self.write_guard.may_write.get().is_none_or(|may_write| may_write(pfn, through))
     }
 
-    /// Whether a write to the frame goes through, as part of the step that writes; if not, that is remembered.
+    /// Whether a process's write to the frame goes through, as part of the step that writes; if not, that is remembered.
     #[inline]
     pub(super) fn begin_write(&self, pfn: Pfn) -> bool {
-        let may = self.may_write(pfn);
+        let may = self.may_write(pfn, Through::Process);
         if !may {
             self.write_guard.refused.store(true, Ordering::Relaxed);
         }
@@ -155,7 +164,7 @@ impl PhysMem {
     #[inline]
     pub(super) fn assert_may_write(&self, pfn: Pfn) {
         assert!(
-            self.may_write(pfn),
+            self.may_write(pfn, Through::DirectMap),
             "SNP-INV-003: the kernel writes {pfn:?}, which is not its own: #PF with the RMP bit"
         );
     }

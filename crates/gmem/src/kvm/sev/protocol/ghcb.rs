@@ -55,6 +55,8 @@ pub mod exit {
     pub const HV_FEATURES: u64 = 0x8000_fffd;
     /// The guest ends.
     pub const TERM_REQUEST: u64 = 0x8000_fffe;
+    /// The guest got a `#VC` for which there is no event.
+    pub const UNSUPPORTED_EVENT: u64 = 0x8000_ffff;
 }
 
 /// Low half of SW_EXITINFO1 in a response (`GHCB_HV_RESP_*`).
@@ -183,6 +185,8 @@ pub enum Event {
     HvFeatures,
     /// [`exit::TERM_REQUEST`].
     TermRequest,
+    /// [`exit::UNSUPPORTED_EVENT`].
+    UnsupportedEvent,
 }
 
 impl Snapshot {
@@ -250,6 +254,7 @@ impl Event {
             exit::AP_CREATION => Event::ApCreation,
             exit::HV_FEATURES => Event::HvFeatures,
             exit::TERM_REQUEST => Event::TermRequest,
+            exit::UNSUPPORTED_EVENT => Event::UnsupportedEvent,
             _ => return None,
         })
     }

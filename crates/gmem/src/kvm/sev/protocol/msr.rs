@@ -6,8 +6,10 @@ use sim_mmu::Gpa;
 pub const INFO_MASK: u64 = 0xfff;
 /// A guest frame, in bits 51:12.
 pub const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
-/// All bits above the info, which a preferred GHCB has that is none (`GHCB_MSR_PREF_GPA_NONE`).
+/// All bits above the info (`GHCB_MSR_GPA_VALUE_MASK`): the address of a GHCB that is registered, and all of them if none is preferred (`GHCB_MSR_PREF_GPA_NONE`).
 const VALUE_MASK: u64 = !INFO_MASK;
+/// Of a register's number and what lies beneath it, in requests for CPUID.
+const LOW_MASK: u32 = !(INFO_MASK as u32);
 /// An error, in the response to a page-state change.
 const PSC_ERROR: u64 = 1 << 63;
 /// SNP and the creation of APs (`GHCB_HV_FT_SUPPORTED`).
@@ -80,6 +82,13 @@ impl TermReason {
 pub enum MsrRequest {
     /// 0x002: versions of the protocol, place of the C-bit.
     SevInfo,
+    /// 0x004: a register of CPUID.
+    Cpuid {
+        /// EAX: which function.
+        function: u32,
+        /// Bits 31:12; the upper two say which register is asked for.
+        low: u32,
+    },
     /// 0x010: the GHCB that the hypervisor would like.
     PreferredGpa,
     /// 0x012: the GHCB that will be used.
@@ -107,8 +116,9 @@ impl MsrRequest {
     pub const fn decode(msr: u64) -> Option<MsrRequest> {
         Some(match msr & INFO_MASK {
             0x002 => MsrRequest::SevInfo,
+            0x004 => MsrRequest::Cpuid { function: (msr >> 32) as u32, low: msr as u32 & LOW_MASK },
             0x010 => MsrRequest::PreferredGpa,
-            0x012 => MsrRequest::Register(Gpa(msr & FRAME_MASK)),
+            0x012 => MsrRequest::Register(Gpa(msr & VALUE_MASK)),
             0x014 => MsrRequest::Psc { gpa: Gpa(msr & FRAME_MASK), op: (msr >> 52 & 0xf) as u8 },
             0x080 => MsrRequest::HvFeatures,
             0x100 => MsrRequest::Terminate { set: (msr >> 12 & 0xf) as u8, code: (msr >> 16) as u8 },
@@ -120,8 +130,9 @@ impl MsrRequest {
     pub const fn encode(self) -> u64 {
         match self {
             MsrRequest::SevInfo => 0x002,
+            MsrRequest::Cpuid { function, low } => (function as u64) << 32 | (low & LOW_MASK) as u64 | 0x004,
             MsrRequest::PreferredGpa => 0x010,
-            MsrRequest::Register(gpa) => gpa.0 & FRAME_MASK | 0x012,
+            MsrRequest::Register(gpa) => gpa.0 & VALUE_MASK | 0x012,
             MsrRequest::Psc { gpa, op } => gpa.0 & FRAME_MASK | (op as u64 & 0xf) << 52 | 0x014,
             MsrRequest::HvFeatures => 0x080,
             MsrRequest::Terminate { set, code } => (set as u64 & 0xf) << 12 | (code as u64) << 16 | 0x100,
@@ -147,6 +158,13 @@ pub enum MsrResponse {
         /// The bit of a guest's leaf that makes it private.
         c_bit: u8,
     },
+    /// 0x005: a register of CPUID.
+    Cpuid {
+        /// What is in it.
+        value: u32,
+        /// Bits 31:12, as in the request.
+        low: u32,
+    },
     /// 0x011: none preferred.
     NoPreferredGpa,
     /// 0x013: which one was registered.
@@ -167,8 +185,9 @@ impl MsrResponse {
             MsrResponse::SevInfo { max, min, c_bit } => {
                 (max as u64) << 48 | (min as u64) << 32 | (c_bit as u64) << 24 | 0x001
             }
+            MsrResponse::Cpuid { value, low } => (value as u64) << 32 | (low & LOW_MASK) as u64 | 0x005,
             MsrResponse::NoPreferredGpa => VALUE_MASK | 0x011,
-            MsrResponse::Registered(gpa) => gpa.0 & FRAME_MASK | 0x013,
+            MsrResponse::Registered(gpa) => gpa.0 & VALUE_MASK | 0x013,
             MsrResponse::Psc { failed } => (if failed { PSC_ERROR } else { 0 }) | 0x015,
             MsrResponse::HvFeatures(features) => features << 12 | 0x081,
         }
@@ -180,8 +199,9 @@ impl MsrResponse {
             0x001 => {
                 MsrResponse::SevInfo { max: (msr >> 48) as u16, min: (msr >> 32) as u16, c_bit: (msr >> 24) as u8 }
             }
+            0x005 => MsrResponse::Cpuid { value: (msr >> 32) as u32, low: msr as u32 & LOW_MASK },
             0x011 => MsrResponse::NoPreferredGpa,
-            0x013 => MsrResponse::Registered(Gpa(msr & FRAME_MASK)),
+            0x013 => MsrResponse::Registered(Gpa(msr & VALUE_MASK)),
             // Linux takes anything in bits 63:32 for an error.
             0x015 => MsrResponse::Psc { failed: msr >> 32 != 0 },
             0x081 => MsrResponse::HvFeatures(msr >> 12),
@@ -206,8 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn sn_163_a_ghcb_may_be_registered_at_any_address() {
+        let registered = MsrRequest::decode(0x0010_0000_0020_8012);
+        assert_eq!(registered, Some(MsrRequest::Register(Gpa(0x0010_0000_0020_8000))));
+        assert_eq!(MsrResponse::Registered(Gpa(0x0010_0000_0020_8000)).encode(), 0x0010_0000_0020_8013);
+    }
+
+    #[test]
+    fn sn_163_a_register_of_cpuid_is_answered_in_place() {
+        let request = MsrRequest::Cpuid { function: 0x8000_001f, low: 1 << 30 };
+        assert_eq!(request.encode(), 0x8000_001f_4000_0004);
+        assert_eq!(MsrRequest::decode(request.encode()), Some(request));
+        assert_eq!(MsrResponse::Cpuid { value: 51, low: 1 << 30 }.encode(), 51 << 32 | 0x4000_0005);
+    }
+
+    /// 0x006, which parks a processor until it gets a SIPI, is a request that is not modelled.
+    #[test]
     fn sn_163_what_is_not_known_is_no_request() {
-        for info in [0x000, 0x001, 0x016, 0x017, 0x099, 0xfff] {
+        for info in [0x000, 0x001, 0x006, 0x016, 0x017, 0x099, 0xfff] {
             assert_eq!(MsrRequest::decode(0x1000 | info), None, "{info:#x}");
         }
     }

@@ -194,6 +194,15 @@ impl Psc {
     /// # Panics
     /// If the area is smaller than that.
     pub fn begin(buffer: &mut impl PscBuffer, bytes: u64, rules: PscRules) -> (Psc, PscStep) {
+        Psc::default().begin_again(buffer, bytes, rules)
+    }
+
+    /// As [`Psc::begin`], where this is what the walk before has left. User space has given an answer that is none to a batch, and KVM_RUN failed: as in
+    /// Linux 7.3, the batch then still counts as under way, and it is the next list that fails (after a warning of KVM's, which user space can bring about at will).
+    ///
+    /// # Panics
+    /// As [`Psc::begin`].
+    pub fn begin_again(self, buffer: &mut impl PscBuffer, bytes: u64, rules: PscRules) -> (Psc, PscStep) {
         assert!(bytes >= WORD, "a scratch area of {bytes} bytes has no header");
         let room = u16::try_from((bytes - WORD) / WORD).unwrap_or(u16::MAX).min(MAX_COUNT);
         let cur_idx = PscHeader::from_word(buffer.read(0)).cur_entry;
@@ -201,6 +210,9 @@ impl Psc {
         let mut psc = Psc { room, cur_idx, end_idx, batch_size: 0, is_2m: false };
         if end_idx >= room && rules.checks_room {
             return (psc, PscStep::Done(Err(PscError::InvalidHeader)));
+        }
+        if self.batch_size != 0 {
+            return (psc, PscStep::Done(Err(PscError::Generic)));
         }
         let step = psc.next(buffer, rules);
         (psc, step)

@@ -144,6 +144,19 @@ fn sn_155_headers_and_entries_that_are_wrong() {
 }
 
 #[test]
+fn sn_154_a_batch_without_an_answer_fails_the_next_list() {
+    let mut list = List::new(0, &[PscEntry::new(Gfn(1), S, false)]);
+    let (left, step) = Psc::begin(&mut list, BYTES, PscRules::ALL);
+    assert!(matches!(step, PscStep::Exit(_)));
+    let (_, next) = left.begin_again(&mut list, BYTES, PscRules::ALL);
+    assert_eq!(next, PscStep::Done(Err(PscError::Generic)));
+    // The header is looked at before.
+    list.words[0] = PscHeader { cur_entry: 0, end_entry: MAX_COUNT, reserved: 0 }.to_word();
+    let (_, next) = left.begin_again(&mut list, BYTES, PscRules::ALL);
+    assert_eq!(next, PscStep::Done(Err(PscError::InvalidHeader)));
+}
+
+#[test]
 fn sn_156_hints_are_done_without_an_exit() {
     let hint = |gfn: u64, op: u8| PscEntry { op, ..small(gfn, P) };
     let mut list = List::new(0, &[hint(1, 3), hint(2, 3), hint(3, 4), hint(9, 15), small(4, S)]);
