@@ -35,6 +35,24 @@ pub struct TdpFault {
 }
 
 impl TdpFault {
+    /// A read of this address, of which nothing else is known yet: what differs is said by structure update.
+    pub const fn at(gpa: Gpa, is_private: bool) -> TdpFault {
+        TdpFault {
+            gpa,
+            write: false,
+            exec: false,
+            present: false,
+            rsvd: false,
+            prefetch: false,
+            is_private,
+            pfn: None,
+            map_writable: false,
+            max_level: Level::L1G,
+            goal_level: Level::L4K,
+            mmio_generation: 0,
+        }
+    }
+
     /// The faulting frame.
     #[inline]
     pub const fn gfn(&self) -> Gfn {

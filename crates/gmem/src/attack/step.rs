@@ -143,6 +143,32 @@ pub(super) fn page(word: &str) -> Result<PageName, String> {
     }
 }
 
+/// Whose a step is: `g`, or another one `h`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Who {
+    /// The guest that is attacked.
+    G,
+    /// A guest on the attacker's side.
+    H,
+}
+
+/// Who a word means; `kind` is what the machine calls its guests.
+pub(super) fn who(word: &str, kind: &str) -> Result<Who, String> {
+    match word {
+        "g" => Ok(Who::G),
+        "h" => Ok(Who::H),
+        _ => Err(format!("`{word}` is no {kind}: expected g or h")),
+    }
+}
+
+/// The words of a step without the `2m` at their end, and whether it was there.
+pub(super) fn split_large<'a, 'w>(words: &'w [&'a str]) -> (&'w [&'a str], bool) {
+    match words.split_last() {
+        Some((&"2m", rest)) => (rest, true),
+        _ => (words, false),
+    }
+}
+
 pub(super) fn value(word: &str) -> Result<u64, String> {
     number(word).ok_or_else(|| format!("`{word}` is no number"))
 }

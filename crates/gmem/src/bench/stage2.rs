@@ -86,18 +86,11 @@ impl Stage2 {
         // What was there before is given back first, or the host runs out of tables.
         synchronize_rcu(cx);
         let mut fault = TdpFault {
-            gpa: Gpa(self.slot.range.start.0 << 12),
             write: true,
-            exec: false,
-            present: false,
-            rsvd: false,
-            prefetch: false,
-            is_private: false,
             pfn: Some(self.pfn),
             map_writable: true,
             max_level: self.slot.level,
-            goal_level: Level::L4K,
-            mmio_generation: 0,
+            ..TdpFault::at(Gpa(self.slot.range.start.0 << 12), false)
         };
         let root = self.root.as_ref().expect("until the end");
         let lock = self.mmu.mmu_lock.read(cx);

@@ -63,6 +63,33 @@ pub fn tail_of(program: &ScenarioProgram, schedule: &Schedule) -> Tail {
     }
 }
 
+/// What is wrong with an execution, and how that was seen.
+pub(super) enum Judged {
+    /// Nothing.
+    Sound,
+    /// It reached the limit of steps, and moves on when every task gets its turn.
+    Unfair,
+    /// Something.
+    Wrong(Failure, Evidence),
+}
+
+/// Judges an execution; one that reached the limit of steps by what comes of it when every task gets its turn.
+pub(super) fn judge(program: &ScenarioProgram, execution: &Execution) -> Judged {
+    if matches!(execution.verdict, Verdict::StepLimit { .. }) {
+        return match tail_of(program, &execution.schedule) {
+            Tail::Moves => Judged::Unfair,
+            Tail::Fails(failure) => Judged::Wrong(failure, Evidence::Tail),
+        };
+    }
+    match &execution.judgement.problem {
+        None => Judged::Sound,
+        Some(problem) => {
+            let failure = Failure { invariant: problem.id.clone(), message: problem.message.clone() };
+            Judged::Wrong(failure, Evidence::Execution)
+        }
+    }
+}
+
 impl Part {
     fn new(strategy: StrategyKind) -> Part {
         Part {
@@ -89,23 +116,16 @@ impl Part {
                 schedule: execution.schedule.to_string(),
             }));
         }
-        self.judge(program, execution);
+        match judge(program, &execution) {
+            Judged::Sound => {}
+            Judged::Unfair => self.unfair += 1,
+            Judged::Wrong(failure, evidence) => self.take_down(execution, failure, evidence),
+        }
         true
     }
 
-    fn judge(&mut self, program: &ScenarioProgram, execution: Execution) {
-        let mut evidence = Evidence::Execution;
-        let mut problem = execution.judgement.problem.map(|problem| (problem.id, problem.message));
-        if matches!(execution.verdict, Verdict::StepLimit { .. }) {
-            match tail_of(program, &execution.schedule) {
-                Tail::Moves => self.unfair += 1,
-                Tail::Fails(failure) => {
-                    problem = Some((failure.invariant, failure.message));
-                    evidence = Evidence::Tail;
-                }
-            }
-        }
-        let Some((invariant, message)) = problem else { return };
+    fn take_down(&mut self, execution: Execution, failure: Failure, evidence: Evidence) {
+        let Failure { invariant, message } = failure;
         self.violations += 1;
         let finding = Finding {
             invariant,

@@ -11,6 +11,7 @@ use sim_kernel::explore::{Exploration, Options, StrategyKind};
 
 use super::portfolio::SAMPLE;
 use super::program::ScenarioProgram;
+use super::unit::{self, Judged};
 use super::witness::STEPS_MAX;
 use crate::mutants::MutantInfo;
 use crate::scenario::{Scenario, parse};
@@ -84,8 +85,9 @@ pub fn baseline() -> Vec<&'static str> {
 /// Looks for a failure by partial-order reduction.
 pub fn search(program: &ScenarioProgram, effort: &Effort) -> Search {
     let mut exploration = Exploration::new(program, StrategyKind::Dpor, effort.seed, options(program, 0));
-    let (executions, caught) =
-        until_caught(&mut exploration, effort.search, |exploration| exploration.statistics().steps >= effort.steps);
+    let (executions, caught) = until_caught(program, &mut exploration, effort.search, |exploration| {
+        exploration.statistics().steps >= effort.steps
+    });
     let exhausted = exploration.is_exhausted() && exploration.statistics().truncated == 0;
     Search { strategy: StrategyKind::Dpor.to_string(), executions, caught, exhausted }
 }
@@ -107,7 +109,7 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort
     while !is_over(&explorations, executions) {
         let exploration = &mut explorations[turn % kinds.len()];
         strategy = kinds[turn % kinds.len()];
-        let (done, caught) = until_caught(exploration, length.min(schedules - executions), |_| false);
+        let (done, caught) = until_caught(program, exploration, length.min(schedules - executions), |_| false);
         executions += done;
         if caught.is_some() {
             return Search { strategy: strategy.to_string(), executions, caught, exhausted: false };
@@ -128,7 +130,7 @@ pub fn sample(program: &ScenarioProgram, kinds: &[StrategyKind], effort: &Effort
 pub fn sample_part(program: &ScenarioProgram, seed: u64, numbers: Range<u64>) -> Search {
     let kind = StrategyKind::Random;
     let mut exploration = Exploration::new(program, kind, seed, options(program, numbers.start));
-    let (executions, caught) = until_caught(&mut exploration, numbers.end - numbers.start, |_| false);
+    let (executions, caught) = until_caught(program, &mut exploration, numbers.end - numbers.start, |_| false);
     Search { strategy: kind.to_string(), executions, caught, exhausted: false }
 }
 
@@ -142,8 +144,10 @@ pub fn merged(parts: impl IntoIterator<Item = Search>) -> Option<Search> {
     })
 }
 
-/// Executes at most so many, until one fails, none is left, or `is_over`: how many it were, and what caught the failure.
+/// Executes at most so many, until one fails, none is left, or `is_over`: how many it were, and what caught the failure. One without an end is judged as an
+/// explorer does.
 fn until_caught<'p>(
+    program: &ScenarioProgram,
     exploration: &mut Exploration<'p, ScenarioProgram>,
     most: u64,
     is_over: impl Fn(&Exploration<'p, ScenarioProgram>) -> bool,
@@ -153,7 +157,9 @@ fn until_caught<'p>(
     while executions < most && caught.is_none() && !is_over(exploration) {
         let Some(execution) = exploration.step() else { break };
         executions += 1;
-        caught = execution.judgement.problem.map(|problem| problem.id.unwrap_or_else(|| "expectation".to_string()));
+        if let Judged::Wrong(failure, _) = unit::judge(program, &execution) {
+            caught = Some(failure.invariant.unwrap_or_else(|| "expectation".to_string()));
+        }
     }
     (executions, caught)
 }

@@ -285,7 +285,7 @@ pub(super) static ROWS: &[Invariant] = &[
         window: "",
         when: &[When::Step, When::Quiescence],
         check: Check::AtStep,
-        note: "The other side of it, that both agree, is asserted by hooks of the tests: no VM has a mirror yet.",
+        note: "The other side of it, that both agree, is asserted by hooks of the tests, and of TDs it is TDX-INV-015.",
     },
     Invariant {
         id: "MMU-INV-062",

@@ -109,23 +109,31 @@ impl Vcpu {
                 done => return Ok(done),
             }
         }
-        let mut tdp = TdpFault {
-            gpa: fault.gpa,
+        let tdp = TdpFault {
             write: fault.access == sim_mmu::Access::Write,
             exec: fault.access == sim_mmu::Access::Exec,
             present: fault.present,
             rsvd: fault.reserved,
-            prefetch: false,
-            is_private,
-            pfn: None,
-            map_writable: false,
-            max_level: Level::L1G,
-            goal_level: Level::L4K,
-            mmio_generation: 0,
+            ..TdpFault::at(fault.gpa, is_private)
         };
-        let result = self.do_page_fault(cx, state, &root, &mut tdp)?;
+        self.page_fault_of_access(cx, state, &root, tdp)
+    }
+
+    /// What `kvm_mmu_page_fault` makes of an access to memory, on the root that it goes to: no access to private memory is emulated.
+    ///
+    /// # Errors
+    /// As [`Vcpu::page_fault`].
+    pub(crate) fn page_fault_of_access(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        root: &Arc<Root>,
+        mut tdp: TdpFault,
+    ) -> Result<RetPf, Errno> {
+        let (gpa, is_private) = (tdp.gpa, tdp.is_private);
+        let result = self.do_page_fault(cx, state, root, &mut tdp)?;
         if result == RetPf::Emulate && is_private {
-            self.prepare_memory_fault(state, fault.gpa, is_private);
+            self.prepare_memory_fault(state, gpa, is_private);
             return Err(Errno::EFAULT);
         }
         Ok(result)

@@ -25,7 +25,7 @@ use super::vm::Vm;
 use sim_kernel::fs::{AddressSpace, Fault, FaultError, File, FileOperations, MmapRequest, RawFd, Stat};
 use sim_kernel::mm::{FrameFlags, IMmap, Mempolicy, PhysMem, SharedPolicy};
 use sim_kernel::sync::synchronize_rcu;
-use sim_kernel::xarray::{Handle, NodeShape, XArray, XaViolation};
+use sim_kernel::xarray::{Handle, XArray};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, Pfn, Pgoff};
 use sim_mmu::{Gfn, GfnRange, Invalidation, Level, RootFilter};
 use std::any::Any;

@@ -113,20 +113,7 @@ impl Vcpu {
             if vm.is_dead() {
                 return Err(Errno::EIO);
             }
-            let mut fault = TdpFault {
-                gpa,
-                write: false,
-                exec: false,
-                present: false,
-                rsvd: false,
-                prefetch: true,
-                is_private,
-                pfn: None,
-                map_writable: false,
-                max_level: Level::L1G,
-                goal_level: Level::L4K,
-                mmio_generation: 0,
-            };
+            let mut fault = TdpFault { prefetch: true, ..TdpFault::at(gpa, is_private) };
             match self.do_page_fault(cx, state, &root, &mut fault)? {
                 RetPf::Retry => {
                     self.wait_while_invalid(cx, gpa);

@@ -14,6 +14,7 @@ use sim_kernel::{Cx, Errno, PAGE_SIZE};
 use sim_mmu::guest_paging::{Efer, Encryption, GpteMasks, GuestFormat, PagingMode};
 use sim_mmu::walker::ExitInfo1;
 use sim_mmu::{Gpa, Gva, RetPf, Stage2Fault};
+use std::sync::atomic::Ordering;
 
 /// What is left to do after an exit was handled.
 pub(crate) enum Next {
@@ -373,28 +374,41 @@ impl Vcpu {
 
     /// `kvm_emulate_hypercall`.
     fn emulate_hypercall(&self, state: &mut VcpuState, nr: u64, args: [u64; 4]) -> Next {
-        /// `KVM_ENOSYS`.
-        const ENOSYS: i64 = 1000;
         let nr = truncate(state.mode, nr);
-        let args = args.map(|arg| truncate(state.mode, arg));
-        let answer = if nr != KVM_HC_MAP_GPA_RANGE
-            || self.vm.hypercall_exits.load(std::sync::atomic::Ordering::SeqCst) & (1 << KVM_HC_MAP_GPA_RANGE) == 0
-        {
-            -ENOSYS
-        } else {
-            let (gpa, npages) = (args[0], args[1]);
-            let gfn = gpa / PAGE_SIZE;
-            if !gpa.is_multiple_of(PAGE_SIZE) || npages == 0 || gfn.wrapping_add(npages) <= gfn {
-                -i64::from(Errno::EINVAL.number())
-            } else {
-                state.exit = ExitInfo::Hypercall { nr, args: [args[0], args[1], args[2], 0], ret: 0, mode: state.mode };
-                state.pending_exit = Some(state.exit);
-                return Next::Exit;
+        let [gpa, npages, attributes, _] = args.map(|arg| truncate(state.mode, arg));
+        match self.hypercall_exit(nr, [gpa, npages, attributes], state.mode) {
+            Ok(exit) => {
+                state.exit = exit;
+                state.pending_exit = Some(exit);
+                Next::Exit
             }
-        };
-        state.regs.rax = truncate(state.mode, answer as u64);
-        state.regs.rip += 1;
-        Next::Enter
+            Err(answer) => {
+                state.regs.rax = truncate(state.mode, answer as u64);
+                state.regs.rip += 1;
+                Next::Enter
+            }
+        }
+    }
+
+    /// `____kvm_emulate_hypercall`, for guests of all kinds: what user space is told.
+    ///
+    /// # Errors
+    /// What the guest is told at once: `-KVM_ENOSYS` for what there is not or user space does not handle, `-EINVAL` for a range that is none.
+    pub(super) fn hypercall_exit(&self, nr: u64, args: [u64; 3], mode: CpuMode) -> Result<ExitInfo, i64> {
+        if nr != KVM_HC_MAP_GPA_RANGE || !self.exits_on_map_gpa_range() {
+            return Err(-KVM_ENOSYS);
+        }
+        let [gpa, npages, attributes] = args;
+        let gfn = gpa / PAGE_SIZE;
+        if !gpa.is_multiple_of(PAGE_SIZE) || npages == 0 || gfn.wrapping_add(npages) <= gfn {
+            return Err(-i64::from(Errno::EINVAL.number()));
+        }
+        Ok(ExitInfo::Hypercall { nr, args: [gpa, npages, attributes, 0], ret: 0, mode })
+    }
+
+    /// Whether user space handles `KVM_HC_MAP_GPA_RANGE`.
+    pub(super) fn exits_on_map_gpa_range(&self) -> bool {
+        self.vm.hypercall_exits.load(Ordering::SeqCst) & (1 << KVM_HC_MAP_GPA_RANGE) != 0
     }
 
     /// Registers after the last run.

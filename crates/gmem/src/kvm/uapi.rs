@@ -224,6 +224,8 @@ pub const SVM_EXIT_ERR: u64 = u64::MAX;
 
 /// The hypercall by which a guest asks for a conversion.
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+/// What a guest is told, negative, of a hypercall that there is not.
+pub const KVM_ENOSYS: i64 = 1000;
 
 /// `KVM_CAP_DISABLE_QUIRKS2`'s bit: deleting a slot does not zap everything.
 pub const KVM_X86_QUIRK_SLOT_ZAP_ALL: u64 = 1 << 7;

@@ -17,6 +17,7 @@ mod poison_signal;
 mod prefault_level;
 mod readonly_logging;
 mod run_loop;
+mod script;
 mod snp;
 mod stand_in;
 mod td_kernel;

@@ -636,6 +636,11 @@ impl PhysMem {
         is_known && self.flags(pfn).contains(FrameFlags::ALLOCATED)
     }
 
+    /// Which allocation of the frame this is: two looks with equal generations saw the same page. For checkers; natively always 0.
+    pub fn generation(&self, pfn: Pfn) -> u32 {
+        self.generations.as_ref().map_or(0, |generations| generations.get(pfn.0 as u32).load(Ordering::Relaxed))
+    }
+
     /// `page_folio`: the first page of the page's folio, which is the page itself unless it is one of a large folio.
     #[inline]
     pub fn folio(&self, pfn: Pfn) -> Pfn {

@@ -182,18 +182,12 @@ impl TdpMmu {
                 return Err(Errno::EIO);
             }
             let mut fault = TdpFault {
-                gpa: gfn.gpa(),
                 write: true,
-                exec: false,
-                present: false,
-                rsvd: false,
                 prefetch: true,
-                is_private: true,
                 pfn: Some(pfn),
                 map_writable: true,
                 max_level: Level::L4K,
-                goal_level: Level::L4K,
-                mmio_generation: 0,
+                ..TdpFault::at(gfn.gpa(), true)
             };
             let lock = self.mmu_lock.read(cx);
             let result = self.map(cx, &lock, mirror, &mut fault, Some(slot), flush)?;

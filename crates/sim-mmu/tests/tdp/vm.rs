@@ -104,18 +104,11 @@ impl Vm {
     pub(crate) fn fault(&self, gfn: Gfn, write: bool) -> TdpFault {
         let in_slot = self.slot.range.contains(gfn);
         TdpFault {
-            gpa: Gpa(gfn.0 << 12 | 0x123),
             write,
-            exec: false,
-            present: false,
-            rsvd: false,
-            prefetch: false,
-            is_private: false,
             pfn: in_slot.then(|| self.pfn(gfn)),
             map_writable: true,
-            max_level: Level::L1G,
-            goal_level: Level::L4K,
             mmio_generation: 0x155,
+            ..TdpFault::at(Gpa(gfn.0 << 12 | 0x123), false)
         }
     }
 

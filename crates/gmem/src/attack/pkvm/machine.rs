@@ -1,7 +1,8 @@
 //! The machine on which an attack runs: memory, the hypervisor, and two protected VMs whose vCPUs are loaded on processors 1 and 2. The host is on processor 0.
 
-use super::{Action, Who};
+use super::Action;
 use crate::attack::pages::Pages;
+use crate::attack::step::Who;
 use crate::attack::step::{Answer, PageName};
 use sim_coco::pkvm::{
     CallFail, CpuId, GuestStop, Handle, HostCall, HostContext, HostKvm, HostOutcome, HostVcpu, HvcResult, Pa, Pkvm,

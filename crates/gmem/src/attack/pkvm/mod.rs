@@ -5,7 +5,7 @@ mod machine;
 pub(super) use machine::perform_all;
 
 use super::machine::{Facts, StoppedBy, Way};
-use super::step::{Answer, PageName, expected, gpa, page, value};
+use super::step::{self, Answer, PageName, Who, expected, gpa, page, value};
 use crate::scenario::words::number;
 use sim_coco::pkvm::mutants;
 
@@ -36,15 +36,6 @@ pub static FACTS: Facts = Facts {
     switches: &[],
     usage: USAGE,
 };
-
-/// Who a step is about: `g`, or another guest `h`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Who {
-    /// The guest that is attacked.
-    G,
-    /// A guest on the attacker's side.
-    H,
-}
 
 /// What is done.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -83,11 +74,7 @@ pub const USAGE: &[(&str, &str)] = &[
 ];
 
 fn who(word: &str) -> Result<Who, String> {
-    match word {
-        "g" => Ok(Who::G),
-        "h" => Ok(Who::H),
-        _ => Err(format!("`{word}` is no guest: expected g or h")),
-    }
+    step::who(word, "guest")
 }
 
 impl Action {

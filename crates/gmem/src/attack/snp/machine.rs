@@ -1,8 +1,9 @@
 //! The machine on which an attack runs: memory, two guests with keys, and nested tables that the attacker writes.
 
-use super::{Action, Who};
+use super::Action;
 use crate::attack::machine::Switch;
 use crate::attack::pages::Pages;
+use crate::attack::step::Who;
 use crate::attack::step::{Answer, PageName};
 use sim_coco::AccessKind;
 use sim_coco::snp::firmware::{GuestPolicy, LaunchStart, PageMove};

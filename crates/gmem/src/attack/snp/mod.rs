@@ -5,7 +5,7 @@ mod machine;
 pub(super) use machine::perform_all;
 
 use super::machine::{Facts, StoppedBy, Switch, Way};
-use super::step::{Answer, PageName, expected, gpa, page, value};
+use super::step::{self, Answer, PageName, Who, expected, gpa, page, split_large, value};
 use crate::scenario::words::number;
 use sim_coco::snp::mutants;
 use sim_kernel::PMD_SIZE;
@@ -50,15 +50,6 @@ pub static FACTS: Facts = Facts {
     switches: &[("forbids_moves", Switch::ForbidsMoves, "for a guest whose policy allows it")],
     usage: USAGE,
 };
-
-/// Who a step is about: `g`, or another guest `h`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Who {
-    /// The guest that is attacked.
-    G,
-    /// A guest on the attacker's side.
-    H,
-}
 
 /// What is done.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,11 +96,7 @@ pub const USAGE: &[(&str, &str)] = &[
 ];
 
 fn who(word: &str) -> Result<Who, String> {
-    match word {
-        "g" => Ok(Who::G),
-        "h" => Ok(Who::H),
-        _ => Err(format!("`{word}` is no guest: expected g or h")),
-    }
+    step::who(word, "guest")
 }
 
 /// A leaf of 2 MiB has an address and a frame at the head of 2 MiB.
@@ -130,10 +117,7 @@ impl Action {
     /// What was expected instead.
     pub(in crate::attack) fn parse(text: &str) -> Result<Action, String> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        let (words, huge) = match words.split_last() {
-            Some((&"2m", rest)) => (rest, true),
-            _ => (&words[..], false),
-        };
+        let (words, huge) = split_large(&words);
         if let ["host", "give", p, _, g] | ["host", "map", _, g, p] = *words
             && huge
         {

@@ -3,9 +3,10 @@
 //! A vCPU goes into its TD when it is to do something, and stays there until it is kicked or leaves for a reason of its own: what the host does meanwhile it does from a
 //! processor of its own.
 
-use super::{Action, LPS, Td, Vcpu};
+use super::{Action, LPS, Vcpu};
 use crate::attack::machine::Switch;
 use crate::attack::pages::Pages;
+use crate::attack::step::Who;
 use crate::attack::step::{Answer, PageName};
 use sim_coco::AccessKind;
 use sim_coco::tdx::{
@@ -82,7 +83,7 @@ struct Machine<'a> {
     pages: Pages,
     notes: BTreeMap<String, [u64; LINE / 8]>,
     attributes: TdAttributes,
-    tds: BTreeMap<Td, TdOf>,
+    tds: BTreeMap<Who, TdOf>,
     vcpus: BTreeMap<Vcpu, VcpuOf<'a>>,
     /// Every value that anybody wrote: whatever else is read means nothing.
     written: BTreeSet<u64>,
@@ -122,11 +123,11 @@ impl<'a> Machine<'a> {
             // Memory is zero at first.
             written: BTreeSet::from([0]),
         };
-        machine.launch(Td::G, Hkid(33)).expect("a machine that has just come up takes a TD");
-        machine.launch(Td::H, Hkid(34)).expect("and another one");
-        machine.finalize(Td::G).expect("it has vCPUs");
+        machine.launch(Who::G, Hkid(33)).expect("a machine that has just come up takes a TD");
+        machine.launch(Who::H, Hkid(34)).expect("and another one");
+        machine.finalize(Who::G).expect("it has vCPUs");
         if !switches.contains(&Switch::Building) {
-            machine.finalize(Td::H).expect("it has a vCPU");
+            machine.finalize(Who::H).expect("it has a vCPU");
         }
         machine
     }
@@ -141,7 +142,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A TD with its vCPUs; no processor has them.
-    fn launch(&mut self, td: Td, hkid: Hkid) -> Seamcall<()> {
+    fn launch(&mut self, td: Who, hkid: Hkid) -> Seamcall<()> {
         let (cx, seam, tdr) = (self.cx, self.seam(), self.new_page());
         seam.mng_create(cx, tdr, hkid)?;
         seam.mng_key_config(cx, tdr)?;
@@ -171,15 +172,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn finalize(&self, td: Td) -> Seamcall<()> {
+    fn finalize(&self, td: Who) -> Seamcall<()> {
         self.seam().mr_finalize(self.cx, self.tdr(td))
     }
 
-    fn tdr(&self, td: Td) -> Hpa {
+    fn tdr(&self, td: Who) -> Hpa {
         self.tds[&td].tdr
     }
 
-    fn with_keyid(&self, page: Pfn, td: Td) -> Hpa {
+    fn with_keyid(&self, page: Pfn, td: Who) -> Hpa {
         Hpa::of(page).with_keyid(self.tds[&td].hkid, self.tdx.config().keyid_shift)
     }
 
@@ -269,7 +270,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Tables above an entry: those that are there already are refused, and that is fine.
-    fn add_tables(&self, td: Td, gpa: u64, huge: bool) {
+    fn add_tables(&self, td: Who, gpa: u64, huge: bool) {
         let levels = [Level::L512G, Level::L1G, Level::L2M];
         for level in levels.into_iter().filter(|level| !huge || *level > Level::L2M) {
             let at = SeptInfo::new(Gpa(gpa).gfn().round_down(level).gpa(), level);
@@ -380,7 +381,7 @@ impl<'a> Machine<'a> {
                 Answer::Ok
             }
             Action::CompareMrtd { td, with } => {
-                let mrtd = |td: &Td| self.tdx.peek_td(Pfn(self.tdr(*td).0 / PAGE_SIZE)).map(|info| info.mrtd);
+                let mrtd = |td: &Who| self.tdx.peek_td(Pfn(self.tdr(*td).0 / PAGE_SIZE)).map(|info| info.mrtd);
                 if mrtd(td) == mrtd(with) { Answer::Same } else { Answer::Different }
             }
             Action::Accept { vcpu, gpa, huge } => {

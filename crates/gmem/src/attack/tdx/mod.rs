@@ -5,7 +5,7 @@ mod machine;
 pub(super) use machine::perform_all;
 
 use super::machine::{Facts, StoppedBy, Switch, Way};
-use super::step::{Answer, PageName, expected, gpa, page, value};
+use super::step::{self, Answer, PageName, Who, expected, gpa, page, split_large, value};
 use sim_coco::tdx::{StatusName, mutants};
 
 /// What there is to know of the machine.
@@ -59,32 +59,23 @@ pub static FACTS: Facts = Facts {
     usage: USAGE,
 };
 
-/// A TD.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Td {
-    /// The TD that is attacked.
-    G,
-    /// A TD on the attacker's side.
-    H,
-}
-
 /// A vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Vcpu {
-    /// The first of [`Td::G`].
+    /// The first of [`Who::G`].
     G,
     /// Its second.
     G2,
-    /// That of [`Td::H`].
+    /// That of [`Who::H`].
     H,
 }
 
 impl Vcpu {
     /// Its TD.
-    pub const fn td(self) -> Td {
+    pub const fn td(self) -> Who {
         match self {
-            Vcpu::G | Vcpu::G2 => Td::G,
-            Vcpu::H => Td::H,
+            Vcpu::G | Vcpu::G2 => Who::G,
+            Vcpu::H => Who::H,
         }
     }
 }
@@ -93,36 +84,36 @@ impl Vcpu {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the operands are said in `USAGE`")]
 pub enum Action {
-    Aug { page: PageName, td: Td, gpa: u64, huge: bool },
-    Add { page: PageName, td: Td, gpa: u64, source: PageName, through: Option<Td> },
-    Block { td: Td, gpa: u64, huge: bool },
-    Unblock { td: Td, gpa: u64, huge: bool },
-    Track { td: Td },
-    Remove { td: Td, gpa: u64, huge: bool },
-    RemoveTable { td: Td, gpa: u64 },
-    Promote { td: Td, gpa: u64 },
-    Relocate { td: Td, gpa: u64, page: PageName },
-    Finalize { td: Td },
+    Aug { page: PageName, td: Who, gpa: u64, huge: bool },
+    Add { page: PageName, td: Who, gpa: u64, source: PageName, through: Option<Who> },
+    Block { td: Who, gpa: u64, huge: bool },
+    Unblock { td: Who, gpa: u64, huge: bool },
+    Track { td: Who },
+    Remove { td: Who, gpa: u64, huge: bool },
+    RemoveTable { td: Who, gpa: u64 },
+    Promote { td: Who, gpa: u64 },
+    Relocate { td: Who, gpa: u64, page: PageName },
+    Finalize { td: Who },
     Kick { vcpu: Vcpu },
     Enter { vcpu: Vcpu, lp: u32 },
-    Wbinvd { page: PageName, td: Td },
+    Wbinvd { page: PageName, td: Who },
     Reset { page: PageName },
     Flush { page: PageName },
     Evict { page: PageName },
     Reclaim { page: PageName },
     VpFlush { vcpu: Vcpu },
-    VpFlushDone { td: Td },
+    VpFlushDone { td: Who },
     CacheWb,
-    FreeKey { td: Td },
-    Launch { td: Td, key_of: Td },
-    Map { td: Td, gpa: u64, page: PageName },
+    FreeKey { td: Who },
+    Launch { td: Who, key_of: Who },
+    Map { td: Who, gpa: u64, page: PageName },
     HostRead { page: PageName },
     HostWrite { page: PageName, value: u64 },
     HostWriteLine { page: PageName, value: u64 },
     DeviceWrite { page: PageName, value: u64 },
     BusNote { page: PageName, note: String },
     BusWrite { page: PageName, note: String },
-    CompareMrtd { td: Td, with: Td },
+    CompareMrtd { td: Who, with: Who },
     Accept { vcpu: Vcpu, gpa: u64, huge: bool },
     Read { vcpu: Vcpu, gpa: u64 },
     Write { vcpu: Vcpu, gpa: u64, value: u64 },
@@ -169,12 +160,8 @@ pub const USAGE: &[(&str, &str)] = &[
     ("guest VCPU write-shared GPA VALUE", "a store with the shared bit"),
 ];
 
-fn td(word: &str) -> Result<Td, String> {
-    match word {
-        "g" => Ok(Td::G),
-        "h" => Ok(Td::H),
-        _ => Err(format!("`{word}` is no TD: expected g or h")),
-    }
+fn td(word: &str) -> Result<Who, String> {
+    step::who(word, "TD")
 }
 
 fn vcpu(word: &str) -> Result<Vcpu, String> {
@@ -201,10 +188,7 @@ impl Action {
     /// What was expected instead.
     pub(in crate::attack) fn parse(text: &str) -> Result<Action, String> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        let (words, huge) = match words.split_last() {
-            Some((&"2m", rest)) => (rest, true),
-            _ => (&words[..], false),
-        };
+        let (words, huge) = split_large(&words);
         let note = |word: &str| word.to_string();
         let action = match *words {
             ["host", "aug", p, t, g] => Action::Aug { page: page(p)?, td: td(t)?, gpa: gpa(g)?, huge },

@@ -1,6 +1,10 @@
 //! What a guest_memfd shows checkers of its bindings: no scheduling points.
 
-use super::*;
+use super::GmemFile;
+use crate::kvm::memslots::Memslot;
+use sim_kernel::Pgoff;
+use sim_kernel::xarray::{NodeShape, XaViolation};
+use std::sync::Arc;
 
 impl GmemFile {
     /// What is wrong with the structure of the bindings (INV-701).

@@ -16,7 +16,7 @@
 //! | `vcpu.rs` | VMCB and VMSA pages, VMRUN |
 //! | `check.rs` | what must hold of all this, at the steps that could break it |
 //! | `access.rs`, `insn.rs` | not KVM: what the processor does for an SNP guest |
-//! | `kernel.rs`, `page.rs` | not KVM: a guest's kernel on a vCPU, and processors that spin; a request as it lies in a GHCB |
+//! | `page.rs` | not KVM: a request as it lies in a GHCB |
 //!
 //! Simplified: neither SEV nor SEV-ES guests, no certificates, no interrupts; of the events of a GHCB those of `protocol/ghcb.rs` only, and of the MSR's requests all
 //! but AP reset hold; no CPUID of user space's (each register reads as 0, which is what KVM says then); registers of a guest are not in its VMSA but where those of

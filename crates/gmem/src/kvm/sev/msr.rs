@@ -8,7 +8,6 @@ use crate::kvm::uapi::KVM_HC_MAP_GPA_RANGE;
 use crate::kvm::vcpu::{CpuMode, ExitInfo, Vcpu, VcpuState};
 use sim_kernel::Errno;
 use sim_mmu::Gpa;
-use std::sync::atomic::Ordering;
 
 /// Where the C-bit is.
 pub(crate) const C_BIT: u8 = 51;
@@ -39,11 +38,6 @@ impl Vcpu {
             }
         };
         respond(state, response)
-    }
-
-    /// Whether user space handles `KVM_HC_MAP_GPA_RANGE`.
-    pub(super) fn exits_on_map_gpa_range(&self) -> bool {
-        self.vm.hypercall_exits.load(Ordering::SeqCst) & (1 << KVM_HC_MAP_GPA_RANGE) != 0
     }
 
     /// `snp_begin_psc_msr`: one page.

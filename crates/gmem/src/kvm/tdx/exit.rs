@@ -35,7 +35,7 @@ impl Vcpu {
                 return Ok(Next::Enter);
             }
             TdVisit::Spins(_) => return Ok(Next::Enter),
-            TdVisit::Failed(fail) => return Ok(self.tdx_unhandled_exit(state, fail.status.raw())),
+            TdVisit::Failed => return Ok(self.tdx_unhandled_exit(state)),
             TdVisit::Halted => {
                 self.tdx_take_vmcall(state);
                 state.exit = ExitInfo::Hlt;
@@ -46,7 +46,7 @@ impl Vcpu {
         let is_triple_fault = exit.exit_reason() == exit::TRIPLE_FAULT;
         let is_bad = exit.status.is_error() || is_non_recoverable(exit.status.name);
         if is_bad && !is_triple_fault {
-            return Ok(self.tdx_unhandled_exit(state, exit.status.raw()));
+            return Ok(self.tdx_unhandled_exit(state));
         }
         match exit.exit_reason() {
             exit::TRIPLE_FAULT => {
@@ -66,14 +66,14 @@ impl Vcpu {
             }
             exit::TDCALL => {
                 self.tdx_take_vmcall(state);
-                self.handle_tdcall_exit(cx, state)
+                self.handle_tdcall_exit(state)
             }
-            _ => Ok(self.tdx_unhandled_exit(state, exit.status.raw())),
+            _ => Ok(self.tdx_unhandled_exit(state)),
         }
     }
 
     /// `kvm_prepare_unexpected_reason_exit`.
-    fn tdx_unhandled_exit(&self, state: &mut VcpuState, _status: u64) -> Next {
+    fn tdx_unhandled_exit(&self, state: &mut VcpuState) -> Next {
         state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, gpa: None };
         Next::Exit
     }
@@ -86,7 +86,7 @@ impl Vcpu {
     }
 
     /// A TDG.VP.VMCALL, by what is in R10 and R11.
-    fn handle_tdcall_exit(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<Next, Errno> {
+    fn handle_tdcall_exit(&self, state: &mut VcpuState) -> Result<Next, Errno> {
         let args = tdx_state_mut(state).args;
         if args[10] != 0 {
             return Ok(self.tdx_emulate_vmcall(state));
@@ -102,7 +102,7 @@ impl Vcpu {
                 state.exit = ExitInfo::SystemEvent { kind: KVM_SYSTEM_EVENT_TDX_FATAL, data: args[12] };
                 Ok(Next::Exit)
             }
-            _ => Ok(self.handle_tdvmcall(cx, state)),
+            _ => Ok(self.handle_tdvmcall(state)),
         }
     }
 }

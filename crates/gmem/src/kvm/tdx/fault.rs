@@ -9,7 +9,7 @@ use crate::kvm::vcpu::{Request, Vcpu, VcpuState};
 use sim_coco::tdx::TdExit;
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno};
-use sim_mmu::{Gpa, Level, RetPf, Root, TdpFault};
+use sim_mmu::{Gpa, RetPf, Root, TdpFault};
 use std::sync::Arc;
 
 /// Bits of an exit qualification.
@@ -87,26 +87,7 @@ impl Vcpu {
         is_private: bool,
     ) -> Result<RetPf, Errno> {
         let Some(root) = self.tdx_root(state, is_private) else { return Ok(RetPf::Retry) };
-        let mut tdp = TdpFault {
-            gpa,
-            write,
-            exec: false,
-            present: false,
-            rsvd: false,
-            prefetch: false,
-            is_private,
-            pfn: None,
-            map_writable: false,
-            max_level: Level::L1G,
-            goal_level: Level::L4K,
-            mmio_generation: 0,
-        };
-        let result = self.do_page_fault(cx, state, &root, &mut tdp)?;
-        if result == RetPf::Emulate && is_private {
-            self.prepare_memory_fault(state, gpa, is_private);
-            return Err(Errno::EFAULT);
-        }
-        Ok(result)
+        self.page_fault_of_access(cx, state, &root, TdpFault { write, ..TdpFault::at(gpa, is_private) })
     }
 
     /// `tdp_mmu_get_root_for_fault`.

@@ -9,7 +9,6 @@ use crate::kvm::uapi::KVM_HC_MAP_GPA_RANGE;
 use crate::kvm::vcpu::{CpuMode, ExitInfo, Vcpu, VcpuState};
 use sim_kernel::{Cx, Errno, PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
-use std::sync::atomic::Ordering;
 
 /// `TDX_MAP_GPA_MAX_LEN`.
 const MAP_GPA_MAX_LEN: u64 = PMD_SIZE;
@@ -45,25 +44,17 @@ impl Vcpu {
 
     /// `tdx_emulate_vmcall`: one of KVM's hypercalls.
     pub(super) fn tdx_emulate_vmcall(&self, state: &mut VcpuState) -> Next {
-        /// `KVM_ENOSYS`.
-        const ENOSYS: i64 = 1000;
         let args = tdx_state(state).args;
-        let [nr, gpa, npages, attributes] = [args[10], args[11], args[12], args[13]];
-        if nr != KVM_HC_MAP_GPA_RANGE || !self.exits_on_map_gpa() {
-            self.set_return_code(state, (-ENOSYS).cast_unsigned());
-            return Next::Enter;
+        match self.hypercall_exit(args[10], [args[11], args[12], args[13]], CpuMode::Long64) {
+            Ok(exit) => {
+                state.exit = exit;
+                self.ask_user(state, TdCall::Hypercall)
+            }
+            Err(answer) => {
+                self.set_return_code(state, answer.cast_unsigned());
+                Next::Enter
+            }
         }
-        let gfn = gpa / PAGE_SIZE;
-        if !gpa.is_multiple_of(PAGE_SIZE) || npages == 0 || gfn.wrapping_add(npages) <= gfn {
-            self.set_return_code(state, (-i64::from(Errno::EINVAL.number())).cast_unsigned());
-            return Next::Enter;
-        }
-        state.exit = ExitInfo::Hypercall { nr, args: [gpa, npages, attributes, 0], ret: 0, mode: CpuMode::Long64 };
-        self.ask_user(state, TdCall::Hypercall)
-    }
-
-    fn exits_on_map_gpa(&self) -> bool {
-        self.vm.hypercall_exits.load(Ordering::SeqCst) & (1 << KVM_HC_MAP_GPA_RANGE) != 0
     }
 
     fn ask_user(&self, state: &mut VcpuState, call: TdCall) -> Next {
@@ -103,7 +94,7 @@ impl Vcpu {
     }
 
     /// `handle_tdvmcall`, of leaves that KVM answers itself or asks user space about.
-    pub(super) fn handle_tdvmcall(&self, _cx: &Cx<'_>, state: &mut VcpuState) -> Next {
+    pub(super) fn handle_tdvmcall(&self, state: &mut VcpuState) -> Next {
         let args = tdx_state(state).args;
         match args[11] {
             leaf::MAP_GPA => self.tdx_map_gpa(state, args[12], args[13]),
@@ -138,7 +129,7 @@ impl Vcpu {
     fn map_gpa_error(&self, gpa: u64, size: u64) -> Option<u64> {
         let tdx = self.vm.tdx().expect("a vCPU of a TD");
         let gpaw = tdx.gpaw().expect("a TD that runs has a width");
-        if !self.exits_on_map_gpa() {
+        if !self.exits_on_map_gpa_range() {
             return Some(status::SUBFUNC_UNSUPPORTED);
         }
         let end = gpa.wrapping_add(size);

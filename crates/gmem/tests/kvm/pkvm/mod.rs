@@ -9,18 +9,14 @@ mod teardown;
 mod trace;
 
 use gmem::MachineConfig;
-use gmem::interp::{Sequential, World};
 use gmem::kvm::pkvm::Mapping;
-use gmem::kvm::vm::Vm;
-use gmem::scenario::parse_line;
 use sim_coco::pkvm::{PageState, PageView, Pkvm};
 use sim_kernel::{Cx, Pfn};
-use std::sync::Arc;
 
-/// A machine on which scripts run.
-struct Script {
-    machine: Sequential,
-}
+/// pKVM protects guests.
+enum OfPkvm {}
+
+type Script = crate::script::Script<OfPkvm>;
 
 /// One protected VM with a vCPU and 64 KiB of the VMM's anonymous memory at 0x200000.
 const VM: &str = "
@@ -32,7 +28,7 @@ const VM: &str = "
 
 impl Script {
     fn new(config: MachineConfig) -> Script {
-        Script { machine: Sequential::new(MachineConfig { pkvm: true, memory: 64 << 20, ..config }) }
+        Script::on(MachineConfig { pkvm: true, memory: 64 << 20, ..config })
     }
 
     /// A machine with [`VM`].
@@ -42,28 +38,8 @@ impl Script {
         script
     }
 
-    /// Performs lines; each must answer what it says.
-    #[track_caller]
-    fn run(&mut self, lines: &str) {
-        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            let step = parse_line(line).unwrap_or_else(|error| panic!("{line}: {}", error.title));
-            let answer = self.machine.with(|cx, world| world.execute(cx, &step.op));
-            if let Some(expected) = step.expect {
-                expected.check(&answer).unwrap_or_else(|problem| panic!("{line}: {problem}"));
-            }
-        }
-    }
-
-    fn with<R>(&mut self, look: impl FnOnce(&Cx<'_>, &World) -> R) -> R {
-        self.machine.with(look)
-    }
-
     fn pkvm<R>(&mut self, look: impl FnOnce(&Cx<'_>, &Pkvm) -> R) -> R {
         self.with(|cx, world| look(cx, world.process().host().pkvm().expect("the machine has pKVM").pkvm()))
-    }
-
-    fn of_vm<R>(&mut self, vm: &str, look: impl FnOnce(&Cx<'_>, &Arc<Vm>) -> R) -> R {
-        self.with(|cx, world| look(cx, &world.vm(cx, &vm.into()).expect("the VM is open")))
     }
 
     /// What `vm0` has records of.
@@ -91,11 +67,6 @@ impl Script {
     /// Pages that count as locked for the process.
     fn locked(&mut self) -> u64 {
         self.with(|_, world| world.process().mm().locked_vm())
-    }
-
-    /// The process ends; then every page is the host's again, nothing is left, and what must hold does.
-    fn end(mut self) {
-        self.with(gmem::testing::values::check_and_end);
     }
 }
 

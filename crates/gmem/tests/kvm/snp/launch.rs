@@ -33,7 +33,7 @@ impl Script {
 
 #[test]
 fn sn_005_without_snp_every_call_refuses() {
-    let mut script = Script { machine: gmem::interp::Sequential::new(MachineConfig::default()) };
+    let mut script = Script::on(MachineConfig::default());
     script.run(
         "create_vm vm0 type=snp                    => EINVAL
          create_vm vm0 type=sw_protected           => ok

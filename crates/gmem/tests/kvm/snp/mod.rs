@@ -13,18 +13,15 @@ mod teardown;
 mod vcpus;
 
 use gmem::MachineConfig;
-use gmem::interp::{Sequential, World};
 use gmem::kvm::sev::SevHost;
-use gmem::kvm::vm::Vm;
-use gmem::scenario::parse_line;
 use sim_coco::snp::{PageState, RmpEntry, Snp};
 use sim_kernel::{Cx, PAGE_SHIFT, Pfn};
 use std::sync::Arc;
 
-/// A machine on which scripts run.
-struct Script {
-    machine: Sequential,
-}
+/// SEV-SNP protects guests.
+enum OfSnp {}
+
+type Script = crate::script::Script<OfSnp>;
 
 /// One VM with a vCPU and 64 KiB of private memory at 0x200000, from `g0` and `m0`; not launched.
 const VM: &str = "
@@ -47,7 +44,7 @@ const RUNNING: &str = "
 
 impl Script {
     fn new(config: MachineConfig) -> Script {
-        Script { machine: Sequential::new(MachineConfig { snp: true, ..config }) }
+        Script::on(MachineConfig { snp: true, ..config })
     }
 
     /// A machine with a VM that is not launched.
@@ -64,32 +61,12 @@ impl Script {
         script
     }
 
-    /// Performs lines; each must answer what it says.
-    #[track_caller]
-    fn run(&mut self, lines: &str) {
-        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            let step = parse_line(line).unwrap_or_else(|error| panic!("{line}: {}", error.title));
-            let answer = self.machine.with(|cx, world| world.execute(cx, &step.op));
-            if let Some(expected) = step.expect {
-                expected.check(&answer).unwrap_or_else(|problem| panic!("{line}: {problem}"));
-            }
-        }
-    }
-
-    fn with<R>(&mut self, look: impl FnOnce(&Cx<'_>, &World) -> R) -> R {
-        self.machine.with(look)
-    }
-
     fn sev<R>(&mut self, look: impl FnOnce(&Cx<'_>, &Arc<SevHost>) -> R) -> R {
         self.with(|cx, world| look(cx, world.process().host().sev().expect("the machine has SNP")))
     }
 
     fn snp<R>(&mut self, look: impl FnOnce(&Cx<'_>, &Snp) -> R) -> R {
         self.sev(|cx, sev| look(cx, sev.snp()))
-    }
-
-    fn of_vm<R>(&mut self, vm: &str, look: impl FnOnce(&Cx<'_>, &Arc<Vm>) -> R) -> R {
-        self.with(|cx, world| look(cx, &world.vm(cx, &vm.into()).expect("the VM is open")))
     }
 
     /// The frame of the guest_memfd behind a guest address, if there is one.
@@ -115,10 +92,5 @@ impl Script {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| gmem::testing::values::check_and_end(cx, world)))
         });
         *checked.expect_err("something does not hold").downcast::<String>().expect("a message")
-    }
-
-    /// The process ends; then nothing is assigned, nothing is left, and what must hold does.
-    fn end(mut self) {
-        self.with(gmem::testing::values::check_and_end);
     }
 }

@@ -7,15 +7,15 @@ use sim_kernel::Pfn;
 use sim_mmu::{Gpa, Level};
 
 /// A guest of whose memory 2 MiB are one page of the RMP, and mapped page by page.
-struct Large {
-    script: Script,
+pub(super) struct Large {
+    pub(super) script: Script,
     /// The first frame of the 2 MiB, and where it is in the guest.
-    head: Pfn,
-    gpa: Gpa,
+    pub(super) head: Pfn,
+    pub(super) gpa: Gpa,
 }
 
 impl Large {
-    fn new() -> Large {
+    pub(super) fn new() -> Large {
         let mut script = Script::new(MachineConfig::default());
         script.run(
             "create_vm vm0 type=snp                   => ok

@@ -2,8 +2,9 @@
 
 use super::Script;
 use super::races::faults_for_ever;
+use super::rmp::Large;
 use gmem::MachineConfig;
-use sim_coco::snp::{Asid, PageState, RmpSize, RmpUpdate};
+use sim_coco::snp::PageState;
 use sim_mmu::Level;
 
 #[test]
@@ -235,33 +236,7 @@ fn sn_121_flags_are_passed_on_whole() {
 
 #[test]
 fn sn_146_a_page_of_2m_is_split_when_a_part_is_used() {
-    let mut script = Script::new(MachineConfig::default());
-    script.run(
-        "create_vm vm0 type=snp                   => ok
-         sev_init2 vm0                            => ok
-         create_vcpu vm0 c0                       => ok
-         mmap m0 len=8M                           => ok
-         create_guest_memfd vm0 g0 size=8M        => ok
-         fallocate g0 keep_size 0 8M              => ok",
-    );
-    // So that the guest's addresses are as far from a border of 2 MiB as the frames.
-    let first = script.frame(0x20_0000).unwrap();
-    let base = (0x1000 + first.0 % 512) << 12;
-    script.run(&format!(
-        "set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa={base:#x} size=8M hva=m0 guest_memfd=g0 => ok
-         set_memory_attributes vm0 {base:#x} 8M private => ok
-         snp_launch_start vm0                     => ok
-         snp_launch_finish vm0                    => ok"
-    ));
-    let head = sim_kernel::Pfn(first.0.next_multiple_of(512));
-    let gpa = sim_mmu::Gpa(base + ((head.0 - first.0) << 12));
-    // Each page is cleared and mapped; then the region becomes one page of the RMP.
-    script.run(&format!("pre_fault_memory c0 {:#x} 2M => ok", gpa.0));
-    script.snp(|cx, snp| {
-        (0..512).for_each(|i| snp.rmpupdate(cx, head + i, RmpUpdate::HYPERVISOR).unwrap());
-        let new = RmpUpdate::guest(Asid(1), gpa).sized(RmpSize::Size2M);
-        snp.rmpupdate(cx, head, new).unwrap();
-    });
+    let Large { mut script, head, gpa } = Large::new();
     let levels = |script: &mut Script| {
         script.of_vm("vm0", |cx, vm| {
             let sev = vm.sev().unwrap();

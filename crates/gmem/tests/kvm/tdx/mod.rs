@@ -4,10 +4,7 @@
 mod build;
 mod runtime;
 
-use gmem::interp::{Sequential, World};
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
-use gmem::kvm::vm::Vm;
-use gmem::scenario::parse_line;
 use gmem::{MachineConfig, Stage2Kind};
 use sim_coco::tdx::{Leaf, SeptState};
 use sim_kernel::sched::TraceRecord;
@@ -15,10 +12,10 @@ use sim_kernel::{Cx, PAGE_SHIFT};
 use sim_mmu::{Gfn, Level};
 use std::sync::Arc;
 
-/// A machine on which scripts run.
-struct Script {
-    machine: Sequential,
-}
+/// TDX protects guests.
+enum OfTdx {}
+
+type Script = crate::script::Script<OfTdx>;
 
 /// The machine.
 fn config() -> MachineConfig {
@@ -48,7 +45,7 @@ const RUNNING: &str = "
 
 impl Script {
     fn new(config: MachineConfig) -> Script {
-        Script { machine: Sequential::new(config) }
+        Script::on(config)
     }
 
     /// A machine with a TD that is not final.
@@ -65,28 +62,8 @@ impl Script {
         script
     }
 
-    /// Performs lines; each must answer what it says.
-    #[track_caller]
-    fn run(&mut self, lines: &str) {
-        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            let step = parse_line(line).unwrap_or_else(|error| panic!("{line}: {}", error.title));
-            let answer = self.machine.with(|cx, world| world.execute(cx, &step.op));
-            if let Some(expected) = step.expect {
-                expected.check(&answer).unwrap_or_else(|problem| panic!("{line}: {problem}"));
-            }
-        }
-    }
-
-    fn with<R>(&mut self, look: impl FnOnce(&Cx<'_>, &World) -> R) -> R {
-        self.machine.with(look)
-    }
-
     fn host<R>(&mut self, look: impl FnOnce(&Cx<'_>, &Arc<TdxHost>) -> R) -> R {
         self.with(|cx, world| look(cx, world.process().host().tdx().expect("the machine has TDX")))
-    }
-
-    fn of_vm<R>(&mut self, vm: &str, look: impl FnOnce(&Cx<'_>, &Arc<Vm>) -> R) -> R {
-        self.with(|cx, world| look(cx, &world.vm(cx, &vm.into()).expect("the VM is open")))
     }
 
     fn of_td<R>(&mut self, look: impl FnOnce(&KvmTdx) -> R) -> R {
@@ -102,11 +79,6 @@ impl Script {
     fn sept(&mut self, gpa: u64) -> Option<SeptState> {
         let (tdr, module) = self.of_td(|tdx| (tdx.tdr().expect("it was created"), Arc::clone(tdx.host().tdx())));
         module.peek_sept(tdr, Gfn(gpa >> PAGE_SHIFT), Level::L4K).and_then(|entry| entry.state())
-    }
-
-    /// The process ends; then nothing of a TD is left, and what must hold does.
-    fn end(mut self) {
-        self.with(gmem::testing::values::check_and_end);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Who names a frame: page tables of processes (`_mapcount`), and entries of stage 2, which Linux does not count; for checking.
 
-use super::*;
+use super::{COUNT_MAX, Frame, MAPCOUNT, PhysMem, SPTES};
+use crate::Pfn;
+use std::sync::atomic::Ordering;
 
 impl PhysMem {
     /// Host page-table entries that name the frame.
@@ -49,11 +51,6 @@ impl PhysMem {
             return;
         }
         assert!(self.sub_name(frame, MAPCOUNT), "mapcount of {pfn:?} below zero");
-    }
-
-    /// Which allocation of the frame this is: two looks with equal generations saw the same page. For checkers; natively always 0.
-    pub fn generation(&self, pfn: Pfn) -> u32 {
-        self.generations.as_ref().map_or(0, |generations| generations.get(pfn.0 as u32).load(Ordering::Relaxed))
     }
 
     /// Stage-2 entries that name the frame.
