@@ -63,8 +63,9 @@ fn temporary_beside(target: &Path) -> io::Result<tempfile::NamedTempFile> {
 
 /// The error of the system, without the name of a file that nobody has asked for.
 fn without_path(error: io::Error) -> io::Error {
-    let cause = error.get_ref().and_then(std::error::Error::source).and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.and_then(io::Error::raw_os_error).map_or(error, io::Error::from_raw_os_error)
+    let text = error.to_string();
+    let (cause, _) = text.split_once(" at path ").unwrap_or((&text, ""));
+    io::Error::new(error.kind(), cause)
 }
 
 /// Lets `write` fill the file at `path`. The file appears whole or not at all: if anything fails, what was there stays.
