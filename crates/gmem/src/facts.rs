@@ -4,7 +4,7 @@
 //! places of their own in a recording, so they have functions of their own.
 
 use crate::Stage2Kind;
-use crate::kvm::config::{KernelVersion, MachineConfig, Thp};
+use crate::kvm::config::{KernelVersion, MachineConfig, SnpCpuid, Thp};
 use crate::kvm::uapi::KVM_MAX_VCPUS;
 use crate::trace::Header;
 use serde_json::{Map, Value};
@@ -236,6 +236,20 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| switch(value, &mut machine.snp_contention),
     },
     Fact {
+        name: "snp_cpuid",
+        what: "policy for CPUID pages",
+        expected: "one of \"epyc\", \"any\"",
+        is_number: false,
+        get: |machine| {
+            let known = SnpCpuid::ALL.iter().find(|(_, cpuid)| *cpuid == machine.snp_cpuid);
+            FactValue::Word(known.map_or("", |(name, _)| name).to_string())
+        },
+        set: |machine, value| {
+            let found = SnpCpuid::ALL.iter().find(|(name, _)| matches!(value, FactValue::Word(word) if word == name));
+            found.map(|(_, cpuid)| machine.snp_cpuid = *cpuid).is_some()
+        },
+    },
+    Fact {
         name: "ciphertext_hiding",
         what: "switch",
         expected: "true or false",
@@ -322,6 +336,14 @@ pub const FACTS: &[Fact] = &[
         is_number: true,
         get: |machine| FactValue::Number(machine.faults.busy),
         set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.busy),
+    },
+    Fact {
+        name: "psp_timeout",
+        what: "number of a command",
+        expected: "a number from 1, or 0 for none",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.faults.firmware),
+        set: |machine, value| number(value, 0..=u64::MAX, &mut machine.faults.firmware),
     },
     Fact {
         name: "signal_step",

@@ -23,6 +23,8 @@ pub struct Faults {
     pub node: u64,
     /// Number of the request to make a page private at which the machine beneath KVM is busy.
     pub busy: u64,
+    /// Number of the command to the secure processor's firmware that is never answered.
+    pub firmware: u64,
     /// The step at which the signal arrives.
     pub signal_step: u64,
     /// The task that gets it, by its number; threads of a scenario are numbered from 1.

@@ -14,7 +14,9 @@ use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason
 use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
 use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev};
 use crate::kvm::vcpu::GuestInsn;
-use crate::ops::{Answer, Detail, Name, Op};
+use crate::ops::{Answer, Detail, Name, SnpOp};
+use sim_coco::snp::vmsa::{SevFeatures, offset as in_vmsa};
+use sim_coco::snp::{RmpAdjust, Vmpl, VmplPerms};
 use sim_kernel::fs::RawFd;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
@@ -28,6 +30,23 @@ const PSC_PAGES_MAX: u64 = 1 << 16;
 /// A field of a GHCB, which may be anywhere.
 fn in_ghcb(ghcb: Gpa, offset: u64) -> Gpa {
     Gpa(ghcb.0.wrapping_add(offset))
+}
+
+fn page_size(huge: bool) -> u64 {
+    if huge { PMD_SIZE } else { PAGE_SIZE }
+}
+
+/// A page that a guest's kernel has filled in as the VMSA of another of its processors: as much of it as matters here.
+fn vmsa_page(features: SevFeatures, vmpl: u8) -> Box<[u8]> {
+    let mut page = vec![0; PAGE_SIZE as usize].into_boxed_slice();
+    page[in_vmsa::SEV_FEATURES..][..8].copy_from_slice(&features.bits().to_le_bytes());
+    page[in_vmsa::VMPL] = vmpl;
+    page
+}
+
+/// A value of a field of 16 bits, or of none.
+fn u16_or_max(value: u64) -> u16 {
+    u16::try_from(value).unwrap_or(u16::MAX)
 }
 
 /// A program under construction.
@@ -65,11 +84,16 @@ impl Program {
         self.terminate_unless(0, TermReason::Pvalidate);
     }
 
+    /// A page, or a part of one, written at once.
+    fn write_block(&mut self, gpa: Gpa, bytes: Box<[u8]>) {
+        self.snp(SnpInsn::WriteBlock { gpa, block: self.blocks.len() });
+        self.blocks.push(bytes);
+    }
+
     /// `vmgexit` with a request in the GHCB: the page is written at once, as what follows is read from it.
     fn vmgexit(&mut self, ghcb: Gpa, request: Box<[u8]>) {
         self.shared(true);
-        self.snp(SnpInsn::WriteBlock { gpa: ghcb, block: self.blocks.len() });
-        self.blocks.push(request);
+        self.write_block(ghcb, request);
         self.snp(SnpInsn::WriteGhcbMsr { value: ghcb.0 });
         self.snp(SnpInsn::Vmgexit);
     }
@@ -90,34 +114,97 @@ impl World {
         ioctl::memory_encrypt_op(cx, &self.process, self.fd(vm), cmd)
     }
 
-    /// `KVM_MEMORY_ENCRYPT_OP`.
-    pub(super) fn encrypt_op(&self, cx: &Cx<'_>, op: &Op) -> Answer {
-        let (vm, op) = match op {
-            Op::SevInit2 { vm, vmsa_features, flags, ghcb_version } => {
-                let (flags, ghcb_version) =
-                    (u32::try_from(*flags).unwrap_or(u32::MAX), u16::try_from(*ghcb_version).unwrap_or(u16::MAX));
-                (vm, SevOp::Init2 { vmsa_features: *vmsa_features, flags, ghcb_version })
+    /// One operation of an SNP VM.
+    pub(super) fn snp(&self, cx: &Cx<'_>, op: &SnpOp) -> Answer {
+        if let Some(answer) = self.of_td(cx, op) {
+            return answer;
+        }
+        let mut program = Program::default();
+        // What the VMM replies, and whether `rbx` is worth telling.
+        let (vcpu, reply, reads) = match op {
+            SnpOp::SevInit2 { vm, vmsa_features, flags, ghcb_version } => {
+                let flags = u32::try_from(*flags).unwrap_or(u32::MAX);
+                let ghcb_version = u16::try_from(*ghcb_version).unwrap_or(u16::MAX);
+                let init2 = SevOp::Init2 { vmsa_features: *vmsa_features, flags, ghcb_version };
+                return self.encrypt_op(cx, vm, init2);
             }
-            Op::SnpLaunchStart { vm, policy, flags } => {
-                let flags = u16::try_from(*flags).unwrap_or(u16::MAX);
-                (vm, SevOp::SnpLaunchStart(SnpLaunchStart { policy: *policy, flags, ..SnpLaunchStart::default() }))
+            SnpOp::SnpLaunchStart { vm, policy, flags } => {
+                let start = SnpLaunchStart { policy: *policy, flags: u16_or_max(*flags), ..SnpLaunchStart::default() };
+                return self.encrypt_op(cx, vm, SevOp::SnpLaunchStart(start));
             }
-            Op::SnpLaunchUpdate { vm, gpa, hva, len, r#type, flags } => {
+            SnpOp::SnpLaunchUpdate { vm, gpa, hva, len, r#type, flags } => {
                 let update = SnpLaunchUpdate {
                     gfn_start: Gpa(*gpa).gfn(),
                     uaddr: Hva(self.hva(hva)),
                     len: *len,
                     page_type: SnpPageType(u8::try_from(*r#type).unwrap_or(u8::MAX)),
-                    flags: u16::try_from(*flags).unwrap_or(u16::MAX),
+                    flags: u16_or_max(*flags),
                 };
                 return self.launch_update(cx, vm, update);
             }
-            Op::SnpLaunchFinish { vm, flags } => {
-                let flags = u16::try_from(*flags).unwrap_or(u16::MAX);
-                (vm, SevOp::SnpLaunchFinish(SnpLaunchFinish { flags, ..SnpLaunchFinish::default() }))
+            SnpOp::SnpLaunchFinish { vm, flags } => {
+                let finish = SnpLaunchFinish { flags: u16_or_max(*flags), ..SnpLaunchFinish::default() };
+                return self.encrypt_op(cx, vm, SevOp::SnpLaunchFinish(finish));
             }
-            other => unreachable!("{} is no operation of the firmware", other.name()),
+            SnpOp::GuestReadShared { vcpu, gpa } => {
+                program.shared(true);
+                program.insns.push(GuestInsn::Read { gpa: Gpa(*gpa) });
+                (vcpu, 0, true)
+            }
+            SnpOp::GuestWriteShared { vcpu, gpa, value } => {
+                program.shared(true);
+                program.insns.push(GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 });
+                (vcpu, 0, false)
+            }
+            SnpOp::GuestPvalidate { vcpu, gpa, size, validate } => {
+                // What is no size of a page is in RCX as it is.
+                let size = match *size {
+                    PAGE_SIZE => 0,
+                    PMD_SIZE => 1,
+                    other => other,
+                };
+                program.snp(SnpInsn::Pvalidate { gpa: Gpa(*gpa), size, validate: u32::from(*validate) });
+                (vcpu, 0, true)
+            }
+            SnpOp::GuestRmpadjust { vcpu, gpa, vmpl, perms, vmsa } => {
+                let rdx = *vmpl.min(&0xff) | *perms.min(&0xff) << 8 | u64::from(*vmsa) << 16;
+                program.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
+                (vcpu, 0, true)
+            }
+            SnpOp::GuestMakeVmsa { vcpu, gpa, features, vmpl } => {
+                let features = SevFeatures::from_bits_retain(*features);
+                program.write_block(Gpa(*gpa), vmsa_page(features, (*vmpl).min(0xff) as u8));
+                let rdx = RmpAdjust::new(Vmpl::new(1).expect("there are four"), VmplPerms::empty(), true).0;
+                program.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
+                (vcpu, 0, true)
+            }
+            SnpOp::GuestGhcbMsr { vcpu, value, reply } => {
+                program.msr_protocol(*value);
+                (vcpu, *reply, true)
+            }
+            SnpOp::GuestVmgexit { vcpu, ghcb, code, info1, info2, rax, reply } => {
+                let request = Request { code: *code, info1: *info1, info2: *info2, rax: *rax, scratch: None };
+                program.vmgexit(Gpa(*ghcb), request.page(&[]));
+                program.read_exit_info(Gpa(*ghcb));
+                (vcpu, *reply, true)
+            }
+            SnpOp::GuestConvert { vcpu, gpa, to, reply } => {
+                program.convert(Gpa(*gpa), *to);
+                (vcpu, *reply, false)
+            }
+            SnpOp::GuestPsc { len, huge, .. } if len.div_ceil(page_size(*huge)) > PSC_PAGES_MAX => {
+                return failed(Errno::ENOMEM);
+            }
+            SnpOp::GuestPsc { vcpu, ghcb, gpa, len, to, huge, reply } => {
+                program.psc(Gpa(*ghcb), Gpa(*gpa), *len, *to, *huge);
+                (vcpu, *reply, false)
+            }
         };
+        self.guest_snp(cx, program, vcpu, reply, reads)
+    }
+
+    /// `KVM_MEMORY_ENCRYPT_OP`.
+    fn encrypt_op(&self, cx: &Cx<'_>, vm: &Name, op: SevOp) -> Answer {
         let mut cmd = SevCmd::new(op, self.sev_fd(cx));
         let result = self.sev_cmd(cx, vm, &mut cmd);
         with_detail(result, firmware(cmd.error))
@@ -136,32 +223,22 @@ impl World {
     }
 
     /// Runs a program of an SNP guest.
-    pub(super) fn guest_snp(&self, cx: &Cx<'_>, op: &Op) -> Answer {
-        if let Op::GuestPsc { len, huge, .. } = op
-            && len.div_ceil(if *huge { PMD_SIZE } else { PAGE_SIZE }) > PSC_PAGES_MAX
-        {
-            return failed(Errno::ENOMEM);
-        }
-        if let Some(program) = self.of_td(cx, op) {
-            return program;
-        }
-        let mut program = Program::default();
-        let (vcpu, reply, reads) = program.of(op);
+    fn guest_snp(&self, cx: &Cx<'_>, program: Program, vcpu: &Name, reply: u64, reads: bool) -> Answer {
         let Program { insns, blocks } = program;
         self.run_guest(cx, vcpu, Run { program: insns, blocks, reply, reads })
     }
 
     /// The same of a TD, of what both kinds of guests do. `None` if it is another guest's, or what only SNP guests do.
-    fn of_td(&self, cx: &Cx<'_>, op: &Op) -> Option<Answer> {
+    fn of_td(&self, cx: &Cx<'_>, op: &SnpOp) -> Option<Answer> {
         let (vcpu, program, reply, reads) = match op {
-            Op::GuestReadShared { vcpu, gpa } => {
+            SnpOp::GuestReadShared { vcpu, gpa } => {
                 (vcpu, tdx::through_shared(GuestInsn::Read { gpa: Gpa(*gpa) }), 0, true)
             }
-            Op::GuestWriteShared { vcpu, gpa, value } => {
+            SnpOp::GuestWriteShared { vcpu, gpa, value } => {
                 let insn = GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 };
                 (vcpu, tdx::through_shared(insn), 0, false)
             }
-            Op::GuestConvert { vcpu, gpa, to, reply } => {
+            SnpOp::GuestConvert { vcpu, gpa, to, reply } => {
                 (vcpu, tdx::convert(self.gpaw(cx, vcpu)?, Gpa(*gpa), *to), *reply, false)
             }
             _ => return None,
@@ -176,66 +253,23 @@ fn firmware(error: u32) -> Detail {
 }
 
 impl Program {
-    /// The program of an operation, with the vCPU that runs it, what the VMM replies, and whether `rbx` is worth telling.
-    fn of<'op>(&mut self, op: &'op Op) -> (&'op Name, u64, bool) {
-        match op {
-            Op::GuestReadShared { vcpu, gpa } => {
-                self.shared(true);
-                self.insns.push(GuestInsn::Read { gpa: Gpa(*gpa) });
-                (vcpu, 0, true)
-            }
-            Op::GuestWriteShared { vcpu, gpa, value } => {
-                self.shared(true);
-                self.insns.push(GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 });
-                (vcpu, 0, false)
-            }
-            Op::GuestPvalidate { vcpu, gpa, size, validate } => {
-                // What is no size of a page is in RCX as it is.
-                let size = match *size {
-                    PAGE_SIZE => 0,
-                    PMD_SIZE => 1,
-                    other => other,
-                };
-                self.snp(SnpInsn::Pvalidate { gpa: Gpa(*gpa), size, validate: u32::from(*validate) });
-                (vcpu, 0, true)
-            }
-            Op::GuestRmpadjust { vcpu, gpa, vmpl, perms, vmsa } => {
-                let rdx = *vmpl.min(&0xff) | *perms.min(&0xff) << 8 | u64::from(*vmsa) << 16;
-                self.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
-                (vcpu, 0, true)
-            }
-            Op::GuestGhcbMsr { vcpu, value, reply } => {
-                self.snp(SnpInsn::WriteGhcbMsr { value: *value });
-                self.snp(SnpInsn::Vmgexit);
-                self.snp(SnpInsn::ReadGhcbMsr);
-                (vcpu, *reply, true)
-            }
-            Op::GuestVmgexit { vcpu, ghcb, code, info1, info2, rax, reply } => {
-                let request = Request { code: *code, info1: *info1, info2: *info2, rax: *rax, scratch: None };
-                self.vmgexit(Gpa(*ghcb), request.page(&[]));
-                self.read_exit_info(Gpa(*ghcb));
-                (vcpu, *reply, true)
-            }
-            Op::GuestConvert { vcpu, gpa, to, reply } => {
-                let gpa = Gpa(*gpa);
-                let private = *to == PageOp::Private as u64;
-                if !private {
-                    self.pvalidate(gpa, 0, 0);
-                }
-                self.snp(SnpInsn::WriteGhcbMsr { value: MsrRequest::Psc { gpa, op: *to as u8 }.encode() });
-                self.snp(SnpInsn::Vmgexit);
-                self.snp(SnpInsn::ReadGhcbMsr);
-                self.terminate_unless(MsrResponse::Psc { failed: false }.encode(), TermReason::Psc);
-                if private {
-                    self.pvalidate(gpa, 0, 1);
-                }
-                (vcpu, *reply, false)
-            }
-            Op::GuestPsc { vcpu, ghcb, gpa, len, to, huge, reply } => {
-                self.psc(Gpa(*ghcb), Gpa(*gpa), *len, *to, *huge);
-                (vcpu, *reply, false)
-            }
-            other => unreachable!("{} is no operation of an SNP guest", other.name()),
+    /// A request by the GHCB MSR, whose answer `rbx` becomes.
+    fn msr_protocol(&mut self, request: u64) {
+        self.snp(SnpInsn::WriteGhcbMsr { value: request });
+        self.snp(SnpInsn::Vmgexit);
+        self.snp(SnpInsn::ReadGhcbMsr);
+    }
+
+    /// Another state of one page, by the GHCB MSR.
+    fn convert(&mut self, gpa: Gpa, to: u64) {
+        let private = to == PageOp::Private as u64;
+        if !private {
+            self.pvalidate(gpa, 0, 0);
+        }
+        self.msr_protocol(MsrRequest::Psc { gpa, op: to as u8 }.encode());
+        self.terminate_unless(MsrResponse::Psc { failed: false }.encode(), TermReason::Psc);
+        if private {
+            self.pvalidate(gpa, 0, 1);
         }
     }
 
@@ -257,7 +291,7 @@ impl Program {
     fn psc(&mut self, ghcb: Gpa, gpa: Gpa, len: u64, to: u64, huge: bool) {
         let private = to == PageOp::Private as u64;
         let entry = |gpa: Gpa| PscEntry { cur_page: 0, gfn: gpa.gfn(), op: to as u8, is_2m: huge };
-        let step = if huge { PMD_SIZE } else { PAGE_SIZE };
+        let step = page_size(huge);
         let pages: Vec<Gpa> = (0..len).step_by(step as usize).map(|at| Gpa(gpa.0.wrapping_add(at))).collect();
         for pages in pages.chunks(MAX_ENTRY) {
             if !private {
@@ -275,14 +309,20 @@ impl Program {
                 rax: 0,
                 scratch: Some(in_ghcb(ghcb, offset::SHARED_BUFFER)),
             };
-            self.vmgexit(ghcb, request.page(&list));
-            let again = self.insns.len() - 1;
+            let page = request.page(&list);
+            let valid: Box<[u8]> = page[offset::VALID_BITMAP as usize..][..16].into();
+            self.vmgexit(ghcb, page);
+            let vmgexit = self.insns.len() - 1;
             self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SHARED_BUFFER) });
-            let done = self.insns.len() + 5;
+            let at = self.insns.len();
+            let (again, done) = (at + 5, at + 7);
             self.insns.push(GuestInsn::JumpEqual { value: done_header, to: done });
             self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
             self.insns.push(GuestInsn::JumpEqual { value: 0, to: again });
             self.terminate(TermReason::Psc);
+            // Whoever asks again says again what is valid.
+            self.write_block(in_ghcb(ghcb, offset::VALID_BITMAP), valid);
+            self.insns.push(GuestInsn::Jump { to: vmgexit });
             assert_eq!(self.insns.len(), done, "the jump leads behind the end of the guest");
             self.shared(false);
             if private {

@@ -339,18 +339,7 @@ impl World {
                 self.guest(cx, op)
             }
             Op::GuestPaged(op) => self.guest_paged(cx, op),
-            Op::SevInit2 { .. }
-            | Op::SnpLaunchStart { .. }
-            | Op::SnpLaunchUpdate { .. }
-            | Op::SnpLaunchFinish { .. } => self.encrypt_op(cx, op),
-            Op::GuestReadShared { .. }
-            | Op::GuestWriteShared { .. }
-            | Op::GuestPvalidate { .. }
-            | Op::GuestRmpadjust { .. }
-            | Op::GuestGhcbMsr { .. }
-            | Op::GuestVmgexit { .. }
-            | Op::GuestPsc { .. }
-            | Op::GuestConvert { .. } => self.guest_snp(cx, op),
+            Op::Snp(op) => self.snp(cx, op),
             Op::Tdx(op) => self.tdx(cx, op),
         }
     }

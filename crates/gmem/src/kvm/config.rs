@@ -2,12 +2,35 @@
 
 use super::uapi::{KVM_MAX_VCPUS, KVM_X86_DEFAULT_VM, KVM_X86_SNP_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM};
 pub use super::versions::{KernelVersion, KernelVersionError};
+use sim_coco::snp::firmware::{CpuidMasks, epyc_cpuid_masks};
 use sim_kernel::mm::HugePageRules;
 pub use sim_kernel::mm::Thp;
 use sim_kernel::{Faults, MutantSet};
 use sim_mmu::guest_paging::{Encryption, GuestFormat};
 use sim_mmu::tlb::TlbConfig;
 use sim_mmu::{Gfn, Stage2Kind, TdpConfig};
+
+/// What the firmware of SNP takes of a guest's CPUID page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SnpCpuid {
+    /// What firmware of EPYC processors takes, as far as it is known.
+    #[default]
+    Epyc,
+    /// Everything.
+    Any,
+}
+
+impl SnpCpuid {
+    /// The policies, by the names that files have for them.
+    pub const ALL: [(&'static str, SnpCpuid); 2] = [("epyc", SnpCpuid::Epyc), ("any", SnpCpuid::Any)];
+
+    pub(super) fn masks(self) -> CpuidMasks {
+        match self {
+            SnpCpuid::Epyc => epyc_cpuid_masks(),
+            SnpCpuid::Any => CpuidMasks::new(),
+        }
+    }
+}
 
 /// Everything that is fixed before the first system call.
 ///
@@ -70,6 +93,8 @@ pub struct MachineConfig {
     pub snp_asids: u64,
     /// RMP instructions can be seen half done: then they fail because somebody else is at work, and have to be tried again.
     pub snp_contention: bool,
+    /// What the firmware of SNP takes of a guest's CPUID page.
+    pub snp_cpuid: SnpCpuid,
     /// The host reads ones instead of ciphertext (`CiphertextHiding`).
     pub ciphertext_hiding: bool,
     /// The machine has Intel TDX, and the kernel uses it: there are VMs of type `KVM_X86_TDX_VM`. Only with EPT that has accessed and dirty bits.
@@ -117,6 +142,7 @@ impl Default for MachineConfig {
             snp: false,
             snp_asids: 1006,
             snp_contention: false,
+            snp_cpuid: SnpCpuid::default(),
             ciphertext_hiding: false,
             tdx: false,
             tdx_hkids: 31,

@@ -104,6 +104,9 @@ impl Host {
             self.phys.inject(faults);
             self.nodes.inject(faults);
             self.busy.inject(faults);
+            if let Some(sev) = self.sev() {
+                sev.inject(cx, faults);
+            }
             cx.inject_signal(faults);
         }
         process

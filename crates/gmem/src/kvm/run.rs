@@ -230,6 +230,7 @@ impl Vcpu {
             return self.tdx_enter_guest(cx, state, srcu);
         }
         self.load_mmu(cx, state)?;
+        self.sev_es_unmap_ghcb(cx, state);
         self.show_processor(state);
         let stage2 = state.root.as_ref().expect("just loaded").stage2();
         state.cpu.enter(state.sregs.paging, stage2).expect("only registers that it can run are set");

@@ -5,12 +5,10 @@ use super::ghcb::{Kernel, Request};
 use crate::kvm::sev::protocol::ap::{ApCreation, ApRequest};
 use crate::kvm::sev::protocol::ghcb::exit;
 use crate::kvm::sev::protocol::msr::TermReason;
+use sim_coco::snp::vmsa::offset::SEV_FEATURES;
 use sim_coco::snp::{RmpAdjust, Vmpl, VmplPerms};
 use sim_kernel::{PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
-
-/// Offset of `sev_features` in a VMSA.
-const SEV_FEATURES: u64 = 0x3b0;
 
 /// A page that is to be a VMSA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +63,9 @@ impl Kernel {
     /// # Errors
     /// The guest ends if the GHCB is not set up, or its request is refused.
     pub async fn start_ap(&self, apic_id: u32, vmsa: Vmsa, features: u64) -> Ends<bool> {
-        self.cpu.write(Place::private(vmsa.0 + SEV_FEATURES), features).await?;
+        let mut page = vec![0; PAGE_SIZE as usize / 8];
+        page[SEV_FEATURES / 8] = features;
+        self.cpu.run(Insn::Copy(Place::private(vmsa.0), page)).await?;
         if self.cpu.run(Insn::Rmpadjust { gpa: vmsa.0, rdx: vmsa_flag(true) }).await? != 0 {
             return Ok(false);
         }

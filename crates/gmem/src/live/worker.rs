@@ -266,21 +266,10 @@ impl Live {
                 let access = GuestAccess::Hypercall { nr: *nr, args: [arg(0), arg(1), arg(2), arg(3)], reply: *reply };
                 self.guest(vcpu, access, args.len())
             }
-            Op::SevInit2 { .. }
-            | Op::SnpLaunchStart { .. }
-            | Op::SnpLaunchUpdate { .. }
-            | Op::SnpLaunchFinish { .. }
-            | Op::GuestReadShared { .. }
-            | Op::GuestWriteShared { .. }
-            | Op::GuestPvalidate { .. }
-            | Op::GuestRmpadjust { .. }
-            | Op::GuestGhcbMsr { .. }
-            | Op::GuestVmgexit { .. }
-            | Op::GuestPsc { .. }
-            | Op::GuestConvert { .. }
-            | Op::Tdx(_) => {
-                Err(Failure::Refused(format!("{} is of SNP VMs, which are not made on a real machine", op.name())))
-            }
+            Op::Snp(_) | Op::Tdx(_) => Err(Failure::Refused(format!(
+                "{} is of protected VMs, which are not made on a real machine",
+                op.name()
+            ))),
             Op::GuestPaged(op) => self.guest_paged(op),
         }
     }

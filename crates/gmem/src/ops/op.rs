@@ -3,9 +3,11 @@
 //! Simplified: flags, modes and capability numbers are plain numbers, because programs also pass invalid ones; their
 //! symbolic names for people live in [`table`](super::table).
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 
-use super::{Advice, FdRef, HvaRef, Name, Prot, TdxOp};
+use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -17,7 +19,7 @@ use super::{Advice, FdRef, HvaRef, Name, Prot, TdxOp};
 /// assert_eq!(op.name(), "close");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
+#[serde(tag = "op", rename_all = "snake_case", remote = "Self")]
 #[allow(missing_docs, reason = "operations and arguments are described by `table::OPS`, in one place")]
 pub enum Op {
     CreateVm {
@@ -228,83 +230,12 @@ pub enum Op {
         args: Vec<u64>,
         reply: u64,
     },
-    #[serde(rename = "sev_init2")]
-    SevInit2 {
-        vm: Name,
-        vmsa_features: u64,
-        flags: u64,
-        ghcb_version: u64,
-    },
-    SnpLaunchStart {
-        vm: Name,
-        policy: u64,
-        flags: u64,
-    },
-    SnpLaunchUpdate {
-        vm: Name,
-        gpa: u64,
-        hva: HvaRef,
-        len: u64,
-        r#type: u64,
-        flags: u64,
-    },
-    SnpLaunchFinish {
-        vm: Name,
-        flags: u64,
-    },
-    GuestReadShared {
-        vcpu: Name,
-        gpa: u64,
-    },
-    GuestWriteShared {
-        vcpu: Name,
-        gpa: u64,
-        value: u64,
-    },
-    GuestPvalidate {
-        vcpu: Name,
-        gpa: u64,
-        size: u64,
-        validate: bool,
-    },
-    GuestRmpadjust {
-        vcpu: Name,
-        gpa: u64,
-        vmpl: u64,
-        perms: u64,
-        vmsa: bool,
-    },
-    GuestGhcbMsr {
-        vcpu: Name,
-        value: u64,
-        reply: u64,
-    },
-    GuestVmgexit {
-        vcpu: Name,
-        ghcb: u64,
-        code: u64,
-        info1: u64,
-        info2: u64,
-        rax: u64,
-        reply: u64,
-    },
-    GuestPsc {
-        vcpu: Name,
-        ghcb: u64,
-        gpa: u64,
-        len: u64,
-        to: u64,
-        huge: bool,
-        reply: u64,
-    },
-    GuestConvert {
-        vcpu: Name,
-        gpa: u64,
-        to: u64,
-        reply: u64,
-    },
     GuestPaged(GuestPaged),
-    #[serde(untagged)]
+    /// Those of VMs with SEV-SNP, under their own names.
+    #[serde(skip)]
+    Snp(SnpOp),
+    /// Those of TDs.
+    #[serde(skip)]
     Tdx(TdxOp),
 }
 
@@ -354,6 +285,28 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+// Families are no level of their own in a file. With `remote`, what serde derives are functions of `Op`, for the operations of no family.
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Op::Snp(op) => op.serialize(serializer),
+            Op::Tdx(op) => op.serialize(serializer),
+            op => Op::serialize(op, serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Op {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Op, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Op::deserialize(&value)
+            .or_else(|error| SnpOp::deserialize(&value).map(Op::Snp).map_err(|_| error))
+            .or_else(|error| TdxOp::deserialize(&value).map(Op::Tdx).map_err(|_| error))
+            .map_err(D::Error::custom)
+    }
+}
+
 impl Op {
     /// The operation's name in traces and scenarios.
     pub fn name(&self) -> &'static str {
@@ -396,19 +349,8 @@ impl Op {
             Op::GuestWrite { .. } => "guest_write",
             Op::GuestRmw { .. } => "guest_rmw",
             Op::GuestHypercall { .. } => "guest_hypercall",
-            Op::SevInit2 { .. } => "sev_init2",
-            Op::SnpLaunchStart { .. } => "snp_launch_start",
-            Op::SnpLaunchUpdate { .. } => "snp_launch_update",
-            Op::SnpLaunchFinish { .. } => "snp_launch_finish",
-            Op::GuestReadShared { .. } => "guest_read_shared",
-            Op::GuestWriteShared { .. } => "guest_write_shared",
-            Op::GuestPvalidate { .. } => "guest_pvalidate",
-            Op::GuestRmpadjust { .. } => "guest_rmpadjust",
-            Op::GuestGhcbMsr { .. } => "guest_ghcb_msr",
-            Op::GuestVmgexit { .. } => "guest_vmgexit",
-            Op::GuestPsc { .. } => "guest_psc",
-            Op::GuestConvert { .. } => "guest_convert",
             Op::GuestPaged(_) => "guest_paged",
+            Op::Snp(op) => op.name(),
             Op::Tdx(op) => op.name(),
         }
     }

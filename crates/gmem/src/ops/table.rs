@@ -478,6 +478,16 @@ pub const OPS: &[OpSpec] = &[
         "rmpadjust by the vCPU, then hlt; reads EAX",
     ),
     op(
+        "guest_make_vmsa",
+        &[
+            VCPU,
+            GPA,
+            opt("features", Kind::Flags(&[("snp_active", 1), ("debug_swap", 32)]), "snp_active"),
+            opt("vmpl", Kind::Count, "0"),
+        ],
+        "the vCPU fills a page in as the VMSA of another one, with SEV_FEATURES and VMPL, and makes it one by rmpadjust, as Linux does, then hlt; reads EAX",
+    ),
+    op(
         "guest_ghcb_msr",
         &[VCPU, arg("value", Kind::Address), CONVERTS],
         "vmgexit by the vCPU with this request in the GHCB MSR, then hlt; reads the MSR. On a hypercall exit the VMM converts the memory and answers 0, or only answers `reply` if that is not 0",

@@ -90,7 +90,7 @@ pub fn faults() -> impl Strategy<Value = Faults> {
     let some =
         (nth(), nth(), nth(), busy, nth(), 1..4u64).prop_map(|(frame, table, node, busy, signal_step, signal_task)| {
             let signal_task = if signal_step == 0 { 0 } else { signal_task };
-            Faults { frame, table, node, busy, signal_step, signal_task }
+            Faults { frame, table, node, busy, signal_step, signal_task, ..Faults::default() }
         });
     prop_oneof![2 => Just(Faults::default()), 1 => some]
 }

@@ -5,7 +5,7 @@ use gmem::interp::Sequential;
 use gmem::ops::Op;
 use gmem::replay::Executor;
 use gmem::trace::{Reader, emit};
-use gmem::{KernelVersion, MachineConfig, Simulator, Stage2Kind, Status, Thp, cli, scenario};
+use gmem::{KernelVersion, MachineConfig, Simulator, SnpCpuid, Stage2Kind, Status, Thp, cli, scenario};
 use sim_kernel::Faults;
 use sim_mmu::tlb::TlbConfig;
 use std::fs;
@@ -96,17 +96,19 @@ fn a_scenario_says_everything_of_a_machine() {
         snp = true
         snp_asids = 9
         snp_contention = true
+        snp_cpuid = "any"
         ciphertext_hiding = true
         fail_frame = 1
         fail_table = 2
         fail_node = 3
         busy_private = 6
+        psp_timeout = 7
         signal_step = 4
         signal_task = 5
         [setup]
         run = "create_vm vm0"
     "#;
-    let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, signal_step: 4, signal_task: 5 };
+    let faults = Faults { frame: 1, table: 2, node: 3, busy: 6, firmware: 7, signal_step: 4, signal_task: 5 };
     let failure = MachineConfig {
         tlb: TlbConfig::NONE,
         ept_ad_bits: false,
@@ -118,6 +120,7 @@ fn a_scenario_says_everything_of_a_machine() {
         snp: true,
         snp_asids: 9,
         snp_contention: true,
+        snp_cpuid: SnpCpuid::Any,
         ciphertext_hiding: true,
         faults,
         ..shadow()

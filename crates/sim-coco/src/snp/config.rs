@@ -1,7 +1,7 @@
 //! What a machine with SEV-SNP is made of, and the points on which public documents leave a choice.
 
+use super::firmware::CpuidMasks;
 use super::layout::RmpLayout;
-use std::collections::BTreeMap;
 
 /// What RMPUPDATE does with the size of an assigned page (OP-18).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,8 +44,8 @@ pub struct SnpConfig {
     pub sockets: u32,
     /// Major and minor version of the firmware's interface, which a policy may demand.
     pub abi_version: (u8, u8),
-    /// What the platform offers of each CPUID function and index: EAX, EBX, ECX, EDX as masks. Functions that are not here are not checked.
-    pub cpuid: BTreeMap<(u32, u32), [u32; 4]>,
+    /// What the platform offers of CPUID.
+    pub cpuid: CpuidMasks,
     /// What the keys of guests are derived from.
     pub seed: u64,
     /// Another task may run between the moment when an operation marks its entries and the moment when it changes them; two 4 KiB
@@ -82,7 +82,7 @@ impl SnpConfig {
             smt: true,
             sockets: 1,
             abi_version: (1, 55),
-            cpuid: BTreeMap::new(),
+            cpuid: CpuidMasks::new(),
             seed: 0,
             contention: false,
             host_write_faults_on_busy: false,

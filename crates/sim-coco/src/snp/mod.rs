@@ -38,6 +38,7 @@ mod state;
 mod tlb;
 mod types;
 mod vmrun;
+pub mod vmsa;
 
 pub use check::HostSnpAccess;
 pub use cipher::{BlockNumber, MemoryKey};
@@ -55,3 +56,4 @@ pub use rmpquery::RmpQueried;
 pub use state::PageState;
 pub use types::{Asid, Gva, RmpSize, Spa, Vmpl, VmplPerms};
 pub use vmrun::{Gp0, InGuest, Vmrun, VmrunFail};
+pub use vmsa::SevFeatures;

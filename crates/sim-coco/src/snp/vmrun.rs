@@ -2,7 +2,9 @@
 
 use super::guest::GuestKind;
 use super::machine::{CpuId, Snp};
-use super::types::{Asid, Spa};
+use super::memory::KeyPath;
+use super::types::{Asid, Spa, Vmpl};
+use super::vmsa::{SevFeatures, offset};
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, Pfn};
 
@@ -37,8 +39,8 @@ pub struct Vmrun {
     pub vmsa: Option<Spa>,
     /// The backing page of its interrupt controller. The tables beside it are only read, and not checked.
     pub avic_backing: Option<Spa>,
-    /// Whether SEV_FEATURES in the VMSA says SNP is active.
-    pub snp_active: bool,
+    /// ALLOWED_SEV_FEATURES: the VMSA may have no others. `None` if the VMCB does not say, and then any are allowed.
+    pub allowed_sev_features: Option<SevFeatures>,
 }
 
 /// A virtual processor in guest mode: RMP operations on its pages fail until [`Snp::vmexit`].
@@ -46,6 +48,14 @@ pub struct Vmrun {
 #[must_use = "the pages stay in use until vmexit"]
 pub struct InGuest {
     pages: Vec<Pfn>,
+    vmpl: Vmpl,
+}
+
+impl InGuest {
+    /// The level that the VMSA says, and that the guest runs at.
+    pub fn vmpl(&self) -> Vmpl {
+        self.vmpl
+    }
 }
 
 impl Drop for InGuest {
@@ -61,7 +71,8 @@ impl Snp {
     /// VMRUN: checks the pages and marks them as in use. The VMCB carries no guest address of the VMSA, so its reverse map counts as right (OP-4).
     ///
     /// # Errors
-    /// In the order of the checks: `#GP(0)`, VMEXIT_INVALID. A VMSA that another vCPU runs with is invalid.
+    /// In the order of the checks: `#GP(0)`, VMEXIT_INVALID. A VMSA that another vCPU runs with is invalid, and so is one whose SEV_FEATURES are not those of
+    /// an SNP guest, or of none, or not allowed, or whose VMPL there is not.
     #[track_caller]
     pub fn vmrun(&self, cx: &Cx<'_>, vmrun: &Vmrun) -> Result<InGuest, VmrunFail> {
         let pages: Vec<Pfn> =
@@ -83,20 +94,23 @@ impl Snp {
             }
         }
         let vmsa_is_valid = match (vmrun.kind, vmrun.vmsa) {
-            (GuestKind::Snp, Some(vmsa)) => vmrun.snp_active && self.is_enabled() && self.is_vmsa(vmrun.asid, vmsa),
+            (GuestKind::Snp, Some(vmsa)) => self.is_enabled() && self.is_vmsa(vmrun.asid, vmsa),
             (GuestKind::Snp, None) => false,
-            (_, _) if vmrun.snp_active => false,
             (_, Some(vmsa)) => !self.is_enabled() || !self.rmp.is_assigned(vmsa.pfn()),
             (_, None) => true,
         };
         if !vmsa_is_valid {
             return Err(VmrunFail::Invalid);
         }
+        let vmpl = match vmrun.vmsa {
+            Some(vmsa) => self.load_vmsa(vmrun, vmsa).ok_or(VmrunFail::Invalid)?,
+            None => Vmpl::ZERO,
+        };
         let covered: Vec<Pfn> = pages.into_iter().filter(|pfn| self.rmp.covers(*pfn)).collect();
         for pfn in &covered {
             self.rmp.begin_use(*pfn);
         }
-        Ok(InGuest { pages: covered })
+        Ok(InGuest { pages: covered, vmpl })
     }
 
     /// Covered, owned by the guest, mutable, a VMSA, and nobody's at the moment. Whether it is validated is not asked.
@@ -110,6 +124,20 @@ impl Snp {
             && page.vmsa
             && !self.rmp.is_in_use(pfn)
             && !self.rmp.is_busy(pfn)
+    }
+
+    /// What the VMSA holds, read with the guest's key: the level, if the features are those of a guest of this kind.
+    fn load_vmsa(&self, vmrun: &Vmrun, vmsa: Spa) -> Option<Vmpl> {
+        let read = |offset: usize, bytes: &mut [u8]| {
+            self.memory.read(KeyPath::Guest(vmrun.asid), vmsa.pfn(), offset, bytes);
+        };
+        let (mut features, mut vmpl) = ([0; 8], [0]);
+        read(offset::SEV_FEATURES, &mut features);
+        read(offset::VMPL, &mut vmpl);
+        let features = SevFeatures::from_bits_retain(u64::from_le_bytes(features));
+        let is_snp = features.contains(SevFeatures::SNP_ACTIVE);
+        let are_allowed = vmrun.allowed_sev_features.is_none_or(|allowed| allowed.contains(features));
+        Vmpl::new(vmpl[0]).filter(|_| is_snp == (vmrun.kind == GuestKind::Snp) && are_allowed)
     }
 
     /// `#VMEXIT`: the pages are free again.

@@ -8,7 +8,7 @@ use sim_coco::snp::firmware::{
 use sim_coco::snp::{Asid, CpuId, PageState, RmpLayout, RmpSize, RmpUpdate, Snp, SnpConfig, Spa};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Sim;
-use sim_kernel::{Cx, Pfn};
+use sim_kernel::{Cx, Faults, Pfn};
 use std::sync::Arc;
 
 pub(crate) fn status<T: std::fmt::Debug>(answer: Result<T, PspFail>) -> FwStatus {
@@ -292,20 +292,30 @@ fn from_reset_to_shutdown() {
 }
 
 #[test]
-fn sn_106_a_command_that_does_not_answer_has_no_effect() {
+fn sn_106_a_command_that_does_not_answer_is_the_last() {
     with(|cx, machine| {
         let snp = &machine.snp;
         let gctx = machine.launching(cx, G, GuestPolicy::USUAL);
-        for injected in [Injected::NoAnswer, Injected::Status(FwStatus::ResourceLimit)] {
-            snp.inject(cx, Command::Decommission, injected);
-            let expected = match injected {
-                Injected::NoAnswer => PspFail::NoAnswer,
-                Injected::Status(status) => PspFail::Status(status),
-            };
-            assert_eq!(snp.snp_decommission(cx, gctx), Err(expected));
-            assert_eq!(machine.state(gctx.pfn()), PageState::Context);
-        }
-        snp.snp_decommission(cx, gctx).unwrap();
+        let page = machine.in_state(cx, PageState::Firmware);
+        snp.inject(cx, Command::Decommission, Injected::Status(FwStatus::ResourceLimit));
+        assert_eq!(snp.snp_decommission(cx, gctx), Err(FwStatus::ResourceLimit.into()));
+        assert_eq!(machine.state(gctx.pfn()), PageState::Context, "no effect");
+        // The third command from now.
+        snp.inject_faults(cx, &Faults { firmware: 3, ..Faults::default() });
+        assert!(snp.snp_guest_status(cx, gctx).is_ok());
+        assert!(snp.snp_guest_status(cx, gctx).is_ok());
+        assert_eq!(snp.snp_decommission(cx, gctx), Err(PspFail::NoAnswer));
+        assert_eq!(machine.state(gctx.pfn()), PageState::Context, "no effect");
+        assert_eq!(snp.snp_decommission(cx, gctx), Err(PspFail::Dead));
+        assert_eq!(snp.snp_page_reclaim(cx, Spa::of(page), RmpSize::Size4K), Err(PspFail::Dead));
+        assert_eq!(snp.snp_df_flush(cx), Err(PspFail::Dead));
+        // The hardware is not.
+        machine.assign(cx, machine.page(), RmpUpdate::guest(G, GPA));
+    });
+    with(|cx, machine| {
+        machine.snp.inject(cx, Command::DfFlush, Injected::NoAnswer);
+        assert_eq!(machine.snp.snp_df_flush(cx), Err(PspFail::NoAnswer));
+        assert_eq!(machine.snp.snp_df_flush(cx), Err(PspFail::Dead));
     });
 }
 

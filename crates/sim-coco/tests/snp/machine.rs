@@ -2,8 +2,8 @@
 
 use sim_coco::snp::firmware::{GuestPolicy, LaunchStart};
 use sim_coco::snp::{
-    Asid, CpuId, GuestCpu, GuestKind, InGuest, PageOperand, PageState, Pvalidated, RmpAdjust, RmpEntry, RmpLayout,
-    RmpSize, RmpUpdate, Snp, SnpConfig, Spa, Vmpl, VmplPerms, Vmrun,
+    Asid, CpuId, GuestCpu, GuestKind, InGuest, KeyPath, PageOperand, PageState, Pvalidated, RmpAdjust, RmpEntry,
+    RmpLayout, RmpSize, RmpUpdate, SevFeatures, Snp, SnpConfig, Spa, Vmpl, VmplPerms, Vmrun, vmsa,
 };
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sched::Sim;
@@ -160,6 +160,7 @@ pub(crate) fn running(cx: &Cx<'_>, machine: &Machine) -> (InGuest, Pfn) {
     snp.wrmsr_vm_hsave_pa(cx, CpuId(0), Spa::of(machine.page())).unwrap();
     let pfn = machine.in_state(cx, PageState::GuestValid);
     assert_eq!(snp.rmpadjust(cx, &GuestCpu::snp(0, G), &PageOperand::page(GPA, pfn), set_vmsa(true)), Ok(Ok(())));
+    fill_vmsa(machine, pfn, SevFeatures::SNP_ACTIVE, 0);
     let vmrun = Vmrun {
         cpu: CpuId(0),
         vmcb: Spa::of(machine.page()),
@@ -167,9 +168,16 @@ pub(crate) fn running(cx: &Cx<'_>, machine: &Machine) -> (InGuest, Pfn) {
         asid: G,
         vmsa: Some(Spa::of(pfn)),
         avic_backing: None,
-        snp_active: true,
+        allowed_sev_features: None,
     };
     (snp.vmrun(cx, &vmrun).unwrap(), pfn)
+}
+
+/// What guest `G` writes into its VMSA.
+pub(crate) fn fill_vmsa(machine: &Machine, pfn: Pfn, features: SevFeatures, vmpl: u8) {
+    let memory = machine.snp.memory();
+    memory.write(KeyPath::Guest(G), pfn, vmsa::offset::SEV_FEATURES, &features.bits().to_le_bytes());
+    memory.write(KeyPath::Guest(G), pfn, vmsa::offset::VMPL, &[vmpl]);
 }
 
 /// RMPADJUST to VMPL1 without a permission: the page becomes a VMSA, or is none any more.

@@ -25,7 +25,7 @@ impl Vcpu {
         let vcpus = self.vm.all_vcpus();
         let find = |id: u32| vcpus.iter().find(|vcpu| vcpu.id() == u64::from(id));
         let rules = ApRules {
-            vmsa_features: sev.vmsa_features(),
+            vmsa_features: sev.vmsa_features().bits(),
             end: (self.vm.max_gfn() + 1).gpa(),
             refuses_2m_aligned: !cx.has_mutant(SEV_AP_ALIGNED_VMSA),
         };

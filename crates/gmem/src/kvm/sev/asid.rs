@@ -73,7 +73,7 @@ impl SevHost {
         let flushed = self.snp().snp_df_flush(cx);
         let deactivated = flushed == Err(PspFail::Status(FwStatus::WbinvdRequired));
         assert!(!deactivated, "SNP-INV-023: a guest is deactivated between WBINVD and DF_FLUSH");
-        flushed.map_err(|fail| super::host::psp_errno(fail).0)
+        flushed.map_err(super::ioctl::psp_errno)
     }
 
     /// `sev_asid_free`: the ASID can be used again after the next flush.

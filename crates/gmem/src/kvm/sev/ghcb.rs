@@ -89,14 +89,14 @@ impl Vcpu {
         }
     }
 
-    /// `sev_es_sync_from_ghcb`: each field is read once. `None` if nothing is mapped there.
+    /// `sev_es_sync_from_ghcb`: each field is read once, and nothing is marked valid any more. `None` if nothing is mapped there.
     fn sev_es_sync_from_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa) -> Option<Snapshot> {
         use offset::*;
         /// Version and usage are in one word.
         const LAST_WORD: u64 = USAGE & !7;
         let mut read = |offset: u64| self.read_guest_u64(cx, state, gpa + offset);
         let valid = ValidBitmap([read(VALID_BITMAP)?, read(VALID_BITMAP + 8)?]);
-        Some(Snapshot {
+        let snapshot = Snapshot {
             gpa,
             valid,
             exit_code: read(SW_EXITCODE)?,
@@ -106,7 +106,28 @@ impl Vcpu {
             rax: read(RAX)?,
             rbx: read(RBX)?,
             usage: (read(LAST_WORD)? >> (8 * (USAGE % 8))) as u32,
-        })
+        };
+        self.set_valid(cx, state, gpa, ValidBitmap::default());
+        state.sev.as_deref_mut().expect("a vCPU of an SNP VM").ghcb_is_mapped = true;
+        Some(snapshot)
+    }
+
+    /// `sev_es_unmap_ghcb`, on the way into the guest: what the answer consists of is marked valid, general registers too (`sev_es_sync_to_ghcb`). Their values are
+    /// left as the guest wrote them; Linux writes back what it copied, and zeroes for what was not valid.
+    pub(crate) fn sev_es_unmap_ghcb(&self, cx: &Cx<'_>, state: &mut VcpuState) {
+        use offset::*;
+        let Some(es) = state.sev.as_deref_mut() else { return };
+        let gpa = es.ghcb.gpa;
+        if std::mem::take(&mut es.ghcb_is_mapped) {
+            let answer = ValidBitmap::of(&[RAX, RBX, RCX, RDX, SW_EXITINFO1, SW_EXITINFO2]);
+            self.set_valid(cx, state, gpa, answer);
+        }
+    }
+
+    fn set_valid(&self, cx: &Cx<'_>, state: &mut VcpuState, ghcb: Gpa, valid: ValidBitmap) {
+        for (i, word) in (0..).zip(valid.0) {
+            self.set_ghcb(cx, state, ghcb, offset::VALID_BITMAP + 8 * i, word);
+        }
     }
 
     fn set_response(&self, cx: &Cx<'_>, state: &mut VcpuState, response: Response, data: u64) {

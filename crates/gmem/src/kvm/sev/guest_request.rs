@@ -2,6 +2,7 @@
 
 use super::ghcb::Pending;
 use super::info::SevInfo;
+use super::ioctl::psp_errno;
 use super::protocol::ghcb::{Malformed, Snapshot, offset};
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
@@ -28,7 +29,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// `EIO` if the guest's pages cannot be reached; `EBADF` if the descriptor of `/dev/sev` that START was given is closed; `ETIMEDOUT` if the firmware
-    /// does not answer.
+    /// does not answer, `EBUSY` if it did not before.
     pub(super) fn snp_handle_guest_req(
         &self,
         cx: &Cx<'_>,
@@ -49,7 +50,7 @@ impl Vcpu {
         let fw = match sev.host.snp().snp_guest_request(cx, gctx, Spa::of(req), Spa::of(resp)) {
             Ok(()) => 0,
             Err(PspFail::Status(status)) => status.code(),
-            Err(PspFail::NoAnswer) => return Err(Errno::ETIMEDOUT),
+            Err(fail) => return Err(psp_errno(fail)),
         };
         self.copy_to_guest(cx, state, sev, resp, response)?;
         drop(pages);

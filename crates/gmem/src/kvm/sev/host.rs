@@ -6,12 +6,11 @@ use crate::kvm::config::MachineConfig;
 use crate::kvm::mutants::{SEV_NO_OVERLAP_RETRY, SEV_NO_SPLIT};
 use crate::kvm::process::Process;
 use sim_coco::AccessKind;
-use sim_coco::snp::firmware::PspFail;
 use sim_coco::snp::{Asid, CpuId, HostSnpAccess, RmpFail, RmpLayout, RmpSize, RmpUpdate, Snp, SnpConfig, Spa};
 use sim_kernel::fs::{File, FileOperations, RawFd, Stat};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sync::{RwLock, WaitQueue};
-use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGES_PER_PMD, Pfn};
+use sim_kernel::{Cx, Errno, Faults, PAGE_SHIFT, PAGES_PER_PMD, Pfn};
 use sim_mmu::{Gpa, Level};
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -54,6 +53,7 @@ impl SevHost {
         let mut machine = SnpConfig::new(RmpLayout::above(config.memory >> PAGE_SHIFT));
         machine.asid_max = u16::try_from(config.snp_asids).unwrap_or(u16::MAX).max(1);
         machine.contention = config.snp_contention;
+        machine.cpuid = config.snp_cpuid.masks();
         machine.ciphertext_hiding = config.ciphertext_hiding;
         let snp = Arc::new(Snp::new(cx, Arc::clone(phys), machine));
         snp.bring_up(cx).expect("a machine that was just reset comes up");
@@ -76,6 +76,11 @@ impl SevHost {
             host.snp.wrmsr_vm_hsave_pa(cx, CpuId(cpu), Spa::of(hsave)).expect("the page is the host's");
         }
         Some(host)
+    }
+
+    /// From now on, commands to the firmware are answered as the faults say.
+    pub(crate) fn inject(&self, cx: &Cx<'_>, faults: &Faults) {
+        self.snp.inject_faults(cx, faults);
     }
 
     /// The machine.
@@ -190,9 +195,13 @@ impl SevHost {
         Ok(())
     }
 
-    /// `snp_leak_pages`: nobody gets these any more. The references stay the caller's, who must not put them.
+    /// `snp_leak_pages`: nobody gets these any more. The references stay the caller's, who must not put them. A page may come here twice, as a VMSA that could be
+    /// reclaimed neither at once nor with its vCPU; Linux links it into its list twice then.
     pub(super) fn leak_page(&self, pfn: Pfn) {
-        self.leaked.lock().push(pfn);
+        let mut leaked = self.leaked.lock();
+        if !leaked.contains(&pfn) {
+            leaked.push(pfn);
+        }
     }
 
     /// As [`SevHost::leak_page`], with the reference.
@@ -272,14 +281,6 @@ fn may_host_write(snp: &Snp, pfn: Pfn) -> bool {
     let is_own = !snp.is_enabled() || !snp.rmp().is_assigned(pfn);
     assert!(!may || is_own, "SNP-INV-002: the host writes {pfn:?}, which is not its own");
     may
-}
-
-/// What a failed command is to its caller: the errno, and the firmware's number (`sev_do_cmd`).
-pub(super) fn psp_errno(fail: PspFail) -> (Errno, u32) {
-    match fail {
-        PspFail::Status(status) => (Errno::EIO, status.code()),
-        PspFail::NoAnswer => (Errno::ETIMEDOUT, 0),
-    }
 }
 
 /// The file behind `/dev/sev`.

@@ -1,10 +1,10 @@
 //! What a VM has of SEV-SNP (`struct kvm_sev_info`), from `KVM_SEV_INIT2` to the end of the VM (`sev_guest_init`, `sev_vm_destroy`).
 
 use super::host::SevHost;
-use super::ioctl::check_fd;
+use super::ioctl::{check_fd, psp_errno};
 use crate::kvm::mutants::SEV_ASID_FREED_FIRST;
 use crate::kvm::vm::Vm;
-use sim_coco::snp::{Asid, RmpSize, Spa};
+use sim_coco::snp::{Asid, RmpSize, SevFeatures, Spa};
 use sim_kernel::fs::{FdTable, RawFd};
 use sim_kernel::sync::Mutex;
 use sim_kernel::{Cx, Errno, Pfn};
@@ -12,10 +12,8 @@ use sim_mmu::Gpa;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-/// `SVM_SEV_FEAT_SNP_ACTIVE`.
-pub(super) const SNP_ACTIVE: u64 = 1 << 0;
-/// `SVM_SEV_FEAT_DEBUG_SWAP`, which user space may ask for.
-pub(super) const DEBUG_SWAP: u64 = 1 << 5;
+/// What user space may ask for (`sev_supported_vmsa_features`).
+const SUPPORTED_VMSA_FEATURES: SevFeatures = SevFeatures::DEBUG_SWAP;
 /// `GHCB_VERSION_MAX`.
 pub(super) const GHCB_VERSION: u16 = 2;
 
@@ -127,8 +125,8 @@ impl SevInfo {
     }
 
     /// `vmsa_features`.
-    pub fn vmsa_features(&self) -> u64 {
-        self.vmsa_features.load(Ordering::Relaxed)
+    pub fn vmsa_features(&self) -> SevFeatures {
+        SevFeatures::from_bits_retain(self.vmsa_features.load(Ordering::Relaxed))
     }
 
     /// `kvm->created_vcpus`.
@@ -160,8 +158,10 @@ impl SevInfo {
         if cx.has_mutant(SEV_ASID_FREED_FIRST) {
             self.host.asid_free(cx, asid);
         }
-        // Without a decommissioned context, the ASID is lost with it.
-        if snp_decommission_context(cx, self).is_ok() && !cx.has_mutant(SEV_ASID_FREED_FIRST) {
+        if snp_decommission_context(cx, self).is_err() {
+            // Nobody knows the context any more; the ASID is lost with it.
+            self.host.leak_allocated(self.context().expect("it was not decommissioned"));
+        } else if !cx.has_mutant(SEV_ASID_FREED_FIRST) {
             self.host.asid_free(cx, asid);
         }
     }
@@ -189,11 +189,15 @@ impl Vm {
         cx: &Cx<'_>,
         sev: &SevInfo,
         launch: &mut Launch,
-        vmsa_features: u64,
+        vmsa_features: SevFeatures,
         flags: u32,
         ghcb_version: u16,
     ) -> Result<(), Errno> {
-        if !launch.need_init || sev.created_vcpus() > 0 || flags != 0 || vmsa_features & !DEBUG_SWAP != 0 {
+        if !launch.need_init
+            || sev.created_vcpus() > 0
+            || flags != 0
+            || !SUPPORTED_VMSA_FEATURES.contains(vmsa_features)
+        {
             return Err(Errno::EINVAL);
         }
         if !matches!(ghcb_version, 0 | GHCB_VERSION) {
@@ -204,7 +208,7 @@ impl Vm {
             sev.host.asid_free(cx, asid);
             return Err(errno);
         }
-        sev.vmsa_features.store(vmsa_features | SNP_ACTIVE, Ordering::Relaxed);
+        sev.vmsa_features.store((vmsa_features | SevFeatures::SNP_ACTIVE).bits(), Ordering::Relaxed);
         sev.asid.set(asid).expect("need_init is cleared with the first ASID");
         launch.need_init = false;
         Ok(())
@@ -228,17 +232,14 @@ fn snp_guest_req_init(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
 /// `snp_decommission_context`: forgets the guest and frees its context; nothing to do without one.
 ///
 /// # Errors
-/// If the firmware refuses; then the context is leaked.
+/// If the firmware refuses; then the VM keeps its context.
 pub(super) fn snp_decommission_context(cx: &Cx<'_>, sev: &SevInfo) -> Result<(), Errno> {
     let Some(context) = sev.context() else { return Ok(()) };
     let decommissioned = {
         let _deactivate = sev.host.deactivate_lock.write(cx);
         sev.host.snp().snp_decommission(cx, Spa::of(context))
     };
-    if decommissioned.is_err() {
-        sev.host.leak_allocated(context);
-        return Err(Errno::EIO);
-    }
+    decommissioned.map_err(psp_errno)?;
     sev.host.free_firmware_page(cx, context);
     sev.set_context(None);
     Ok(())

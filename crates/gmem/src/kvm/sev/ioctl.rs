@@ -4,6 +4,7 @@ use super::host::SevDevice;
 use super::info::SevInfo;
 use crate::kvm::process::Process;
 use crate::kvm::vm::Vm;
+use sim_coco::snp::SevFeatures;
 use sim_coco::snp::firmware::{IdBlock, PageType, PspFail};
 use sim_kernel::fs::{FdTable, RawFd};
 use sim_kernel::{Cx, Errno, Hva};
@@ -149,11 +150,27 @@ impl Issuer<'_> {
         check_fd(cx, self.process.fds(), fd)
     }
 
-    /// The errno of a command that failed; the firmware's error is kept.
-    pub(super) fn failed(&mut self, fail: PspFail) -> Errno {
-        let (errno, error) = super::host::psp_errno(fail);
-        self.error = error;
-        errno
+    /// What a command's issuer is told (`sev_do_cmd`): the errno, and in the structure the firmware's number, which is 0 also of a command that it did not
+    /// answer. Once it is dead, that is left alone.
+    ///
+    /// # Errors
+    /// [`psp_errno`].
+    pub(super) fn issued<R>(&mut self, result: Result<R, PspFail>) -> Result<R, Errno> {
+        match &result {
+            Ok(_) | Err(PspFail::NoAnswer) => self.error = 0,
+            Err(PspFail::Status(status)) => self.error = status.code(),
+            Err(PspFail::Dead) => {}
+        }
+        result.map_err(psp_errno)
+    }
+}
+
+/// The errno of a command that failed (`__sev_do_cmd_locked`).
+pub(super) fn psp_errno(fail: PspFail) -> Errno {
+    match fail {
+        PspFail::Status(_) => Errno::EIO,
+        PspFail::NoAnswer => Errno::ETIMEDOUT,
+        PspFail::Dead => Errno::EBUSY,
     }
 }
 
@@ -174,10 +191,7 @@ impl Vm {
             return Err(Errno::ENOTTY);
         }
         let Some(sev) = self.sev() else {
-            return Err(match cmd.op {
-                SevOp::SnpLaunchStart(_) | SevOp::SnpLaunchFinish(_) => Errno::ENOTTY,
-                _ => Errno::EINVAL,
-            });
+            return Err(of_no_sev_guest(cmd.op.id()));
         };
         let mut launch = sev.lock.lock(cx);
         if sev.is_snp_guest() && cmd.op.id() < FIRST_SNP {
@@ -186,16 +200,29 @@ impl Vm {
         let mut issuer = Issuer { process, error: cmd.error };
         let result = match &mut cmd.op {
             SevOp::Init2 { vmsa_features, flags, ghcb_version } => {
-                self.sev_guest_init2(cx, sev, &mut launch, *vmsa_features, *flags, *ghcb_version)
+                let features = SevFeatures::from_bits_retain(*vmsa_features);
+                self.sev_guest_init2(cx, sev, &mut launch, features, *flags, *ghcb_version)
             }
             SevOp::SnpLaunchStart(start) => self.snp_launch_start(cx, sev, &mut issuer, start, cmd.sev_fd),
             SevOp::SnpLaunchUpdate(update) => self.snp_launch_update(cx, sev, &mut issuer, update, cmd.sev_fd),
             SevOp::SnpLaunchFinish(finish) => self.snp_launch_finish(cx, sev, &mut issuer, finish, cmd.sev_fd),
             SevOp::SnpEnableReqCerts => enable_certs(sev),
-            SevOp::Other(_) => Err(Errno::EINVAL),
+            SevOp::Other(id) => Err(of_no_sev_guest(*id)),
         };
         cmd.error = issuer.error;
         result
+    }
+}
+
+/// What the command of this number answers for a VM that is no SEV guest (yet): most look for that first and say `ENOTTY`; what does not exist, would make it one of
+/// another kind, or is slow to look is `EINVAL`.
+fn of_no_sev_guest(id: u32) -> Errno {
+    match id {
+        // Of SEV and SEV-ES: the launch, migration (without VMSAs and RECEIVE_UPDATE_DATA), status, debugging, attestation.
+        2..=9 | 11 | 12 | 15..=18 | 20 | 21 => Errno::ENOTTY,
+        // Start and end of an SNP guest's launch.
+        100 | 102 => Errno::ENOTTY,
+        _ => Errno::EINVAL,
     }
 }
 

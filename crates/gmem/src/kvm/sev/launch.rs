@@ -47,17 +47,17 @@ impl Vm {
         let gctx = Spa::of(context);
         let command = LaunchStart { gctx, policy: start.policy, gosvw: start.gosvw, imi_en: false };
         let snp = sev.host.snp();
-        let started = snp.snp_launch_start(cx, &command).map_err(|fail| issuer.failed(fail));
+        let started = issuer.issued(snp.snp_launch_start(cx, &command));
         let bound = started.and_then(|()| {
             sev.store_fd(&issuer.process.fds, fd);
             // `snp_bind_asid`.
             let activated = snp.snp_activate(cx, gctx, asid);
             assert_free(asid, activated);
-            activated.map_err(|fail| issuer.failed(fail))
+            issuer.issued(activated)
         });
         if bound.is_err() {
-            // What is left of a context that cannot be decommissioned is leaked, and START can never be tried again.
-            let _leaked = snp_decommission_context(cx, sev);
+            // A context that cannot be decommissioned stays where it is, so that START refuses from now on; the end of the VM tries again.
+            let _stays = snp_decommission_context(cx, sev);
         }
         bound
     }
@@ -91,22 +91,25 @@ impl Vm {
         if !slot.is_some_and(|slot| slot.has_gmem()) {
             return Err(Errno::EINVAL);
         }
-        issuer.error = 0;
+        // What the firmware says is passed on only if nothing came of the call.
+        let mut firmware = Issuer { process: issuer.process, error: 0 };
         let source = PopulateSource { uaddr: update.uaddr, write: page_type == PageType::Cpuid };
         let populated = {
             let mut post = |gfn: Gfn, pfn: Pfn, source: Option<Pfn>| {
-                self.sev_gmem_post_populate(cx, sev, issuer, fd, page_type, gfn, pfn, source)
+                self.sev_gmem_post_populate(cx, sev, &mut firmware, fd, page_type, gfn, pfn, source)
             };
             self.gmem_populate(cx, update.gfn_start, npages, has_source.then_some(source), &mut post)
         };
-        let done = populated.map_err(|_| Errno::EIO)?;
+        let Ok(done) = populated else {
+            issuer.error = firmware.error;
+            return Err(Errno::EIO);
+        };
+        // An error after the first page comes back with the next call.
         update.gfn_start = update.gfn_start + done;
         update.len -= done * PAGE_SIZE;
         if has_source {
             update.uaddr = update.uaddr + done * PAGE_SIZE;
         }
-        // An error after the first page comes back with the next call.
-        issuer.error = 0;
         Ok(())
     }
 
@@ -137,7 +140,7 @@ impl Vm {
         let measured = measured_page(host, page_type, gfn.gpa(), pfn);
         let launched = issuer.check_fd(cx, fd).and_then(|()| {
             let command = LaunchUpdate::new(gctx, Spa::of(pfn), page_type);
-            host.snp().snp_launch_update(cx, &command).map_err(|fail| issuer.failed(fail))
+            issuer.issued(host.snp().snp_launch_update(cx, &command))
         });
         let Err(errno) = launched else {
             assert!(!self.peek_pre_fault_allowed(), "SNP-INV-019: {gfn:?} is launched after the end of the launch");
@@ -177,12 +180,13 @@ impl Vm {
         self.snp_launch_update_vmsa(cx, sev, issuer, fd)?;
         sev.check_stored_fd(cx)?;
         let command = LaunchFinish { gctx, id_block: finish.id_block, host_data: finish.host_data };
-        sev.host.snp().snp_launch_finish(cx, &command).map_err(|fail| issuer.failed(fail))?;
+        issuer.issued(sev.host.snp().snp_launch_finish(cx, &command))?;
         self.allow_pre_fault(cx);
         Ok(())
     }
 
-    /// `snp_launch_update_vmsa`: with every vCPU locked, none runs, and none is half made.
+    /// `snp_launch_update_vmsa`: with every vCPU locked, none runs, and none is half made. Simplified: a signal that kills does not end the wait (nobody would see the
+    /// EINTR), and no vCPU has breakpoints of the host's or a DR7 of its own, which would be EINVAL.
     fn snp_launch_update_vmsa(
         &self,
         cx: &Cx<'_>,
@@ -213,8 +217,8 @@ fn assert_free(asid: Asid, activated: Result<(), PspFail>) {
 /// `snp_context_create`.
 fn snp_context_create(cx: &Cx<'_>, sev: &SevInfo, issuer: &mut Issuer<'_>, fd: RawFd) -> Option<Pfn> {
     let context = sev.host.alloc_firmware_page(cx).ok()?;
-    let created = issuer.check_fd(cx, fd).is_ok()
-        && sev.host.snp().snp_gctx_create(cx, Spa::of(context)).map_err(|fail| issuer.failed(fail)).is_ok();
+    let created =
+        issuer.check_fd(cx, fd).is_ok() && issuer.issued(sev.host.snp().snp_gctx_create(cx, Spa::of(context))).is_ok();
     if !created {
         sev.host.free_firmware_page(cx, context);
     }
@@ -245,7 +249,7 @@ fn launch_vmsa(
     let measured = measured_page(&sev.host, PageType::Vmsa, VMSA_GPA, vmsa);
     let launched = issuer.check_fd(cx, fd).and_then(|()| {
         let command = LaunchUpdate::new(gctx, Spa::of(vmsa), PageType::Vmsa);
-        sev.host.snp().snp_launch_update(cx, &command).map_err(|fail| issuer.failed(fail))
+        issuer.issued(sev.host.snp().snp_launch_update(cx, &command))
     });
     if let Err(errno) = launched {
         let _bugged = vcpu.vm().snp_page_reclaim(cx, sev, vmsa);

@@ -39,6 +39,8 @@ mod msr;
 pub mod page;
 pub mod protocol;
 mod psc;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vmsa;
 

@@ -64,6 +64,8 @@ pub(crate) struct SevState {
     pub(super) ghcb_registered: Option<Gpa>,
     /// What was copied of the GHCB.
     pub(super) ghcb: Snapshot,
+    /// It is still to be told which fields of the answer are valid (`ghcb` of the kernel's structure is not null).
+    pub(super) ghcb_is_mapped: bool,
     pub(super) psc: Psc,
     /// What goes on when user space has answered.
     pub(crate) pending: Pending,
@@ -73,7 +75,7 @@ pub(crate) struct SevState {
     pub(crate) blocks: Vec<Box<[u8]>>,
     /// Not KVM's: the kernel that makes the program.
     pub(crate) kernel: Option<Box<super::kernel::KernelOnVcpu>>,
-    /// Not KVM's: the guest's level.
+    /// Not KVM's: the guest's level, as its VMSA says.
     pub(crate) vmpl: Vmpl,
     pub(super) vain_faults: Option<VainFaults>,
 }
@@ -87,6 +89,7 @@ impl SevState {
             ghcb_msr: 0,
             ghcb_registered: None,
             ghcb: Snapshot::default(),
+            ghcb_is_mapped: false,
             psc: Psc::default(),
             pending: Pending::None,
             shared_mapping: false,
@@ -176,10 +179,11 @@ impl Vcpu {
             asid,
             vmsa: Some(Spa::of(vmsa)),
             avic_backing: None,
-            snp_active: true,
+            allowed_sev_features: Some(sev.vmsa_features()),
         };
         match snp.vmrun(cx, &vmrun) {
             Ok(in_guest) => {
+                state.sev.as_deref_mut().expect("as its VM").vmpl = in_guest.vmpl();
                 let visit = self.guest(cx, state);
                 self.assert_vmsa(snp, asid, vmsa);
                 snp.vmexit(cx, in_guest);

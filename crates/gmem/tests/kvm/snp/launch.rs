@@ -1,13 +1,13 @@
 //! SN-121 to SN-132: the launch.
 
 use super::Script;
-use gmem::MachineConfig;
 use gmem::kvm::ioctl;
-use gmem::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType};
+use gmem::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchUpdate, SnpPageType};
+use gmem::{MachineConfig, SnpCpuid};
 use sim_coco::snp::firmware::{Command, FwStatus, GuestState, IdBlock, LaunchDigest, PageInfo, PageType};
 use sim_coco::snp::firmware::{CpuidEntry, CpuidPage, Injected};
-use sim_coco::snp::{PageState, Spa};
-use sim_kernel::{Cx, Errno, Hva};
+use sim_coco::snp::{PageState, SevFeatures, Spa};
+use sim_kernel::{Errno, Hva};
 use sim_mmu::{Gfn, Gpa};
 
 impl Script {
@@ -68,7 +68,7 @@ fn sn_121_init2_checks_in_this_order() {
          snp_launch_finish vm2                     => ENOTTY",
     );
     let features = script.of_vm("vm1", |_, vm| vm.sev().unwrap().vmsa_features());
-    assert_eq!(features, 0x21);
+    assert_eq!(features, SevFeatures::SNP_ACTIVE | SevFeatures::DEBUG_SWAP);
     script.end();
 }
 
@@ -249,7 +249,7 @@ fn sn_130_the_digest_is_of_pages_in_order_then_of_one_vmsa_each() {
         expected = expected.extend(&PageInfo::new(page_type, Gpa(gpa)).with_contents(&page));
     }
     let info = PageInfo::new(PageType::Vmsa, Gpa(0xffff_ffff_f000));
-    let bytes = gmem::kvm::sev::initial_vmsa(1);
+    let bytes = gmem::kvm::sev::initial_vmsa(SevFeatures::SNP_ACTIVE);
     for _ in 0..2 {
         expected = expected.extend(&info.with_contents(&bytes[..]));
     }
@@ -273,31 +273,10 @@ fn sn_131_policies() {
 }
 
 #[test]
-fn sn_132_commands_of_sev_are_refused() {
+fn sn_132_certificates_are_asked_for_before_there_are_vcpus() {
     let mut script = Script::vm();
     let fd = script.open_sev();
-    for id in [0, 1, 2, 21, 99] {
-        assert_eq!(script.command(SevOp::Other(id), fd).0, Err(Errno::EPERM), "{id}");
-    }
-    assert_eq!(script.command(SevOp::Other(104), fd).0, Err(Errno::EINVAL));
     assert_eq!(script.command(SevOp::SnpEnableReqCerts, fd).0, Err(Errno::EINVAL), "there is a vCPU");
-    script.end();
-}
-
-#[test]
-fn sn_121_a_descriptor_that_is_not_dev_sev() {
-    let mut script = Script::new(MachineConfig::default());
-    script.run("create_vm vm0 type=snp\n sev_init2 vm0 => ok");
-    let start = SevOp::SnpLaunchStart(SnpLaunchStart { policy: 0x30000, ..SnpLaunchStart::default() });
-    assert_eq!(script.command(start, -1).0, Err(Errno::ENOTTY));
-    let fd = script.open_sev();
-    assert_eq!(script.command(start, fd).0, Ok(()));
-    // FINISH uses the number that START was given.
-    script.with(|cx: &Cx<'_>, world| world.process().close(cx, fd)).unwrap();
-    let finish = SevOp::SnpLaunchFinish(SnpLaunchFinish::default());
-    let other = script.open_sev();
-    assert_eq!(other, fd, "the lowest number is used again");
-    assert_eq!(script.command(finish, -1).0, Ok(()));
     script.end();
 }
 
@@ -322,19 +301,78 @@ fn sn_109_an_identity_block_with_another_digest() {
     script.end();
 }
 
+/// The page as the guest gets it, or the VMM back: functions with EAX to EDX.
+fn cpuid_page(functions: &[(u32, [u32; 4])]) -> Box<[u8; 4096]> {
+    let entry = |(eax_in, out): &(u32, [u32; 4])| CpuidEntry { eax_in: *eax_in, out: *out, ..CpuidEntry::default() };
+    CpuidPage::build(&functions.iter().map(entry).collect::<Vec<_>>())
+}
+
+impl Script {
+    /// Writes a page of the VMM's memory, or reads it.
+    fn write_page(&mut self, hva: Hva, page: &[u8; 4096]) {
+        self.with(|cx, world| {
+            for (at, word) in (0..).step_by(8).zip(page.chunks_exact(8)) {
+                world.process().write_u64(cx, hva + at, u64::from_le_bytes(word.try_into().unwrap())).unwrap();
+            }
+        });
+    }
+
+    fn read_page(&mut self, hva: Hva) -> Vec<u8> {
+        self.with(|cx, world| {
+            let word = |at: u64| world.process().read_u64(cx, hva + at).unwrap().to_le_bytes();
+            (0..4096).step_by(8).flat_map(word).collect()
+        })
+    }
+
+    fn digest(&mut self) -> LaunchDigest {
+        let gctx = self.of_vm("vm0", |_, vm| Spa::of(vm.sev().unwrap().context().unwrap()));
+        self.snp(|_, snp| snp.peek_guest(gctx, |guest| guest.digest).unwrap())
+    }
+}
+
 #[test]
 fn sn_095_values_of_cpuid_that_are_replaced_come_back() {
     let mut script = Script::vm();
-    // Nothing is checked on this machine, so the page is launched as it is.
-    let page = CpuidPage::build(&[CpuidEntry::default()]);
-    assert_eq!(page.len(), 4096);
-    script.run(
-        "host_write64 m0 0 1                       => ok
-         snp_launch_update vm0 0x206000 m0 4K cpuid => ok",
-    );
+    let (fd, uaddr) = (script.open_sev(), script.hva("m0"));
+    // TSC_DEADLINE in function 1, TSC_ADJUST and SPEC_CTRL in function 7: the firmware of EPYC processors has none of them.
+    let wanted = cpuid_page(&[(1, [1, 2, 1 << 24 | 7, 4]), (7, [5, 1 << 1 | 1, 6, 1 << 26 | 1]), (0x0d, [!0; 4])]);
+    let offered = cpuid_page(&[(1, [1, 2, 7, 4]), (7, [5, 1, 6, 1]), (0x0d, [!0; 4])]);
+    script.write_page(uaddr, &wanted);
+    let before = script.digest();
+    let update = SnpLaunchUpdate { gfn_start: Gfn(0x206), uaddr, len: 0x1000, page_type: SnpPageType::CPUID, flags: 0 };
+    let (result, cmd) = script.command(SevOp::SnpLaunchUpdate(update), fd);
+    assert_eq!((result, cmd.error), (Err(Errno::EIO), FwStatus::InvalidParam.code()));
+    // What it would take is in the VMM's page; the guest's went back to the host, and nothing was measured.
+    assert_eq!(script.read_page(uaddr), offered[..]);
     let frame = script.frame(0x20_6000).unwrap();
-    assert_eq!(script.state(frame), PageState::GuestValid);
+    assert_eq!((script.state(frame), script.digest()), (PageState::Hypervisor, before));
+    // And that it takes; the page does not change any more.
+    assert_eq!(script.command(SevOp::SnpLaunchUpdate(update), fd).0, Ok(()));
+    assert_eq!(script.read_page(uaddr), offered[..]);
+    let info = PageInfo::new(PageType::Cpuid, Gpa(0x20_6000)).with_contents(&offered[..]);
+    assert_eq!((script.state(frame), script.digest()), (PageState::GuestValid, before.extend(&info)));
+    // More functions than there can be are refused, and there is nothing to correct.
+    let mut long = *wanted;
+    long[0] = 65;
+    script.write_page(uaddr, &long);
+    let (result, cmd) = script.command(SevOp::SnpLaunchUpdate(SnpLaunchUpdate { gfn_start: Gfn(0x207), ..update }), fd);
+    assert_eq!((result, cmd.error), (Err(Errno::EIO), FwStatus::InvalidParam.code()));
+    assert_eq!(script.read_page(uaddr), long);
     script.end();
+}
+
+#[test]
+fn sn_095_only_pages_of_that_type_are_looked_at() {
+    for (machine, page_type, answer) in
+        [(SnpCpuid::Epyc, "cpuid", "EIO"), (SnpCpuid::Any, "cpuid", "ok"), (SnpCpuid::Epyc, "unmeasured", "ok")]
+    {
+        let mut script = Script::new(MachineConfig { snp_cpuid: machine, ..MachineConfig::default() });
+        script.run(super::VM);
+        let uaddr = script.hva("m0");
+        script.write_page(uaddr, &cpuid_page(&[(0x8000_0008, [0, 1 << 25, 0, 0])]));
+        script.run(&format!("snp_launch_update vm0 0x206000 m0 4K {page_type} => {answer}"));
+        script.end();
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 
 mod launch;
 mod psc;
+mod psp;
 mod races;
+mod rmp;
 mod runtime;
 mod teardown;
 mod vcpus;

@@ -1,6 +1,142 @@
 //! SN-152 to SN-159, SN-163, SN-166, SN-181, SN-182: what guests ask by VMGEXIT.
 
 use super::Script;
+use gmem::kvm::ioctl;
+use gmem::kvm::sev::insn::SnpInsn;
+use gmem::kvm::sev::page::Request;
+use gmem::kvm::sev::protocol::ghcb::{ValidBitmap, exit, offset};
+use gmem::kvm::sev::protocol::msr::PageOp;
+use gmem::kvm::sev::protocol::psc::{PscEntry, PscHeader};
+use gmem::kvm::vcpu::{ExitInfo, GuestInsn};
+use sim_kernel::Errno;
+use sim_mmu::{Gfn, Gpa};
+
+/// Where the GHCB is.
+const GHCB: Gpa = Gpa(0x20_8000);
+
+impl Script {
+    /// A list of page-state changes by `c0`, of which the VMM answers each exit with the next of these: the exits, as address, pages and attributes.
+    fn list(&mut self, entries: &[PscEntry], answers: &[u64]) -> Vec<(u64, u64, u64)> {
+        let header = PscHeader { cur_entry: 0, end_entry: entries.len() as u16 - 1, reserved: 0 };
+        let words: Vec<u64> =
+            std::iter::once(header.to_word()).chain(entries.iter().map(|entry| entry.to_word())).collect();
+        let scratch = Some(GHCB + offset::SHARED_BUFFER);
+        let page = Request { code: exit::PSC, info1: 0, info2: 0, rax: 0, scratch }.page(&words);
+        self.with(|cx, world| {
+            let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+            vcpu.set_blocks(cx, vec![page]);
+            let insns = [
+                SnpInsn::SetShared { shared: true },
+                SnpInsn::WriteBlock { gpa: GHCB, block: 0 },
+                SnpInsn::WriteGhcbMsr { value: GHCB.0 },
+                SnpInsn::Vmgexit,
+            ];
+            vcpu.set_program(cx, &insns.map(GuestInsn::Snp));
+            let (mut exits, mut answer) = (Vec::new(), None);
+            let mut answers = answers.iter();
+            loop {
+                let (result, exit) = vcpu.run_answered(cx, answer);
+                assert_eq!(result, Ok(()));
+                let ExitInfo::Hypercall { nr: 12, args: [gpa, npages, attributes, 0], .. } = exit else {
+                    assert_eq!(exit, ExitInfo::Hlt);
+                    return exits;
+                };
+                exits.push((gpa, npages, attributes));
+                answer = Some(*answers.next().expect("an answer for each exit"));
+            }
+        })
+    }
+
+    /// A quadword of the GHCB, as the VMM sees it.
+    fn ghcb(&mut self, offset: u64) -> u64 {
+        self.with(|cx, world| world.process().read_u64(cx, world.map(&"m0".into()) + 0x8000 + offset).unwrap())
+    }
+}
+
+fn entry(gfn: u64, op: PageOp, is_2m: bool) -> PscEntry {
+    PscEntry::new(Gfn(gfn), op, is_2m)
+}
+
+#[test]
+fn sn_153_neighbours_are_one_exit_and_no_others_are() {
+    /// `KVM_MAP_GPA_RANGE_ENCRYPTED`, and 2 MiB.
+    const PRIVATE: u64 = 1 << 4;
+    const HUGE: u64 = 1;
+    use PageOp::{Private, Shared};
+    let small = |gfns: std::ops::Range<u64>, op| gfns.map(move |gfn| entry(gfn, op, false));
+    let mut script = Script::running();
+    let ten: Vec<_> = small(0x200..0x20a, Shared).collect();
+    assert_eq!(script.list(&ten, &[0]), [(0x20_0000, 10, 0)], "ten pages");
+    let gap: Vec<_> = small(0x200..0x203, Private).chain(small(0x204..0x206, Private)).collect();
+    assert_eq!(script.list(&gap, &[0, 0]), [(0x20_0000, 3, PRIVATE), (0x20_4000, 2, PRIVATE)], "a gap");
+    let backwards = [entry(0x202, Shared, false), entry(0x201, Shared, false)];
+    assert_eq!(script.list(&backwards, &[0, 0]), [(0x20_2000, 1, 0), (0x20_1000, 1, 0)], "downwards");
+    let ops: Vec<_> = small(0x200..0x202, Shared).chain(small(0x202..0x204, Private)).collect();
+    assert_eq!(script.list(&ops, &[0, 0]), [(0x20_0000, 2, 0), (0x20_2000, 2, PRIVATE)], "another operation");
+    let sizes = [entry(0x200, Shared, true), entry(0x400, Shared, true), entry(0x600, Shared, false)];
+    assert_eq!(script.list(&sizes, &[0, 0]), [(0x20_0000, 1024, HUGE), (0x60_0000, 1, 0)], "another size");
+    script.end();
+}
+
+#[test]
+fn sn_154_a_refused_batch_names_its_first_entry() {
+    let mut script = Script::running();
+    let list = [0x200, 0x201, 0x203, 0x204].map(|gfn| entry(gfn, PageOp::Shared, false));
+    // The second of two exits is refused: EAGAIN is nothing special.
+    assert_eq!(script.list(&list, &[0, Errno::EAGAIN.number() as u64]).len(), 2);
+    let header = PscHeader { cur_entry: 2, end_entry: 3, reserved: 0 };
+    assert_eq!(script.ghcb(offset::SHARED_BUFFER), header.to_word());
+    assert_eq!((script.ghcb(offset::SW_EXITINFO1), script.ghcb(offset::SW_EXITINFO2)), (0, 0x100 << 32));
+    script.end();
+}
+
+#[test]
+fn sn_163_what_is_valid_is_said_anew_with_each_request() {
+    let mut script = Script::running();
+    let answer = ValidBitmap::of(&[
+        offset::RAX,
+        offset::RBX,
+        offset::RCX,
+        offset::RDX,
+        offset::SW_EXITINFO1,
+        offset::SW_EXITINFO2,
+    ]);
+    let valid = |script: &mut Script| [0, 8].map(|at| script.ghcb(offset::VALID_BITMAP + at));
+    script.run("guest_vmgexit c0 0x208000 hv_features    => hlt 3");
+    assert_eq!(valid(&mut script), answer.0, "not the code of the event, nor the scratch area");
+    // The same request without saying so again.
+    script.with(|cx, world| {
+        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        let again = [SnpInsn::WriteGhcbMsr { value: GHCB.0 }, SnpInsn::Vmgexit];
+        vcpu.set_program(cx, &again.map(GuestInsn::Snp));
+        assert_eq!(vcpu.run(cx), (Ok(()), ExitInfo::Hlt));
+    });
+    assert_eq!((script.ghcb(offset::SW_EXITINFO1), script.ghcb(offset::SW_EXITINFO2)), (2, 4), "MISSING_INPUT");
+    // A page of user space with an exit of its own: nothing is valid until the vCPU goes on.
+    script.with(|cx, world| {
+        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        let list = PscEntry::new(Gfn(0x201), PageOp::Shared, false);
+        let header = PscHeader { cur_entry: 0, end_entry: 0, reserved: 0 };
+        let scratch = Some(GHCB + offset::SHARED_BUFFER);
+        let request = Request { code: exit::PSC, info1: 0, info2: 0, rax: 0, scratch };
+        vcpu.set_blocks(cx, vec![request.page(&[header.to_word(), list.to_word()])]);
+        let insns = [
+            SnpInsn::SetShared { shared: true },
+            SnpInsn::WriteBlock { gpa: GHCB, block: 0 },
+            SnpInsn::WriteGhcbMsr { value: GHCB.0 },
+            SnpInsn::Vmgexit,
+        ];
+        vcpu.set_program(cx, &insns.map(GuestInsn::Snp));
+        assert!(matches!(vcpu.run(cx).1, ExitInfo::Hypercall { .. }));
+    });
+    assert_eq!(valid(&mut script), [0, 0]);
+    script.with(|cx, world| {
+        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
+        assert_eq!(vcpu.run_answered(cx, Some(0)), (Ok(()), ExitInfo::Hlt));
+    });
+    assert_eq!(valid(&mut script), answer.0);
+    script.end();
+}
 
 #[test]
 fn sn_152_one_page_by_the_msr() {
@@ -58,9 +194,9 @@ fn sn_163_a_ghcb_that_is_not_registered_and_events_that_there_are_not() {
 }
 
 #[test]
-fn sn_153_neighbours_are_one_exit() {
+fn sn_153_a_range_becomes_shared_and_private_again() {
     let mut script = Script::running();
-    // Eight pages that the guest has accepted become shared in one exit, and private again in one.
+    // Eight pages that the guest has accepted.
     for page in 0..8 {
         script.run(&format!("guest_pvalidate c0 {:#x} => hlt 0", 0x20_0000 + page * 0x1000));
     }

@@ -19,6 +19,16 @@ set_user_memory_region vm0 slot=0 flags=readonly gpa=0x400000 size=16K hva=m0\ns
     race::search(&scenario, 0, 1).expect("the vCPU tries for ever").message
 }
 
+/// After this set-up, which ends well, the operation never does.
+pub(super) fn faults_for_ever(setup: &str, operation: &str) {
+    let text = format!(
+        "[machine]\nsnp = true\n[setup]\nrun = \"\"\"\n{setup}\n\"\"\"\n[thread.guest]\nrun = \"{operation}\"\n"
+    );
+    let scenario = parse("vain.toml", &text).unwrap_or_else(|error| panic!("{}", error.render(false)));
+    let message = race::search(&scenario, 0, 1).unwrap_or_else(|| panic!("{operation} ends")).message;
+    assert!(message.contains("guest that faults again and again"), "{operation}: {message}");
+}
+
 #[test]
 fn an_access_that_would_be_emulated_and_may_not_is_a_vcpu_that_spins() {
     for operation in ["guest_write_shared c0 0x401000 1", "guest_read_shared c0 0x7fffffffff000"] {

@@ -1,9 +1,8 @@
-//! SN-141 to SN-146, SN-148 to SN-151: faults, conversions, holes.
+//! SN-141 to SN-144, SN-146, SN-150, SN-151: faults, conversions, holes.
 
 use super::Script;
+use super::races::faults_for_ever;
 use gmem::MachineConfig;
-use gmem::kvm::ioctl;
-use gmem::kvm::vcpu::GuestInsn;
 use sim_coco::snp::{Asid, PageState, RmpSize, RmpUpdate};
 use sim_mmu::Level;
 
@@ -90,6 +89,12 @@ fn sn_144_a_hole_gives_the_page_back() {
     script.run("fallocate g0 punch_hole 4K 4K            => ok");
     assert_eq!(script.state(page), PageState::Hypervisor);
     assert_eq!(script.frame(0x20_1000), None);
+    let is_free = script.with(|_, world| !world.process().host().phys().is_allocated(page));
+    assert!(is_free);
+    // The translation went, too: a new page, which nobody has accepted.
+    script.run("guest_read c0 0x201000                   => system_event 0x100");
+    assert!(script.frame(0x20_1000).is_some());
+    script.run("fallocate g0 punch_hole 4K 4K            => ok");
     // Whoever gets it may write it.
     script.run("mmap m1 len=64K => ok\n host_fill64 m1 0 64K 9 => ok");
     script.end();
@@ -130,33 +135,27 @@ fn sn_061_the_host_sees_ciphertext() {
     hidden.end();
 }
 
-#[test]
-fn sn_148_the_level_is_that_of_the_entry() {
-    let mut script = Script::running();
-    script.run("guest_read c0 0x201000 => system_event 0x100");
-    let page = script.frame(0x20_1000).unwrap();
-    let levels = script.of_vm("vm0", |cx, vm| {
-        let sev = vm.sev().unwrap();
-        [page, page + 1].map(|pfn| sev.gmem_max_mapping_level(cx, pfn))
-    });
-    assert_eq!(levels, [Level::L4K; 2]);
-    script.end();
-}
+/// The slot is made again at another address, over a page that the guest has accepted and written.
+const MOVED: &str = "
+    guest_pvalidate c0 0x200000              => hlt 0
+    guest_write c0 0x200000 7                => hlt
+    set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=0 hva=m0 guest_memfd=g0 => ok
+    set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x400000 size=64K hva=m0 guest_memfd=g0 => ok
+    set_memory_attributes vm0 0x400000 64K private => ok
+    pre_fault_memory c0 0x400000 4K          => ok
+";
 
 #[test]
 fn sn_150_a_page_that_was_assigned_at_another_address_only_faults() {
     let mut script = Script::running();
-    script.run(
-        "guest_pvalidate c0 0x200000              => hlt 0
-         guest_write c0 0x200000 7                => hlt
-         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=0 hva=m0 guest_memfd=g0
-         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x400000 size=64K hva=m0 guest_memfd=g0 => ok
-         set_memory_attributes vm0 0x400000 64K private => ok
-         pre_fault_memory c0 0x400000 4K          => ok",
-    );
+    script.run(MOVED);
     let page = script.frame(0x20_0000).unwrap();
     let entry = script.entry(page);
     assert_eq!(entry.gpa.0, 0x20_0000, "KVM looks only whether it is assigned");
+    // So the guest faults for ever, and reads nothing. Neither can it accept the page.
+    for operation in ["guest_read c0 0x400000", "guest_write c0 0x400000 1", "guest_pvalidate c0 0x400000"] {
+        faults_for_ever(&format!("{}{}{MOVED}", super::VM, super::RUNNING), operation);
+    }
     // After a hole it works.
     script.run(
         "fallocate g0 punch_hole 0 4K             => ok
@@ -231,31 +230,6 @@ fn sn_045_sn_051_registers_are_looked_at_before_the_page() {
 fn sn_121_flags_are_passed_on_whole() {
     let mut script = Script::new(MachineConfig::default());
     script.run("create_vm vm0 type=snp => ok\n sev_init2 vm0 flags=0x100000000 => EINVAL\n sev_init2 vm0 => ok");
-    script.end();
-}
-
-#[test]
-fn sn_145_a_fault_on_a_page_of_4k_changes_nothing() {
-    let mut script = Script::running();
-    script.run(
-        "guest_pvalidate c0 0x200000              => hlt 0
-         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=0 hva=m0 guest_memfd=g0
-         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x400000 size=64K hva=m0 guest_memfd=g0 => ok
-         set_memory_attributes vm0 0x400000 64K private => ok",
-    );
-    let page = script.frame(0x20_0000).unwrap();
-    let before = script.entry(page);
-    // It would fault for ever; a signal gets it out after each try.
-    script.with(|cx, world| {
-        let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
-        vcpu.set_program(cx, &[GuestInsn::Read { gpa: sim_mmu::Gpa(0x40_0000) }]);
-        cx.send_signal(cx.task());
-        for _ in 0..6 {
-            assert_eq!(vcpu.run(cx).0, Err(sim_kernel::Errno::EINTR));
-        }
-        cx.clear_signals();
-    });
-    assert_eq!(script.entry(page), before);
     script.end();
 }
 

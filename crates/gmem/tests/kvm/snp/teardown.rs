@@ -1,4 +1,4 @@
-//! SN-013, SN-026, SN-106, SN-149, SN-167 to SN-170: RMPUPDATE that fails, and how guests end.
+//! SN-013, SN-026, SN-149, SN-167 to SN-169: RMPUPDATE that fails, and how guests end.
 
 use super::Script;
 use gmem::MachineConfig;
@@ -62,14 +62,6 @@ fn sn_169_a_guest_that_cannot_be_decommissioned_keeps_its_asid_and_its_context()
 }
 
 #[test]
-fn sn_106_a_firmware_that_does_not_answer() {
-    let mut script = Script::vm();
-    script.snp(|cx, snp| snp.inject(cx, Command::LaunchFinish, Injected::NoAnswer));
-    script.run("snp_launch_finish vm0 => ETIMEDOUT");
-    script.end();
-}
-
-#[test]
 fn sn_149_a_page_that_is_not_taken_back_is_noticed() {
     let mutants = MutantSet::EMPTY.with(SEV_NO_INVALIDATE);
     let mut script = Script::new(MachineConfig { mutants, ..MachineConfig::default() });
@@ -98,17 +90,6 @@ fn sn_013_sn_149_a_page_that_hardware_refuses_to_give_back() {
 }
 
 #[test]
-fn sn_170_the_direct_map_is_split_once_and_for_good() {
-    let mut script = Script::running();
-    script.run("guest_pvalidate c0 0x201000 => hlt 0");
-    let page = script.frame(0x20_1000).unwrap();
-    assert!(script.sev(|_, sev| sev.is_split(page)));
-    script.run("fallocate g0 punch_hole 4K 4K => ok");
-    assert!(script.sev(|_, sev| sev.is_split(page)));
-    script.end();
-}
-
-#[test]
 fn a_host_write_to_a_page_of_the_guest_is_a_signal() {
     let mut script = Script::running();
     script.run("host_write m0 0x1000 5 => ok");
@@ -127,7 +108,7 @@ fn a_host_write_to_a_page_of_the_guest_is_a_signal() {
 #[test]
 fn sn_026_a_page_in_use_is_not_tried_again() {
     let mut script = Script::running();
-    script.run("guest_pvalidate c0 0x203000 => hlt 0\n guest_rmpadjust c0 0x203000 vmpl=1 vmsa=on => hlt 0");
+    script.run("guest_pvalidate c0 0x203000 => hlt 0\n guest_make_vmsa c0 0x203000 => hlt 0");
     let page = script.frame(0x20_3000).unwrap();
     let vmcb = script.with(|cx, world| {
         let vcpu = gmem::kvm::ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
@@ -142,7 +123,7 @@ fn sn_026_a_page_in_use_is_not_tried_again() {
             asid: Asid(1),
             vmsa: Some(Spa::of(page)),
             avic_backing: None,
-            snp_active: true,
+            allowed_sev_features: None,
         };
         snp.vmrun(cx, &vmrun).unwrap()
     });

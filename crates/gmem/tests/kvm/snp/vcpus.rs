@@ -1,17 +1,18 @@
 //! SN-160 to SN-162, SN-164, SN-165: vCPUs that a guest starts and stops; messages to the firmware.
 
 use super::Script;
+use super::races::faults_for_ever;
 use gmem::kvm::ioctl;
 use gmem::kvm::sev::{MpState, SevOp, SnpLaunchStart};
 use sim_coco::snp::PageState;
-use sim_kernel::Errno;
+use sim_kernel::{Errno, Faults};
 
 /// A second vCPU, and an accepted page at 0x203000 that is a VMSA.
 const AP: &str = "
     guest_pvalidate c0 0x200000                              => hlt 0
     guest_write c0 0x200000 7                                => hlt
     guest_pvalidate c0 0x203000                              => hlt 0
-    guest_rmpadjust c0 0x203000 vmpl=1 vmsa=on               => hlt 0
+    guest_make_vmsa c0 0x203000                              => hlt 0
 ";
 
 fn two_vcpus() -> Script {
@@ -104,6 +105,81 @@ fn sn_162_a_hole_under_a_vmsa() {
     script.run("guest_read c1 0x200000                    => fail_entry");
     let fresh = script.frame(0x20_3000).unwrap();
     assert_eq!(script.state(fresh), PageState::GuestInvalid);
+    assert!(!script.entry(fresh).vmsa);
+    script.end();
+}
+
+#[test]
+fn sn_162_a_vmsa_that_cannot_be_had_again_is_none() {
+    let mut script = two_vcpus();
+    script.run(
+        "guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x200000                   => hlt 7
+         fallocate g0 punch_hole 12K 4K           => ok",
+    );
+    // The frame for the new page is the next that is asked for.
+    script.with(|_, world| world.process().host().phys().inject(&Faults { frame: 1, ..Faults::default() }));
+    script.run(
+        "guest_read c1 0x200000                   => EINVAL
+         guest_read c1 0x200000                   => EINVAL
+         guest_read c0 0x200000                   => hlt 7",
+    );
+    assert_eq!(script.frame(0x20_3000), None);
+    script.end();
+}
+
+#[test]
+fn sn_160_sn_077_what_the_vmsa_says_decides_whether_it_runs() {
+    for (vmsa, answer) in [
+        ("features=snp_active vmpl=0", "hlt 7"),
+        ("features=0", "fail_entry"),
+        ("features=debug_swap", "fail_entry"),
+        ("features=snp_active|debug_swap", "fail_entry"),
+        ("features=0x201", "fail_entry"),
+        ("vmpl=4", "fail_entry"),
+    ] {
+        let mut script = two_vcpus();
+        script.run(&format!(
+            "guest_make_vmsa c0 0x203000 {vmsa}       => hlt 0
+             guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+             guest_read c1 0x200000                   => {answer}"
+        ));
+        script.end();
+    }
+}
+
+#[test]
+fn sn_053_a_vcpu_at_another_vmpl_may_do_nothing_else() {
+    let second = super::VM.replace("snp_launch_start", "create_vcpu vm0 c1 1 => ok\n snp_launch_start");
+    let at_2 = "
+        guest_make_vmsa c0 0x203000 vmpl=2       => hlt 0
+        guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+        guest_rmpadjust c0 0x200000 vmpl=2 perms=r => hlt 0
+        guest_read c1 0x200000                   => hlt 7
+    ";
+    // A write where it may read, and a read of what it was not given: the RMP refuses, KVM has nothing to do, the guest tries again.
+    for operation in ["guest_write c1 0x200000 1", "guest_read c1 0x203000"] {
+        faults_for_ever(&format!("{second}{}{AP}{at_2}", super::RUNNING), operation);
+    }
+}
+
+#[test]
+fn sn_053_a_vcpu_at_another_vmpl_may_do_what_it_was_given() {
+    let mut script = two_vcpus();
+    script.run(
+        "guest_pvalidate c0 0x204000              => hlt 0
+         guest_write c0 0x204000 5                => hlt
+         guest_rmpadjust c0 0x204000 vmpl=2 perms=r => hlt 0
+         guest_make_vmsa c0 0x203000 vmpl=2       => hlt 0
+         guest_vmgexit c0 0x208000 ap_creation info1=0x100000001 info2=0x203000 => hlt 0
+         guest_read c1 0x204000                   => hlt 5
+         guest_rmpadjust c1 0x204000 vmpl=1       => hlt 2
+         guest_rmpadjust c1 0x204000 vmpl=3 perms=r => hlt 0
+         guest_rmpadjust c1 0x204000 vmpl=3 perms=r|w => hlt 2
+         guest_rmpadjust c0 0x204000 vmpl=2 perms=r|w => hlt 0
+         guest_write c1 0x204000 6                => hlt
+         guest_read c0 0x204000                   => hlt 6",
+    );
     script.end();
 }
 
@@ -115,7 +191,11 @@ fn sn_164_the_answer_of_the_firmware_is_copied_also_if_it_refuses() {
         "set_memory_attributes vm0 0x209000 8K shared => ok
          guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x209000 => hlt 0x8000000000000005
          guest_vmgexit c0 0x208000 guest_request info1=0x209001 info2=0x20a000 => hlt 0x8000000000000005
-         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x20a000 => hlt 0x16",
+         host_write64 m0 0xa000 0x1111            => ok
+         host_write64 m0 0xaff8 0x2222            => ok
+         guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x20a000 => hlt 0x16
+         host_read64 m0 0xa000                    => ok 0
+         host_read64 m0 0xaff8                    => ok 0",
     );
     script.end();
 }

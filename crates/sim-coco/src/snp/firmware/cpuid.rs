@@ -4,6 +4,21 @@ use super::super::memory::PageBytes;
 use super::status::FwStatus;
 use std::collections::BTreeMap;
 
+/// What a platform offers of each CPUID function and index: EAX, EBX, ECX, EDX as masks. Functions that are not here are not checked.
+pub type CpuidMasks = BTreeMap<(u32, u32), [u32; 4]>;
+
+/// What the firmware of EPYC processors is known to refuse; VMMs leave these out of the page (QEMU's `sev_snp_mask_cpuid_features`):
+/// TSC_DEADLINE; TSC_ADJUST, and of the controls of speculation those of function 7 (SPEC_CTRL, STIBP, FLUSH_L1D, ARCH_CAPABILITIES, CORE_CAPABILITIES,
+/// SSBD); VIRT_SSBD.
+pub fn epyc_cpuid_masks() -> CpuidMasks {
+    const ALL: u32 = u32::MAX;
+    BTreeMap::from([
+        ((0x1, 0), [ALL, ALL, !(1 << 24), ALL]),
+        ((0x7, 0), [ALL, !(1 << 1), ALL, !(0b11_1111 << 26)]),
+        ((0x8000_0008, 0), [ALL, !(1 << 25), ALL, ALL]),
+    ])
+}
+
 /// Most entries of a page.
 pub const CPUID_ENTRIES_MAX: usize = 64;
 /// Bytes in front of the entries.
@@ -65,7 +80,7 @@ impl CpuidPage {
     ///
     /// # Errors
     /// `InvalidParam` if the page says that it has more functions than fit.
-    pub fn check(page: &PageBytes, platform: &BTreeMap<(u32, u32), [u32; 4]>) -> Result<Box<PageBytes>, FwStatus> {
+    pub fn check(page: &PageBytes, platform: &CpuidMasks) -> Result<Box<PageBytes>, FwStatus> {
         let word = |at: usize| u32::from_le_bytes(*page[at..].first_chunk().expect("within the page"));
         let count = word(0) as usize;
         if count > CPUID_ENTRIES_MAX {

@@ -1,6 +1,7 @@
 //! The firmware of the AMD secure processor (AMD-SP), as far as SEV-SNP asks it: one command a file or a few that belong together.
 //!
-//! Commands come one at a time through one mailbox, which is a lock here. A command is two steps: having the mailbox, and everything else,
+//! Commands come one at a time through one mailbox, which is a lock here. Whoever has it waits for an answer; if none comes, the firmware is dead and nobody
+//! asks it again until the machine is reset. A command is two steps: having the mailbox, and everything else,
 //! announced on the pages that it names. The pages that it changes are marked while it runs; a page that another processor is changing at
 //! that moment is in no state that a command accepts.
 //!
@@ -24,7 +25,7 @@ mod unsmash;
 
 pub use asid::AsidUse;
 pub use context::{Gctx, GuestPolicy, GuestState};
-pub use cpuid::{CPUID_ENTRIES_MAX, CpuidEntry, CpuidPage};
+pub use cpuid::{CPUID_ENTRIES_MAX, CpuidEntry, CpuidMasks, CpuidPage, epyc_cpuid_masks};
 pub use digest::{LaunchDigest, PageInfo, PageType, contents_digest};
 pub use guest_request::{MSG_REPORT_REQ, MSG_REPORT_RSP, MessageError, MessageHeader, REPORT_BYTES, open, seal};
 pub use launch::{IdBlock, LaunchFinish, LaunchStart, LaunchUpdate};
@@ -41,7 +42,7 @@ use super::state::PageState;
 use super::types::{Asid, RmpSize, Spa};
 use sha2::{Digest, Sha384};
 use sim_kernel::sched::Access;
-use sim_kernel::{Cx, Pfn};
+use sim_kernel::{Cx, Faults, Nth, Pfn};
 use std::collections::BTreeMap;
 
 /// What the firmware knows.
@@ -56,6 +57,10 @@ pub(super) struct Psp {
     seed: u64,
     draws: u64,
     injected: Vec<(Command, Injected)>,
+    /// The command that is not answered.
+    unanswered: Nth,
+    /// A command was not answered.
+    is_dead: bool,
 }
 
 /// What is to happen to a command instead of what it does.
@@ -63,7 +68,7 @@ pub(super) struct Psp {
 pub enum Injected {
     /// It fails with this status and has no effect.
     Status(FwStatus),
-    /// It never answers, and has no effect.
+    /// It is never answered and has no effect, and no command after it is.
     NoAnswer,
 }
 
@@ -90,6 +95,8 @@ impl Psp {
             seed,
             draws: 0,
             injected: Vec::new(),
+            unanswered: Nth::default(),
+            is_dead: false,
         };
         psp.key = psp.draw_key();
         psp
@@ -105,6 +112,18 @@ impl Psp {
     pub(super) fn draw_key(&mut self) -> MemoryKey {
         let bytes = self.draw();
         MemoryKey::new(bytes.first_chunk().expect("48 bytes"))
+    }
+
+    /// How the command fails on purpose, if it does.
+    fn fails(&mut self, command: Command) -> Option<PspFail> {
+        let is_nth = self.unanswered.fires();
+        let injected = self.injected.iter().position(|(of, _)| *of == command).map(|at| self.injected.remove(at).1);
+        match injected {
+            _ if is_nth => Some(PspFail::NoAnswer),
+            Some(Injected::NoAnswer) => Some(PspFail::NoAnswer),
+            Some(Injected::Status(status)) => Some(PspFail::Status(status)),
+            None => None,
+        }
     }
 
     /// The guest with its context in this page.
@@ -123,6 +142,11 @@ impl Snp {
     /// Lets the next command of this kind fail. For tests of what software does then.
     pub fn inject(&self, cx: &Cx<'_>, command: Command, injected: Injected) {
         self.psp.lock(cx).injected.push((command, injected));
+    }
+
+    /// From now on, the command that the faults name is not answered.
+    pub fn inject_faults(&self, cx: &Cx<'_>, faults: &Faults) {
+        self.psp.lock(cx).unanswered.arm(faults.firmware);
     }
 
     /// What the firmware knows of the guest with its context in this page: for checkers, while nothing else runs.
@@ -145,11 +169,12 @@ impl Snp {
         body: impl FnOnce(&mut Psp) -> Result<R, FwStatus>,
     ) -> Result<R, PspFail> {
         let mut psp = self.psp.lock(cx);
-        if let Some(at) = psp.injected.iter().position(|(of, _)| *of == command) {
-            return Err(match psp.injected.remove(at).1 {
-                Injected::Status(status) => PspFail::Status(status),
-                Injected::NoAnswer => PspFail::NoAnswer,
-            });
+        if psp.is_dead {
+            return Err(PspFail::Dead);
+        }
+        if let Some(fail) = psp.fails(command) {
+            psp.is_dead = fail == PspFail::NoAnswer;
+            return Err(fail);
         }
         if psp.initialized != command.needs_init() && command != Command::PlatformStatus {
             return Err(FwStatus::InvalidPlatformState.into());

@@ -142,7 +142,10 @@ pub enum PspFail {
     /// It answers that it failed.
     #[error("the firmware answers {0}")]
     Status(#[from] FwStatus),
-    /// It does not answer.
+    /// It does not answer, and is not asked again.
     #[error("the firmware does not answer")]
     NoAnswer,
+    /// It did not answer before.
+    #[error("the firmware is dead")]
+    Dead,
 }
