@@ -30,3 +30,4 @@ pub use accept::Unaccepted;
 pub use ap::{ApStopped, Vmsa};
 pub use cpu::{Cpu, Ends, Insn, Place, Program, SigBus, Terminated, Vc};
 pub use ghcb::Kernel;
+pub(crate) use ghcb::{Refused, Request};

@@ -235,7 +235,7 @@ const SLOT_FLAGS: Arg = opt(
 /// What the VMM does about a hypercall exit of a confidential guest.
 const CONVERTS: Arg = opt("reply", Kind::Count, "0");
 /// States of a page, as page-state changes have them.
-const TO: Arg = arg("to", Kind::Choice(&[("private", 1), ("shared", 2)]));
+const TO: Arg = arg("to", Kind::Only(&[("private", 1), ("shared", 2)]));
 const GHCB: Arg = arg("ghcb", Kind::Address);
 
 /// The capabilities that guest_memfd programs ask for.
@@ -518,7 +518,7 @@ pub const OPS: &[OpSpec] = &[
     op(
         "guest_psc",
         &[VCPU, GHCB, GPA, LEN, TO, flag("huge", "off"), CONVERTS],
-        "another page state of a range, by a list in the GHCB, in pages of 4K or 2M, as Linux does it: pvalidate too; ends the guest if that fails",
+        "another page state of a range, by a list in the GHCB, in pages of 4K, or `huge` where the range has 2M, as Linux does it: pvalidate too, which goes back to 4K; ends the guest if that fails",
     ),
     op(
         "guest_convert",

@@ -16,7 +16,7 @@
 //! | `vcpu.rs` | VMCB and VMSA pages, VMRUN |
 //! | `check.rs` | what must hold of all this, at the steps that could break it |
 //! | `access.rs`, `insn.rs` | not KVM: what the processor does for an SNP guest |
-//! | `kernel.rs`, `page.rs` | not KVM: a guest's kernel on a vCPU, and processors that spin; a request as it lies in a GHCB |
+//! | `kernel.rs` | not KVM: a guest's kernel on a vCPU, and processors that spin |
 //!
 //! Simplified: neither SEV nor SEV-ES guests, no certificates, no interrupts; registers of a guest are not in its VMSA but where those of
 //! other guests are.
@@ -36,7 +36,6 @@ mod ioctl;
 mod kernel;
 mod launch;
 mod msr;
-pub mod page;
 pub mod protocol;
 mod psc;
 #[cfg(test)]
