@@ -168,7 +168,7 @@ fn sn_035_psmash_of_a_page_in_use_is_tried_again() {
         sim.solo(|cx| {
             let vm = world.vm(cx, &"vm0".into()).expect("the VM is open");
             // One zap, after the page was split: not one for each try.
-            assert_eq!(vm.remote_tlb_flushes().1, flushes.1 + 1, "seed {seed}");
+            assert_eq!(vm.remote_tlb_flushes().0, flushes.0 + 1, "seed {seed}");
             assert_eq!(vm.sev().expect("of this type").gmem_max_mapping_level(cx, head), Level::L4K);
         });
     }
@@ -201,15 +201,17 @@ fn sn_145_a_fault_on_a_page_of_4k_changes_nothing() {
         let page = gmem.mapping().peek(sim_kernel::Pgoff(0)).expect("it was accepted");
         let vm = world.vm(cx, &"vm0".into()).expect("the VM is open");
         let before = (sev_of(&world).snp().rmp().entry(page), vm.remote_tlb_flushes());
-        let other = Arc::clone(&world);
+        let (other, sev) = (Arc::clone(&world), sev_of(&world));
         // It is assigned at the other address; the guest faults until somebody interrupts its vCPU.
         let faults = cx.spawn("faults", move |cx| {
             let op = parse_line("guest_read c0 0x400000").expect("a line").op;
-            assert_eq!(other.execute(cx, &op).to_string(), r#"{"err": "EINTR"}"#);
+            let answer = other.execute(cx, &op).to_string();
+            assert!(answer.contains("EINTR"), "{answer}");
         });
         cx.spawn("interrupts", move |cx| {
             (0..400).for_each(|_| cx.cond_resched());
             cx.send_signal(faults);
+            sev.wake_spinners(cx);
         });
         (world, page, before)
     });
