@@ -235,7 +235,7 @@ const SLOT_FLAGS: Arg = opt(
 /// What the VMM does about a hypercall exit of a confidential guest.
 const CONVERTS: Arg = opt("reply", Kind::Count, "0");
 /// States of a page, as page-state changes have them.
-const TO: Arg = arg("to", Kind::Only(&[("private", 1), ("shared", 2)]));
+const TO: Arg = arg("to", Kind::Choice(&[("private", 1), ("shared", 2)]));
 const GHCB: Arg = arg("ghcb", Kind::Address);
 
 /// The capabilities that guest_memfd programs ask for.
