@@ -298,6 +298,14 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| switch(value, &mut machine.tdx_erratum),
     },
     Fact {
+        name: "tdx_terminate_vm",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.tdx_terminate_vm),
+        set: |machine, value| switch(value, &mut machine.tdx_terminate_vm),
+    },
+    Fact {
         name: "tdx_caches",
         what: "switch",
         expected: "true or false",

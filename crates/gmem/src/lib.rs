@@ -84,6 +84,7 @@ pub mod workload;
 pub use api::{Execution, GuestMemfd, HypercallExit, Kvm, Machine, Mapping, VcpuExit, VcpuFd, VmFd};
 pub use backend::Simulator;
 pub use kvm::config::{KernelVersion, MachineConfig, SnpCpuid, Thp};
+pub use kvm::kernel::KernelInsn;
 pub use kvm::process::{Process, Sharing};
 pub use kvm::sev::insn::SnpInsn;
 pub use kvm::uapi::{self, Cap};

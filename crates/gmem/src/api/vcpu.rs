@@ -76,7 +76,7 @@ impl VcpuFd {
         self.vcpu.set_program(cx, program);
     }
 
-    /// The blocks of bytes that [`WriteBlock`](crate::SnpInsn::WriteBlock) of an SNP guest's program copies. The simulator's own.
+    /// The blocks of bytes that [`WriteBlock`](crate::KernelInsn::WriteBlock) of a program copies. The simulator's own.
     pub fn set_blocks(&mut self, cx: &Cx<'_>, blocks: Vec<Box<[u8]>>) {
         self.vcpu.set_blocks(cx, blocks);
     }

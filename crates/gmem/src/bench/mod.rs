@@ -4,7 +4,7 @@
 //! how often, and has clock and scales: nothing here reads either. Bodies time only the part that the goal is about, by [`Timer::time`].
 //!
 //! Goals are numbered as in the design of the MMU: P1 to P4 and P8 are the processor's, P6 and P7 KVM's stage 2, P5, P9 and P10 a whole VM, P11 one
-//! with everything watched, P12 what a page costs in memory, P13 threads, P14 an SNP guest, and `pages` what a page costs in time, here and in a real kernel.
+//! with everything watched, P12 what a page costs in memory, P13 threads, P14 an SNP guest and a TD, and `pages` what a page costs in time, here and in a real kernel.
 
 mod checked;
 mod guest;
@@ -187,7 +187,7 @@ pub const GOALS: &[Goal] = &[
     Goal { id: "P13", text: "faults on one thread and on two, in a VM of each or in one VM", run: parallel::p13 },
     Goal {
         id: "P14",
-        text: "a page converted by an SNP guest, there or back, with all that belongs to it",
+        text: "a page converted by a protected guest, there or back, with all that belongs to it",
         run: snp::p14,
     },
     Goal {

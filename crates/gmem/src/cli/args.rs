@@ -96,11 +96,12 @@ Examples:
 After each step comes what it ended in, and after a bar what it ends in on a machine without the check.
 Exit codes: 0 everything came out as the files say, 1 something did not, 2 bad input, 3 a bug in gmem")]
     Attack(Attack),
-    /// Boot an SNP guest of a given size, and count what it converts
+    /// Boot an SNP guest or a TD of a given size, and count what it converts
     #[command(after_help = "\
 Examples:
   gmem workload
   gmem workload --vcpus 4 --memory 1G
+  gmem workload --platform tdx --vcpus 8 --memory 1G
   gmem workload --bounces 5000 --conversions 1000 --kexec --seed 7
   gmem workload --json | jq .log_digest
 
@@ -379,9 +380,21 @@ pub struct Attack {
     pub files: Vec<PathBuf>,
 }
 
+/// What a guest of `gmem workload` runs on.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Platform {
+    /// AMD SEV-SNP
+    Snp,
+    /// Intel TDX
+    Tdx,
+}
+
 /// The arguments of `gmem workload`.
 #[derive(Debug, Args)]
 pub struct Workload {
+    /// What it runs on
+    #[arg(long, value_enum, default_value = "snp")]
+    pub platform: Platform,
     /// vCPUs, at most 8
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub vcpus: u32,
@@ -403,6 +416,12 @@ pub struct Workload {
     /// Leave for another kernel in the end (W9)
     #[arg(long)]
     pub kexec: bool,
+    /// Terminate the TD before its memory is closed (W11), by a command that was proposed and that no kernel has so far
+    #[arg(long)]
+    pub terminate: bool,
+    /// Leaves of the TDX module meet each other's locks, and are told that they are busy
+    #[arg(long)]
+    pub contention: bool,
     /// Who runs when is drawn from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -1,4 +1,4 @@
-//! `gmem workload`: an SNP guest that boots and works, in numbers.
+//! `gmem workload`: an SNP guest or a TD that boots and works, in numbers.
 
 use std::io::Write;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args;
 use crate::Status;
-use crate::workload::{self, Phase, Report, Sizes};
+use crate::workload::{self, Phase, Platform, Report, Sizes};
 
 pub(super) fn workload(args: &args::Workload, out: &mut dyn Write) -> anyhow::Result<Status> {
     let usual = Sizes::boot(args.vcpus, args.memory);
@@ -16,6 +16,12 @@ pub(super) fn workload(args: &args::Workload, out: &mut dyn Write) -> anyhow::Re
         lazy_blocks: args.lazy_blocks.unwrap_or(usual.lazy_blocks),
         conversions: args.conversions.unwrap_or(usual.conversions),
         kexec: args.kexec,
+        terminate: args.terminate,
+        contention: args.contention,
+        platform: match args.platform {
+            args::Platform::Snp => Platform::Snp,
+            args::Platform::Tdx => Platform::Tdx,
+        },
         ..usual
     };
     let report = workload::run(&sizes, args.seed).map_err(anyhow::Error::msg)?;
@@ -27,6 +33,11 @@ pub(super) fn workload(args: &args::Workload, out: &mut dyn Write) -> anyhow::Re
         }).collect();
         let object = json!({
             "phases": phases,
+            "teardown": report.teardown.map(|calls| {
+                let leaves: serde_json::Map<_, _> =
+                    calls.by_name().map(|(name, count)| (name.to_string(), json!(count))).collect();
+                json!({ "seamcalls": leaves, "kicks": calls.kicks })
+            }),
             "complete": report.is_complete(),
             "steps": report.steps,
             "log_digest": format!("{:016x}", report.log_digest),
@@ -43,6 +54,10 @@ fn print(out: &mut dyn Write, report: &Report) -> anyhow::Result<()> {
     for row in &report.phases {
         let title = format!("{} {}", row.phase, Phase::title(row.phase));
         writeln!(out, "{title:<20} {:>7} {:>18} {:>17}", row.exits, row.to_private, row.to_shared)?;
+    }
+    if let Some(calls) = &report.teardown {
+        let leaves: Vec<_> = calls.by_name().map(|(name, count)| format!("{name} {count}")).collect();
+        writeln!(out, "W11 teardown: {} SEAMCALLs ({}), {} kicks", calls.total(), leaves.join(", "), calls.kicks)?;
     }
     for problem in &report.problems {
         writeln!(out, "{problem}")?;

@@ -109,6 +109,8 @@ pub struct MachineConfig {
     pub tdx_erratum: bool,
     /// Caches are not coherent between KeyIDs.
     pub tdx_caches: bool,
+    /// KVM has `KVM_TDX_TERMINATE_VM` (4th version of June 2025, in no kernel so far): user space may end a TD before it closes its memory.
+    pub tdx_terminate_vm: bool,
     /// Rules that are switched off, to see what they are there for.
     pub mutants: MutantSet,
     /// What fails on purpose.
@@ -150,6 +152,7 @@ impl Default for MachineConfig {
             tdx_host_priority: false,
             tdx_erratum: false,
             tdx_caches: false,
+            tdx_terminate_vm: false,
             mutants: MutantSet::EMPTY,
             faults: Faults::default(),
         }

@@ -10,6 +10,7 @@
 
 use super::cpu::{AccessFault, CpuExit};
 use super::exception::{Exception, INSN_BYTES};
+use super::kernel::KernelInsn;
 use super::sev::insn::SnpInsn;
 use super::tdx::insn::TdInsn;
 use super::vcpu::{Vcpu, VcpuState};
@@ -118,6 +119,8 @@ pub enum GuestInsn {
     Snp(SnpInsn),
     /// An instruction of a TD.
     Td(TdInsn),
+    /// An instruction of a kernel.
+    Kernel(KernelInsn),
 }
 
 /// How wide the guest's registers are.
@@ -355,6 +358,7 @@ impl Vcpu {
     fn perform(&self, cx: &Cx<'_>, state: &mut VcpuState, insn: GuestInsn) -> Result<Visit, AccessFault> {
         match insn {
             GuestInsn::Snp(insn) => return self.perform_snp(cx, state, insn),
+            GuestInsn::Kernel(insn) => return self.perform_kernel(cx, state, insn),
             // TDCALL outside of a TD.
             GuestInsn::Td(_) => return Ok(self.deliver(cx, state, Exception::of_vector(UD_VECTOR))),
             GuestInsn::Hypercall { nr, args } => return Ok(Visit::Hypercall { nr, args }),

@@ -19,6 +19,7 @@ mod guest_walk;
 pub mod host;
 mod hva;
 pub mod ioctl;
+pub mod kernel;
 pub mod lpage_info;
 pub mod memslots;
 pub mod mutants;

@@ -29,11 +29,9 @@ impl Vcpu {
         load_program(&mut self.mutex.lock(cx), program);
     }
 
-    /// The blocks of bytes that a program of an SNP guest copies to memory; others have none.
+    /// The blocks of bytes that a program of an SNP guest or a TD copies to memory.
     pub fn set_blocks(&self, cx: &Cx<'_>, blocks: Vec<Box<[u8]>>) {
-        if let Some(es) = &mut self.mutex.lock(cx).sev {
-            es.blocks = blocks;
-        }
+        self.mutex.lock(cx).blocks = blocks;
     }
 
     /// Where the program's instructions are fetched from, and how wide the registers are.
@@ -287,7 +285,7 @@ impl Vcpu {
             }
             Visit::Hypercall { nr, args } => Ok(self.emulate_hypercall(state, nr, args)),
             Visit::Spins { seen } => {
-                srcu.outside(|| self.sev_spin(cx, seen));
+                srcu.outside(|| self.guest_spins(cx, seen));
                 Ok(Next::Enter)
             }
             Visit::Vmgexit => self.sev_handle_vmgexit(cx, state),
@@ -405,10 +403,10 @@ impl Vcpu {
 fn load_program(state: &mut VcpuState, program: &[GuestInsn]) {
     state.program.clear();
     state.program.extend_from_slice(program);
+    state.kernel = None;
     state.regs = Default::default();
     if let Some(es) = &mut state.sev {
         es.shared_mapping = false;
-        es.kernel = None;
         es.pending = Default::default();
     }
     if let Some(tdx) = &mut state.tdx {

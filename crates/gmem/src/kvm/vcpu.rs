@@ -165,6 +165,10 @@ pub(crate) struct VcpuState {
     /// The page of the last MMIO access and the generation for which that is known.
     pub(crate) mmio_cache: Option<(u64, u64)>,
     pub(crate) program: Vec<GuestInsn>,
+    /// What [`WriteBlock`](super::kernel::KernelInsn::WriteBlock) writes.
+    pub(crate) blocks: Vec<Box<[u8]>>,
+    /// The kernel that makes the program, if the guest has one.
+    pub(crate) kernel: Option<Box<super::kernel::KernelOnVcpu>>,
     pub(crate) regs: GuestRegs,
     pub(crate) mode: CpuMode,
     /// Where instructions are fetched from; `None`: fetches are not modelled.
@@ -203,6 +207,8 @@ impl VcpuState {
             last_used_slot: None,
             mmio_cache: None,
             program: Vec::new(),
+            blocks: Vec::new(),
+            kernel: None,
             regs: GuestRegs::default(),
             mode: CpuMode::default(),
             code: None,
@@ -346,8 +352,19 @@ impl Vcpu {
 
     /// Whether the guest may run. Afterwards it runs, as far as others can see, until [`Vcpu::leave_guest_mode`].
     pub(crate) fn enter_guest_mode(&self, cx: &Cx<'_>) -> bool {
-        // After the mode was stored: a request made before is seen here, one made later kicks.
-        let may_run = if cx.has_mutant(RC_09) {
+        // As in `kvm_vcpu_exit_request`, the mode comes first: what is looked at last must be the requests.
+        let may_run = !self.was_told_to_leave(cx) && self.may_enter(cx) && !cx.signal_pending();
+        if may_run {
+            let seen = self.peek_requests() == 0 || self.guest_mode.peek() == EXITING_GUEST_MODE;
+            assert!(seen, "MMU-INV-034: vCPU {} enters the guest with a request that it has not seen", self.id);
+            self.visits.fetch_add(1, Ordering::Relaxed);
+        }
+        may_run
+    }
+
+    /// Whether there is no request. After the mode was stored: a request made before is seen here, one made later kicks.
+    fn may_enter(&self, cx: &Cx<'_>) -> bool {
+        if cx.has_mutant(RC_09) {
             let seen = self.has_requests(cx);
             self.store_guest_mode(cx);
             !seen
@@ -356,14 +373,7 @@ impl Vcpu {
                 self.store_guest_mode(cx);
             }
             !self.has_requests(cx)
-        } && !cx.signal_pending()
-            && !self.was_told_to_leave(cx);
-        if may_run {
-            let seen = self.peek_requests() == 0 || self.guest_mode.peek() == EXITING_GUEST_MODE;
-            assert!(seen, "MMU-INV-034: vCPU {} enters the guest with a request that it has not seen", self.id);
-            self.visits.fetch_add(1, Ordering::Relaxed);
         }
-        may_run
     }
 
     /// `vcpu->mode` says that somebody wants the vCPU outside, without any request (`KVM_REQ_OUTSIDE_GUEST_MODE`): only TDs have that.

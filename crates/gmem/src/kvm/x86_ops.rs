@@ -79,6 +79,14 @@ impl Vm {
         matches!(self.kind, VmKind::Snp(_) | VmKind::Tdx(_))
     }
 
+    /// The same to keep, for those that look at it when the VM is gone. Not KVM's.
+    pub fn tdx_arc(&self) -> Option<Arc<KvmTdx>> {
+        match &self.kind {
+            VmKind::Tdx(tdx) => Some(Arc::clone(tdx)),
+            _ => None,
+        }
+    }
+
     /// TDX of the VM, if it is a TD (`to_kvm_tdx`).
     #[inline]
     pub fn tdx(&self) -> Option<&KvmTdx> {
@@ -161,6 +169,7 @@ impl Vm {
     pub(super) fn die(&self, cx: &Cx<'_>) {
         self.dead.store(true, Ordering::SeqCst);
         self.make_all_requests(cx, Request::VmDead);
+        self.wake_spinning_guest(cx);
         self.dead_for_all.store(true, Ordering::SeqCst);
     }
 

@@ -7,7 +7,7 @@
 //! Simplified: the marks are a bitmap, which in Linux is a list of ranges.
 
 use super::cpu::{Ends, Insn, Place};
-use super::ghcb::Kernel;
+use super::ghcb::{CcVendor, Kernel};
 use crate::kvm::sev::protocol::msr::PageOp;
 use sim_kernel::{PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
@@ -111,7 +111,7 @@ impl Kernel {
         let mut at = units.start;
         while let Some(run) = self.unaccepted_run(&table, at..units.end).await? {
             self.cpu.spin_unlock(table.lock()).await?;
-            self.set_pages_state(table.range_of(&run), PageOp::Private).await?;
+            self.arch_accept_memory(table.range_of(&run)).await?;
             self.cpu.spin_lock(table.lock()).await?;
             for unit in run.clone() {
                 self.change(table.bitmap_word(unit), |word| word & !bit(unit)).await?;
@@ -120,6 +120,17 @@ impl Kernel {
         }
         self.mark(&table, &units, false).await?;
         self.cpu.spin_unlock(table.lock()).await
+    }
+
+    /// `arch_accept_memory`.
+    ///
+    /// # Errors
+    /// The guest ends if a page cannot be accepted.
+    pub async fn arch_accept_memory(&self, range: Range<Gpa>) -> Ends<()> {
+        match self.cc_vendor {
+            CcVendor::Amd => self.set_pages_state(range, PageOp::Private).await,
+            CcVendor::Intel => self.tdx_arch_accept_memory(range).await,
+        }
     }
 
     /// `range_contains_unaccepted_memory`.

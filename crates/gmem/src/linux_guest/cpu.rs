@@ -3,9 +3,10 @@
 //! A program is a future that is polled without a waker: it hands an instruction over and is pending until the result is there. Nothing else makes it wait.
 
 use crate::kvm::sev::protocol::msr::{MsrRequest, TermReason};
+use crate::kvm::tdx::protocol::leaf;
 use parking_lot::Mutex;
 use sim_coco::snp::{RmpAdjust, RmpSize};
-use sim_mmu::Gpa;
+use sim_mmu::{Gpa, Level};
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
@@ -58,6 +59,26 @@ pub enum Insn {
     ReadGhcbMsr,
     /// `vmgexit`.
     Vmgexit,
+    /// TDG.MEM.PAGE.ACCEPT. Result: RAX.
+    TdAccept {
+        /// The page.
+        gpa: Gpa,
+        /// Its size.
+        level: Level,
+    },
+    /// TDG.VP.VMCALL of the standard interface. Result: R10; R11 is what [`Insn::ReadRax`] gives then.
+    TdVmCall {
+        /// R11.
+        leaf: u64,
+        /// R12 to R15.
+        operands: [u64; 4],
+    },
+    /// TDG.VP.INFO. Result: the width of addresses; the attributes are what [`Insn::ReadRax`] gives then.
+    TdVpInfo,
+    /// TDG.VM.WR of TD_CTLS: no `#VE` for a page that was not accepted. Result: RAX.
+    TdSetPendingVeDisable,
+    /// What else the instruction before has left, which is no instruction.
+    ReadRax,
     /// A load of eight bytes. Result: them.
     Read(Place),
     /// A store of eight bytes.
@@ -102,10 +123,45 @@ pub struct Vc {
     pub cr2: u64,
 }
 
+/// An exception instead of a result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trap {
+    /// In an SNP guest.
+    Vc(Vc),
+    /// `#VE` in a TD, about private memory: the page was not accepted.
+    Ve {
+        /// Where.
+        gpa: Gpa,
+    },
+}
+
 /// The guest has ended itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the guest has terminated: {0:?}")]
-pub struct Terminated(pub TermReason);
+pub enum Terminated {
+    /// By the MSR protocol of SNP.
+    #[error("the guest has terminated: {0:?}")]
+    Snp(TermReason),
+    /// By ReportFatalError of TDX.
+    #[error("the TD has ended: {0}")]
+    Td(TdFatal),
+}
+
+/// Why a TD ends itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TdFatal {
+    /// `tdx_accept_memory` failed (`Accepting memory failed`).
+    #[error("memory could not be accepted")]
+    Accept,
+    /// `#VE` about private memory (`Unexpected #VE`).
+    #[error("#VE about private memory")]
+    Ve,
+    /// `disable_sept_ve`.
+    #[error("SEPT_VE_DISABLE is not set")]
+    SeptVe,
+    /// What becomes shared or private is left in an unknown state, and the workload has no use for it.
+    #[error("the host does not convert memory")]
+    Convert,
+}
 
 /// A user task of the guest got SIGBUS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -118,7 +174,7 @@ pub type Ends<T> = Result<T, Terminated>;
 #[derive(Debug, Default)]
 struct Channel {
     insn: Option<Insn>,
-    result: Option<Result<u64, Vc>>,
+    result: Option<Result<u64, Trap>>,
 }
 
 /// A processor, as the program that runs on it sees it.
@@ -133,7 +189,7 @@ struct Executing<'a> {
 }
 
 impl Future for Executing<'_> {
-    type Output = Result<u64, Vc>;
+    type Output = Result<u64, Trap>;
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         let insn = self.insn.take();
@@ -158,7 +214,8 @@ impl Cpu {
     pub async fn run(&self, insn: Insn) -> Ends<u64> {
         match self.execute(insn).await {
             Ok(result) => Ok(result),
-            Err(_) => Err(self.terminate(TermReason::Unspecified).await),
+            Err(Trap::Vc(_)) => Err(self.terminate(TermReason::Unspecified).await),
+            Err(Trap::Ve { .. }) => Err(self.panic(TdFatal::Ve).await),
         }
     }
 
@@ -176,7 +233,14 @@ impl Cpu {
             // Whatever comes of it: there is nothing else to do.
             let _ended = self.execute(insn).await;
         }
-        Terminated(reason)
+        Terminated::Snp(reason)
+    }
+
+    /// `__tdx_hypercall` of ReportFatalError (`tdx_panic`).
+    pub async fn panic(&self, why: TdFatal) -> Terminated {
+        // Nothing comes of it: the host does not enter the vCPU again.
+        let _ended = self.execute(Insn::TdVmCall { leaf: leaf::REPORT_FATAL_ERROR, operands: [0; 4] }).await;
+        Terminated::Td(why)
     }
 
     /// Reads eight bytes.
@@ -219,7 +283,7 @@ impl Cpu {
 ///
 /// ```
 /// use gmem::linux_guest::{Insn, Place, Program};
-/// use sim_mmu::Gpa;
+/// use sim_mmu::{Gpa, Level};
 /// let mut program = Program::new(async |cpu| {
 ///     let value = cpu.read(Place::private(Gpa(0x1000))).await?;
 ///     cpu.write(Place::private(Gpa(0x2000)), value + 1).await
@@ -247,7 +311,7 @@ impl Program {
     }
 
     /// The instruction that is next, after the one before came to this; the first time, nobody looks at it. `None` at the end.
-    pub fn step(&mut self, result: Result<u64, Vc>) -> Option<Insn> {
+    pub fn step(&mut self, result: Result<u64, Trap>) -> Option<Insn> {
         if self.outcome.is_some() {
             return None;
         }

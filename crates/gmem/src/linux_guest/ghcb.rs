@@ -11,6 +11,15 @@ use sim_mmu::Gpa;
 /// The version of the protocol that is spoken.
 const VERSION: u16 = 2;
 
+/// `enum cc_vendor`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CcVendor {
+    /// `CC_VENDOR_AMD`: SEV-SNP.
+    Amd,
+    /// `CC_VENDOR_INTEL`: TDX.
+    Intel,
+}
+
 /// The kernel on one processor.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -20,6 +29,10 @@ pub struct Kernel {
     pub ghcb: Option<Gpa>,
     /// Memory that was not accepted at boot, if there is any.
     pub unaccepted: Option<Unaccepted>,
+    /// Whose protection the guest has.
+    pub cc_vendor: CcVendor,
+    /// Of a TD: the bit that makes an address shared.
+    pub shared_bit: u64,
     /// The processor needs memory touched after it was validated (no COHERENCY_SFW_NO).
     pub evicts_caches: bool,
 }
@@ -51,9 +64,14 @@ pub(super) fn field(ghcb: Gpa, offset: u64) -> Gpa {
 }
 
 impl Kernel {
-    /// The kernel at its first instruction.
+    /// The kernel of an SNP guest at its first instruction.
     pub fn new(cpu: Cpu) -> Kernel {
-        Kernel { cpu, ghcb: None, unaccepted: None, evicts_caches: false }
+        Kernel { cpu, ghcb: None, unaccepted: None, cc_vendor: CcVendor::Amd, shared_bit: 0, evicts_caches: false }
+    }
+
+    /// The kernel of a TD at its first instruction.
+    pub fn td(cpu: Cpu) -> Kernel {
+        Kernel { cc_vendor: CcVendor::Intel, ..Kernel::new(cpu) }
     }
 
     /// A request by the MSR; `None` if what comes back is no response.

@@ -4,7 +4,7 @@
 //! Whatever PVALIDATE says but "done" ends the guest, and "there was nothing to do" (CF) most of all: then somebody else has been there.
 
 use super::cpu::{Ends, Insn, Place};
-use super::ghcb::{Kernel, Request, field};
+use super::ghcb::{CcVendor, Kernel, Request, field};
 use crate::kvm::sev::protocol::ghcb::{exit, offset};
 use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason};
 use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
@@ -155,20 +155,27 @@ impl Kernel {
         Ok(())
     }
 
-    /// `set_memory_decrypted`: the mapping loses its C-bit when the page is shared already.
+    /// `set_memory_decrypted`: the mapping loses its C-bit when the page is shared already. (A TD's mapping gets the shared bit before.)
     ///
     /// # Errors
-    /// As [`Kernel::set_pages_state`].
+    /// As [`Kernel::set_pages_state`]; a TD ends if the host does not convert the memory.
     pub async fn set_memory_decrypted(&self, range: Range<Gpa>) -> Ends<()> {
+        if self.cc_vendor == CcVendor::Intel {
+            return self.tdx_set_memory_decrypted(range).await;
+        }
         self.set_pages_state(range.clone(), PageOp::Shared).await?;
         self.cpu.run(Insn::SetEncrypted(range, false)).await.map(drop)
     }
 
-    /// `set_memory_encrypted`: the mapping gets its C-bit before. What the pages hold afterwards means nothing.
+    /// `set_memory_encrypted`: the mapping gets its C-bit before. What the pages hold afterwards means nothing. (A TD's mapping loses the shared bit afterwards, and the pages are
+    /// zero.)
     ///
     /// # Errors
-    /// As [`Kernel::set_pages_state`].
+    /// As [`Kernel::set_memory_decrypted`].
     pub async fn set_memory_encrypted(&self, range: Range<Gpa>) -> Ends<()> {
+        if self.cc_vendor == CcVendor::Intel {
+            return self.tdx_set_memory_encrypted(range).await;
+        }
         self.cpu.run(Insn::SetEncrypted(range.clone(), true)).await?;
         self.set_pages_state(range, PageOp::Private).await
     }

@@ -1,8 +1,7 @@
 //! What the guest's processors do, phase by phase.
 
 use super::layout;
-use super::{Phase, Sizes};
-use crate::kvm::sev::protocol::msr::PageOp;
+use super::{Phase, Platform, Sizes};
 use crate::linux_guest::{Ends, Insn, Kernel, Place, Unaccepted, Vmsa};
 use sim_kernel::PAGE_SIZE;
 use sim_mmu::Gpa;
@@ -34,24 +33,33 @@ async fn begins(kernel: &Kernel, phase: Phase) -> Ends<()> {
 /// The first processor.
 pub(super) async fn boot_processor(mut kernel: Kernel, sizes: Sizes) -> Ends<()> {
     begins(&kernel, Phase::W3).await?;
-    kernel.negotiate().await?;
-    kernel.check_vmpl0(layout::SCRATCH).await?;
-    kernel.set_up_ghcb(layout::FIRMWARE_GHCB).await?;
+    match sizes.platform {
+        Platform::Snp => {
+            kernel.negotiate().await?;
+            kernel.check_vmpl0(layout::SCRATCH).await?;
+            kernel.set_up_ghcb(layout::FIRMWARE_GHCB).await?;
+        }
+        Platform::Tdx => kernel.set_up_td().await?,
+    }
     for range in layout::firmware_accepts(sizes.firmware_accept) {
-        kernel.set_pages_state(range, PageOp::Private).await?;
+        kernel.arch_accept_memory(range).await?;
     }
     if sizes.bounces > 0 {
         begins(&kernel, Phase::W4).await?;
         firmware_dma(&kernel, sizes.bounces).await?;
     }
-    begins(&kernel, Phase::W5).await?;
+    if sizes.platform == Platform::Snp {
+        begins(&kernel, Phase::W5).await?;
+    }
     let table = table(&sizes);
     kernel.init_unaccepted(&table, sizes.firmware_accept / table.unit_size).await?;
     kernel.unaccepted = Some(table);
-    kernel.set_up_ghcb(layout::ghcb(0)).await?;
-    kernel.set_memory_decrypted(layout::shared(0)).await?;
+    if sizes.platform == Platform::Snp {
+        kernel.set_up_ghcb(layout::ghcb(0)).await?;
+        kernel.set_memory_decrypted(layout::shared(0)).await?;
+    }
     for vcpu in 1..sizes.vcpus {
-        kernel.start_ap(vcpu, Vmsa::in_pair(layout::vmsa_pair(vcpu)), FEATURES).await?;
+        start_processor(&kernel, &sizes, vcpu).await?;
     }
     for vcpu in 1..sizes.vcpus {
         kernel.cpu.run(Insn::SpinWhile { gpa: layout::ready(vcpu), value: 0 }).await?;
@@ -79,11 +87,30 @@ pub(super) async fn boot_processor(mut kernel: Kernel, sizes: Sizes) -> Ends<()>
     Ok(())
 }
 
+/// By its VMSA; or by the firmware's mailbox, at which all processors of a TD but the first wait.
+async fn start_processor(kernel: &Kernel, sizes: &Sizes, vcpu: u32) -> Ends<()> {
+    match sizes.platform {
+        Platform::Snp => {
+            let vmsa = Vmsa::in_pair(layout::vmsa_pair(vcpu));
+            kernel.start_ap(vcpu, vmsa, FEATURES).await.map(drop)
+        }
+        Platform::Tdx => kernel.cpu.run(Insn::Release(layout::mailbox(vcpu), 1)).await.map(drop),
+    }
+}
+
 /// Any other.
 pub(super) async fn other_processor(mut kernel: Kernel, vcpu: u32, sizes: Sizes) -> Ends<()> {
-    kernel.set_up_ghcb(layout::ghcb(vcpu)).await?;
+    match sizes.platform {
+        Platform::Snp => {
+            kernel.set_up_ghcb(layout::ghcb(vcpu)).await?;
+            kernel.set_memory_decrypted(layout::shared(vcpu)).await?;
+        }
+        Platform::Tdx => {
+            kernel.set_up_td().await?;
+            kernel.cpu.run(Insn::SpinWhile { gpa: layout::mailbox(vcpu), value: 0 }).await?;
+        }
+    }
     kernel.unaccepted = Some(table(&sizes));
-    kernel.set_memory_decrypted(layout::shared(vcpu)).await?;
     kernel.cpu.run(Insn::Release(layout::ready(vcpu), 1)).await?;
     kernel.cpu.run(Insn::SpinWhile { gpa: layout::ready(0), value: 0 }).await?;
     lazy_acceptance(&kernel, &sizes, vcpu).await?;
@@ -134,6 +161,9 @@ async fn run_time(kernel: &Kernel, sizes: &Sizes, vcpu: u32) -> Ends<()> {
 
 /// W9.
 async fn leave(mut kernel: Kernel, sizes: &Sizes, swiotlb: std::ops::Range<Gpa>) -> Ends<()> {
+    if sizes.platform == Platform::Tdx {
+        return kernel.set_memory_encrypted(swiotlb).await;
+    }
     let aps: Vec<_> = (1..sizes.vcpus).map(|vcpu| (vcpu, Vmsa::in_pair(layout::vmsa_pair(vcpu)))).collect();
     let mut shared: Vec<_> = (0..sizes.vcpus).map(layout::shared).collect();
     shared.push(swiotlb);

@@ -44,6 +44,11 @@ pub(super) fn ready(vcpu: u32) -> Gpa {
     Gpa(0x81_f000 + 8 * u64::from(vcpu))
 }
 
+/// A word for each vCPU of a TD, at which it waits in the firmware.
+pub(super) fn mailbox(vcpu: u32) -> Gpa {
+    Gpa(0x81_f800 + 8 * u64::from(vcpu))
+}
+
 /// Pages of a vCPU.
 fn of_vcpu(vcpu: u32, page: u64) -> Gpa {
     Gpa(0x100_0000 + 0x1_0000 * u64::from(vcpu) + page * PAGE_SIZE)

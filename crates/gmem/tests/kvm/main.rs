@@ -18,6 +18,7 @@ mod readonly_logging;
 mod run_loop;
 mod snp;
 mod stand_in;
+mod td_kernel;
 mod tdx;
 mod workload;
 

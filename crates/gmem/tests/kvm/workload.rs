@@ -1,6 +1,7 @@
-//! Workloads of SNP guests, in small.
+//! Workloads of SNP guests and TDs, in small.
 
-use gmem::workload::{Phase, PhaseReport, Report, Sizes, run};
+use gmem::workload::{Phase, PhaseReport, Platform, Report, Sizes, run};
+use sim_coco::tdx::Leaf;
 
 const MIB: u64 = 1 << 20;
 
@@ -88,4 +89,89 @@ fn sizes_that_cannot_be_are_refused() {
     }
     assert_eq!(Sizes::boot(4, 1 << 30).check(), Ok(()));
     assert_eq!(Sizes::boot(1, 40 * MIB).check(), Ok(()));
+}
+
+fn small_td() -> Sizes {
+    Sizes { platform: Platform::Tdx, ..small() }
+}
+
+#[test]
+fn a_td_boots_runs_and_is_taken_apart_the_same_way_each_time() {
+    let sizes = small_td();
+    let report = run(&sizes, 7).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(report.phases.iter().map(|row| row.phase).collect::<Vec<_>>(), sizes.phases());
+    assert_eq!(phase(&report, Phase::W2).to_private, 1024 + 32);
+    // Memory is private from the beginning: nobody is asked.
+    assert_eq!((phase(&report, Phase::W3).exits, phase(&report, Phase::W3).to_private), (0, 0));
+    // In steps of 2 MiB, with an exit for each.
+    let swiotlb = phase(&report, Phase::W6);
+    assert_eq!((swiotlb.exits, swiotlb.to_shared), (sizes.swiotlb() >> 21, sizes.swiotlb() / 4096));
+    let shared: u64 = report.phases.iter().map(|row| row.to_shared).sum();
+    let back: u64 = report.phases.iter().skip(1).map(|row| row.to_private).sum();
+    assert_eq!(back, shared, "{report:?}");
+
+    let again = run(&sizes, 7).unwrap();
+    assert_eq!((again.log_digest, again.steps, &again.phases), (report.log_digest, report.steps, &report.phases));
+    assert_eq!(again.teardown, report.teardown);
+    let other = run(&sizes, 8).unwrap();
+    assert!(other.is_complete(), "{other:?}");
+    assert_ne!(other.log_digest, report.log_digest);
+}
+
+/// Each page that leaves a TD which has its key costs three leaves, a flush of caches, and a kick.
+#[test]
+fn a_td_that_is_closed_gives_each_page_back_with_a_kick() {
+    let sizes = Sizes { conversions: 0, bounces: 0, kexec: false, ..small_td() };
+    let report = run(&sizes, 0).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let teardown = report.teardown.unwrap();
+    // All of memory but the SWIOTLB, and the firmware.
+    let pages = (sizes.memory - sizes.swiotlb()) / 4096 + 1024;
+    for leaf in [Leaf::MemRangeBlock, Leaf::MemTrack, Leaf::MemPageRemove] {
+        assert_eq!(teardown.of(leaf), Some(pages), "{leaf:?}: {teardown:?}");
+    }
+    assert_eq!(teardown.kicks, pages);
+    // The TDR has its own, with the global KeyID.
+    assert_eq!(teardown.of(Leaf::PhymemPageWbinvd), Some(pages + 1));
+}
+
+/// Without a key nobody can run: one leaf for each page, and no kick.
+#[test]
+fn a_td_that_was_terminated_gives_its_pages_back_without_a_kick() {
+    let live = Sizes { conversions: 0, bounces: 0, kexec: false, ..small_td() };
+    let terminated = run(&Sizes { terminate: true, ..live }, 0).unwrap();
+    assert!(terminated.is_complete(), "{terminated:?}");
+    let (live, terminated) = (run(&live, 0).unwrap().teardown.unwrap(), terminated.teardown.unwrap());
+    let pages = live.of(Leaf::MemPageRemove).unwrap();
+    for leaf in [Leaf::MemRangeBlock, Leaf::MemTrack, Leaf::MemPageRemove] {
+        assert_eq!(terminated.of(leaf), Some(0), "{leaf:?}");
+    }
+    // What the TD consists of is reclaimed either way.
+    let consists = live.of(Leaf::PhymemPageReclaim).unwrap();
+    assert_eq!(terminated.of(Leaf::PhymemPageReclaim), Some(pages + consists));
+    assert_eq!((terminated.kicks, terminated.of(Leaf::PhymemPageWbinvd)), (0, Some(1)));
+    assert_eq!(live.total() - terminated.total(), 3 * pages);
+}
+
+/// Locks of the module that are met: whoever is told that it is busy tries again, and everybody ends (INV-506 is checked throughout).
+#[test]
+fn a_td_boots_though_leaves_meet() {
+    let sizes = Sizes { contention: true, conversions: 8, bounces: 2, ..Sizes::boot(4, 48 * MIB) };
+    let sizes = Sizes { platform: Platform::Tdx, ..sizes };
+    for seed in 0..3 {
+        let report = run(&sizes, seed).unwrap();
+        assert!(report.is_complete(), "seed {seed}: {report:?}");
+    }
+}
+
+/// W2, W3, W6, W7, W8 with 8 vCPUs and 1 GiB, twice.
+#[test]
+fn a_td_of_1_gib_boots_the_same_way_twice() {
+    let sizes = Sizes { platform: Platform::Tdx, ..Sizes::boot(8, 1 << 30) };
+    let report = run(&sizes, 0).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let again = run(&sizes, 0).unwrap();
+    assert_eq!((again.log_digest, again.steps, again.phases), (report.log_digest, report.steps, report.phases));
+    assert_eq!(again.teardown, report.teardown);
 }

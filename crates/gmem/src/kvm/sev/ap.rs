@@ -55,7 +55,7 @@ impl Vcpu {
         assert!(!goes_on, "SNP-INV-020: vCPU {} runs with a VMSA that was taken from it", target.id());
         es.halted.wake_unscheduled(cx);
         sev.host.wake_spinners(cx);
-        sev.wake_spinning_guest(cx);
+        self.vm.wake_spinning_guest(cx);
         Next::Enter
     }
 

@@ -61,7 +61,7 @@ pub struct SevInfo {
     /// The launch digest that follows from what was launched: for SNP-INV-018.
     pub(super) launched: parking_lot::Mutex<sim_coco::snp::firmware::LaunchDigest>,
     /// Not KVM's: vCPUs whose guest spins.
-    pub(super) spinners: super::kernel::Spinners,
+    pub(crate) spinners: crate::kvm::kernel::Spinners,
 }
 
 impl SevInfo {
@@ -77,7 +77,7 @@ impl SevInfo {
             created_vcpus: AtomicU64::new(0),
             certs_enabled: AtomicBool::new(false),
             launched: parking_lot::Mutex::new(sim_coco::snp::firmware::LaunchDigest::ZERO),
-            spinners: super::kernel::Spinners::new(cx),
+            spinners: crate::kvm::kernel::Spinners::new(cx),
         }
     }
 

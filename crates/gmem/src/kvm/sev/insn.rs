@@ -4,11 +4,14 @@
 //! guest that maps its memory one to one, with or without the C-bit.
 
 use super::access::VC_VECTOR;
+use super::info::SevInfo;
 use super::protocol::msr::{MsrRequest, TermReason};
 use crate::kvm::cpu::AccessFault;
 use crate::kvm::exception::Exception;
 use crate::kvm::guest::Visit;
+use crate::kvm::kernel::KernelInsn;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
+use crate::linux_guest::{Trap, Vc};
 use sim_coco::snp::{RmpAdjust, RmpFail};
 use sim_kernel::Cx;
 use sim_mmu::{Gpa, Gva};
@@ -49,37 +52,10 @@ pub enum SnpInsn {
     ReadGhcbMsr,
     /// `vmgexit`.
     Vmgexit,
-    /// `lock cmpxchg` of eight bytes; `rbx` receives what was there.
-    CompareExchange {
-        /// Where.
-        gpa: Gpa,
-        /// What is expected.
-        old: u64,
-        /// What comes there then.
-        new: u64,
-    },
-    /// `pause` and a look, until the eight bytes are something else: another vCPU's [`SnpInsn::Release`].
-    SpinWhile {
-        /// Where.
-        gpa: Gpa,
-        /// What it waits to see gone.
-        value: u64,
-    },
-    /// A store of eight bytes for which others spin.
-    Release {
-        /// Where.
-        gpa: Gpa,
-        /// What.
-        value: u64,
-    },
-    /// A copy of one of the program's blocks of bytes to memory, in one step if it is in one page.
-    WriteBlock {
-        /// Where.
-        gpa: Gpa,
-        /// Which.
-        block: usize,
-    },
 }
+
+/// `ud2`'s vector.
+const UD_VECTOR: u8 = 6;
 
 /// What Linux says instead of EAX if PVALIDATE changed nothing (`PVALIDATE_FAIL_NOUPDATE`).
 pub const PVALIDATE_NO_UPDATE: u64 = 255;
@@ -91,8 +67,6 @@ fn eax(result: Result<(), RmpFail>) -> u64 {
 impl Vcpu {
     pub(crate) fn perform_snp(&self, cx: &Cx<'_>, state: &mut VcpuState, insn: SnpInsn) -> Result<Visit, AccessFault> {
         if self.vm.sev().is_none() {
-            /// `ud2`'s vector.
-            const UD_VECTOR: u8 = 6;
             return Ok(self.deliver(cx, state, Exception::of_vector(UD_VECTOR)));
         }
         match insn {
@@ -127,7 +101,25 @@ impl Vcpu {
                 state.regs.rip += 1;
                 return Ok(Visit::Done);
             }
-            SnpInsn::CompareExchange { gpa, old, new } => {
+        }
+        // Nobody sees registers: the next instruction is in the same visit.
+        state.regs.rip += 1;
+        Ok(self.guest(cx, state))
+    }
+
+    /// An instruction of a kernel.
+    pub(crate) fn perform_kernel(
+        &self,
+        cx: &Cx<'_>,
+        state: &mut VcpuState,
+        insn: KernelInsn,
+    ) -> Result<Visit, AccessFault> {
+        // TDs perform theirs themselves.
+        let Some(SevInfo { spinners, .. }) = self.vm.sev() else {
+            return Ok(self.deliver(cx, state, Exception::of_vector(UD_VECTOR)));
+        };
+        match insn {
+            KernelInsn::CompareExchange { gpa, old, new } => {
                 let mut found = 0;
                 let exchange = |bytes: &mut [u8]| {
                     found = u64::from_le_bytes((&*bytes).try_into().expect("eight bytes"));
@@ -137,41 +129,32 @@ impl Vcpu {
                 };
                 self.snp_modify(cx, state, Gva(gpa.0), None, &mut [0; 8], exchange)?;
                 state.regs.rbx = found;
-                state.regs.rip += 1;
-                return Ok(Visit::Done);
             }
-            SnpInsn::SpinWhile { gpa, value } => {
+            KernelInsn::SpinWhile { gpa, value } => {
                 // Before the look: a release after it ends the wait.
-                let seen = self.vm.sev().expect("as above").spinners.seen();
+                let seen = spinners.seen();
                 if self.read_quad(cx, state, Gva(gpa.0), None)? == value {
                     return Ok(Visit::Spins { seen });
                 }
-                state.regs.rip += 1;
-                return Ok(Visit::Done);
             }
-            SnpInsn::Release { gpa, value } => {
+            KernelInsn::Release { gpa, value } => {
                 self.write_quad(cx, state, Gva(gpa.0), None, value)?;
-                self.vm.sev().expect("as above").spinners.release(cx);
-                state.regs.rip += 1;
-                return Ok(Visit::Done);
+                spinners.release(cx);
             }
-            SnpInsn::WriteBlock { gpa, block } => {
-                let block = es(state).blocks[block].clone();
+            KernelInsn::WriteBlock { gpa, block } => {
+                let block = state.blocks[block].clone();
                 let mut bytes = block.clone();
                 self.snp_modify(cx, state, Gva(gpa.0), None, &mut bytes, |bytes| bytes.copy_from_slice(&block))?;
-                state.regs.rip += 1;
-                return Ok(Visit::Done);
             }
         }
-        // Nobody sees registers: the next instruction is in the same visit.
         state.regs.rip += 1;
-        Ok(self.guest(cx, state))
+        Ok(Visit::Done)
     }
 
     /// `#VC` of a guest without a table of handlers: as Linux has it, an exception that has no handler in its kernel ends the guest, by the MSR protocol.
     pub(crate) fn default_vc_handler(&self, state: &mut VcpuState, exception: Exception) -> Option<Visit> {
         let (error, cr2) = (u64::from(exception.error.unwrap_or(0)), exception.cr2.map_or(0, |cr2| cr2.0));
-        if exception.vector == VC_VECTOR && state.vc_to_kernel(error, cr2) {
+        if exception.vector == VC_VECTOR && state.trap_to_kernel(Trap::Vc(Vc { error, cr2 })) {
             return Some(Visit::Done);
         }
         let has_table = state.sregs.idt.limit != 0;

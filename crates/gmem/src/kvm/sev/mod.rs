@@ -16,7 +16,6 @@
 //! | `vcpu.rs` | VMCB and VMSA pages, VMRUN |
 //! | `check.rs` | what must hold of all this, at the steps that could break it |
 //! | `access.rs`, `insn.rs` | not KVM: what the processor does for an SNP guest |
-//! | `kernel.rs` | not KVM: a guest's kernel on a vCPU, and processors that spin |
 //!
 //! Simplified: neither SEV nor SEV-ES guests, no certificates, no interrupts; registers of a guest are not in its VMSA but where those of
 //! other guests are.
@@ -33,7 +32,6 @@ mod host;
 mod info;
 pub mod insn;
 mod ioctl;
-mod kernel;
 mod launch;
 mod msr;
 pub mod protocol;

@@ -71,10 +71,6 @@ pub(crate) struct SevState {
     pub(crate) pending: Pending,
     /// Not KVM's: the guest's next data accesses go through mappings without the C-bit. Stands for the guest's tables where paging is off.
     pub(crate) shared_mapping: bool,
-    /// Not KVM's: what [`WriteBlock`](super::insn::SnpInsn::WriteBlock) writes.
-    pub(crate) blocks: Vec<Box<[u8]>>,
-    /// Not KVM's: the kernel that makes the program.
-    pub(crate) kernel: Option<Box<super::kernel::KernelOnVcpu>>,
     /// Not KVM's: the guest's level, as its VMSA says.
     pub(crate) vmpl: Vmpl,
     pub(super) vain_faults: Option<VainFaults>,
@@ -93,8 +89,6 @@ impl SevState {
             psc: Psc::default(),
             pending: Pending::None,
             shared_mapping: false,
-            blocks: Vec::new(),
-            kernel: None,
             vmpl: Vmpl::ZERO,
             vain_faults: None,
         }

@@ -32,6 +32,8 @@ pub enum TdxOp {
     FinalizeVm,
     /// `KVM_TDX_GET_CPUID` (5), of a vCPU: gives what the TD sees.
     GetCpuid(Vec<TdxCpuidEntry>),
+    /// `KVM_TDX_TERMINATE_VM` (6), of a VM, where KVM has it: the VM is dead, and its KeyID free. Its memory then leaves it without BLOCK, TRACK, and kicks.
+    TerminateVm,
     /// A command of another number.
     Other(u32),
 }
@@ -46,6 +48,7 @@ impl TdxOp {
             TdxOp::InitMemRegion(_) => 3,
             TdxOp::FinalizeVm => 4,
             TdxOp::GetCpuid(_) => 5,
+            TdxOp::TerminateVm => 6,
             TdxOp::Other(id) => *id,
         }
     }
@@ -117,6 +120,10 @@ impl Vm {
         match &cmd.op {
             TdxOp::InitVm(init) => self.tdx_td_init(cx, tdx, init, cmd.flags, &mut cmd.hw_error),
             TdxOp::FinalizeVm => self.tdx_td_finalize(cx, tdx, &mut cmd.hw_error),
+            TdxOp::TerminateVm if self.host.config.tdx_terminate_vm => {
+                self.tdx_terminate_vm(cx, tdx);
+                Ok(())
+            }
             _ => Err(Errno::EINVAL),
         }
     }

@@ -20,6 +20,8 @@ pub(crate) enum TdVisit {
     Exit(TdExit),
     /// The same, because the program is at its end.
     Halted,
+    /// The same, because its kernel spins; how many releases there were when it looked.
+    Spins(u64),
 }
 
 impl Vcpu {
@@ -43,6 +45,10 @@ impl Vcpu {
         });
         match visit {
             None => Ok(Next::Enter),
+            Some(TdVisit::Spins(seen)) => {
+                srcu.outside(|| self.guest_spins(cx, seen));
+                Ok(Next::Enter)
+            }
             Some(visit) => self.tdx_handle_exit(cx, state, visit),
         }
     }
@@ -64,6 +70,7 @@ impl Vcpu {
             Ok(Entry::Inside(mut guest)) => match self.tdx_guest(cx, state, &mut guest) {
                 Left::Exit(exit) => TdVisit::Exit(exit),
                 Left::Halted => TdVisit::Halted,
+                Left::Spins { seen } => TdVisit::Spins(seen),
             },
         }
     }

@@ -21,6 +21,7 @@ impl Vcpu {
                 cx.cond_resched();
                 return Ok(Next::Enter);
             }
+            TdVisit::Spins(_) => return Ok(Next::Enter),
             TdVisit::Failed(fail) => return Ok(self.tdx_unhandled_exit(state, fail.status.raw())),
             TdVisit::Halted => {
                 self.tdx_take_vmcall(state);

@@ -10,7 +10,9 @@ use super::insn::TdInsn;
 use super::protocol::leaf;
 use super::vcpu::{tdx_state, tdx_state_mut};
 use crate::kvm::guest::GuestInsn;
+use crate::kvm::kernel::KernelInsn;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
+use crate::linux_guest::Trap;
 use sim_coco::tdx::{GuestStop, InTd, SeptInfo, Status, TdExit, Tdcall, VeInfo, VmCall, exit};
 use sim_kernel::{Cx, PAGE_SIZE};
 use sim_mmu::Gpa;
@@ -40,6 +42,11 @@ pub(super) enum Left {
     Exit(TdExit),
     /// By HLT, at its program's end.
     Halted,
+    /// Its kernel spins on something of its memory; how many releases there were when it looked.
+    Spins {
+        /// So many.
+        seen: u64,
+    },
 }
 
 /// An instruction is complete, or the vCPU has left.
@@ -51,6 +58,9 @@ impl Vcpu {
         self.finish_call(state, guest);
         loop {
             guest.set_rip(tdx_state(state).retired * INSN_BYTES);
+            if state.regs.rip >= state.program.len() {
+                state.fetch_from_kernel();
+            }
             let Some(insn) = state.program.get(state.regs.rip).copied() else {
                 return self.halt(cx, guest);
             };
@@ -58,7 +68,7 @@ impl Vcpu {
                 Err(left) => return left,
                 Ok(touches_memory) if touches_memory => {
                     // What ends the program anyway needs no visit of its own.
-                    if state.regs.rip >= state.program.len() {
+                    if state.regs.rip >= state.program.len() && !state.has_kernel() {
                         guest.set_rip(tdx_state(state).retired * INSN_BYTES);
                         return self.halt(cx, guest);
                     }
@@ -167,11 +177,53 @@ impl Vcpu {
                 return Err(self.ask(cx, state, guest, GuestCall::Asked, VmCall::standard(leaf::IO, operands)));
             }
             GuestInsn::Td(insn) => return self.td_perform_own(cx, state, guest, insn),
+            GuestInsn::Kernel(insn) => {
+                self.td_perform_kernel(cx, state, guest, insn)?;
+                true
+            }
             // Handlers of exceptions are not modelled in a TD, nor are tables: what needs them cannot go on.
             _ => return Err(self.triple_fault(cx, guest)),
         };
         self.td_retire(state);
         Ok(touches_memory)
+    }
+
+    fn td_perform_kernel(&self, cx: &Cx<'_>, state: &mut VcpuState, guest: &mut InTd<'_>, insn: KernelInsn) -> Step {
+        let spinners = &self.vm.tdx().expect("the VM of a TD's vCPU").spinners;
+        match insn {
+            KernelInsn::CompareExchange { gpa, old, new } => {
+                let mut found = 0;
+                self.td_modify(cx, state, guest, gpa, &mut [0; 8], |bytes| {
+                    found = u64::from_le_bytes((&*bytes).try_into().expect("eight bytes"));
+                    if found == old {
+                        bytes.copy_from_slice(&new.to_le_bytes());
+                    }
+                })?;
+                state.regs.rbx = found;
+            }
+            KernelInsn::SpinWhile { gpa, value } => {
+                // Before the look: a release after it ends the wait.
+                let (seen, mut bytes) = (spinners.seen(), [0; 8]);
+                self.td_read(cx, state, guest, gpa, &mut bytes)?;
+                if u64::from_le_bytes(bytes) == value {
+                    // An interrupt of the host: that nothing comes of it is no reason to believe that the guest is zero-stepped.
+                    let _exit = guest.exit(cx, exit::EXTERNAL_INTERRUPT);
+                    return Err(Left::Spins { seen });
+                }
+            }
+            KernelInsn::Release { gpa, value } => {
+                self.td_modify(cx, state, guest, gpa, &mut [0; 8], |bytes| {
+                    bytes.copy_from_slice(&value.to_le_bytes());
+                })?;
+                spinners.release(cx);
+            }
+            KernelInsn::WriteBlock { gpa, block } => {
+                let block = state.blocks[block].clone();
+                let mut bytes = block.clone();
+                self.td_modify(cx, state, guest, gpa, &mut bytes, |bytes| bytes.copy_from_slice(&block))?;
+            }
+        }
+        Ok(())
     }
 
     fn td_perform_own(
@@ -221,6 +273,7 @@ impl Vcpu {
             }
             TdInsn::VpInfo => {
                 let answer = self.tdcall(cx, state, guest, |guest| guest.vp_info(cx))?;
+                state.regs.rax = answer.map_or(0, |info| info.attributes);
                 state.regs.rbx = answer.map_or_else(Status::raw, |info| u64::from(info.gpaw));
                 false
             }
@@ -269,6 +322,11 @@ impl Vcpu {
             return Left::Exit(exit);
         }
         let is_private = self.vm.tdx().is_some_and(|tdx| tdx.is_private_gpa(info.gpa));
+        if is_private && state.trap_to_kernel(Trap::Ve { gpa: info.gpa }) {
+            // The handler is another place in the guest.
+            tdx_state_mut(state).retired += 1;
+            return Left::Exit(guest.exit(cx, exit::EXTERNAL_INTERRUPT));
+        }
         let mmio = if is_private { None } else { self.mmio_operands(state, info.gpa) };
         match mmio {
             Some(operands) => self.ask(cx, state, guest, GuestCall::Mmio, VmCall::standard(leaf::MMIO, operands)),

@@ -47,6 +47,6 @@ pub enum TdInsn {
         /// The register.
         index: u64,
     },
-    /// TDG.VP.INFO; `rbx` receives the width of addresses.
+    /// TDG.VP.INFO; `rbx` receives the width of addresses, `rax` the TD's attributes.
     VpInfo,
 }

@@ -42,6 +42,14 @@ impl Vm {
     }
 }
 
+impl Vm {
+    /// `tdx_terminate_vm`, with the mutex of every vCPU held: none of them runs, and none will.
+    pub(super) fn tdx_terminate_vm(&self, cx: &Cx<'_>, tdx: &KvmTdx) {
+        self.die(cx);
+        self.tdx_mmu_release_hkid(cx, tdx);
+    }
+}
+
 impl KvmTdx {
     /// `smp_func_do_phymem_cache_wb`, on one processor of each package.
     fn write_back_caches(&self, cx: &Cx<'_>) {

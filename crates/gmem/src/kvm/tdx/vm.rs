@@ -63,6 +63,8 @@ pub struct KvmTdx {
     /// Changes of the Secure EPT that were begun, and those that were done. Not KVM's: they explain why a fault was tried again (INV-506).
     pub(super) begun: AtomicU64,
     pub(super) done: AtomicU64,
+    /// vCPUs whose guest spins. Not KVM's.
+    pub(crate) spinners: crate::kvm::kernel::Spinners,
     /// How often all vCPUs were called out of the guest for the Secure EPT. Not KVM's.
     pub(super) kicks: AtomicU64,
 }
@@ -83,6 +85,7 @@ impl KvmTdx {
             cpuid: OnceLock::new(),
             begun: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            spinners: crate::kvm::kernel::Spinners::new(cx),
             kicks: AtomicU64::new(0),
         })
     }

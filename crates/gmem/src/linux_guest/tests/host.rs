@@ -4,7 +4,7 @@ use crate::kvm::sev::protocol::ap::{ApCreation, ApRules};
 use crate::kvm::sev::protocol::ghcb::{Event, Response, Snapshot, ValidBitmap, offset};
 use crate::kvm::sev::protocol::msr::{HV_FEATURES, MsrRequest, MsrResponse, PageOp};
 use crate::kvm::sev::protocol::psc::{Psc, PscBuffer, PscHeader, PscRules, PscStep, exit_info_2};
-use crate::linux_guest::{Cpu, Ends, Insn, Kernel, Place, Program, Vc};
+use crate::linux_guest::{Cpu, Ends, Insn, Kernel, Place, Program, Trap, Vc};
 use sim_coco::AccessKind;
 use sim_coco::snp::{
     Asid, GuestCpu, GuestFault, NpfError, PageOperand, PageState, RmpFail, RmpLayout, RmpSize, RmpUpdate, Snp,
@@ -50,7 +50,7 @@ pub(super) enum Exit {
 
 struct Vcpu {
     program: Program,
-    result: Result<u64, Vc>,
+    result: Result<u64, Trap>,
     msr: u64,
     registered: Option<Gpa>,
     spins: Option<(Gpa, u64)>,
@@ -175,7 +175,7 @@ impl Host<'_> {
         self.attributes.contains(&gpa.gfn())
     }
 
-    fn execute(&mut self, vcpu: usize, insn: &Insn) -> Result<Result<u64, Vc>, Exit> {
+    fn execute(&mut self, vcpu: usize, insn: &Insn) -> Result<Result<u64, Trap>, Exit> {
         let done = match insn {
             Insn::WriteGhcbMsr(value) => {
                 self.vcpus[vcpu].msr = *value;
@@ -187,6 +187,11 @@ impl Host<'_> {
                 0
             }
             Insn::SetEncrypted(..) | Insn::Out { .. } => 0,
+            Insn::TdAccept { .. }
+            | Insn::TdVmCall { .. }
+            | Insn::TdVpInfo
+            | Insn::TdSetPendingVeDisable
+            | Insn::ReadRax => unreachable!("the kernel of an SNP guest does nothing of TDX"),
             Insn::SpinWhile { gpa, value } => {
                 self.vcpus[vcpu].spins = Some((*gpa, *value));
                 0
@@ -229,7 +234,7 @@ impl Host<'_> {
         Ok(Ok(done))
     }
 
-    fn store(&mut self, place: Place, bytes: &[u8]) -> Result<Result<u64, Vc>, Exit> {
+    fn store(&mut self, place: Place, bytes: &[u8]) -> Result<Result<u64, Trap>, Exit> {
         let written =
             self.access(place, AccessKind::Write, |host, access| host.snp.guest_write(host.cx, &CPU, access, bytes))?;
         Ok(written.map(|()| 0))
@@ -240,7 +245,7 @@ impl Host<'_> {
         place: Place,
         kind: AccessKind,
         mut access: impl FnMut(&mut Self, &SnpAccess) -> Result<T, GuestFault>,
-    ) -> Result<Result<T, Vc>, Exit> {
+    ) -> Result<Result<T, Trap>, Exit> {
         let (gpa, private) = (place.gpa, !place.shared);
         if private != self.is_private(gpa) {
             return Err(Exit::MemoryFault { gpa: Gpa(gpa.0 & !(PAGE_SIZE - 1)), private });
@@ -264,7 +269,7 @@ impl Host<'_> {
         &mut self,
         gpa: Gpa,
         mut attempt: impl FnMut(&mut Self, Pfn) -> Result<T, GuestFault>,
-    ) -> Result<Result<T, Vc>, Exit> {
+    ) -> Result<Result<T, Trap>, Exit> {
         if !self.is_private(gpa) {
             return Err(Exit::MemoryFault { gpa, private: true });
         }
@@ -273,7 +278,7 @@ impl Host<'_> {
             match attempt(self, pfn) {
                 Ok(done) => return Ok(Ok(done)),
                 Err(GuestFault::NotValidated { cr2 }) => {
-                    return Ok(Err(Vc { error: VC_PAGE_NOT_VALIDATED, cr2: cr2.0 }));
+                    return Ok(Err(Trap::Vc(Vc { error: VC_PAGE_NOT_VALIDATED, cr2: cr2.0 })));
                 }
                 Err(GuestFault::Npf { error, .. }) if error.contains(NpfError::SIZEM) => {
                     self.snp.psmash(self.cx, head).unwrap();

@@ -2,6 +2,7 @@
 
 use super::Script;
 use gmem::kvm::ioctl;
+use gmem::kvm::kernel::KernelInsn;
 use gmem::kvm::sev::insn::SnpInsn;
 use gmem::kvm::sev::protocol::ghcb::{ValidBitmap, exit, offset};
 use gmem::kvm::sev::protocol::msr::PageOp;
@@ -41,12 +42,12 @@ impl Script {
             let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
             vcpu.set_blocks(cx, vec![page]);
             let insns = [
-                SnpInsn::SetShared { shared: true },
-                SnpInsn::WriteBlock { gpa: GHCB, block: 0 },
-                SnpInsn::WriteGhcbMsr { value: GHCB.0 },
-                SnpInsn::Vmgexit,
+                GuestInsn::Snp(SnpInsn::SetShared { shared: true }),
+                GuestInsn::Kernel(KernelInsn::WriteBlock { gpa: GHCB, block: 0 }),
+                GuestInsn::Snp(SnpInsn::WriteGhcbMsr { value: GHCB.0 }),
+                GuestInsn::Snp(SnpInsn::Vmgexit),
             ];
-            vcpu.set_program(cx, &insns.map(GuestInsn::Snp));
+            vcpu.set_program(cx, &insns);
             let (mut exits, mut answer) = (Vec::new(), None);
             let mut answers = answers.iter();
             loop {
@@ -122,8 +123,8 @@ fn sn_163_what_is_valid_is_said_anew_with_each_request() {
     // The same request without saying so again.
     script.with(|cx, world| {
         let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
-        let again = [SnpInsn::WriteGhcbMsr { value: GHCB.0 }, SnpInsn::Vmgexit];
-        vcpu.set_program(cx, &again.map(GuestInsn::Snp));
+        let again = [GuestInsn::Snp(SnpInsn::WriteGhcbMsr { value: GHCB.0 }), GuestInsn::Snp(SnpInsn::Vmgexit)];
+        vcpu.set_program(cx, &again);
         assert_eq!(vcpu.run(cx), (Ok(()), ExitInfo::Hlt));
     });
     assert_eq!((script.ghcb(offset::SW_EXITINFO1), script.ghcb(offset::SW_EXITINFO2)), (2, 4), "MISSING_INPUT");
@@ -134,12 +135,12 @@ fn sn_163_what_is_valid_is_said_anew_with_each_request() {
         let header = PscHeader { cur_entry: 0, end_entry: 0, reserved: 0 };
         vcpu.set_blocks(cx, vec![asking_for(&[header.to_word(), list.to_word()])]);
         let insns = [
-            SnpInsn::SetShared { shared: true },
-            SnpInsn::WriteBlock { gpa: GHCB, block: 0 },
-            SnpInsn::WriteGhcbMsr { value: GHCB.0 },
-            SnpInsn::Vmgexit,
+            GuestInsn::Snp(SnpInsn::SetShared { shared: true }),
+            GuestInsn::Kernel(KernelInsn::WriteBlock { gpa: GHCB, block: 0 }),
+            GuestInsn::Snp(SnpInsn::WriteGhcbMsr { value: GHCB.0 }),
+            GuestInsn::Snp(SnpInsn::Vmgexit),
         ];
-        vcpu.set_program(cx, &insns.map(GuestInsn::Snp));
+        vcpu.set_program(cx, &insns);
         assert!(matches!(vcpu.run(cx).1, ExitInfo::Hypercall { .. }));
     });
     assert_eq!(valid(&mut script), [0, 0]);
