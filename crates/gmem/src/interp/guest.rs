@@ -14,8 +14,9 @@ use crate::kvm::process::{Mapped, Sharing};
 use crate::kvm::uapi::exit::{KVM_EXIT_IO, KVM_EXIT_SNP_REQ_CERTS};
 use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes, kvm_userspace_memory_region};
 use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, Vcpu};
+use crate::linux_guest::Program;
 use crate::ops::{Answer, Exit, Name, Op};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where the code page lies in the guest.
 pub(super) const CODE_GPA: u64 = 0xf000_0000;
@@ -27,13 +28,16 @@ const CODE_WORD: u32 = 0xf4f4_f4f4;
 /// A program of a protected guest.
 #[derive(Default)]
 pub(super) struct Run {
+    /// Instructions, and then `hlt`.
     pub(super) program: Vec<GuestInsn>,
-    /// What it copies to memory.
-    pub(super) blocks: Vec<Box<[u8]>>,
+    /// Code of an SNP guest's kernel, which is instead of them on a vCPU of such a guest.
+    pub(super) kernel: Option<Program>,
     /// What the VMM answers; 0: it does what it is asked for.
     pub(super) reply: u64,
     /// Whether `rbx` is worth telling at the end.
     pub(super) reads: bool,
+    /// What the kernel finds out, which is told instead of `rbx`.
+    pub(super) told: Arc<OnceLock<u64>>,
 }
 
 impl World {
@@ -44,8 +48,10 @@ impl World {
             return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
         };
         let _operator = handle.operator.lock(cx);
-        handle.set_blocks(cx, run.blocks);
-        handle.set_program(cx, &run.program);
+        match run.kernel {
+            Some(kernel) if handle.vm().sev().is_some() => handle.set_kernel(cx, kernel),
+            _ => handle.set_program(cx, &run.program),
+        }
         let mut answer = None;
         loop {
             let (result, exit) = match ioctl::run_answered(cx, &self.process, fd, answer) {
@@ -58,7 +64,7 @@ impl World {
                 }
                 ExitInfo::SnpReqCerts { .. } if result.is_ok() => answer = Some(run.reply),
                 _ => {
-                    let value = run.reads.then(|| handle.regs(cx).rbx);
+                    let value = run.reads.then(|| run.told.get().copied().unwrap_or_else(|| handle.regs(cx).rbx));
                     return answer_of(result, exit, value);
                 }
             }

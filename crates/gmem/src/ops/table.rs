@@ -525,7 +525,7 @@ pub const OPS: &[OpSpec] = &[
     op(
         "guest_psc",
         &[VCPU, GHCB, GPA, LEN, TO, flag("huge", "off"), CONVERTS],
-        "another page state of a range, by a list in the GHCB, in pages of 4K or 2M, as Linux does it: pvalidate too; ends the guest if that fails",
+        "another page state of a range, by a list in the GHCB, in pages of 4K, or `huge` where the range has 2M, as Linux does it: pvalidate too, which goes back to 4K; ends the guest if that fails",
     ),
     op(
         "guest_convert",

@@ -50,11 +50,6 @@ pub enum SnpInsn {
     },
     /// `rdmsr` of it, into `rbx`.
     ReadGhcbMsr,
-    /// `or rbx, value`.
-    OrRbx {
-        /// What.
-        value: u64,
-    },
     /// `vmgexit`.
     Vmgexit,
 }
@@ -78,7 +73,6 @@ impl Vcpu {
             SnpInsn::SetShared { shared } => es(state).shared_mapping = shared,
             SnpInsn::WriteGhcbMsr { value } => es(state).ghcb_msr = value,
             SnpInsn::ReadGhcbMsr => state.regs.rbx = es(state).ghcb_msr,
-            SnpInsn::OrRbx { value } => state.regs.rbx |= value,
             SnpInsn::Vmgexit => {
                 state.regs.rip += 1;
                 return Ok(Visit::Vmgexit);
