@@ -12,8 +12,8 @@ use super::world::{World, errno_of, failed};
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Sharing};
 use crate::kvm::uapi::exit::{KVM_EXIT_IO, KVM_EXIT_SNP_REQ_CERTS};
-use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes, kvm_userspace_memory_region};
-use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, Vcpu};
+use crate::kvm::uapi::kvm_userspace_memory_region;
+use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
 use crate::linux_guest::Program;
 use crate::ops::{Answer, Exit, Name, Op};
 use std::sync::{Arc, OnceLock};
@@ -36,6 +36,8 @@ pub(super) struct Run {
     pub(super) reply: u64,
     /// Whether `rbx` is worth telling at the end.
     pub(super) reads: bool,
+    /// Whether the answer of a hypercall is: `rax`.
+    pub(super) answers: bool,
     /// What the kernel finds out, which is told instead of `rbx`.
     pub(super) told: Arc<OnceLock<u64>>,
 }
@@ -60,11 +62,13 @@ impl World {
             };
             match exit {
                 ExitInfo::Hypercall { args, .. } if result.is_ok() => {
-                    answer = Some(if run.reply == 0 { map_gpa_range(cx, &handle, args) } else { run.reply });
+                    answer = Some(if run.reply == 0 { self.map_gpa_range(cx, &handle, args) } else { run.reply });
                 }
                 ExitInfo::SnpReqCerts { .. } if result.is_ok() => answer = Some(run.reply),
                 _ => {
-                    let value = run.reads.then(|| run.told.get().copied().unwrap_or_else(|| handle.regs(cx).rbx));
+                    let told = run.answers.then(|| handle.regs(cx).rax);
+                    let value = told
+                        .or_else(|| run.reads.then(|| run.told.get().copied().unwrap_or_else(|| handle.regs(cx).rbx)));
                     return answer_of(result, exit, value);
                 }
             }
@@ -152,18 +156,6 @@ impl World {
             _ => None,
         };
         answer_of(result, exit, halted)
-    }
-}
-
-/// What the VMM does when it is asked to convert memory: nothing but that. Returns what the guest is told.
-fn map_gpa_range(cx: &Cx<'_>, vcpu: &Arc<Vcpu>, [gpa, npages, attributes, _]: [u64; 4]) -> u64 {
-    /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
-    const ENCRYPTED: u64 = 1 << 4;
-    let private = if attributes & ENCRYPTED != 0 { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
-    let args = kvm_memory_attributes { address: gpa, size: npages * PAGE_SIZE, attributes: private, flags: 0 };
-    match vcpu.vm().set_memory_attributes(cx, &args) {
-        Ok(()) => 0,
-        Err(errno) => errno.number() as u64,
     }
 }
 

@@ -123,7 +123,7 @@ impl World {
 
     /// One operation of an SNP VM.
     pub(super) fn snp(&self, cx: &Cx<'_>, op: &SnpOp) -> Answer {
-        if let Some(answer) = self.of_td(cx, op) {
+        if let Some(answer) = self.of_others(cx, op) {
             return answer;
         }
         let (vcpu, reply, run) = match op {
@@ -215,23 +215,36 @@ impl World {
         }
     }
 
-    /// An operation on a TD, of what both kinds of guests do. `None` if it is another guest's, or what only SNP guests do.
-    fn of_td(&self, cx: &Cx<'_>, op: &SnpOp) -> Option<Answer> {
-        let (vcpu, program, reply, reads) = match op {
-            SnpOp::GuestReadShared { vcpu, gpa } => {
-                (vcpu, tdx::through_shared(GuestInsn::Read { gpa: Gpa(*gpa) }), 0, true)
-            }
-            SnpOp::GuestWriteShared { vcpu, gpa, value } => {
-                let insn = GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 };
-                (vcpu, tdx::through_shared(insn), 0, false)
-            }
-            SnpOp::GuestConvert { vcpu, gpa, to, reply } => {
-                (vcpu, tdx::convert(self.gpaw(cx, vcpu)?, Gpa(*gpa), *to), *reply, false)
-            }
-            _ => return None,
+    /// An operation on a guest of another kind, of what all kinds of guests do. `None` if it is an SNP guest's, or what only those do.
+    fn of_others(&self, cx: &Cx<'_>, op: &SnpOp) -> Option<Answer> {
+        let (SnpOp::GuestReadShared { vcpu, .. }
+        | SnpOp::GuestWriteShared { vcpu, .. }
+        | SnpOp::GuestConvert { vcpu, .. }) = op
+        else {
+            return None;
         };
-        self.gpaw(cx, vcpu)?;
-        Some(self.run_guest(cx, vcpu, Run { program, reply, reads, ..Run::default() }))
+        // Who is no vCPU is told so in any case.
+        let handle = ioctl::peek_vcpu(cx, &self.process, self.fd(vcpu))?;
+        if handle.vm().sev().is_some() {
+            return None;
+        }
+        let gpaw = handle.vm().tdx().and_then(|tdx| tdx.gpaw());
+        let access = |insn| if gpaw.is_some() { tdx::through_shared(insn) } else { vec![insn] };
+        let run = match op {
+            SnpOp::GuestReadShared { gpa, .. } => {
+                Run { program: access(GuestInsn::Read { gpa: Gpa(*gpa) }), reads: true, ..Run::default() }
+            }
+            SnpOp::GuestWriteShared { gpa, value, .. } => {
+                let insn = GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 };
+                Run { program: access(insn), ..Run::default() }
+            }
+            SnpOp::GuestConvert { gpa, to, reply, .. } => match gpaw {
+                Some(gpaw) => Run { program: tdx::convert(gpaw, Gpa(*gpa), *to), reply: *reply, ..Run::default() },
+                None => return Some(self.convert_by_hypercall(cx, vcpu, *gpa, *to, *reply)),
+            },
+            _ => unreachable!("the others are SNP guests'"),
+        };
+        Some(self.run_guest(cx, vcpu, run))
     }
 }
 

@@ -74,6 +74,7 @@ impl Vcpu {
             SnpInsn::WriteGhcbMsr { value } => es(state).ghcb_msr = value,
             SnpInsn::ReadGhcbMsr => state.regs.rbx = es(state).ghcb_msr,
             SnpInsn::Vmgexit => {
+                cx.note("guest", "VMGEXIT");
                 state.regs.rip += 1;
                 return Ok(Visit::Vmgexit);
             }
@@ -82,6 +83,7 @@ impl Vcpu {
                     Some(failed) => failed,
                     None => {
                         let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                        cx.note("guest", "PVALIDATE");
                         self.snp_pvalidate(cx, state, &operand, validate)?
                     }
                 };
@@ -94,6 +96,7 @@ impl Vcpu {
                     Some(fail) => Err(fail),
                     None => {
                         let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                        cx.note("guest", "RMPADJUST");
                         self.snp_rmpadjust(cx, state, &operand, RmpAdjust(rdx))?
                     }
                 };
