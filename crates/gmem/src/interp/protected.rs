@@ -153,12 +153,14 @@ impl World {
 
     /// A vCPU's guest converts a page where no hardware has a part in it: it asks the hypervisor, on pKVM the one that decides.
     pub(super) fn convert_by_hypercall(&self, cx: &Cx<'_>, vcpu: &Name, gpa: u64, to: u64, reply: u64) -> Answer {
-        if self.process.host().pkvm().is_some() {
-            return self.guest_set_memory(cx, vcpu, gpa, PAGE_SIZE, to);
-        }
-        let attributes = if to == TO_PRIVATE { ENCRYPTED } else { 0 };
-        let program = vec![GuestInsn::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args: [gpa, 1, attributes, 0] }];
-        match self.run_guest(cx, vcpu, Run { program, reply, answers: true, ..Run::default() }) {
+        let answer = if self.process.host().pkvm().is_some() {
+            self.guest_set_memory(cx, vcpu, gpa, PAGE_SIZE, to)
+        } else {
+            let attributes = if to == TO_PRIVATE { ENCRYPTED } else { 0 };
+            let program = vec![GuestInsn::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args: [gpa, 1, attributes, 0] }];
+            self.run_guest(cx, vcpu, Run { program, reply, answers: true, ..Run::default() })
+        };
+        match answer {
             // Linux has nothing to say if all is well.
             Answer::Exit { errno, exit: Exit::Hlt { value: Some(0) } } => {
                 Answer::Exit { errno, exit: Exit::Hlt { value: None } }

@@ -4,7 +4,7 @@ use crate::explore::program::Part;
 use crate::scenario::Scenario;
 use sim_coco::tdx::Leaf;
 use sim_kernel::sched::{Access, Event, Sim, TaskId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Of what kind something is that was done.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -106,6 +106,8 @@ pub type Tally = BTreeMap<Step, Vec<Count>>;
 /// Of the run that a simulation was made for last, with notes in its log.
 pub(super) fn of(sim: &Sim, scenario: &Scenario) -> Tally {
     let mut tally = Tally::new();
+    // Tasks that are in a system call.
+    let mut in_call = BTreeSet::new();
     let mut tasks = BTreeMap::from([(TaskId::BOOT, Progress { part: Some(Part::Setup), begun: 0, step: None })]);
     for event in sim.log().events() {
         let (task, group, what) = match event {
@@ -115,10 +117,19 @@ pub(super) fn of(sim: &Sim, scenario: &Scenario) -> Tally {
                 continue;
             }
             Event::Note { task, kind: "step", what } => {
+                in_call.remove(task);
                 if let Some(progress) = tasks.get_mut(task) {
                     progress.begin(scenario, what);
                 }
                 continue;
+            }
+            Event::Note { task, kind: "return", .. } => {
+                in_call.remove(task);
+                continue;
+            }
+            Event::Note { task, kind: "call", what } => {
+                in_call.insert(*task);
+                (task, Some(Group::Calls), (*what).to_string())
             }
             Event::Note { task, kind, what } => (task, Group::of_note(kind), (*what).to_string()),
             Event::Trace(record) if record.tracepoint.name == "tdx_seamcall" => {
@@ -137,9 +148,10 @@ pub(super) fn of(sim: &Sim, scenario: &Scenario) -> Tally {
             Event::Trace(_) | Event::End { .. } => continue,
         };
         let step = tasks.get(task).and_then(|progress| progress.step);
-        // Who operates a vCPU is no lock of the kernel's.
+        // Who operates a vCPU is no lock of the kernel's; to give a vCPU a program, and to look at its registers, is no call.
+        let of_the_simulator = what == "vmm->vcpu" || what == "vcpu->mutex" && !in_call.contains(task);
         if let (Some(step), Some(group)) = (step, group)
-            && !what.starts_with("vmm->")
+            && !of_the_simulator
         {
             count(tally.entry(step).or_default(), group, what);
         }

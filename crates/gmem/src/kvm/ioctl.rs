@@ -68,6 +68,7 @@ fn unknown_ioctl(process: &Process, file: &File) -> Errno {
 /// The way back to user space: what was put off runs, and then nothing is held (INV-502) but what the VMM's thread holds itself.
 pub(super) fn return_to_user(cx: &Cx<'_>) {
     cx.task_work_run();
+    cx.note("return", "to user space");
     for lock in cx.held_locks() {
         assert!(lock.class == "vmm->vcpu", "INV-502: a system call ends with {lock} held");
     }

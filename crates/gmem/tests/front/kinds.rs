@@ -132,6 +132,29 @@ fn the_race_is_explored_on_every_kind() {
         let progress = campaign::explore(&program, &plan, Progress::default(), 1, &mut |_| Flow::Continue).unwrap();
         let found: Vec<&str> = progress.findings.iter().map(|finding| finding.kind()).collect();
         assert!(found.is_empty(), "{}: {found:?}", kind.name);
+        let totals = progress.totals();
+        let reader = |outcome: &String| in_short(outcome.split("r0 => ").nth(1).unwrap());
+        let seen: BTreeSet<&str> = totals.outcomes.keys().map(reader).collect();
+        let expected: &[&str] = match kind.name {
+            "software" => &["the page", "zero", "memory fault"],
+            "SNP" => &["the page", "something else", "memory fault", "ends the guest"],
+            "TDX" => &["the page", "zero", "memory fault", "ends the VM"],
+            _ => &["the page"],
+        };
+        assert_eq!(seen, expected.iter().copied().collect(), "{}: {:?}", kind.name, totals.outcomes);
+    }
+}
+
+/// What the reader got, as docs/kinds.md has it.
+fn in_short(answer: &str) -> &'static str {
+    match answer {
+        "hlt 7" => "the page",
+        "hlt 0" => "zero",
+        _ if answer.starts_with("hlt ") => "something else",
+        _ if answer.starts_with("memory_fault") => "memory fault",
+        _ if answer.starts_with("system_event") => "ends the guest",
+        _ if answer.contains("EIO") => "ends the VM",
+        _ => panic!("{answer}"),
     }
 }
 
@@ -186,7 +209,7 @@ fn what_fails_on_a_kind_is_shown_with_the_command_that_repeats_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image.toml");
     let text = fs::read_to_string(workspace().join("scenarios/kinds/conversion.toml")).unwrap();
-    fs::write(&path, text.replace("=> hlt 0x1a6e | hlt 0 ", "=> hlt 0x1a6e")).unwrap();
+    fs::write(&path, text.replace("=> hlt 7 | hlt 0 ", "=> hlt 7")).unwrap();
     let path = path.display().to_string();
     let (status, out, _) = gmem(&["kinds", &path]);
     assert_eq!(status, Status::Found);
