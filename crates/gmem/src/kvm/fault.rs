@@ -101,6 +101,7 @@ impl Vcpu {
         info1: ExitInfo1,
     ) -> Result<RetPf, Errno> {
         let vm = &self.vm;
+        cx.note("fault", "stage 2");
         let Some(root) = state.root.clone() else { return Ok(RetPf::Retry) };
         let is_private = vm.is_private_fault(cx, fault, info1);
         if fault.reserved {

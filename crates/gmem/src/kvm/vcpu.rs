@@ -138,6 +138,26 @@ pub enum ExitInfo {
 }
 
 impl ExitInfo {
+    /// The name of the exit in the UAPI.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ExitInfo::Unknown => "KVM_EXIT_UNKNOWN",
+            ExitInfo::Hlt => "KVM_EXIT_HLT",
+            ExitInfo::Mmio { .. } => "KVM_EXIT_MMIO",
+            ExitInfo::Hypercall { .. } => "KVM_EXIT_HYPERCALL",
+            ExitInfo::Intr => "KVM_EXIT_INTR",
+            ExitInfo::Io { .. } => "KVM_EXIT_IO",
+            ExitInfo::Shutdown => "KVM_EXIT_SHUTDOWN",
+            ExitInfo::InternalError { .. } => "KVM_EXIT_INTERNAL_ERROR",
+            ExitInfo::MemoryFault { .. } => "KVM_EXIT_MEMORY_FAULT",
+            ExitInfo::SystemEvent { .. } => "KVM_EXIT_SYSTEM_EVENT",
+            ExitInfo::FailEntry { .. } => "KVM_EXIT_FAIL_ENTRY",
+            ExitInfo::SnpReqCerts { .. } => "KVM_EXIT_SNP_REQ_CERTS",
+        }
+    }
+}
+
+impl ExitInfo {
     /// Puts user space's answer where the exit has a place for one.
     pub(crate) fn set_answer(&mut self, value: u64) {
         match self {
@@ -598,6 +618,7 @@ impl Vm {
 impl RemoteFlush for Vm {
     fn flush_remote_tlbs(&self, cx: &Cx<'_>) {
         self.remote_tlb_flush_requests.fetch_add(1, Ordering::Relaxed);
+        cx.note("TLB", "remote flush");
         if self.pkvm_flush_remote_tlbs(cx) {
             return;
         }

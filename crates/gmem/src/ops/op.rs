@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp, TdxOp};
+use super::{Advice, FdRef, HvaRef, Name, Prot, ProtectedOp, SnpOp, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -243,6 +243,9 @@ pub enum Op {
     /// Those of TDs.
     #[serde(skip)]
     Tdx(TdxOp),
+    /// Those that are the same for every kind of protected VM.
+    #[serde(skip)]
+    Protected(ProtectedOp),
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -298,6 +301,7 @@ impl Serialize for Op {
         match self {
             Op::Snp(op) => op.serialize(serializer),
             Op::Tdx(op) => op.serialize(serializer),
+            Op::Protected(op) => op.serialize(serializer),
             op => Op::serialize(op, serializer),
         }
     }
@@ -309,6 +313,7 @@ impl<'de> Deserialize<'de> for Op {
         Op::deserialize(&value)
             .or_else(|error| SnpOp::deserialize(&value).map(Op::Snp).map_err(|_| error))
             .or_else(|error| TdxOp::deserialize(&value).map(Op::Tdx).map_err(|_| error))
+            .or_else(|error| ProtectedOp::deserialize(&value).map(Op::Protected).map_err(|_| error))
             .map_err(D::Error::custom)
     }
 }
@@ -359,6 +364,7 @@ impl Op {
             Op::Snp(op) => op.name(),
             Op::GuestSetMemory { .. } => "guest_set_memory",
             Op::Tdx(op) => op.name(),
+            Op::Protected(op) => op.name(),
         }
     }
 }

@@ -39,6 +39,20 @@ pub enum TdxOp {
 }
 
 impl TdxOp {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TdxOp::Capabilities(_) => "KVM_TDX_CAPABILITIES",
+            TdxOp::InitVm(_) => "KVM_TDX_INIT_VM",
+            TdxOp::InitVcpu { .. } => "KVM_TDX_INIT_VCPU",
+            TdxOp::InitMemRegion(_) => "KVM_TDX_INIT_MEM_REGION",
+            TdxOp::FinalizeVm => "KVM_TDX_FINALIZE_VM",
+            TdxOp::GetCpuid(_) => "KVM_TDX_GET_CPUID",
+            TdxOp::TerminateVm => "KVM_TDX_TERMINATE_VM",
+            TdxOp::Other(_) => "KVM_MEMORY_ENCRYPT_OP",
+        }
+    }
+
     /// The number.
     pub fn id(&self) -> u32 {
         match self {

@@ -170,6 +170,7 @@ impl MirrorHooks {
 
     /// `KVM_REQ_OUTSIDE_GUEST_MODE` to all vCPUs: each has been out of the guest when this returns.
     fn kick(&self, cx: &Cx<'_>, vm: &Vm) {
+        cx.note("TLB", "all vCPUs kicked");
         self.tdx.kicks.fetch_add(1, Ordering::Relaxed);
         vm.kick_all_and_wait(cx);
     }
