@@ -20,6 +20,8 @@ fn pk_020_slots_of_a_vm_that_has_run() {
          guest_read c0 0x200000 => hlt 1
          enable_cap vm0 exit_hypercall 4096 => EINVAL
          check_extension 14 vm0 => ok 0
+         check_extension 16 vm0 => ok 1
+         check_extension 81 vm0 => ok 0
          check_extension guest_memfd vm0 => ok 1
          check_extension memory_attributes vm0 => ok 0
          set_memory_attributes vm0 0x200000 4K private => ENOTTY",
