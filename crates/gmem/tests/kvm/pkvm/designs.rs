@@ -60,8 +60,8 @@ struct Took {
     locked: u64,
 }
 
-/// Of these there are two for each visit to a guest, on both.
-const EVERY_RUN: [&str; 2] = ["vcpu_load", "vcpu_put"];
+/// Left out: two of these are for each visit to a guest, on both; and the host's stage 2 is filled wherever the host first comes to.
+const LEFT_OUT: [&str; 3] = ["vcpu_load", "vcpu_put", "host_mem_abort"];
 
 fn run(proposed: bool) -> Vec<Took> {
     let config = MachineConfig { pkvm_gmem: proposed, pkvm_trace: true, ..MachineConfig::default() };
@@ -79,7 +79,7 @@ fn run(proposed: bool) -> Vec<Took> {
             let mut calls: BTreeMap<&str, u32> = BTreeMap::new();
             for record in &trace[seen..] {
                 if let TraceEvent::Enter { call } = record.event
-                    && !EVERY_RUN.contains(&call)
+                    && !LEFT_OUT.contains(&call)
                 {
                     *calls.entry(call).or_default() += 1;
                 }
@@ -98,7 +98,9 @@ fn run(proposed: bool) -> Vec<Took> {
 
 #[test]
 fn what_a_workload_takes_on_both_designs() {
-    let mut table = "| step | EL2 is entered for, 7.3 | proposed | the guest's pages | | locked | |\n".to_string();
+    let mut table =
+        "| step | calls to EL2, 7.3 | proposed | the guest's pages, 7.3 | proposed | locked, 7.3 | proposed |\n"
+            .to_string();
     table += "|---|---|---|---|---|---|---|\n";
     let (now, proposed) = (run(false), run(true));
     for (((step, ..), now), then) in STEPS.iter().zip(&now).zip(&proposed) {
