@@ -210,7 +210,7 @@ pub static ABSENT: &[Absent] = &[
     absent("PKVM-K12", "KVM ends a VM when nobody has it any more; scenarios/attacks/pkvm/end-running.toml"),
     absent(
         "PKVM-K13",
-        "KVM takes back page after page, each with its own TLBI; scenarios/attacks/pkvm/stale-vmid.toml shows what is for a page that was left",
+        "KVM takes back page after page, each with its own TLBI; scenarios/attacks/pkvm/stale-vmid.toml shows what it is for, a page that was left",
     ),
     absent("PKVM-K14", "as PKVM-K12; scenarios/attacks/pkvm/run-dying.toml"),
     absent(

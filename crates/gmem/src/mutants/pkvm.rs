@@ -92,6 +92,14 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "pkvm/teardown.toml",
     ),
     row(
+        PKVM_FREE_PGD_NO_LOCK,
+        "unmapping x end of a VM",
+        "mmu_lock held when the stage 2 goes",
+        "a notifier is in the middle of a call about the VM, and the hypervisor refuses to end it",
+        &["PKVM-INV-013", "PKVM-INV-012"],
+        "pkvm/np-unmap-against-end.toml",
+    ),
+    row(
         PKVM_GMEM_KEEPS_MAPPING,
         "conversion",
         "taking a page that becomes private from page tables",
