@@ -3,6 +3,7 @@
 
 mod build;
 mod runtime;
+mod slots;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
 use gmem::{MachineConfig, Stage2Kind};
