@@ -135,9 +135,9 @@ pub(super) static ROWS: &[MutantInfo] = &[
         hypervisor::NO_POISON,
         "forced reclaim",
         "the mark where a page was",
-        "the guest gets another page there, and does not learn that it lost one",
-        &["PKVM-INV-007"],
-        "pkvm/forced-reclaim.toml",
+        "nothing says that the guest lost its page: another could be put there, and the end finds nothing to take back",
+        &["PKVM-INV-007", "PKVM-INV-015"],
+        "pkvm/teardown.toml",
     ),
     row(
         hypervisor::K04,
@@ -161,7 +161,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "breaking a descriptor before another takes its place",
         "a processor uses a block and its table at once",
         &["PKVM-INV-023"],
-        "pkvm/two-faults.toml",
+        "pkvm/partial-block.toml",
     ),
     row(
         hypervisor::DYING_NO_ZERO,
