@@ -229,6 +229,20 @@ fn every_item_of_the_mmus_checklist_has_a_test_by_its_number_or_a_reason() {
     assert!(strangers.is_empty(), "not in the checklist: {strangers:?}");
 }
 
+/// pKVM's checklist is PK-001 to PK-030. A test may have several numbers in its name.
+#[test]
+fn every_item_of_pkvms_checklist_has_a_test_by_its_number() {
+    let mut tested = BTreeSet::new();
+    for folder in ["crates/sim-coco/src/pkvm", "crates/sim-coco/tests/pkvm", "crates/gmem/tests/kvm/pkvm"] {
+        for file in rust_files(&root().join(folder)) {
+            let text = fs::read_to_string(file).unwrap();
+            let tests = text.split("#[test]\n").skip(1).filter_map(|test| test.trim_start().strip_prefix("fn "));
+            tested.extend(tests.flat_map(|test| numbers_after(test.split('(').next().unwrap_or_default(), "pk_")));
+        }
+    }
+    assert_eq!(tested, (1..=30).collect());
+}
+
 /// The Rust files below a folder.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();

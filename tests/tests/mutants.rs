@@ -214,6 +214,40 @@ fn every_race_and_defect_of_sev_snp_has_a_mutant_or_a_reason() {
     }
 }
 
+/// pKVM's table of races, K1 to K17, and the defects of hypervisors and of arm64 that it could have.
+#[test]
+fn every_race_and_defect_of_pkvm_has_a_mutant_or_a_reason() {
+    let races = (1..=17).map(|row| format!("PKVM-K{row:02}"));
+    let defects = [36, 74, 82, 83, 84, 86].map(|row| format!("BUG-{row}"));
+    for id in races.chain(defects) {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
+        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
+    }
+}
+
+/// What `sim-coco` can switch off at EL2, and the rows: KVM brings it about, or there is a reason, with a file that shows what the rule is for.
+#[test]
+fn every_rule_of_the_hypervisor_has_a_row_or_a_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for mutant in sim_coco::pkvm::mutants::ALL {
+        let row = mutants::find(mutant.id());
+        let absent = mutants::ABSENT.iter().find(|absent| absent.id == mutant.id());
+        match (row, absent) {
+            (Some(row), None) => assert_eq!((row.mutant, row.is_negative_control()), (mutant, false)),
+            (None, Some(absent)) => {
+                let file = absent.reason.split_whitespace().find(|word| word.contains('/'));
+                let file = file.unwrap_or_else(|| panic!("{}: no file shows what it stops", absent.id));
+                let file = root.join(file.trim_end_matches(';'));
+                let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+                let name = mutant.id().trim_start_matches("PKVM-").replace('-', "_");
+                let shows = text.contains(mutant.id()) || text.contains(&format!("mutants::{name}"));
+                assert!(shows, "{}: not in {}", absent.id, file.display());
+            }
+            _ => panic!("{}: a row or a reason, not both", mutant.id()),
+        }
+    }
+}
+
 /// Scenarios with a larger bound are not searched to their end here, only for [`BEGUN`] executions.
 const SEARCHED: u64 = 10_000;
 const BEGUN: u64 = 1_000;

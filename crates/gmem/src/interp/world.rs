@@ -345,7 +345,7 @@ impl World {
             Op::Snp(op) => self.snp(cx, op),
             Op::Tdx(op) => self.tdx(cx, op),
             Op::Protected(op) => self.protected(cx, op),
-            Op::GuestSetMemory { vcpu, gpa, len, to } => self.guest_set_memory(cx, vcpu, *gpa, *len, *to),
+            Op::Pkvm(op) => self.pkvm(cx, op),
         }
     }
 

@@ -263,3 +263,7 @@ pub const PKVM_SLOTS_CHANGE: Mutant = Mutant::new(445, "PKVM_SLOTS_CHANGE");
 pub const PKVM_RECLAIM_SKIPS: Mutant = Mutant::new(446, "PKVM_RECLAIM_SKIPS");
 /// A page that becomes private goes from the page tables of processes.
 pub const PKVM_GMEM_KEEPS_MAPPING: Mutant = Mutant::new(447, "PKVM_GMEM_KEEPS_MAPPING");
+/// The hypervisor's VM is made under `slots_lock`.
+pub const PKVM_CREATE_NO_SLOTS_LOCK: Mutant = Mutant::new(448, "PKVM_CREATE_NO_SLOTS_LOCK");
+/// The stage 2 of a VM goes under `mmu_lock`.
+pub const PKVM_FREE_PGD_NO_LOCK: Mutant = Mutant::new(449, "PKVM_FREE_PGD_NO_LOCK");

@@ -376,6 +376,8 @@ impl Vm {
     fn destroy(self: &Arc<Vm>, cx: &Cx<'_>) {
         self.arch_vm_pre_destroy(cx);
         let notifier = self.notifier.get().expect("registered when made");
+        // `mmu_notifier_unregister` releases first, while others may still be in a notifier.
+        self.pkvm_flush_shadow_all(cx);
         self.mm.unregister_notifier(cx, notifier);
         // A pair that was open when KVM stopped listening never gets its end.
         let cut_off = std::mem::take(&mut *self.mn_open.lock());
@@ -385,7 +387,6 @@ impl Vm {
         }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
         if let Some(pkvm) = self.pkvm() {
-            self.pkvm_flush_shadow_all(cx);
             self.pkvm_destroy(cx, pkvm);
         }
         // Not inside the `for`: its lock would last while the vCPUs wait for theirs.

@@ -198,5 +198,33 @@ pub static ABSENT: &[Absent] = &[
         "TDX-ZERO-STEP",
         "it protects the guest from its host, and costs KVM a lock; scenarios/attacks/tdx/zero-step.toml",
     ),
+    absent(
+        "PKVM-K02",
+        "an access is one step, and EL2 always learns where the host faulted; of the host's lock around the donation it is PKVM-K06",
+    ),
+    absent("PKVM-K08", "KVM takes nothing back before its VM is gone; scenarios/attacks/pkvm/unshare-vm.toml"),
+    absent(
+        "PKVM-K10",
+        "KVM tops the memcache up before each mapping; crates/sim-coco/tests/pkvm/mutants.rs shows who loses the page otherwise",
+    ),
+    absent("PKVM-K12", "KVM ends a VM when nobody has it any more; scenarios/attacks/pkvm/end-running.toml"),
+    absent(
+        "PKVM-K13",
+        "KVM takes back page after page, each with its own TLBI; scenarios/attacks/pkvm/stale-vmid.toml shows what it is for, a page that was left",
+    ),
+    absent("PKVM-K14", "as PKVM-K12; scenarios/attacks/pkvm/run-dying.toml"),
+    absent(
+        "PKVM-DONATES-MMIO",
+        "no devices are mapped by a VMM, whose pages KVM pins; scenarios/attacks/pkvm/donate-device.toml",
+    ),
+    absent(
+        "PKVM-SHARES-SHARED",
+        "what KVM shares with the hypervisor no VMM has a mapping of; scenarios/attacks/pkvm/lend-shared.toml",
+    ),
+    absent(
+        "PKVM-ORACLE",
+        "KVM asks after an abort of a protected guest, which has all permissions; scenarios/attacks/pkvm/oracle.toml",
+    ),
+    absent("BUG-86", "no answer of the hypervisor is `busy`: what KVM does not take back is PKVM_RECLAIM_SKIPS"),
     absent("TDX-ACCEPT-SIZE", "as TDX-RANGE-FREE; scenarios/attacks/tdx/accept-part.toml"),
 ];
