@@ -206,6 +206,11 @@ impl State {
         }
     }
 
+    /// What is left where something was removed: in a TD that is being imported, a mark that there was something.
+    pub(super) fn removed_state(&self, tdr: Pfn, to: SeptState) -> SeptState {
+        if to == SeptState::Free && self.td(tdr).op_state.is_import() { SeptState::Removed } else { to }
+    }
+
     /// The KeyID of a TD's memory.
     pub(super) fn hkid(&self, tdr: Pfn) -> Hkid {
         self.td(tdr).hkid

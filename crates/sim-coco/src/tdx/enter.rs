@@ -220,7 +220,6 @@ impl State {
         if exit.status.name == StatusName::NonRecoverableTdNonAccessible {
             // It stays counted; nobody asks any more.
             vp.counted = false;
-            self.td_mut(tdr).lost += 1;
         } else {
             self.leave_epoch(tdvpr, tdr);
         }
