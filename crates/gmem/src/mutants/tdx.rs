@@ -213,7 +213,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "VP.ENTER's flush in a new epoch",
         "the guest goes on with a page that is the host's",
         &["TDX-INV-006"],
-        "tdx/fault-punch.toml",
+        "tdx/read-punch.toml",
     )
     .also(&["TDX-R02"]),
     row(
@@ -230,7 +230,7 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "zeroing of a page that is accepted",
         "what was in it comes back with it",
         &["TDX-INV-007"],
-        "tdx/fault-convert.toml",
+        "tdx/convert-accepted.toml",
     ),
     row(
         module::MEASURES_ADD,
