@@ -3,6 +3,7 @@
 
 mod build;
 mod failures;
+mod known;
 mod runtime;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
