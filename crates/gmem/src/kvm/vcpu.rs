@@ -479,7 +479,7 @@ impl Vcpu {
 
 impl Vm {
     /// `kvm_vm_ioctl_create_vcpu`: the vCPU and its descriptor. From the first check to the descriptor `kvm->lock` is held, which here only SNP VMs
-    /// have as a whole: what looks at all of their vCPUs under it sees none that is half made.
+    /// and TDs have: what looks at all of their vCPUs under it sees none that is half made.
     ///
     /// # Errors
     /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken; `ENOMEM`; without a number for the descriptor
@@ -490,7 +490,8 @@ impl Vm {
         process: &super::process::Process,
         id: u64,
     ) -> Result<(RawFd, Arc<Vcpu>), Errno> {
-        let _lock = self.sev().map(|sev| sev.lock.lock(cx));
+        let _of_sev = self.sev().map(|sev| sev.lock.lock(cx));
+        let _of_tdx = self.tdx().map(|tdx| tdx.lock.lock(cx));
         let vcpu = self.arch_create_vcpu(cx, id)?;
         let fd = install_vcpu(cx, process, Arc::clone(&vcpu)).inspect_err(|_| vcpu.forget(cx))?;
         Ok((fd, vcpu))
