@@ -142,7 +142,9 @@ fn every_state_against_an_entry_that_stops_zero_stepping() {
                 }
                 match of.state {
                     SeptState::Free | SeptState::Removed => {}
-                    _ if is_table => machine.table(cx, tdr, GPA, *level),
+                    _ if is_table => {
+                        machine.table(cx, tdr, GPA, *level);
+                    }
                     _ => {
                         machine.aug(cx, tdr, GPA, *level);
                     }

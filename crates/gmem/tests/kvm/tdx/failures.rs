@@ -213,12 +213,15 @@ fn td_080_a_line_that_the_host_wrote_ends_the_td() {
          tdx_init_vcpu c1               => ok",
     );
     script.run(RUNNING);
-    script.run("guest_read c0 0x200000 => hlt 7");
+    script.run(
+        "guest_read c0 0x200000         => hlt 7
+         guest_read c1 0x200000         => hlt 7",
+    );
     let (tdr, page) = (script.tdr(), script.frame(0x20_0000));
     script.host(|cx, host| host.tdx().on(ELSEWHERE).host_write(cx, page, 0, &[9; 64]).unwrap());
     script.run(
         "guest_read c0 0x200000         => internal_error
-         guest_read c1 0x201000         => internal_error",
+         guest_read c1 0x200000         => internal_error",
     );
     assert!(script.module().peek_td(tdr).unwrap().fatal);
 }
