@@ -159,7 +159,7 @@ impl HostStage2 for Stage2 {
     /// `do_page_fault` for the kernel without a fix-up: the page is taken from its guest by force (`pkvm_force_reclaim_guest_page`).
     ///
     /// # Panics
-    /// With the kernel's oops, if it is no guest's; PKVM-INV-018 if it was lost with its VM, and the kernel would fault for ever.
+    /// PKVM-INV-025: with the kernel's oops, if it is no guest's; PKVM-INV-018 if it was lost with its VM, and the kernel would fault for ever.
     fn kernel_abort(&self, cx: &Cx<'_>, pfn: Pfn) {
         let Some(pkvm) = self.pkvm.upgrade() else { return };
         let (cpu, pa) = (cpu_of(cx), Pa::of(pfn));
@@ -172,7 +172,9 @@ impl HostStage2 for Stage2 {
                 let lost = pkvm.lost_pages().contains_key(&pfn);
                 assert!(!lost, "PKVM-INV-018: the kernel faults for ever at {pfn:?}, which was lost with its VM");
             }
-            Err(_) => panic!("Unable to handle kernel access to hypervisor-protected memory at {pfn:?}"),
+            Err(_) => {
+                panic!("PKVM-INV-025: Unable to handle kernel access to hypervisor-protected memory at {pfn:?}")
+            }
         }
     }
 }
