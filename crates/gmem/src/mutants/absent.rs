@@ -85,8 +85,6 @@ pub static ABSENT: &[Absent] = &[
         "BUG-56",
         "commands hold all locks; without them one is told EBUSY, or the VM is broken, and no invariant with it",
     ),
-    absent("BUG-57", "TDs have small pages only"),
-    absent("BUG-58", "as BUG-57"),
     absent("BUG-60", "a range, not a race; `gmem/tests/kvm/tdx/build.rs::td_061_what_a_region_must_be`"),
     absent("BUG-55", "no fault loops with what it read of a mirror's entry: it starts over"),
     absent("DOUBLE_RECURSE", "R15: the compare-exchange above a subtree is RC-12's"),

@@ -1,6 +1,6 @@
 //! TDH.PHYMEM.PAMT leaves of module 2.0: the host gives pages for the metadata of 2 MiB, and takes them back.
 
-use super::lock::Mode;
+use super::lock::{Held, Mode};
 use super::machine::{Seam, State};
 use super::pamt::{PageType, PamtAt, PamtNode};
 use super::status::{OperandId, SeamFail, Seamcall, StatusName};
@@ -27,6 +27,57 @@ impl State {
     }
 }
 
+impl State {
+    /// Two pages of the host for metadata, by their operands.
+    pub(super) fn metadata_operands(&self, pages: [Hpa; 2], operands: [OperandId; 2]) -> Seamcall<[Pfn; 2]> {
+        let mut given = [Pfn(0); 2];
+        for ((pfn, page), operand) in given.iter_mut().zip(pages).zip(operands) {
+            *pfn = self.page_operand(page, operand)?;
+            if !self.memory.has_frame(*pfn) || !self.pamt.covers(*pfn) {
+                return Err(SeamFail::new(StatusName::OperandAddrRangeError, operand));
+            }
+        }
+        Ok(given)
+    }
+
+    /// Whether they are free: nothing has metadata for them, or says that they are. `locked`: a region that the leaf has locked for itself, and of which no page is in use.
+    pub(super) fn check_metadata_pages(
+        &mut self,
+        held: &mut Held<'_>,
+        given: [Pfn; 2],
+        operands: [OperandId; 2],
+        locked: Option<Pfn>,
+    ) -> Seamcall<()> {
+        for (pfn, operand) in given.into_iter().zip(operands) {
+            let not_free = SeamFail::new(StatusName::PageNotFree, operand);
+            if Some(PageSize::Size2M.base(pfn)) != locked {
+                let at = self.pamt_walk(held, pfn, PageSize::Size4K, Mode::Shared, operand)?;
+                if self.pamt.get(at).page_type != PageType::Nda {
+                    return Err(not_free);
+                }
+            }
+            let is_reserved = self.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
+            if self.pamt.is_node_page(pfn) || is_reserved || (operand == operands[1] && given[0] == given[1]) {
+                return Err(not_free);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Seam<'_> {
+    /// The module writes metadata with its own key.
+    pub(super) fn write_metadata_pages(self, cx: &Cx<'_>, given: [Pfn; 2]) {
+        let global = self.tdx.config.global_hkid();
+        for pfn in given {
+            self.tdx.commit_pages(cx, pfn, 1);
+            let mut state = self.tdx.state.lock();
+            state.memory.note_handed_over(pfn, 1);
+            state.memory.zero_page(global, pfn);
+        }
+    }
+}
+
 impl Seam<'_> {
     /// TDH.PHYMEM.PAMT.ADD: two pages for the metadata of the 4 KiB pages of a 2 MiB page. The operand is a host address with a level.
     ///
@@ -38,39 +89,15 @@ impl Seam<'_> {
         let mut state = self.tdx.state.lock();
         let region = state.pamt_region(page)?;
         let operands = [OperandId::RDX, OperandId::R8];
-        let mut given = [Pfn(0); 2];
-        for ((pfn, page), operand) in given.iter_mut().zip(pages).zip(operands) {
-            *pfn = state.page_operand(page, operand)?;
-            if !state.memory.has_frame(*pfn) || !state.pamt.covers(*pfn) {
-                return Err(SeamFail::new(StatusName::OperandAddrRangeError, operand));
-            }
-        }
+        let given = state.metadata_operands(pages, operands)?;
         let at = state.pamt_walk(&mut held, region, PageSize::Size2M, Mode::Exclusive, OperandId::RCX)?;
         if at.size != PageSize::Size2M || state.pamt.get(at).page_type != PageType::Nda {
             return Err(SeamFail::new(StatusName::HpaRangeNotFree, OperandId::RCX));
         }
-        for (pfn, operand) in given.into_iter().zip(operands) {
-            let not_free = SeamFail::new(StatusName::PageNotFree, operand);
-            // Of the region itself nothing is in use.
-            if PageSize::Size2M.base(pfn) != region {
-                let at = state.pamt_walk(&mut held, pfn, PageSize::Size4K, Mode::Shared, operand)?;
-                if state.pamt.get(at).page_type != PageType::Nda {
-                    return Err(not_free);
-                }
-            }
-            let is_reserved = state.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
-            if state.pamt.is_node_page(pfn) || is_reserved || (operand == OperandId::R8 && given[0] == given[1]) {
-                return Err(not_free);
-            }
-        }
+        // Of the region itself nothing is in use.
+        state.check_metadata_pages(&mut held, given, operands, Some(region))?;
         drop(state);
-        let global = self.tdx.config.global_hkid();
-        for pfn in given {
-            self.tdx.commit_pages(cx, pfn, 1);
-            let mut state = self.tdx.state.lock();
-            state.memory.note_handed_over(pfn, 1);
-            state.memory.zero_page(global, pfn);
-        }
+        self.write_metadata_pages(cx, given);
         let mut state = self.tdx.state.lock();
         let entry = state.pamt.get(at);
         state.pamt.set(at, super::pamt::PamtEntry { page_type: PageType::Pamt, ..entry });

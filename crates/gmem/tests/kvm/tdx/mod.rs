@@ -2,6 +2,8 @@
 //! module in between.
 
 mod build;
+mod large;
+mod pamt;
 mod runtime;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
