@@ -634,7 +634,8 @@ impl GmemFile {
         if frames.is_empty() {
             return Ok(None);
         }
-        let splits = self.vm.tdx().is_some() && pages != hole;
+        // One that was terminated has nothing to lose, and pages that go as they are only.
+        let splits = self.vm.tdx().is_some_and(|tdx| tdx.hkid().is_some()) && pages != hole;
         let whole = if splits { Some(std::mem::replace(&mut frames, self.bound_frames(cx, hole))) } else { None };
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
         if splits && !cx.has_mutant(TDX_NO_SPLIT) {

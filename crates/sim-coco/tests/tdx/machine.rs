@@ -159,7 +159,7 @@ impl Machine {
     pub(crate) fn fill_table(&self, cx: &Cx<'_>, tdr: Hpa, gpa: Gpa, level: Level) -> Hpa {
         let (first, below) = (self.frames_of(level), level.down().unwrap());
         for i in 0..512 {
-            let offset = i * below.span() << 12;
+            let offset = (i * below.span()) << 12;
             let page = Hpa(first.0 + offset);
             self.tdx.on(LP).mem_page_aug(cx, info(Gpa(gpa.0 + offset), below), tdr, page).unwrap();
         }

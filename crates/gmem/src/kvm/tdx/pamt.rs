@@ -11,7 +11,7 @@ use super::vm::KvmTdx;
 use crate::kvm::mutants::{BUG_78, TDX_PAMT_NO_PUT};
 use sim_coco::tdx::{Hpa, Leaf, PamtNode, SeptInfo, StatusName};
 use sim_kernel::sync::Mutex;
-use sim_kernel::{Cx, Errno, PAGES_PER_PMD, Pfn};
+use sim_kernel::{Cx, Errno, PAGE_SHIFT, PAGES_PER_PMD, Pfn};
 use sim_mmu::{Gfn, Level};
 use std::collections::BTreeMap;
 
@@ -66,10 +66,20 @@ impl KvmTdx {
     /// As [`TdxHost::pamt_get`].
     pub(super) fn pamt_get_spare(&self, cx: &Cx<'_>, page: Pfn) -> Result<(), Errno> {
         let Some(pages) = self.pamt_take_spare(cx) else { return Ok(()) };
-        if let Some(pages) = self.host.pamt_get_with(cx, page, pages)? {
+        let (got, unused) = self.host.pamt_get_with(cx, page, pages);
+        if let Some(pages) = unused {
             self.pamt_spare.lock().insert(cx.task().0, pages);
         }
-        Ok(())
+        got
+    }
+
+    /// `tdx_pamt_put` of a page that was not mapped after all: the next try, which allocates nothing, has its pair again.
+    pub(super) fn pamt_put_spare(&self, cx: &Cx<'_>, page: Pfn) {
+        let Some(pages) = self.host.pamt_put_pages(cx, page) else { return };
+        let spare = self.pamt_spare.lock().insert(cx.task().0, pages);
+        if let Some(pages) = spare {
+            self.host.pamt_free(cx, pages);
+        }
     }
 
     /// The TD ends: nobody needs a spare pair any more.
@@ -108,24 +118,22 @@ impl TdxHost {
             return Ok(());
         }
         let pages = self.pamt_alloc(cx)?;
-        let unused = self.pamt_get_with(cx, page, pages)?;
+        let (got, unused) = self.pamt_get_with(cx, page, pages);
         if let Some(pages) = unused {
             self.pamt_free(cx, pages);
         }
-        Ok(())
+        got
     }
 
-    /// `tdx_pamt_get`: the module has metadata for a page that it is about to get. The pair comes back if there was some.
-    ///
-    /// # Errors
-    /// `EBUSY` if a lock of the module is in the way, `EIO` for what else it answers. The pair is freed.
-    fn pamt_get_with(&self, cx: &Cx<'_>, page: Pfn, pages: [Pfn; 2]) -> Result<Option<[Pfn; 2]>, Errno> {
+    /// `tdx_pamt_get`: the module has metadata for a page that it is about to get, or `EBUSY` if a lock of the module is in the way, `EIO` for what else it answers. The pair
+    /// comes back if it was not needed, or not taken.
+    fn pamt_get_with(&self, cx: &Cx<'_>, page: Pfn, pages: [Pfn; 2]) -> (Result<(), Errno>, Option<[Pfn; 2]>) {
         let region = region(page);
         let mut counts = self.pamt.counts.lock(cx);
         let count = counts.entry(region).or_default();
         if *count > 0 {
             *count += 1;
-            return Ok(Some(pages));
+            return (Ok(()), Some(pages));
         }
         let [first, second] = pages.map(Hpa::of);
         let added =
@@ -133,14 +141,13 @@ impl TdxHost {
         match added {
             Ok(()) => {
                 *count = 1;
-                Ok(None)
+                (Ok(()), None)
             }
             Err(fail) => {
                 let counted = fail.name() != StatusName::HpaRangeNotFree;
                 assert!(counted, "TDX-INV-018: {region:?} has metadata, and KVM knows of no page in it");
-                drop(counts);
-                self.pamt_free(cx, pages);
-                Err(if fail.is_operand_busy() { Errno::EBUSY } else { Errno::EIO })
+                let errno = if fail.is_operand_busy() { Errno::EBUSY } else { Errno::EIO };
+                (Err(errno), Some(pages))
             }
         }
     }
@@ -158,8 +165,15 @@ impl TdxHost {
 
     /// `tdx_pamt_put`: the module has not the page any more. With the last page of a region its metadata goes; if the module refuses, it stays, and the page counts on.
     pub(super) fn pamt_put(&self, cx: &Cx<'_>, page: Pfn) {
+        if let Some(pages) = self.pamt_put_pages(cx, page) {
+            self.pamt_free(cx, pages);
+        }
+    }
+
+    /// The same; the answer is what held the metadata, if it went.
+    fn pamt_put_pages(&self, cx: &Cx<'_>, page: Pfn) -> Option<[Pfn; 2]> {
         if !self.has_dynamic_pamt() || cx.has_mutant(TDX_PAMT_NO_PUT) {
-            return;
+            return None;
         }
         let region = region(page);
         let mut counts = self.pamt.counts.lock(cx);
@@ -168,7 +182,7 @@ impl TdxHost {
             count.unwrap_or_else(|| panic!("TDX-INV-018: {page:?} goes, and KVM counted no page of {region:?}"));
         *count -= 1;
         if *count > 0 {
-            return;
+            return None;
         }
         if cx.has_mutant(BUG_78) {
             // As if the count were outside of the lock, and nobody looked at it again.
@@ -178,10 +192,12 @@ impl TdxHost {
         match self.call(cx, Leaf::PhymemPamtRemove, |seam| seam.phymem_pamt_remove(cx, operand(region))) {
             Ok(pages) => {
                 counts.remove(&region);
-                drop(counts);
-                self.pamt_free(cx, pages.map(|page| Pfn(page.0 >> sim_kernel::PAGE_SHIFT)));
+                Some(pages.map(|page| Pfn(page.0 >> PAGE_SHIFT)))
             }
-            Err(_) => *counts.entry(region).or_default() += 1,
+            Err(_) => {
+                *counts.entry(region).or_default() += 1;
+                None
+            }
         }
     }
 

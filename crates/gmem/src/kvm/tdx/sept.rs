@@ -152,7 +152,7 @@ impl MirrorHooks {
             Err(Errno::EIO)
         };
         if level == Level::L4K && result.is_err() {
-            host.pamt_put(cx, pfn);
+            self.tdx.pamt_put_spare(cx, pfn);
         }
         result
     }
