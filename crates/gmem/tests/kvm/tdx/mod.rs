@@ -5,6 +5,7 @@ mod build;
 mod large;
 mod pamt;
 mod runtime;
+mod slots;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
 use gmem::{MachineConfig, Stage2Kind};
