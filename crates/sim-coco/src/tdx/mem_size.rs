@@ -6,7 +6,7 @@ use super::machine::{Seam, State};
 use super::mutants;
 use super::pamt::{PageType, PamtAt, PamtEntry, PamtNode};
 use super::sept::{SeptEntry, SeptState};
-use super::status::{OperandId, SeamFail, Seamcall, StatusName};
+use super::status::{OperandId, Seamcall, StatusName};
 use super::transitions::HostOp;
 use super::types::{Hpa, PageSize, SeptInfo};
 use sim_kernel::{Cx, Pfn};
@@ -30,7 +30,7 @@ impl Seam<'_> {
     /// `pamt` are the pages for the metadata of a page of 2 MiB.
     ///
     /// # Errors
-    /// The TD's (|RDX); those of the entry (|RCX); GPA_RANGE_NOT_BLOCKED; TLB_TRACKING_NOT_DONE; the page's (|R8); those of the metadata pages (|R9, |R10), as of PAMT.ADD;
+    /// The TD's (|RDX); those of the entry (|RCX); GPA_RANGE_NOT_BLOCKED; TLB_TRACKING_NOT_DONE; the page's (|R8); those of the metadata pages (|R9, |R10), as of [`Seam::phymem_pamt_add`];
     /// INTERRUPTED_RESTARTABLE while an interrupt of the host waits; BUSY|RCX for the page that is split.
     pub fn mem_page_demote(
         self,
@@ -51,21 +51,16 @@ impl Seam<'_> {
         let page = found.page();
         let mut node_pages = None;
         if state.pamt.is_dynamic && page.size == PageSize::Size2M {
-            let operands = [OperandId::R9, OperandId::R10];
-            let given = state.metadata_operands(pamt.unwrap_or([Hpa::NULL; 2]), operands)?;
-            state.check_metadata_pages(&mut held, given, operands, None)?;
-            if given.contains(&table.base) {
-                return Err(SeamFail::new(StatusName::PageNotFree, operands[usize::from(given[0] != table.base)]));
-            }
-            node_pages = Some(given);
+            let given = pamt.unwrap_or([Hpa::NULL; 2]);
+            node_pages = Some(state.node_pages(&mut held, given, [OperandId::R9, OperandId::R10], None)?);
         }
         if state.lp_mut(self.lp).interrupt {
             return Err(StatusName::InterruptedRestartable.into());
         }
         state.lock_known_page(&mut held, page, Mode::Exclusive, OperandId::RCX)?;
         drop(state);
-        if let Some(pages) = node_pages {
-            self.write_metadata_pages(cx, pages);
+        for pfn in node_pages.into_iter().flatten() {
+            self.zero_node_page(cx, pfn);
         }
         self.tdx.commit_pages(cx, table.base, 1);
         let mut state = self.tdx.state.lock();

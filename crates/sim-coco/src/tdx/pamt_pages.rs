@@ -25,11 +25,9 @@ impl State {
             Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RCX))
         }
     }
-}
 
-impl State {
-    /// Two pages of the host for metadata, by their operands.
-    pub(super) fn metadata_operands(&self, pages: [Hpa; 2], operands: [OperandId; 2]) -> Seamcall<[Pfn; 2]> {
+    /// Two pages that the host gives for metadata, as operands.
+    fn node_operands(&self, pages: [Hpa; 2], operands: [OperandId; 2]) -> Seamcall<[Pfn; 2]> {
         let mut given = [Pfn(0); 2];
         for ((pfn, page), operand) in given.iter_mut().zip(pages).zip(operands) {
             *pfn = self.page_operand(page, operand)?;
@@ -40,41 +38,39 @@ impl State {
         Ok(given)
     }
 
-    /// Whether they are free: nothing has metadata for them, or says that they are. `locked`: a region that the leaf has locked for itself, and of which no page is in use.
-    pub(super) fn check_metadata_pages(
+    /// The same, free, whether or not there is metadata for them. `region`: a page of 2 MiB of which nothing is in use, and which is locked.
+    pub(super) fn node_pages(
         &mut self,
         held: &mut Held<'_>,
-        given: [Pfn; 2],
+        pages: [Hpa; 2],
         operands: [OperandId; 2],
-        locked: Option<Pfn>,
-    ) -> Seamcall<()> {
-        for (pfn, operand) in given.into_iter().zip(operands) {
+        region: Option<Pfn>,
+    ) -> Seamcall<[Pfn; 2]> {
+        let given = self.node_operands(pages, operands)?;
+        for (i, (pfn, operand)) in given.into_iter().zip(operands).enumerate() {
             let not_free = SeamFail::new(StatusName::PageNotFree, operand);
-            if Some(PageSize::Size2M.base(pfn)) != locked {
+            if region != Some(PageSize::Size2M.base(pfn)) {
                 let at = self.pamt_walk(held, pfn, PageSize::Size4K, Mode::Shared, operand)?;
                 if self.pamt.get(at).page_type != PageType::Nda {
                     return Err(not_free);
                 }
             }
             let is_reserved = self.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
-            if self.pamt.is_node_page(pfn) || is_reserved || (operand == operands[1] && given[0] == given[1]) {
+            if self.pamt.is_node_page(pfn) || is_reserved || (i == 1 && given[0] == given[1]) {
                 return Err(not_free);
             }
         }
-        Ok(())
+        Ok(given)
     }
 }
 
 impl Seam<'_> {
-    /// The module writes metadata with its own key.
-    pub(super) fn write_metadata_pages(self, cx: &Cx<'_>, given: [Pfn; 2]) {
-        let global = self.tdx.config.global_hkid();
-        for pfn in given {
-            self.tdx.commit_pages(cx, pfn, 1);
-            let mut state = self.tdx.state.lock();
-            state.memory.note_handed_over(pfn, 1);
-            state.memory.zero_page(global, pfn);
-        }
+    /// A page becomes one of metadata: it is zero, under the global key.
+    pub(super) fn zero_node_page(self, cx: &Cx<'_>, pfn: Pfn) {
+        self.tdx.commit_pages(cx, pfn, 1);
+        let mut state = self.tdx.state.lock();
+        state.memory.note_handed_over(pfn, 1);
+        state.memory.zero_page(self.tdx.config.global_hkid(), pfn);
     }
 }
 
@@ -89,15 +85,16 @@ impl Seam<'_> {
         let mut state = self.tdx.state.lock();
         let region = state.pamt_region(page)?;
         let operands = [OperandId::RDX, OperandId::R8];
-        let given = state.metadata_operands(pages, operands)?;
+        state.node_operands(pages, operands)?;
         let at = state.pamt_walk(&mut held, region, PageSize::Size2M, Mode::Exclusive, OperandId::RCX)?;
         if at.size != PageSize::Size2M || state.pamt.get(at).page_type != PageType::Nda {
             return Err(SeamFail::new(StatusName::HpaRangeNotFree, OperandId::RCX));
         }
-        // Of the region itself nothing is in use.
-        state.check_metadata_pages(&mut held, given, operands, Some(region))?;
+        let given = state.node_pages(&mut held, pages, operands, Some(region))?;
         drop(state);
-        self.write_metadata_pages(cx, given);
+        for pfn in given {
+            self.zero_node_page(cx, pfn);
+        }
         let mut state = self.tdx.state.lock();
         let entry = state.pamt.get(at);
         state.pamt.set(at, super::pamt::PamtEntry { page_type: PageType::Pamt, ..entry });

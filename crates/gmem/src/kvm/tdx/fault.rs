@@ -28,6 +28,7 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
         exit: &TdExit,
     ) -> Result<Next, Errno> {
+        cx.note("fault", "stage 2");
         let tdx = self.vm.tdx().expect("a vCPU of a TD");
         let is_private = tdx.is_private_gpa(exit.gpa);
         if is_private && is_unexpected_pending(exit) {
@@ -94,7 +95,7 @@ impl Vcpu {
     fn tdx_note_spurious_accept(&self, state: &mut VcpuState, gpa: Gpa) {
         /// As of faults that are tried again.
         const MOST: u32 = 16;
-        let (_, begun) = self.vm.tdx().expect("a vCPU of a TD").changes();
+        let begun = self.vm.tdx().expect("a vCPU of a TD").begun.all();
         let last = &mut tdx_state_mut(state).spurious_accepts;
         *last = if last.0 == begun { (begun, last.1 + 1) } else { (begun, 0) };
         assert!(

@@ -121,6 +121,8 @@ impl Vcpu {
         let view = self.vm.slot_view(&slot);
         self.vm.tdx().expect("a vCPU of a TD").pamt_topup(cx)?;
         let _srcu = self.vm.srcu.read(cx);
-        self.vm.mmu.map_private_pfn(cx, &mirror, gfn, pfn, &view, &*self.vm)
+        let mapped = self.vm.mmu.map_private_pfn(cx, &mirror, gfn, pfn, &view, &*self.vm);
+        self.tdx_check_thawed(cx, &mirror, gfn);
+        mapped
     }
 }
