@@ -214,7 +214,7 @@ pub static ABSENT: &[Absent] = &[
         "what a guest does about it is in its programs; scenarios/attacks/tdx/accept-again.toml",
     ),
     absent("TDX-NDA", "KVM gives no page twice; scenarios/attacks/tdx/alias.toml, scenarios/attacks/tdx/two-tds.toml"),
-    absent("TDX-RANGE-FREE", "TDs have small pages only; scenarios/attacks/tdx/large-over-small.toml"),
+    absent("TDX-RANGE-FREE", "a large page of a TD is a folio of its own; scenarios/attacks/tdx/large-over-small.toml"),
     absent("TDX-SEPT-EMPTY", "KVM takes no table of a TD that has its KeyID; scenarios/attacks/tdx/table.toml"),
     absent("TDX-PROMOTE-CONDITIONS", "as TDX-RANGE-FREE; scenarios/attacks/tdx/promote.toml"),
     absent("TDX-SOURCE-KEYID", "KVM names no source by a KeyID; scenarios/attacks/tdx/source-of-another.toml"),

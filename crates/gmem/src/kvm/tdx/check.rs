@@ -9,7 +9,7 @@ use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use sim_coco::tdx::{LineOwner, OpState, PageType, SeptState, VcpuState};
 use sim_kernel::{Cx, Pfn};
-use sim_mmu::{ExternalTable, Gfn, Level, Root};
+use sim_mmu::{ExternalTable, Gfn, Root};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
