@@ -292,3 +292,12 @@ fn td_084_a_page_that_comes_back_is_the_hosts() {
         script.end();
     }
 }
+
+/// A fault that is told again and again that a lock is busy, while nobody executes a leaf that could have it: its own tries are no reason to go on (INV-506).
+#[test]
+#[should_panic(expected = "INV-506")]
+fn a_lock_that_nobody_has_is_no_reason_to_try_for_ever() {
+    let mut script = Script::running();
+    script.busy(Leaf::MemPageAug, 100);
+    script.run("guest_accept c0 0x201000 => hlt 0");
+}
