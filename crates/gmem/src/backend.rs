@@ -111,8 +111,8 @@ impl Backend for Simulator {
                 Some(_) => format!("schedule {}", recording.schedule),
                 None => format!("{}, seed {}", strategy_name(options.strategy), options.seed),
             };
-            let mut facts =
-                vec![("kernel", format!("Linux {}", machine.kernel)), ("stage 2", machine.stage2_name().into())];
+            let stage2 = if machine.pkvm { "pKVM's" } else { machine.stage2_name() };
+            let mut facts = vec![("kernel", format!("Linux {}", machine.kernel)), ("stage 2", stage2.into())];
             if !origin.mutants.is_empty() {
                 facts.push(("switched off", origin.mutants.join(", ")));
             }

@@ -1,6 +1,7 @@
 //! `KVM_RUN` on arm64 (`kvm_arch_vcpu_ioctl_run`): the hypervisor's VM and vCPU are made, the vCPU is loaded, and then the guest runs until something is user space's.
 
 use super::guest::ArmExit;
+use super::host::PKVM_GUEST_HVC;
 use super::vm::KvmPkvm;
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
@@ -97,6 +98,7 @@ impl Vcpu {
             HvcResult::ToHost => SMCCC_NOT_SUPPORTED,
             HvcResult::Answered(answer) => answer,
         };
+        cx.trace(&PKVM_GUEST_HVC, &[u64::from(function), args[0], answer as u64]);
         if converts && answer == SMCCC_SUCCESS {
             self.pkvm_after_conversion(cx, pkvm, function, args);
         }
