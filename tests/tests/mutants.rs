@@ -225,6 +225,17 @@ fn every_race_and_defect_of_pkvm_has_a_mutant_or_a_reason() {
     }
 }
 
+/// TDX's table of races, R1 to R31, and the defects of Linux that are about it.
+#[test]
+fn every_race_and_defect_of_tdx_has_a_mutant_or_a_reason() {
+    let races = (1..=31).map(|row| format!("TDX-R{row:02}"));
+    let defects = [26].into_iter().chain(51..=60).map(|row| format!("BUG-{row}"));
+    for id in races.chain(defects) {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
+        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
+    }
+}
+
 /// What `sim-coco` can switch off at EL2, and the rows: KVM brings it about, or there is a reason, with a file that shows what the rule is for.
 #[test]
 fn every_rule_of_the_hypervisor_has_a_row_or_a_reason() {
@@ -245,6 +256,44 @@ fn every_rule_of_the_hypervisor_has_a_row_or_a_reason() {
             }
             _ => panic!("{}: a row or a reason, not both", mutant.id()),
         }
+    }
+}
+
+/// Each rule of the module that can be switched off is a row, or has a reason why it is none; and nothing else is called as they are.
+#[test]
+fn every_mutant_of_the_tdx_module_has_a_row_or_a_reason() {
+    let of_module: Vec<&str> = sim_coco::tdx::mutants::ALL.iter().map(|mutant| mutant.id()).collect();
+    for id in &of_module {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == *id);
+        let row = mutants::all().any(|info| info.id() == *id);
+        assert!(row != absent, "{id}: a row, or a reason why there is none");
+    }
+    let is_race = |id: &str| id.strip_prefix("TDX-R").is_some_and(|rest| rest.parse::<u8>().is_ok());
+    let named = mutants::all().map(MutantInfo::id).chain(mutants::ABSENT.iter().map(|absent| absent.id));
+    let named = named.filter(|id| id.starts_with("TDX-") && !is_race(id));
+    let strangers: Vec<&str> = named.filter(|id| !of_module.contains(id)).collect();
+    assert!(strangers.is_empty(), "the module has no {strangers:?}");
+}
+
+/// Executions of each strategy for a scenario in which leaves meet locks.
+const STORMS: u64 = 100;
+
+/// Where every leaf can be told that a lock is busy, every operation ends all the same: what goes on for long is judged as an explorer does, under a fair schedule.
+#[test]
+fn storms_of_busy_locks_end() {
+    let all = zoo::baseline().into_iter().map(|path| (path, scenario(path)));
+    let contended: Vec<(&str, Scenario)> = all.filter(|(_, scenario)| scenario.machine.tdx_contention).collect();
+    assert!(contended.iter().any(|(path, _)| *path == "tdx/busy.toml"));
+    for (path, scenario) in &contended {
+        let program = ScenarioProgram::new(scenario);
+        let effort = Effort { seed: 0, search: STORMS, steps: 20_000_000, schedules: STORMS, baseline: 0 };
+        for name in STRATEGIES {
+            let sample = zoo::sample(&program, &[name.parse().expect("a strategy")], &effort);
+            assert_eq!((sample.caught, sample.executions), (None, STORMS), "{path}: {name}");
+        }
+        let search = zoo::search(&program, &effort);
+        assert_eq!(search.caught, None, "{path}: {} executions of dpor", search.executions);
+        assert!(search.executions == STORMS || search.exhausted, "{path}: {search:?}");
     }
 }
 

@@ -195,6 +195,7 @@ fn print_report(report: &RunReport, options: &RunOptions, out: &mut dyn Write) -
         writeln!(out, "not what the scenario says; to see it again:")?;
         let kernel = options.kernel.map_or(String::new(), |kernel| format!(" --kernel {kernel}"));
         let mutants: String = options.mutants.iter().map(|id| format!(" --mutant {id}")).collect();
-        writeln!(out, "  gmem run {}{kernel}{mutants} --schedule {}", options.file, report.schedule)
+        let facts: String = options.facts.iter().map(|fact| format!(" --machine {fact}")).collect();
+        writeln!(out, "  gmem run {}{facts}{kernel}{mutants} --schedule {}", options.file, report.schedule)
     }
 }

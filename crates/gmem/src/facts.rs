@@ -3,6 +3,8 @@
 //! One table, [`FACTS`]; both formats read off it, and [`MachineConfig::to_header`] writes with it. Kernel and stage 2 stand in
 //! places of their own in a recording, so they have functions of their own.
 
+mod text;
+
 use crate::Stage2Kind;
 use crate::kvm::config::{KernelVersion, MachineConfig, SnpCpuid, Thp};
 use crate::kvm::uapi::KVM_MAX_VCPUS;

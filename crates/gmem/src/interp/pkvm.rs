@@ -22,7 +22,7 @@ impl World {
     }
 
     /// `set_memory_decrypted`, `set_memory_encrypted`: a call for each page, and none after one that fails. What was done before stays.
-    fn guest_set_memory(&self, cx: &Cx<'_>, vcpu: &Name, gpa: u64, len: u64, to: u64) -> Answer {
+    pub(super) fn guest_set_memory(&self, cx: &Cx<'_>, vcpu: &Name, gpa: u64, len: u64, to: u64) -> Answer {
         let function = if to == TO_PRIVATE { func::MEM_UNSHARE } else { func::MEM_SHARE };
         let pages = len.div_ceil(PAGE_SIZE);
         if pages > PAGES_MAX {

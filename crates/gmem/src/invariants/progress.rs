@@ -57,7 +57,7 @@ pub(super) static ROWS: &[Invariant] = &[
         window: "",
         when: &[When::Step],
         check: Check::AtStep,
-        note: "A vCPU counts retries in a row that nothing explains: no invalidation, no change of slots, no stale root. 16 are allowed, which other faults may win. An execution that never ends is judged by `sched::fair_tail`.",
+        note: "A vCPU counts retries in a row that nothing explains: no invalidation, no change of slots, no stale root; of a TD, no change of the Secure EPT and no SEAMCALL of another task. 16 are allowed, which other faults may win. An execution that never ends is judged by `sched::fair_tail`.",
     },
 ];
 

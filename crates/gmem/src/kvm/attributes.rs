@@ -109,6 +109,7 @@ impl Vm {
     /// `EINVAL` for flags, unsupported attributes, an empty, wrapping or unaligned range; `ENOMEM` if the array cannot grow, and then
     /// nothing has changed.
     pub fn set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, args: &kvm_memory_attributes) -> Result<(), Errno> {
+        cx.note("call", "KVM_SET_MEMORY_ATTRIBUTES");
         if args.flags != 0 || args.attributes & !self.supported_attributes() != 0 {
             return Err(Errno::EINVAL);
         }

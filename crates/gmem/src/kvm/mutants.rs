@@ -235,6 +235,12 @@ pub const TDX_VP_INIT_UNLOCKED: Mutant = Mutant::new(475, "TDX_VP_INIT_UNLOCKED"
 pub const TDX_VP_NO_FLUSH: Mutant = Mutant::new(476, "TDX_VP_NO_FLUSH");
 /// A private fault is tried again where it is, but not in a slot that is on its way out.
 pub const TDX_RETRIES_INVALID_SLOT: Mutant = Mutant::new(478, "TDX_RETRIES_INVALID_SLOT");
+/// A vCPU that did not get into its TD goes out of guest mode before it tries again.
+pub const TDX_SPINS_IN_GUEST_MODE: Mutant = Mutant::new(477, "TDX_SPINS_IN_GUEST_MODE");
+/// A TD's memory goes before its KeyID.
+pub const TDX_KEYID_BEFORE_MEMORY: Mutant = Mutant::new(479, "TDX_KEYID_BEFORE_MEMORY");
+/// TDs give back their KeyIDs one after the other.
+pub const TDX_RELEASE_UNLOCKED: Mutant = Mutant::new(480, "TDX_RELEASE_UNLOCKED");
 /// Caches are written back before a KeyID is freed.
 pub const TDX_FREEID_BEFORE_CACHE_WB: Mutant = Mutant::new(481, "TDX_FREEID_BEFORE_CACHE_WB");
 /// A TD's KeyID goes before its tables.

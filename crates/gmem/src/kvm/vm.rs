@@ -5,7 +5,7 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
+use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23, TDX_KEYID_BEFORE_MEMORY};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
@@ -574,6 +574,9 @@ impl FileOperations for VmFile {
     }
 
     fn release(&self, cx: &Cx<'_>) {
+        if cx.has_mutant(TDX_KEYID_BEFORE_MEMORY) {
+            self.vm.arch_vm_pre_destroy(cx);
+        }
         self.vm.put(cx);
     }
 

@@ -168,6 +168,38 @@ pub static ABSENT: &[Absent] = &[
     absent("BUG-44", "a false warning, where the guest tries again either way; nothing is warned of here"),
     absent("BUG-49", "a rule of the guest; scenarios/attacks/snp/double-validation.toml shows what it is for"),
     absent("BUG-50", "guests here have no neighbouring loads by chance"),
+    absent("TDX-R03", "it is TDX-PREVIOUS-EPOCH"),
+    absent("TDX-R04", "the hook of a removal has mmu_lock held for writing from BLOCK to REMOVE: MMU-INV-060"),
+    absent("TDX-R11", "as BUG-53"),
+    absent("TDX-R13", "it is RC-23, of private memory too"),
+    absent("TDX-R14", "it is SEQ_LATE, of private memory too"),
+    absent("TDX-R15", "it is RC-01 and RC-06, with the pages of a TD too"),
+    absent(
+        "TDX-R17",
+        "KVM_RUN and pre-faults are refused before the end of the launch, and behind that the hook finds no source: `gmem/tests/kvm/tdx/build.rs::td_063_nothing_runs_before_the_end_of_the_launch`",
+    ),
+    absent("TDX-R18", "as BUG-56"),
+    absent(
+        "TDX-R21",
+        "the host loses its priority once, and tries again; crates/sim-coco/tests/tdx/races.rs has both modules",
+    ),
+    absent("TDX-R22", "KVM takes no table of a TD that has its KeyID; scenarios/attacks/tdx/table.toml"),
+    absent("TDX-R25", "who reads a mirror without its lock looks at no page of the Secure EPT"),
+    absent("TDX-R28", "Linux has no mechanism; scenarios/tdx/known/extend-punch.toml shows what comes of that"),
+    absent("TDX-R29", "of 2 MiB pages of TDs, which no release of Linux has; each status is looked at here"),
+    absent("TDX-R30", "a visit that did not happen has no exit reason here: `TdVisit::KeptOut`"),
+    absent(
+        "TDX-R31",
+        "neither the module nor KVM has a mechanism; in scenarios/tdx/same-page.toml it is one of the answers",
+    ),
+    absent(
+        "BUG-51",
+        "a rule of the guest's kernel, not of KVM: `linux_guest/accept.rs`, and its tests; the module answers who comes second",
+    ),
+    absent(
+        "BUG-59",
+        "of Linux 7.4: until then the run loop takes the request, KVM_RUN fails, and no other call of a dead VM gets that far",
+    ),
     absent(
         "TDX-BLOCKED",
         "KVM blocks each page (TDX_NO_BLOCK): the check is a second line; scenarios/attacks/tdx/remove-under-guest.toml shows what it stops",

@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Advice, FdRef, HvaRef, Name, PkvmOp, Prot, SnpOp, TdxOp};
+use super::{Advice, FdRef, HvaRef, Name, PkvmOp, Prot, ProtectedOp, SnpOp, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -237,6 +237,9 @@ pub enum Op {
     /// Those of TDs.
     #[serde(skip)]
     Tdx(TdxOp),
+    /// Those that are the same for every kind of protected VM.
+    #[serde(skip)]
+    Protected(ProtectedOp),
     /// Those of guests of pKVM.
     #[serde(skip)]
     Pkvm(PkvmOp),
@@ -295,6 +298,7 @@ impl Serialize for Op {
         match self {
             Op::Snp(op) => op.serialize(serializer),
             Op::Tdx(op) => op.serialize(serializer),
+            Op::Protected(op) => op.serialize(serializer),
             Op::Pkvm(op) => op.serialize(serializer),
             op => Op::serialize(op, serializer),
         }
@@ -307,6 +311,7 @@ impl<'de> Deserialize<'de> for Op {
         Op::deserialize(&value)
             .or_else(|error| SnpOp::deserialize(&value).map(Op::Snp).map_err(|_| error))
             .or_else(|error| TdxOp::deserialize(&value).map(Op::Tdx).map_err(|_| error))
+            .or_else(|error| ProtectedOp::deserialize(&value).map(Op::Protected).map_err(|_| error))
             .or_else(|error| PkvmOp::deserialize(&value).map(Op::Pkvm).map_err(|_| error))
             .map_err(D::Error::custom)
     }
@@ -357,6 +362,7 @@ impl Op {
             Op::GuestPaged(_) => "guest_paged",
             Op::Snp(op) => op.name(),
             Op::Tdx(op) => op.name(),
+            Op::Protected(op) => op.name(),
             Op::Pkvm(op) => op.name(),
         }
     }

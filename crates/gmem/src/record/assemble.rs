@@ -115,6 +115,8 @@ pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> St
                     step.notes.push(Note::Spawned(tasks.len() - 1));
                 }
             }
+            // The log of a recording has none.
+            Event::Note { .. } => {}
             Event::End { task } => {
                 let of_task = |step: &&mut Step| step.task == *task;
                 if let Some(step) = steps.iter_mut().rev().find(of_task) {

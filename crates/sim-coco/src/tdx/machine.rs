@@ -2,6 +2,7 @@
 
 use super::config::TdxConfig;
 use super::keys::{Kot, Wbcache};
+use super::leaf::Leaf;
 use super::lock::{Denied, Held, Lock, LockId, Mode, Side};
 use super::memory::{DirtyLine, LineMemory, LineMeta};
 use super::mutants;
@@ -29,6 +30,8 @@ pub enum Injected {
     NoEntropy,
     /// The key could not be made: KEY_GENERATION_FAILED.
     KeyGenerationFailed,
+    /// The locks of the TD are somebody else's when this leaf wants its op_state: OPERAND_BUSY.
+    Busy(Leaf),
     /// An interrupt arrives after so many 4 KiB pages of an ACCEPT of 2 MiB.
     InterruptAcceptAfter(u64),
 }

@@ -140,18 +140,25 @@ impl TdpMmu {
     /// What a fault's retries come to while an entry on its way is frozen: nothing changes until whoever froze it goes on, so the task is not
     /// runnable until then. KVM lets the guest run into the fault again, or tries again in the exit handler of a TD; the outcome is the same.
     pub fn wait_while_frozen(&self, cx: &Cx<'_>, root: &Root, gfn: Gfn) {
+        if let Some((table, index, _)) = self.frozen(root, gfn) {
+            self.tables.word(cx, table, index).wait_until(Until::NotEqual(Spte::FROZEN.0));
+        }
+    }
+
+    /// Level of the frozen entry on the way to a frame: for checkers.
+    pub fn peek_frozen(&self, root: &Root, gfn: Gfn) -> Option<Level> {
+        self.frozen(root, gfn).map(|(_, _, level)| level)
+    }
+
+    fn frozen(&self, root: &Root, gfn: Gfn) -> Option<(Pfn, usize, Level)> {
         let (mut table, mut level) = (root.table(), root.level());
         loop {
             let index = Gfn(gfn.0 | root.gfn_bits()).index(level);
             let spte = self.tables.peek(table, index);
             if spte.is_frozen() {
-                self.tables.word(cx, table, index).wait_until(Until::NotEqual(Spte::FROZEN.0));
-                return;
+                return Some((table, index, level));
             }
-            match level.down().filter(|_| spte.is_table(level)) {
-                Some(below) => (table, level) = (spte.pfn(), below),
-                None => return,
-            }
+            (table, level) = (spte.pfn(), level.down().filter(|_| spte.is_table(level))?);
         }
     }
 

@@ -209,7 +209,7 @@ impl Vm {
 }
 
 impl GmemFile {
-    /// The guest frames are about to lose their pages (`kvm_gmem_invalidate_begin`).
+    /// The guest frames are about to lose their pages (`kvm_gmem_invalidate_start`).
     pub(crate) fn pkvm_invalidate(&self, cx: &Cx<'_>, lock: &mut RwLockWriteGuard<'_, ()>, frames: &[(u16, GfnRange)]) {
         for (_, range) in frames {
             self.vm().pkvm_gmem_unmap(cx, lock, *range);

@@ -88,6 +88,7 @@ impl Vcpu {
         function: u32,
         args: [u64; 3],
     ) -> Result<Next, Errno> {
+        cx.note("guest", "HVC");
         let converts = matches!(function, func::MEM_SHARE | func::MEM_UNSHARE);
         if converts && !self.pkvm_before_conversion(cx, state, pkvm, function, args)? {
             return Ok(Next::Exit);

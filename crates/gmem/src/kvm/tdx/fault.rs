@@ -28,6 +28,7 @@ impl Vcpu {
         srcu: &mut SrcuReadGuard<'_>,
         exit: &TdExit,
     ) -> Result<Next, Errno> {
+        cx.note("fault", "stage 2");
         let tdx = self.vm.tdx().expect("a vCPU of a TD");
         let is_private = tdx.is_private_gpa(exit.gpa);
         if is_private && is_unexpected_pending(exit) {

@@ -4,6 +4,7 @@
 use crate::kvm::config::MachineConfig;
 use sim_coco::tdx::{Hkid, Hpa, Leaf, Lp, Seam, Seamcall, StatusName, Tdmr, Tdx, TdxConfig};
 use sim_kernel::mm::PhysMem;
+use sim_kernel::sched::TaskId;
 use sim_kernel::sched::Tracepoint;
 use sim_kernel::sync::{Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, Pfn};
@@ -17,6 +18,29 @@ pub(crate) static TDX_SEAMCALL: Tracepoint = Tracepoint { name: "tdx_seamcall", 
 
 /// `RDRAND_RETRY_LOOPS`: how often a leaf that found no random numbers is called.
 const ENTROPY_TRIES: u32 = 10;
+
+/// How often something was done, by whom.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    all: AtomicU64,
+    of: parking_lot::Mutex<BTreeMap<TaskId, u64>>,
+}
+
+impl Tally {
+    pub(super) fn add(&self, cx: &Cx<'_>) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        *self.of.lock().entry(cx.task()).or_default() += 1;
+    }
+
+    pub(super) fn all(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// By other tasks than this.
+    pub(super) fn of_others(&self, cx: &Cx<'_>) -> u64 {
+        self.all() - self.of.lock().get(&cx.task()).copied().unwrap_or(0)
+    }
+}
 
 /// TDX on a host.
 pub struct TdxHost {
@@ -32,7 +56,7 @@ pub struct TdxHost {
     calls: parking_lot::Mutex<BTreeMap<Leaf, u64>>,
     /// Leaves that are being executed, and how many have returned: who met a lock waits for one to return, instead of trying again and again.
     in_flight: AtomicU64,
-    returned: AtomicU64,
+    pub(super) returned: Tally,
     returns: WaitQueue,
 }
 
@@ -73,7 +97,7 @@ impl TdxHost {
             leaked: Default::default(),
             calls: Default::default(),
             in_flight: AtomicU64::new(0),
-            returned: AtomicU64::new(0),
+            returned: Tally::default(),
             returns: WaitQueue::new(cx, "SEAMCALL"),
         }))
     }
@@ -129,7 +153,7 @@ impl TdxHost {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let result = call(self.tdx.on(lp));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.returned.fetch_add(1, Ordering::Relaxed);
+        self.returned.add(cx);
         self.returns.wake_unscheduled(cx);
         *self.calls.lock().entry(leaf).or_default() += 1;
         let rax = result.as_ref().err().map_or(0, |fail| fail.status.raw());
@@ -159,10 +183,15 @@ impl TdxHost {
     /// After a lock of the module was met: the turn is given away, and if another leaf is being executed, until one has returned.
     pub(super) fn wait_for_lock(&self, cx: &Cx<'_>) {
         cx.cond_resched();
-        let seen = self.returned.load(Ordering::Relaxed);
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
-            self.returns.wait_event(cx, || self.returned.load(Ordering::Relaxed) != seen || cx.signal_pending());
+        let seen = self.returned.all();
+        if self.is_calling() {
+            self.returns.wait_event(cx, || self.returned.all() != seen || cx.signal_pending());
         }
+    }
+
+    /// Whether a leaf is being executed.
+    pub(super) fn is_calling(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0
     }
 
     /// INVEPT of all contexts on the task's processor.

@@ -120,6 +120,8 @@ impl Vcpu {
         let slot = self.vm.memslots.peek_active(0, |set| set.by_gfn(gfn).cloned()).ok_or(Errno::EINVAL)?;
         let view = self.vm.slot_view(&slot);
         let _srcu = self.vm.srcu.read(cx);
-        self.vm.mmu.map_private_pfn(cx, &mirror, gfn, pfn, &view, &*self.vm)
+        let mapped = self.vm.mmu.map_private_pfn(cx, &mirror, gfn, pfn, &view, &*self.vm);
+        self.tdx_check_thawed(cx, &mirror, gfn);
+        mapped
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 /// The hooks of one TD.
 pub(crate) struct MirrorHooks {
-    tdx: Arc<KvmTdx>,
+    pub(super) tdx: Arc<KvmTdx>,
 }
 
 impl fmt::Debug for MirrorHooks {
@@ -29,7 +29,7 @@ impl ExternalTables for MirrorHooks {
     /// `tdx_sept_set_private_spte`.
     fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno> {
         let Some(vm) = self.tdx.vm() else { return Err(Errno::EIO) };
-        self.tdx.begun.fetch_add(1, Ordering::Relaxed);
+        self.tdx.begun.add(cx);
         let result = if change.old.is_present() {
             self.remove_leaf(cx, &vm, change)
         } else if !change.new.is_leaf(change.level) {
@@ -44,6 +44,7 @@ impl ExternalTables for MirrorHooks {
     /// `tdx_sept_free_private_spt`.
     fn free_external_spt(&self, cx: &Cx<'_>, table: &ExternalTable) -> Result<(), Errno> {
         if self.tdx.is_hkid_assigned() {
+            self.check_released(table);
             if let Some(vm) = self.tdx.vm() {
                 vm.bug(cx);
             }
@@ -170,6 +171,7 @@ impl MirrorHooks {
 
     /// `KVM_REQ_OUTSIDE_GUEST_MODE` to all vCPUs: each has been out of the guest when this returns.
     fn kick(&self, cx: &Cx<'_>, vm: &Vm) {
+        cx.note("TLB", "all vCPUs kicked");
         self.tdx.kicks.fetch_add(1, Ordering::Relaxed);
         vm.kick_all_and_wait(cx);
     }
@@ -203,9 +205,8 @@ impl MirrorHooks {
         };
         let Some(hkid) = self.tdx.hkid() else {
             // Only a TD that was terminated has memory without a KeyID.
-            if !vm.host.config.tdx_terminate_vm || !vm.is_dead() {
-                return Err(bugged());
-            }
+            let is_terminated = vm.host.config.tdx_terminate_vm && vm.is_dead();
+            assert!(is_terminated, "TDX-INV-020: {gfn:?} is taken from a TD that has no KeyID any more");
             self.tdx.host.reclaim_page(cx, pfn).map_err(|_| bugged())?;
             self.check_returned(pfn);
             return Ok(());

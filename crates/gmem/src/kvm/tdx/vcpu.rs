@@ -236,7 +236,7 @@ impl Vm {
     /// # Errors
     /// `EIO` before `KVM_TDX_INIT_VM` and after `KVM_TDX_FINALIZE_VM` (`tdx_vcpu_create`); otherwise as of any VM.
     pub(crate) fn tdx_vcpu_create(self: &Arc<Vm>, cx: &Cx<'_>, tdx: &KvmTdx, id: u64) -> Result<Arc<Vcpu>, Errno> {
-        tdx.begin_vcpu(cx);
+        tdx.begin_vcpu();
         let made =
             if tdx.state(cx) == TdState::Initialized { self.make_vcpu(cx, id, None, None) } else { Err(Errno::EIO) };
         made.inspect_err(|_| tdx.abandon_vcpu())
