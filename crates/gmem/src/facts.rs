@@ -324,6 +324,22 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| switch(value, &mut machine.tdx_caches),
     },
     Fact {
+        name: "tdx_2m",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.tdx_2m),
+        set: |machine, value| switch(value, &mut machine.tdx_2m),
+    },
+    Fact {
+        name: "tdx_dynamic_pamt",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.tdx_dynamic_pamt),
+        set: |machine, value| switch(value, &mut machine.tdx_dynamic_pamt),
+    },
+    Fact {
         name: "pkvm",
         what: "switch",
         expected: "true or false",

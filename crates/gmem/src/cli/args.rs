@@ -467,6 +467,9 @@ pub struct Workload {
     /// Leaves of the TDX module meet each other's locks, and are told that they are busy
     #[arg(long)]
     pub contention: bool,
+    /// Map memory of the TD by leaves of 2 MiB, which no kernel does so far
+    #[arg(long)]
+    pub large_pages: bool,
     /// Who runs when is drawn from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -95,10 +95,11 @@ static ORDER: &[LockClass] = &[
     LockClass { name: "tdp_mmu_pages_lock", rank: 20, sleeps: false },
     LockClass { name: "page_table_lock", rank: 21, sleeps: false },
     LockClass { name: "i_pages", rank: 22, sleeps: false },
-    LockClass { name: "vm_table_lock", rank: 23, sleeps: false },
-    LockClass { name: "host_mmu.lock", rank: 24, sleeps: false },
-    LockClass { name: "pkvm_pgd_lock", rank: 25, sleeps: false },
-    LockClass { name: "vm->lock", rank: 26, sleeps: false },
+    LockClass { name: "pamt_lock", rank: 23, sleeps: false },
+    LockClass { name: "vm_table_lock", rank: 24, sleeps: false },
+    LockClass { name: "host_mmu.lock", rank: 25, sleeps: false },
+    LockClass { name: "pkvm_pgd_lock", rank: 26, sleeps: false },
+    LockClass { name: "vm->lock", rank: 27, sleeps: false },
 ];
 
 /// The classes with their ranks, as docs/locks.md has them.

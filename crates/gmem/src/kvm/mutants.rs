@@ -243,6 +243,14 @@ pub const TDX_KEYID_BEFORE_MEMORY: Mutant = Mutant::new(479, "TDX_KEYID_BEFORE_M
 pub const TDX_RELEASE_UNLOCKED: Mutant = Mutant::new(480, "TDX_RELEASE_UNLOCKED");
 /// Caches are written back before a KeyID is freed.
 pub const TDX_FREEID_BEFORE_CACHE_WB: Mutant = Mutant::new(481, "TDX_FREEID_BEFORE_CACHE_WB");
+/// A guest that accepts a page of 4 KiB where a TD has one of 2 MiB has it split.
+pub const BUG_58: Mutant = Mutant::new(485, "BUG-58");
+/// Of the page of a TD that is taken away in part, the rest stays.
+pub const TDX_NO_SPLIT: Mutant = Mutant::new(487, "TDX_NO_SPLIT");
+/// Pages of a region are counted under the lock under which its metadata goes.
+pub const BUG_78: Mutant = Mutant::new(488, "BUG-78");
+/// A page that goes counts no more.
+pub const TDX_PAMT_NO_PUT: Mutant = Mutant::new(489, "TDX_PAMT_NO_PUT");
 /// A TD's KeyID goes before its tables.
 pub const EXT_FREE_EARLY: Mutant = Mutant::new(482, "EXT_FREE_EARLY");
 /// A conversion zaps what the memory was.

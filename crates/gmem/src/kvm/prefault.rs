@@ -76,6 +76,7 @@ impl Vcpu {
                 return Err(Errno::EINVAL);
             }
             self.tdx_load_mmu(cx, state)?;
+            tdx.pamt_topup(cx)?;
         } else {
             self.load_mmu(cx, state)?;
         }

@@ -4,7 +4,7 @@
 use super::registry::{MutantInfo, row};
 use crate::kvm::mutants::*;
 use sim_coco::tdx::mutants as module;
-use sim_mmu::mutants::{MIRROR_NO_FREEZE, MIRROR_STUCK_FROZEN};
+use sim_mmu::mutants::{BUG_57, MIRROR_NO_FREEZE, MIRROR_STUCK_FROZEN};
 
 /// The rows.
 pub(super) static ROWS: &[MutantInfo] = &[
@@ -256,5 +256,45 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "nothing here: KVM blocks under mmu_lock held for writing, and adds under it held for reading",
         &[],
         "tdx/track-enter.toml",
+    ),
+    row(
+        BUG_57,
+        "F x F, 2 MiB",
+        "leaving a table of a mirror where it is when its pages could be one",
+        "a large page takes the place of pages that others use",
+        &["MMU-INV-060"],
+        "tdx/large-accept.toml",
+    ),
+    row(
+        BUG_58,
+        "accept x accept, 2 MiB",
+        "splitting a page of 2 MiB of which the guest accepts 4 KiB",
+        "the guest accepts it for ever",
+        &["INV-506"],
+        "tdx/large-accept.toml",
+    ),
+    row(
+        TDX_NO_SPLIT,
+        "P x guest, 2 MiB",
+        "splitting a page of 2 MiB before a part of it is taken away",
+        "the guest loses the rest",
+        &["MMU-INV-060"],
+        "tdx/large-punch.toml",
+    ),
+    row(
+        BUG_78,
+        "F x P, dynamic PAMT",
+        "counting a region's pages under the lock under which its metadata is given and taken back",
+        "metadata is given that is there, or goes from under a page",
+        &["TDX-INV-018"],
+        "tdx/pamt.toml",
+    ),
+    row(
+        TDX_PAMT_NO_PUT,
+        "P, dynamic PAMT",
+        "counting a page no more that goes",
+        "the pages with its region's metadata never come back",
+        &["TDX-INV-018"],
+        "tdx/pamt.toml",
     ),
 ];

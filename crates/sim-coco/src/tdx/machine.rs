@@ -384,6 +384,11 @@ impl Tdx {
         self.state.lock().pamt.nodes.get(&PageSize::Size2M.base(pfn)).copied()
     }
 
+    /// All of them, by the first frame of their 2 MiB page.
+    pub fn peek_pamt_nodes(&self) -> BTreeMap<Pfn, PamtNode> {
+        self.state.lock().pamt.nodes.clone()
+    }
+
     /// Pages that are in use, by first frame, size and metadata.
     pub fn peek_used_pages(&self) -> Vec<(Pfn, PageSize, PamtEntry)> {
         let state = self.state.lock();

@@ -125,10 +125,11 @@ impl TdpMmu {
         }
     }
 
-    /// `set_external_spte` where a leaf is taken away: it left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
+    /// `set_external_spte` where a leaf is taken away or split: it left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
     fn remove_external_spte(&self, cx: &Cx<'_>, gfn: Gfn, level: Level, old: Spte, new: Spte) {
         if old.is_leaf(level) {
-            assert!(!new.is_present(), "MMU-INV-060: a leaf of a mirror at {gfn:?} is changed in place");
+            let changes = new.is_leaf(level);
+            assert!(!changes, "MMU-INV-060: a leaf of a mirror at {gfn:?} is changed in place");
             // A failure has broken the VM: the hook sees to it, and nothing is left to be done here.
             let _ = self.set_external_spte(cx, &ExternalChange::new(&self.tables, gfn, level, old, new));
         }

@@ -9,7 +9,7 @@ use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use sim_coco::tdx::{LineOwner, OpState, PageType, SeptState, VcpuState};
 use sim_kernel::{Cx, Pfn};
-use sim_mmu::{ExternalTable, Gfn, Level, Root};
+use sim_mmu::{ExternalTable, Gfn, Root};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -89,6 +89,7 @@ impl TdxHost {
         self.check_quiescent(&nothing);
         assert!(self.peek_keyids().is_empty(), "TDX-INV-012: a KeyID is left: {:?}", self.peek_keyids());
         assert!(self.leaked().is_empty(), "TDX-INV-018: pages are lost: {:?}", self.leaked());
+        self.check_pamt_end();
     }
 
     /// What must hold while no operation is under way, of the machine and of everything that exists.
@@ -99,6 +100,8 @@ impl TdxHost {
         if let Err(violation) = self.tdx().check_invariants() {
             panic!("{violation}");
         }
+        let is_whole = self.leaked().is_empty() && !existing.vms.iter().any(|vm| vm.is_bugged());
+        self.check_pamt(is_whole);
         let mut hkids = BTreeSet::new();
         let mut owned: BTreeSet<Pfn> = self.leaked().into_iter().collect();
         for vm in existing.vms.iter().filter(|vm| !vm.is_destroyed()) {
@@ -143,11 +146,11 @@ impl Vm {
                 return;
             }
             leafs += 1;
-            let entry = module.peek_sept(tdr, leaf.gfn, Level::L4K);
+            let entry = module.peek_sept(tdr, leaf.gfn, leaf.level);
             let entry = entry.unwrap_or_else(|| panic!("TDX-INV-015: {:?} is in the mirror only", leaf.gfn));
             let is_there = matches!(entry.state(), Some(SeptState::Mapped | SeptState::Pending));
             assert!(
-                is_there && entry.pfn() == leaf.spte.pfn(),
+                is_there && entry.is_leaf() && entry.pfn_at(leaf.level) == leaf.spte.pfn(),
                 "TDX-INV-015: {:?} is {entry:?} in the Secure EPT",
                 leaf.gfn
             );

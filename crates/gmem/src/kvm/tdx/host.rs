@@ -1,6 +1,7 @@
 //! What the host keeps for TDX: the module, the KeyIDs that TDs may have, and pages that can never be used again
 //! (`arch/x86/virt/vmx/tdx/tdx.c`).
 
+use super::pamt::PamtCounts;
 use crate::kvm::config::MachineConfig;
 use sim_coco::tdx::{Hkid, Hpa, Leaf, Lp, Seam, Seamcall, StatusName, Tdmr, Tdx, TdxConfig};
 use sim_kernel::mm::PhysMem;
@@ -50,6 +51,8 @@ pub struct TdxHost {
     keyids: Mutex<BTreeSet<Hkid>>,
     /// `tdx_lock`: leaves that take a lock of the whole module.
     pub(super) tdx_lock: Mutex<()>,
+    has_large_pages: bool,
+    pub(super) pamt: PamtCounts,
     /// Pages that were leaked.
     leaked: parking_lot::Mutex<Vec<Pfn>>,
     /// How often each leaf was called by KVM.
@@ -80,6 +83,7 @@ impl TdxHost {
         machine.tree_host_priority = config.tdx_host_priority;
         machine.partial_write_erratum = config.tdx_erratum;
         machine.caches = config.tdx_caches;
+        machine.dynamic_pamt = config.tdx_dynamic_pamt;
         let tdx = Arc::new(Tdx::new(cx, Arc::clone(phys), machine));
         tdx.bring_up(cx);
         let watched = Arc::downgrade(&tdx);
@@ -94,6 +98,8 @@ impl TdxHost {
             phys: Arc::clone(phys),
             keyids: Mutex::new(cx, "tdx_guest_keyid_pool", BTreeSet::new()),
             tdx_lock: Mutex::new(cx, "tdx_lock", ()),
+            has_large_pages: config.tdx_2m,
+            pamt: PamtCounts::new(cx),
             leaked: Default::default(),
             calls: Default::default(),
             in_flight: AtomicU64::new(0),
@@ -109,6 +115,11 @@ impl TdxHost {
 
     pub(super) fn phys(&self) -> &Arc<PhysMem> {
         &self.phys
+    }
+
+    /// Whether the Secure EPT may have leaves of 2 MiB (`tdx_huge_page`, the machine's `tdx_2m`).
+    pub(super) fn has_large_pages(&self) -> bool {
+        self.has_large_pages
     }
 
     /// Pages that the kernel could not take back and never uses again.
@@ -222,22 +233,24 @@ impl TdxHost {
         self.keyids.peek(|keyids| keyids.iter().copied().collect())
     }
 
-    /// A page for the module.
+    /// `tdx_alloc_control_page`: a page for the module, with metadata.
     ///
     /// # Errors
-    /// `ENOMEM`.
-    pub(super) fn alloc_page(&self) -> Result<Pfn, Errno> {
-        self.phys.alloc_zeroed()
+    /// `ENOMEM`, and those of [`TdxHost::pamt_get`].
+    pub(super) fn alloc_page(&self, cx: &Cx<'_>) -> Result<Pfn, Errno> {
+        let page = self.phys.alloc_zeroed()?;
+        self.pamt_get(cx, page).inspect_err(|_| self.phys.put(cx, page))?;
+        Ok(page)
     }
 
     /// As many pages, or none.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// As [`TdxHost::alloc_page`].
     pub(super) fn alloc_pages(&self, cx: &Cx<'_>, count: usize) -> Result<Vec<Pfn>, Errno> {
         let mut pages = Vec::with_capacity(count);
         while pages.len() < count {
-            match self.alloc_page() {
+            match self.alloc_page(cx) {
                 Ok(page) => pages.push(page),
                 Err(errno) => {
                     self.free_pages(cx, pages);
@@ -248,7 +261,9 @@ impl TdxHost {
         Ok(pages)
     }
 
+    /// `tdx_free_control_page`.
     pub(super) fn free_page(&self, cx: &Cx<'_>, pfn: Pfn) {
+        self.pamt_put(cx, pfn);
         self.phys.put(cx, pfn);
     }
 

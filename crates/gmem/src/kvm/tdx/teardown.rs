@@ -101,6 +101,7 @@ impl KvmTdx {
 
     /// `tdx_vm_destroy`.
     pub(crate) fn vm_destroy(&self, cx: &Cx<'_>, vm: &Vm) {
+        self.pamt_drop_spare(cx);
         self.reclaim_td_control_pages(cx, vm);
     }
 }

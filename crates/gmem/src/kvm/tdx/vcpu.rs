@@ -44,6 +44,8 @@ pub(crate) struct TdxState {
     pub(crate) shared_mapping: bool,
     /// Not KVM's: instructions that are complete, from which the guest's RIP follows.
     pub(super) retired: u64,
+    /// Not KVM's: how often in a row the guest wanted to accept a page that is mapped, and how many changes of the Secure EPT had begun then.
+    pub(super) spurious_accepts: (u64, u32),
 }
 
 impl TdxState {

@@ -5,7 +5,8 @@ use crate::kvm::vm::{Vm, WeakVm};
 use sim_coco::tdx::{Gpaw, Hkid, Hpa};
 use sim_kernel::sync::{Atomic64, Mutex};
 use sim_kernel::{Cx, Pfn};
-use sim_mmu::Gpa;
+use sim_mmu::{Gpa, Level};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -76,6 +77,8 @@ pub struct KvmTdx {
     /// `kvm->created_vcpus`.
     created_vcpus: AtomicU64,
     gpaw: OnceLock<Gpaw>,
+    /// Pairs of pages for metadata, by the task that will need one.
+    pub(super) pamt_spare: parking_lot::Mutex<BTreeMap<u8, [Pfn; 2]>>,
     /// What `KVM_TDX_INIT_VM` was told of CPUID.
     pub(super) cpuid: OnceLock<Vec<super::TdxCpuidEntry>>,
     /// Changes of the Secure EPT that were begun, and those that were done. Not KVM's: they explain why a fault was tried again (INV-506).
@@ -87,6 +90,8 @@ pub struct KvmTdx {
     pub(super) release_tried: AtomicBool,
     /// How often all vCPUs were called out of the guest for the Secure EPT. Not KVM's.
     pub(super) kicks: AtomicU64,
+    /// Pages of 2 MiB that were split. Not KVM's.
+    pub(super) splits: AtomicU64,
 }
 
 impl KvmTdx {
@@ -102,12 +107,14 @@ impl KvmTdx {
             wait_for_sept_zap: Atomic64::new(cx, "wait_for_sept_zap", 0),
             created_vcpus: AtomicU64::new(0),
             gpaw: OnceLock::new(),
+            pamt_spare: Default::default(),
             cpuid: OnceLock::new(),
             begun: Tally::default(),
             done: AtomicU64::new(0),
             spinners: crate::kvm::kernel::Spinners::new(cx),
             release_tried: AtomicBool::new(false),
             kicks: AtomicU64::new(0),
+            splits: AtomicU64::new(0),
         })
     }
 
@@ -182,6 +189,12 @@ impl KvmTdx {
         self.gpaw.set(gpaw).expect("INIT_VM succeeds once");
     }
 
+    /// `tdx_gmem_max_mapping_level`: before the TD runs, memory is added to it in pages of 4 KiB.
+    pub(crate) fn gmem_max_mapping_level(&self) -> Level {
+        let is_large = self.host.has_large_pages() && self.peek_state() == TdState::Runnable;
+        if is_large { Level::L2M } else { Level::L4K }
+    }
+
     /// `vt_is_tdx_private_gpa`. Before `KVM_TDX_INIT_VM` there is no shared bit.
     pub(crate) fn is_private_gpa(&self, gpa: Gpa) -> bool {
         self.gpaw().is_none_or(|gpaw| !gpaw.is_shared(gpa))
@@ -210,6 +223,11 @@ impl KvmTdx {
     /// How often all vCPUs were called out of the guest because a page left the Secure EPT, or a SEAMCALL had met a lock.
     pub fn kicks(&self) -> u64 {
         self.kicks.load(Ordering::Relaxed)
+    }
+
+    /// How many pages of 2 MiB were split.
+    pub fn splits(&self) -> u64 {
+        self.splits.load(Ordering::Relaxed)
     }
 
     /// What others do, because of which a fault of this task that changes nothing itself now may have to be tried again.

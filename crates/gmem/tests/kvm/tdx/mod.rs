@@ -4,6 +4,8 @@
 mod build;
 mod failures;
 mod known;
+mod large;
+mod pamt;
 mod runtime;
 mod slots;
 
