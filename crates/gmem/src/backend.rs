@@ -106,6 +106,9 @@ impl Backend for Simulator {
             };
             let mut recording =
                 record::scenario(&ScenarioProgram::new(scenario).with_memory(memory).thoroughly(), plan);
+            if let Some(misfit) = recording.misfit.take() {
+                return Err(misfit);
+            }
             let machine = &scenario.machine;
             let decided = match &options.schedule {
                 Some(_) => format!("schedule {}", recording.schedule),

@@ -58,7 +58,14 @@ fn temporary_beside(target: &Path) -> io::Result<tempfile::NamedTempFile> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder)
+    builder.tempfile_in(folder).map_err(without_path)
+}
+
+/// The error of the system, without the name of a file that nobody has asked for.
+fn without_path(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    let (cause, _) = text.split_once(" at path ").unwrap_or((&text, ""));
+    io::Error::new(error.kind(), cause)
 }
 
 /// Lets `write` fill the file at `path`. The file appears whole or not at all: if anything fails, what was there stays.

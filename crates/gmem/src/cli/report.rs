@@ -24,6 +24,12 @@ pub(super) fn report(
 ) -> anyhow::Result<Status> {
     silence_explorers();
     // Before there is anything to lose.
+    let is_read = |output| std::fs::canonicalize(&args.input).is_ok_and(|input| input == output);
+    anyhow::ensure!(
+        !std::fs::canonicalize(&args.output).is_ok_and(is_read),
+        "cannot write {}: it is the file that is read",
+        args.output.display()
+    );
     can_be_written(&args.output)?;
     let recording = if args.input.extension().is_some_and(|extension| extension == "jsonl") {
         of_trace(args, backend)?

@@ -12,7 +12,7 @@ use gmem::record::{self, Limits, Plan, Recording};
 use gmem::scenario::parse;
 use gmem::{Simulator, Status, cli, runner};
 use serde_json::Value;
-use sim_kernel::sched::{Access, Chooser, LogLevel, MemoryModel, Random, Replay};
+use sim_kernel::sched::{Access, Chooser, LogLevel, MemoryModel, Random, Replay, Schedule, TaskId};
 
 /// Status, stdout and stderr, without colours.
 pub(super) fn gmem(arguments: &[&str]) -> (Status, String, String) {
@@ -421,6 +421,8 @@ fn what_makes_no_sense_is_said_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.html");
     let name = scenario("punch-hole.toml");
+    let race = scenario("races/fault-punch.toml");
+    let of_another = Schedule::new(vec![TaskId(9)]).to_string();
     let trace = super::kept_recordings().join("conv-011.jsonl").display().to_string();
     let empty = folder.path().join("empty.jsonl");
     fs::write(&empty, "").unwrap();
@@ -433,6 +435,7 @@ fn what_makes_no_sense_is_said_and_nothing_is_written() {
         (&name, &["--schedule", "gmem2:aa"], "--schedule: a schedule starts with `gmem1:`"),
         (&name, &["--mutant", "RC-9999"], "--mutant: "),
         (&name, &["--seed", "1", "--schedule", "gmem1:ae"], "cannot be used with"),
+        (&race, &["--schedule", &of_another], "the schedule names task T9"),
         (&trace, &["--mutant", "RC-01"], "--mutant is for scenarios"),
         (empty.to_str().unwrap(), &[], "empty.jsonl:1"),
         (torn.to_str().unwrap(), &[], "torn.jsonl:"),
@@ -443,9 +446,24 @@ fn what_makes_no_sense_is_said_and_nothing_is_written() {
         assert!(errors.contains(wanted), "{args:?}: {errors}");
         assert!(!output.exists(), "{args:?}");
     }
-    let (status, _, errors) = gmem(&["report", &name, "-o", "/nowhere/at/all.html"]);
-    assert_eq!(status, Status::BadInput);
-    assert!(errors.contains("cannot write /nowhere/at/all.html"), "{errors}");
+    let copy = folder.path().join("copy.toml");
+    fs::copy(&name, &copy).unwrap();
+    let (folder_name, copy_name) = (folder.path().to_str().unwrap(), copy.to_str().unwrap());
+    for (input, output, wanted) in [
+        (
+            name.as_str(),
+            "/nowhere/at/all.html",
+            "cannot write /nowhere/at/all.html: No such file or directory (os error 2)\n",
+        ),
+        (&name, folder_name, "Is a directory"),
+        (copy_name, copy_name, "it is the file that is read"),
+    ] {
+        let (status, _, errors) = gmem(&["report", input, "-o", output]);
+        assert_eq!(status, Status::BadInput, "{output}");
+        assert!(format!("{errors}\n").contains(wanted), "{errors}");
+    }
+    assert_eq!(fs::read(&copy).unwrap(), fs::read(&name).unwrap(), "what is read stays");
+    fs::remove_file(copy).unwrap();
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 2, "no temporary files: {left:?}");
 }
