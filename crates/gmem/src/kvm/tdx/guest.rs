@@ -397,6 +397,9 @@ impl Vcpu {
         modified.map_err(|stop| self.stopped(cx, state, guest, stop))?;
         if is_shared {
             self.vm.record_store(gpa.gfn());
+            if first < bytes.len() {
+                self.vm.record_store(gpa.gfn() + 1);
+            }
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! KVM's use of TDX, by the ids of its checklist (`TD-060` and above): scripts in the language of scenarios, each line with what it must answer, and looks at the
 //! module in between.
 
+mod answers;
 mod build;
+mod refused;
 mod runtime;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
