@@ -219,7 +219,7 @@ pub(super) static ROWS: &[Invariant] = &[
         window: "",
         when: &[When::Step],
         check: Check::AtStep,
-        note: "When a vCPU leaves the guest.",
+        note: "When a vCPU leaves the guest: the frames of KVM's own; of a VMSA that the guest provides, its address there, which is all that KVM looks at: the frame behind it may be such a head in 7.3, and in the model.",
     },
     Invariant {
         id: "SNP-INV-030",
@@ -242,11 +242,11 @@ pub(super) static ROWS: &[Invariant] = &[
     Invariant {
         id: "SNP-INV-033",
         section: Section::Snp,
-        text: "A page that is new to a guest is not accepted.",
+        text: "A guest that is told by #VC that a page is not accepted has not accepted it, or the host has changed the page's entry since.",
         window: "",
         when: &[When::Step],
         check: Check::AtStep,
-        note: "At the assignment.",
+        note: "At every #VC 0x404, by what the guest knows of its pages. That a page which is new to a guest is not accepted is SNP-INV-006 and SNP-INV-010: RMPUPDATE clears Validated.",
     },
     Invariant {
         id: "SNP-INV-034",

@@ -51,10 +51,10 @@ impl Vcpu {
     ///
     /// # Errors
     /// `EINVAL` for a CR3 beyond MAXPHYADDR (`kvm_is_valid_sregs`), and for paging outside long mode, which is not modelled; also if the vCPU's registers are in
-    /// a VMSA that was launched (`guest_state_protected`). Then nothing has changed.
+    /// a VMSA that was launched, or in a TD without DEBUG, as all are (`guest_state_protected`). Then nothing has changed.
     pub fn start(&self, cx: &Cx<'_>, context: &GuestContext, program: &[GuestInsn]) -> Result<(), Errno> {
         let mut state = self.mutex.lock(cx);
-        if state.sev.as_deref().is_some_and(|es| es.guest_state_protected) {
+        if state.sev.as_deref().is_some_and(|es| es.guest_state_protected) || state.tdx.is_some() {
             return Err(Errno::EINVAL);
         }
         let (old, new) = (state.sregs.paging, context.sregs.paging);
@@ -164,7 +164,8 @@ impl Vcpu {
         if self.peek_requests() == 0 {
             return Ok(());
         }
-        if self.check_request(cx, Request::VmDead) {
+        // `kvm_test_request`: who is dead stays dead, for the next who asks too.
+        if self.peek_requests() & Request::VmDead as u64 != 0 {
             return Err(Errno::EIO);
         }
         self.serve(cx, Request::FreeObsoleteRoots, || {

@@ -314,7 +314,9 @@ impl Vm {
         let lpage_info = match (change, old) {
             (Change::FlagsOnly, Some(old)) => Arc::clone(&old.lpage_info),
             _ => {
-                if new.gfns.end.0 - 1 > self.max_gfn().0 {
+                let last = new.gfns.end.0 - 1;
+                // `kvm_is_gfn_alias`: above a TD's shared bit are the shared addresses of what is below it.
+                if last > self.max_gfn().0 || last & self.mmu.gfn_direct_bits() != 0 {
                     return Err(Errno::EINVAL);
                 }
                 let info = LpageInfo::new(&self.host, new.gfns, new.userspace_addr)?;
@@ -494,7 +496,9 @@ fn check_geometry(mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
 impl Vm {
     fn check_flags(&self, mem: &kvm_userspace_memory_region2) -> Result<(), Errno> {
         let valid = if mem.flags & KVM_MEM_GUEST_MEMFD == 0 {
-            KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+            // `kvm_arch_has_readonly_mem`: nobody emulates a write of a guest whose state KVM does not see.
+            let readonly = if self.is_protected() { 0 } else { KVM_MEM_READONLY };
+            KVM_MEM_LOG_DIRTY_PAGES | readonly
         } else if self.kernel().has_guest_memfd_flags() || self.has_private_mem() {
             KVM_MEM_GUEST_MEMFD
         } else {

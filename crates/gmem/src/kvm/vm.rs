@@ -144,7 +144,9 @@ impl Vm {
     /// # Errors
     /// Those of its kind: `ENOMEM`.
     pub(crate) fn new(cx: &Cx<'_>, host: &Arc<Host>, mm: &Arc<Mm>, vm_type: VmType) -> Result<Arc<Vm>, Errno> {
-        let config = host.config.tdp_config();
+        let mut config = host.config.tdp_config();
+        // `cpu_dirty_log_size` is for KVM_X86_DEFAULT_VM's siblings: `tdx_vm_init` leaves it 0, so that a TD's shared memory is write-protected to log it.
+        config.pml &= vm_type != VmType::Tdx;
         let kind = VmKind::new(cx, host, vm_type)?;
         let hooks = kind.external_tables();
         let vm = Arc::new(Vm {
@@ -510,16 +512,12 @@ pub fn check_extension(config: &MachineConfig, cap: u64, vm: Option<&Vm>) -> i32
     match Cap::from_number(cap) {
         None => 0,
         Some(cap) => match cap {
-            Cap::UserMemory
-            | Cap::UserMemory2
-            | Cap::SyncMmu
-            | Cap::ReadonlyMem
-            | Cap::MemoryFaultInfo
-            | Cap::EnableCapVm => 1,
+            Cap::UserMemory | Cap::UserMemory2 | Cap::SyncMmu | Cap::MemoryFaultInfo | Cap::EnableCapVm => 1,
+            Cap::ReadonlyMem => i32::from(!vm.is_some_and(Vm::is_protected)),
             Cap::GuestMemfd => i32::from(private != Some(false) || config.kernel.has_guest_memfd_flags()),
             Cap::PreFaultMemory => i32::from(config.tdp_enabled && config.kernel.has_pre_fault_memory()),
             Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
-            Cap::MaxVcpus => config.max_vcpus as i32,
+            Cap::MaxVcpus => vm.map_or(config.max_vcpus, Vm::max_vcpus) as i32,
             // Without SMM there is no such capability.
             Cap::MultiAddressSpace if !config.smm => 0,
             Cap::MultiAddressSpace => {

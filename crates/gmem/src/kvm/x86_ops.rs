@@ -134,9 +134,9 @@ impl Vm {
         max_level: Level,
     ) -> Result<(), Errno> {
         match &self.kind {
-            VmKind::Default | VmKind::SwProtected | VmKind::Tdx(_) | VmKind::Pkvm(_) => {
-                self.host.busy.ask().map_err(|_| Errno::EAGAIN)
-            }
+            VmKind::Default | VmKind::SwProtected | VmKind::Pkvm(_) => self.host.busy.ask().map_err(|_| Errno::EAGAIN),
+            // There is no such hook.
+            VmKind::Tdx(_) => Ok(()),
             VmKind::Snp(sev) => sev.gmem_make_private(cx, gfn, pfn, max_level),
         }
     }

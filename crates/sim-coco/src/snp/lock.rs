@@ -46,6 +46,16 @@ pub(super) enum Span {
     Region,
 }
 
+impl Span {
+    /// Frames that it marks.
+    pub(super) const fn pages(self) -> u64 {
+        match self {
+            Span::Entry => 1,
+            Span::Region => PAGES_PER_PMD,
+        }
+    }
+}
+
 /// Why a mark could not be set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Conflict {

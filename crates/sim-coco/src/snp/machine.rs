@@ -146,6 +146,11 @@ impl Snp {
         self.cpus.lock().wbinvd_owed.extend((0..self.config.cpus).map(CpuId));
     }
 
+    /// Whether a processor may still have lines of an ASID that was given up: for checkers.
+    pub fn owes_wbinvd(&self) -> bool {
+        !self.cpus.lock().wbinvd_owed.is_empty()
+    }
+
     /// What software does at boot, in its order: WBINVD, SNP_EN, VM_HSAVE_PA cleared, WBINVD, INIT_EX, WBINVD, DF_FLUSH.
     ///
     /// # Errors

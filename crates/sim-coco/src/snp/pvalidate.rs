@@ -2,7 +2,7 @@
 
 use super::fail::{GuestFault, NpfError, RmpFail};
 use super::guest::{GuestCpu, GuestKind, PageOperand, SnpAccess};
-use super::lock::Span;
+use super::lock::{Conflict, RmpLock, Span};
 use super::machine::Snp;
 use super::types::{Gva, RmpSize, Vmpl, head_of};
 use crate::AccessKind;
@@ -43,12 +43,10 @@ impl Snp {
             Ok(size) => size,
             Err(pvalidated) => return Ok(pvalidated),
         };
-        if let Err(fail) = self.check_operand(cpu, operand, size)? {
-            return Ok(Pvalidated::failed(fail));
-        }
-        let (at, span) = self.page_at(operand.pfn);
-        let lock = self.rmp.lock(at, span, self.cpu(cx));
-        let _lock = lock.map_err(|_| operand_npf(operand, NpfError::RMP))?;
+        let (at, _lock) = match self.lock_operand(cx, cpu, operand, size, false)? {
+            Ok(locked) => locked,
+            Err(fail) => return Ok(Pvalidated::failed(fail)),
+        };
         let validated = edx == 1;
         let unchanged = self.rmp.entry(at).validated == validated;
         self.contend(cx, first, pages);
@@ -61,6 +59,33 @@ impl Snp {
     /// Where the entry of the page that contains the frame is, and what an operation on it marks.
     pub(super) fn page_at(&self, pfn: Pfn) -> (Pfn, Span) {
         if self.rmp.is_2m(pfn) { (head_of(pfn), Span::Region) } else { (pfn, Span::Entry) }
+    }
+
+    /// Checks the operand and marks its page. It may have changed hands, or its size, before the mark is set (natively, and with contention): then it counts as being worked on. Without a
+    /// mark, a page that a vCPU runs with is nobody's business (R10).
+    ///
+    /// # Errors
+    /// An NPF if the page is not the guest's at this address, is larger than said, or is being worked on.
+    pub(super) fn lock_operand(
+        &self,
+        cx: &Cx<'_>,
+        cpu: &GuestCpu,
+        operand: &PageOperand,
+        size: RmpSize,
+        may_be_in_use: bool,
+    ) -> Result<Result<(Pfn, Option<RmpLock<'_>>), RmpFail>, GuestFault> {
+        if let Err(fail) = self.check_operand(cpu, operand, size)? {
+            return Ok(Err(fail));
+        }
+        let (at, span) = self.page_at(operand.pfn);
+        self.contend(cx, at, span.pages());
+        let lock = match self.rmp.lock(at, span, self.cpu(cx)) {
+            Ok(lock) => Some(lock),
+            Err(Conflict::InUse) if may_be_in_use => None,
+            Err(_) => return Err(operand_npf(operand, NpfError::RMP)),
+        };
+        let is_same = (at, span) == self.page_at(operand.pfn) && self.check_operand(cpu, operand, size)?.is_ok();
+        if is_same { Ok(Ok((at, lock))) } else { Err(operand_npf(operand, NpfError::RMP)) }
     }
 
     /// Ownership, then size: what PVALIDATE, RMPADJUST and RMPQUERY have in common.

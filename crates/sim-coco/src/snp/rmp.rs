@@ -19,6 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// In the second word of a head: the region is listed as written.
 const LISTED: u64 = 1 << 63;
+/// In the second word: how often RMPUPDATE gave the entry a new owner, address or size, counted modulo 2^13. The simulator's own.
+const CHANGES_SHIFT: u32 = 50;
+const CHANGES_MASK: u64 = 0x1fff << CHANGES_SHIFT;
 /// The permissions in the second word.
 const PERMS_MASK: u64 = 0xffff_ffff;
 
@@ -224,6 +227,18 @@ impl Rmp {
         let mut entry = self.entry(at);
         change(&mut entry);
         self.store(at, &entry);
+    }
+
+    /// Counts that RMPUPDATE has changed the entry. The caller has its lock.
+    pub(super) fn count_change(&self, pfn: Pfn) {
+        let next = |high: u64| high & !CHANGES_MASK | high.wrapping_add(1 << CHANGES_SHIFT) & CHANGES_MASK;
+        let _ = self.slot_mut(pfn).high.fetch_update(Ordering::AcqRel, Ordering::Acquire, |high| Some(next(high)));
+    }
+
+    /// How often RMPUPDATE has changed the entry of the frame or that of its head, modulo 2^13: for checkers, who ask whether it has in between.
+    pub fn changes(&self, pfn: Pfn) -> [u64; 2] {
+        let count = |pfn| self.slot(pfn).map_or(0, |slot| slot.high.load(Ordering::Relaxed)) & CHANGES_MASK;
+        [pfn, head_of(pfn)].map(|pfn| count(pfn) >> CHANGES_SHIFT)
     }
 
     /// The heads of all regions in which an entry was ever written, ascending: for checkers.

@@ -1,11 +1,10 @@
 //! RMPADJUST (F3 0F 01 FE): a guest's more privileged level gives rights on a page to a less privileged one, or makes a page a VMSA.
 
-use super::fail::{GuestFault, NpfError, RmpFail};
+use super::fail::{GuestFault, RmpFail};
 use super::guest::{GuestCpu, GuestKind, PageOperand};
-use super::lock::Conflict;
 use super::machine::Snp;
 use super::mutants;
-use super::pvalidate::{operand_npf, operand_size, operand_span};
+use super::pvalidate::{operand_size, operand_span};
 use super::types::{Gva, RmpSize, Vmpl, VmplPerms};
 use sim_kernel::Cx;
 use sim_kernel::sched::Access;
@@ -84,15 +83,10 @@ impl Snp {
             Ok(inputs) => inputs,
             Err(fail) => return Ok(Err(fail)),
         };
-        if let Err(fail) = self.check_operand(cpu, operand, size)? {
-            return Ok(Err(fail));
-        }
-        let (at, span) = self.page_at(operand.pfn);
         // R10: without it, a vCPU goes on with a VMSA that is none any more.
-        let _lock = match self.rmp.lock(at, span, self.cpu(cx)) {
-            Ok(lock) => Some(lock),
-            Err(Conflict::InUse) if self.is_off(mutants::R10) => None,
-            Err(_) => return Err(operand_npf(operand, NpfError::RMP)),
+        let (at, _lock) = match self.lock_operand(cx, cpu, operand, size, self.is_off(mutants::R10))? {
+            Ok(locked) => locked,
+            Err(fail) => return Ok(Err(fail)),
         };
         let page = self.rmp.entry(at);
         if !page.validated {

@@ -127,6 +127,7 @@ impl Snp {
         }
         let size = if self.is_off(mutants::NO_TAILS) { RmpSize::Size4K } else { new.page_size };
         self.rmp.store_page(pfn, &entry, size);
+        self.rmp.count_change(pfn);
     }
 
     /// Everything that VMPL0 may do.

@@ -4,7 +4,7 @@ use crate::machine::{DONE, G, GPA, Machine, UNCHANGED, config};
 use sim_coco::AccessKind;
 use sim_coco::snp::firmware::{GuestPolicy, LaunchUpdate, PageType};
 use sim_coco::snp::{
-    GuestCpu, GuestFault, HostSnpAccess, KeyPath, PageOperand, PageState, RmpFail, RmpSize, RmpUpdate, SnpAccess,
+    Asid, GuestCpu, GuestFault, HostSnpAccess, KeyPath, PageOperand, PageState, RmpFail, RmpSize, RmpUpdate, SnpAccess,
     SnpConfig, Spa, mutants,
 };
 use sim_kernel::sched::{Chooser, Config, Random, Sim, Verdict};
@@ -111,6 +111,26 @@ fn r6_an_update_against_a_smash() {
     let setup = |cx: &Cx<'_>, machine: &Machine| head_in(cx, machine, PageState::GuestValid);
     // Before the smash, and during it: overlap.
     expect(&pairs(&contended(), setup, [smash, take]), [[told(OK), overlap], [told(OK), told(OK)]]);
+}
+
+/// Between the check of an operand and the mark, the page may go to another guest: then it is that one's, and not accepted.
+#[test]
+fn an_acceptance_against_a_change_of_hands() {
+    const H: Asid = Asid(G.0 + 1);
+    let give: Task = |cx, machine, head| {
+        for update in [RmpUpdate::HYPERVISOR, RmpUpdate::guest(H, GPA)] {
+            while machine.snp.rmpupdate(cx, head, update).is_err() {}
+        }
+        told(machine.entry(head).asid)
+    };
+    let accept: Task = |cx, machine, head| {
+        let accepted = machine.snp.pvalidate(cx, &GuestCpu::snp(0, G), &PageOperand::page(GPA, head), 1);
+        let of_other = machine.entry(head).asid == H && machine.entry(head).validated;
+        told((accepted.map_err(|fault| matches!(fault, GuestFault::Npf { .. })), of_other))
+    };
+    let setup = |cx: &Cx<'_>, machine: &Machine| machine.in_state(cx, PageState::GuestInvalid);
+    let [npf, done] = [Err(true), Ok(DONE)].map(|accepted| told((accepted, false)));
+    expect(&pairs(&contended(), setup, [give, accept]), [[told(H), npf], [told(H), done]]);
 }
 
 #[test]

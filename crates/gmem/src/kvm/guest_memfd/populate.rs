@@ -4,7 +4,7 @@ use super::GmemFile;
 use crate::kvm::mutants::{POPULATE_NO_LOCK, SEV_POPULATE_SHARED};
 use crate::kvm::uapi::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 use crate::kvm::vm::Vm;
-use sim_kernel::mm::{FrameFlags, GupFlags};
+use sim_kernel::mm::{FrameFlags, GupError, GupFlags};
 use sim_kernel::xarray::Handle;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE, Pfn};
 use sim_mmu::Gfn;
@@ -76,7 +76,7 @@ impl Vm {
         let phys = &self.host.phys;
         let pinned = match source {
             Some((uaddr, write)) => {
-                let page = self.mm.get_user_page(cx, uaddr, GupFlags { write }).map_err(|_| Errno::EFAULT)?;
+                let page = self.mm.get_user_page(cx, uaddr, GupFlags { write }).map_err(GupError::errno)?;
                 Some(page.pfn)
             }
             None => None,

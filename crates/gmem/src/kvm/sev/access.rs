@@ -62,6 +62,9 @@ impl WalkMemory for SnpMemory<'_> {
                 u64::from_le_bytes(bytes)
             }
             Err(fault) => {
+                if matches!(fault, GuestFault::NotValidated { .. }) {
+                    self.contents.assert_not_validated(cx, self.snp.rmp(), entry.gfn(), table);
+                }
                 self.fault.set(Some(fault));
                 0
             }
@@ -101,15 +104,6 @@ fn fault_of(fault: GuestFault) -> AccessFault {
         GuestFault::Gp0 => MmuFault::Guest(sim_mmu::guest_paging::GuestFault::GeneralProtection),
         GuestFault::Ud => MmuFault::Stage2(CpuExit::Exception(Exception::of_vector(UD_VECTOR))),
     }
-}
-
-/// What the RMP's refusal of an access is to the vCPU. Through a large leaf, what is cached of that goes, as PSMASH drops it in all processors: KVM may have
-/// split the leaf, for which it flushes nothing. One of 4 KiB gets the same answer from a walk.
-fn refused(processor: &mut Cpu, access: &SnpAccess, fault: GuestFault) -> AccessFault {
-    if access.level > Level::L4K {
-        processor.refused_after(access.gpa, Gva(access.gva.0));
-    }
-    fault_of(fault)
 }
 
 fn access_of(error: NpfError) -> Access {
@@ -200,12 +194,25 @@ impl Vcpu {
             _ => Some(self.snp_translate(cx, state, Gva(gva.0.wrapping_add(first.len() as u64)), mode, access)?),
         };
         let (snp, cpu) = self.snp_machine(state);
-        snp.guest_read(cx, &cpu, &at, first).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        snp.guest_read(cx, &cpu, &at, first).map_err(|fault| self.snp_refused(cx, &mut state.cpu, &at, fault))?;
         self.has_read(cx, &cpu, &at, first);
         let Some(at) = second else { return Ok(()) };
-        snp.guest_read(cx, &cpu, &at, rest).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        snp.guest_read(cx, &cpu, &at, rest).map_err(|fault| self.snp_refused(cx, &mut state.cpu, &at, fault))?;
         self.has_read(cx, &cpu, &at, rest);
         Ok(())
+    }
+
+    /// What the RMP's refusal of an access is to the vCPU. Through a large leaf, what is cached of that goes, as PSMASH drops it in all processors: KVM may have
+    /// split the leaf, for which it flushes nothing. One of 4 KiB gets the same answer from a walk.
+    fn snp_refused(&self, cx: &Cx<'_>, processor: &mut Cpu, access: &SnpAccess, fault: GuestFault) -> AccessFault {
+        if matches!(fault, GuestFault::NotValidated { .. }) {
+            let sev = self.vm.sev().expect("a vCPU of an SNP VM");
+            sev.contents.assert_not_validated(cx, sev.host.snp().rmp(), access.gpa.gfn(), access.pfn);
+        }
+        if access.level > Level::L4K {
+            processor.refused_after(access.gpa, Gva(access.gva.0));
+        }
+        fault_of(fault)
     }
 
     /// What must hold of a read that went through; part of its step.
@@ -244,20 +251,23 @@ impl Vcpu {
         let at = self.snp_translate(cx, state, gva, mode, Access::Write)?;
         if split == bytes.len() {
             let (snp, cpu) = self.snp_machine(state);
-            snp.guest_modify(cx, &cpu, &at, bytes, change).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+            snp.guest_modify(cx, &cpu, &at, bytes, change)
+                .map_err(|fault| self.snp_refused(cx, &mut state.cpu, &at, fault))?;
             self.has_written(cx, &cpu, &at, bytes);
             return Ok(());
         }
         let next = self.snp_translate(cx, state, Gva(gva.0.wrapping_add(split as u64)), mode, Access::Write)?;
         let (snp, cpu) = self.snp_machine(state);
         let (first, rest) = bytes.split_at_mut(split);
-        snp.guest_modify(cx, &cpu, &at, first, |_| {}).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
-        snp.guest_modify(cx, &cpu, &next, rest, |_| {}).map_err(|fault| refused(&mut state.cpu, &next, fault))?;
+        snp.guest_modify(cx, &cpu, &at, first, |_| {})
+            .map_err(|fault| self.snp_refused(cx, &mut state.cpu, &at, fault))?;
+        snp.guest_modify(cx, &cpu, &next, rest, |_| {})
+            .map_err(|fault| self.snp_refused(cx, &mut state.cpu, &next, fault))?;
         change(bytes);
         let (first, rest) = bytes.split_at(split);
-        snp.guest_write(cx, &cpu, &at, first).map_err(|fault| refused(&mut state.cpu, &at, fault))?;
+        snp.guest_write(cx, &cpu, &at, first).map_err(|fault| self.snp_refused(cx, &mut state.cpu, &at, fault))?;
         self.has_written(cx, &cpu, &at, first);
-        snp.guest_write(cx, &cpu, &next, rest).map_err(|fault| refused(&mut state.cpu, &next, fault))?;
+        snp.guest_write(cx, &cpu, &next, rest).map_err(|fault| self.snp_refused(cx, &mut state.cpu, &next, fault))?;
         self.has_written(cx, &cpu, &next, rest);
         Ok(())
     }
@@ -335,7 +345,14 @@ impl Vcpu {
         let done = snp.pvalidate(cx, &cpu, operand, edx).map_err(fault_of)?;
         if done.result.is_ok() && !done.unchanged {
             let pages = if operand.size == 0 { 1 } else { PAGES_PER_PMD };
-            self.vm.sev().expect("as above").contents.pvalidated(cx, operand.gpa.gfn(), pages, edx != 0);
+            self.vm.sev().expect("as above").contents.pvalidated(
+                cx,
+                snp.rmp(),
+                operand.gpa.gfn(),
+                operand.pfn,
+                pages,
+                edx != 0,
+            );
         }
         Ok(done)
     }

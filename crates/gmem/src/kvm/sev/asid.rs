@@ -71,7 +71,7 @@ impl SevHost {
         let _deactivate = (!cx.has_mutant(SEV_DEACTIVATE_UNLOCKED)).then(|| self.deactivate_lock.write(cx));
         self.snp().wbinvd_all(cx);
         let flushed = self.snp().snp_df_flush(cx);
-        let deactivated = flushed == Err(PspFail::Status(FwStatus::WbinvdRequired));
+        let deactivated = flushed == Err(PspFail::Status(FwStatus::WbinvdRequired)) && self.snp().owes_wbinvd();
         assert!(!deactivated, "SNP-INV-023: a guest is deactivated between WBINVD and DF_FLUSH");
         flushed.map_err(super::ioctl::psp_errno)
     }

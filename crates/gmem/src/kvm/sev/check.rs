@@ -74,7 +74,10 @@ pub(super) fn assert_cleared(phys: &PhysMem, first: Pfn, pages: u64) {
     assert!(dirty.is_none(), "SNP-INV-016: {dirty:?} is given to a guest before it was cleared");
 }
 
-/// SNP-INV-033: a page that was just assigned to a guest is one that it has not accepted.
+/// SNP-INV-010: a page that was just assigned to a guest is its own, at this address.
+///
+/// # Panics
+/// If it is not.
 pub(super) fn assert_assigned(snp: &Snp, pfn: Pfn, asid: Asid, gpa: Gpa) {
     let page: RmpEntry = snp.rmp().page(pfn);
     let is_right = page.assigned && page.asid == asid && page.gpa.gfn() == gpa.gfn();
@@ -83,7 +86,6 @@ pub(super) fn assert_assigned(snp: &Snp, pfn: Pfn, asid: Asid, gpa: Gpa) {
         "SNP-INV-010: {pfn:?} is assigned to {:?} at {:?} instead of {asid:?} at {gpa:?}",
         page.asid, page.gpa
     );
-    assert!(!page.validated, "SNP-INV-033: {pfn:?} is new to the guest at {gpa:?}, and counts as accepted");
 }
 
 impl Vcpu {
@@ -92,9 +94,12 @@ impl Vcpu {
         let page = snp.rmp().page(vmsa);
         let is_vmsa = page.assigned && page.asid == asid && page.vmsa;
         assert!(is_vmsa, "SNP-INV-020: vCPU {} runs with {vmsa:?}, which is no VMSA of its guest: {page:?}", self.id());
-        let gpa = self.sev().expect("a vCPU of an SNP VM").guest_vmsa_gpa.peek();
+        let es = self.sev().expect("a vCPU of an SNP VM");
+        let gpa = es.guest_vmsa_gpa.peek();
         let aligned = if gpa == NO_VMSA { vmsa.0.is_multiple_of(PAGES_PER_PMD) } else { gpa.is_multiple_of(PMD_SIZE) };
         assert!(!aligned, "SNP-INV-029: the VMSA of vCPU {} is at the head of a region of 2 MiB", self.id());
+        let is_head = es.vmcb().0.is_multiple_of(PAGES_PER_PMD);
+        assert!(!is_head, "SNP-INV-029: the VMCB of vCPU {} is at the head of a region of 2 MiB", self.id());
     }
 }
 

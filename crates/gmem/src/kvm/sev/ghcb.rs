@@ -38,10 +38,6 @@ impl Vcpu {
 
     /// `kvm_write_guest` of eight bytes; `None` where nothing is mapped that may be written.
     pub(super) fn write_guest_u64(&self, cx: &Cx<'_>, state: &mut VcpuState, gpa: Gpa, value: u64) -> Option<()> {
-        let slot = self.gfn_to_memslot(cx, state, gpa.gfn()).1;
-        if slot.is_some_and(|slot| slot.is_readonly()) {
-            return None;
-        }
         let hva = self.gpa_to_hva(cx, state, gpa)?;
         self.vm.mm.write_u64(cx, hva, value).ok()
     }
@@ -97,9 +93,6 @@ impl Vcpu {
         use offset::*;
         /// Version and usage are in one word.
         const LAST_WORD: u64 = USAGE & !7;
-        if self.gfn_to_memslot(cx, state, gpa.gfn()).1.is_some_and(|slot| slot.is_readonly()) {
-            return None;
-        }
         let mut read = |offset: u64| self.read_guest_u64(cx, state, gpa + offset);
         let valid = ValidBitmap([read(VALID_BITMAP)?, read(VALID_BITMAP + 8)?]);
         let snapshot = Snapshot {
@@ -113,7 +106,7 @@ impl Vcpu {
             rbx: read(RBX)?,
             usage: (read(LAST_WORD)? >> (8 * (USAGE % 8))) as u32,
         };
-        self.set_valid(cx, state, gpa, ValidBitmap::default());
+        self.set_valid(cx, state, gpa, ValidBitmap::default())?;
         state.sev.as_deref_mut().expect("a vCPU of an SNP VM").ghcb_is_mapped = true;
         Some(snapshot)
     }
@@ -126,14 +119,13 @@ impl Vcpu {
         let gpa = es.ghcb.gpa;
         if std::mem::take(&mut es.ghcb_is_mapped) {
             let answer = ValidBitmap::of(&[RAX, RBX, RCX, RDX, SW_EXITINFO1, SW_EXITINFO2]);
-            self.set_valid(cx, state, gpa, answer);
+            let _unmapped = self.set_valid(cx, state, gpa, answer);
         }
     }
 
-    fn set_valid(&self, cx: &Cx<'_>, state: &mut VcpuState, ghcb: Gpa, valid: ValidBitmap) {
-        for (i, word) in (0..).zip(valid.0) {
-            self.set_ghcb(cx, state, ghcb, offset::VALID_BITMAP + 8 * i, word);
-        }
+    fn set_valid(&self, cx: &Cx<'_>, state: &mut VcpuState, ghcb: Gpa, valid: ValidBitmap) -> Option<()> {
+        let mut words = (0..).zip(valid.0);
+        words.try_for_each(|(i, word)| self.write_guest_u64(cx, state, ghcb + (offset::VALID_BITMAP + 8 * i), word))
     }
 
     fn set_response(&self, cx: &Cx<'_>, state: &mut VcpuState, response: Response, data: u64) {

@@ -12,9 +12,9 @@ use crate::kvm::vcpu::{Vcpu, VcpuState};
 use crate::kvm::vm::Vm;
 use sim_coco::AccessKind;
 use sim_coco::snp::firmware::{
-    FwStatus, GuestPolicy, LaunchFinish, LaunchStart, LaunchUpdate, PageInfo, PageType, PspFail,
+    AsidUse, FwStatus, GuestPolicy, LaunchFinish, LaunchStart, LaunchUpdate, PageInfo, PageType, PspFail,
 };
-use sim_coco::snp::{Asid, HostSnpAccess, KeyPath, RmpSize, Spa};
+use sim_coco::snp::{Asid, HostSnpAccess, KeyPath, RmpSize, Snp, Spa};
 use sim_kernel::fs::RawFd;
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
 use sim_mmu::{Gfn, Gpa};
@@ -55,7 +55,7 @@ impl Vm {
             sev.store_fd(&issuer.process.fds, fd);
             // `snp_bind_asid`.
             let activated = snp.snp_activate(cx, gctx, asid);
-            assert_free(asid, activated);
+            assert_free(snp, asid, activated);
             issuer.issued(activated)
         });
         if bound.is_err() {
@@ -151,7 +151,8 @@ impl Vm {
             extend(sev, &measured);
             return Ok(());
         };
-        let open = issuer.error == FwStatus::InvalidPageState.code();
+        // Whatever the firmware answers: only a page that is open breaks the rule.
+        let open = issuer.error == FwStatus::InvalidPageState.code() && !host.snp().rmp().page(pfn).immutable;
         assert!(!open, "SNP-INV-012: {gfn:?} is not closed when it is launched");
         let reclaimed = cx.has_mutant(SEV_LAUNCH_NO_RECLAIM) || self.snp_page_reclaim(cx, sev, pfn).is_ok();
         let corrected = page_type == PageType::Cpuid && issuer.error == FwStatus::InvalidParam.code();
@@ -208,12 +209,17 @@ impl Vm {
     }
 }
 
-/// An ASID that KVM chose is nobody's, and was flushed since it was somebody's.
-fn assert_free(asid: Asid, activated: Result<(), PspFail>) {
-    let owned = activated == Err(PspFail::Status(FwStatus::AsidOwned));
-    assert!(!owned, "SNP-INV-011: {asid:?} is given to a guest while another one has it");
-    let unflushed = [FwStatus::WbinvdRequired, FwStatus::DfflushRequired].map(|status| Err(PspFail::Status(status)));
-    assert!(!unflushed.contains(&activated), "SNP-INV-023: {asid:?} is used again before it was flushed");
+/// An ASID that KVM chose is nobody's, and was flushed since it was somebody's: if the firmware says otherwise, and it is so.
+fn assert_free(snp: &Snp, asid: Asid, activated: Result<(), PspFail>) {
+    let Err(PspFail::Status(status)) = activated else { return };
+    let is_bound = matches!(snp.peek_asid(asid), Some(AsidUse::Bound { .. }));
+    assert!(
+        !is_bound || status != FwStatus::AsidOwned,
+        "SNP-INV-011: {asid:?} is given to a guest while another one has it"
+    );
+    let is_stale = snp.peek_asid(asid) == Some(AsidUse::Stale);
+    let unflushed = [FwStatus::WbinvdRequired, FwStatus::DfflushRequired].contains(&status);
+    assert!(!is_stale || !unflushed, "SNP-INV-023: {asid:?} is used again before it was flushed");
 }
 
 /// `snp_context_create`.

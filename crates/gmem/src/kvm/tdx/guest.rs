@@ -396,9 +396,10 @@ impl Vcpu {
         };
         modified.map_err(|stop| self.stopped(cx, state, guest, stop))?;
         if is_shared {
+            let last = Gpa(gpa.0.wrapping_add(bytes.len() as u64 - 1));
             self.vm.record_store(gpa.gfn());
-            if first < bytes.len() {
-                self.vm.record_store(gpa.gfn() + 1);
+            if last.gfn() != gpa.gfn() {
+                self.vm.record_store(last.gfn());
             }
         }
         Ok(())

@@ -251,13 +251,13 @@ fn sn_163_a_vmmcall_is_the_guests_own_affair() {
 
 #[test]
 fn sn_163_a_ghcb_that_is_not_to_be_written_is_no_ghcb() {
-    for (flags, answer) in [("0", "system_event 0x400000"), ("readonly", "hlt 0x400000")] {
+    for (prot, answer) in [("rw", "system_event 0x400000"), ("r", "hlt 0x400000")] {
         let mut script = Script::running();
-        script.run(&format!(
+        script.run(
             "mmap m1 len=4K                       => ok
-             set_user_memory_region vm0 slot=1 flags={flags} gpa=0x400000 size=4K hva=m1 => ok
-             guest_ghcb_msr c0 0x400012           => hlt 0x400013"
-        ));
+             set_user_memory_region vm0 slot=1 gpa=0x400000 size=4K hva=m1 => ok
+             guest_ghcb_msr c0 0x400012           => hlt 0x400013",
+        );
         script.with(|cx, world| {
             let valid = ValidBitmap::of(&[offset::SW_EXITCODE, offset::SW_EXITINFO1, offset::SW_EXITINFO2]);
             let words = [
@@ -269,7 +269,7 @@ fn sn_163_a_ghcb_that_is_not_to_be_written_is_no_ghcb() {
                 world.process().write_u64(cx, world.map(&"m1".into()) + at, word).unwrap();
             }
         });
-        script.run(&format!("guest_ghcb_msr c0 0x400000           => {answer}"));
+        script.run(&format!("mprotect m1 0 4K {prot} => ok\nguest_ghcb_msr c0 0x400000           => {answer}"));
         script.end();
     }
 }

@@ -13,11 +13,11 @@ use std::collections::BTreeSet;
 const SEARCHES: u64 = 20;
 const EXECUTIONS: u64 = 100;
 
-/// The guest's only operation, in a machine with a read-only slot at 0x400000.
+/// The guest's only operation, in a machine with a slot at 0x400000.
 fn vain(operation: &str) -> String {
     let text = format!(
         "[machine]\nsnp = true\n[setup]\nrun = \"\"\"\ncreate_vm vm0 type=snp\nsev_init2 vm0\ncreate_vcpu vm0 c0\nmmap m0 len=16K
-set_user_memory_region vm0 slot=0 flags=readonly gpa=0x400000 size=16K hva=m0\nsnp_launch_start vm0\nsnp_launch_finish vm0
+set_user_memory_region vm0 slot=0 gpa=0x400000 size=16K hva=m0\nsnp_launch_start vm0\nsnp_launch_finish vm0
 \"\"\"\n[thread.guest]\nrun = \"{operation}\"\n"
     );
     let scenario = parse("vain.toml", &text).unwrap_or_else(|error| panic!("{}", error.render(false)));
@@ -36,10 +36,8 @@ pub(super) fn faults_for_ever(setup: &str, operation: &str) {
 
 #[test]
 fn an_access_that_would_be_emulated_and_may_not_is_a_vcpu_that_spins() {
-    for operation in ["guest_write_shared c0 0x401000 1", "guest_read_shared c0 0x7fffffffff000"] {
-        let message = vain(operation);
-        assert!(message.contains("guest that faults again and again"), "{operation}: {message}");
-    }
+    let message = vain("guest_read_shared c0 0x7fffffffff000");
+    assert!(message.contains("guest that faults again and again"), "{message}");
 }
 
 #[test]

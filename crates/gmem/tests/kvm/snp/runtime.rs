@@ -23,6 +23,8 @@ fn sn_141_first_touch_assigns_a_page_and_the_guest_hears_of_it() {
     );
     assert_eq!(script.frame(0x20_1000), Some(page));
     assert_eq!(script.state(page), PageState::GuestValid);
+    // One RMPUPDATE for the page, whatever came after the first touch.
+    assert_eq!(script.snp(|_, snp| snp.rmp().changes(page)[0]), 1);
     script.end();
 }
 
@@ -244,9 +246,24 @@ fn sn_146_a_page_of_2m_is_split_when_a_part_is_used() {
         })
     };
     assert_eq!(levels(&mut script), [Level::L2M; 3]);
+    // What is mapped around the page that faults: in front of it, behind it in the region, in the 512 pages from it on, and behind those.
+    let around = [0, 4, 6, 511, 512, 516, 517, 519];
+    let mapped = |script: &mut Script| {
+        script.of_vm("vm0", |_, vm| {
+            let root = vm.mmu().peek_roots().into_iter().next().expect("the vCPU has faulted");
+            around.map(|i| vm.mmu().peek_leaf(&root, gpa.gfn() + i).0.is_present())
+        })
+    };
+    script.run(&format!("pre_fault_memory c0 {:#x} 0x8000 => ok", gpa.0 + (2 << 20)));
+    assert_eq!(mapped(&mut script), [true; 8]);
     let part = gpa.0 + 0x5000;
     script.run(&format!("guest_read c0 {part:#x} => system_event 0x100"));
     assert_eq!(levels(&mut script), [Level::L4K; 3]);
+    assert_eq!(
+        mapped(&mut script),
+        [true, true, false, false, false, false, true, true],
+        "512 pages from the fault on"
+    );
     script.run(&format!("guest_pvalidate c0 {part:#x} => hlt 0\n guest_write c0 {part:#x} 7 => hlt"));
     assert_eq!(script.state(head + 5), PageState::GuestValid);
     assert_eq!(script.state(head + 6), PageState::GuestInvalid);

@@ -234,7 +234,9 @@ fn sn_164_pages_of_a_message_that_cannot_be_reached_are_errors_of_kvm_run() {
     script.run(
         "set_memory_attributes vm0 0x209000 8K shared => ok
          mmap m1 len=16K                          => ok
-         set_user_memory_region vm0 slot=1 gpa=0x400000 size=16K hva=m1 flags=readonly => ok
+         set_user_memory_region vm0 slot=1 gpa=0x400000 size=16K hva=m1 flags=readonly => EINVAL
+         set_user_memory_region vm0 slot=1 gpa=0x400000 size=16K hva=m1 => ok
+         mprotect m1 0 16K r                      => ok
          guest_vmgexit c0 0x208000 guest_request info1=0x900000 info2=0x209000 => EIO
          guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x900000 => EIO
          guest_vmgexit c0 0x208000 guest_request info1=0x209000 info2=0x400000 => EIO

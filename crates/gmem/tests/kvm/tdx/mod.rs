@@ -5,6 +5,7 @@ mod answers;
 mod build;
 mod refused;
 mod runtime;
+mod slots;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
 use gmem::{MachineConfig, Stage2Kind};
