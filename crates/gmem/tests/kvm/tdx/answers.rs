@@ -94,6 +94,8 @@ fn td_080_user_space_is_told_why_a_td_cannot_go_on() {
     script.run(TD);
     script.run("create_vcpu vm0 c1 index=1 => ok\ntdx_init_vcpu c1 => ok");
     script.run(RUNNING);
+    // Later the module could not be told of the vCPU's Shared EPT, which breaks the VM.
+    script.run("guest_read c0 0x200000 => hlt 7\nguest_read c1 0x200000 => hlt 7");
     let (tdr, module) = script.of_td(|tdx| (tdx.tdr().unwrap(), Arc::clone(tdx.host().tdx())));
     let page = module.peek_sept(tdr, Gfn(0x20_0000 >> PAGE_SHIFT), Level::L4K).unwrap().pfn();
     script.host(|cx, host| host.tdx().on(Lp(40)).host_write(cx, page, 0, &[9; 64]).unwrap());
@@ -107,5 +109,5 @@ fn td_080_user_space_is_told_why_a_td_cannot_go_on() {
         }
     };
     assert_eq!(why("guest_read c0 0x200000"), StatusName::NonRecoverableTdNonAccessible);
-    assert_eq!(why("guest_read c1 0x201000"), StatusName::TdFatal);
+    assert_eq!(why("guest_read c1 0x200000"), StatusName::TdFatal);
 }

@@ -91,7 +91,39 @@ fn every_leaf_fails_once() {
         script.refuse(leaf, after, name, times);
         writeln!(table, "{} {} x{times}: {}", leaf.name(), name.name(), script.live()).unwrap();
     }
-    expect![[r#""#]].assert_eq(&table);
+    expect![[r#"
+        TDH.MNG.CREATE TD_FATAL x1: tdx_init_vm {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.CREATE RND_NO_ENTROPY x9: nothing fails; well; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.CREATE RND_NO_ENTROPY x10: tdx_init_vm {"errno": "EAGAIN"}; well; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.KEY.CONFIG KEY_GENERATION_FAILED x1: tdx_init_vm {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.KEY.CONFIG RND_NO_ENTROPY x9: nothing fails; well; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.KEY.CONFIG RND_NO_ENTROPY x10: tdx_init_vm {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.ADDCX TD_FATAL x1: tdx_init_vm {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.ADDCX RND_NO_ENTROPY x10: tdx_init_vm {"errno": "EAGAIN"}; well; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.INIT TD_FATAL x1: tdx_init_vm {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MNG.INIT OPERAND_INVALID x1: tdx_init_vm {"errno": "EINVAL", "fw_error": 13835059154793791488}; well; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.VP.CREATE TD_FATAL x1: tdx_init_vcpu {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.VP.ADDCX TD_FATAL x1: tdx_init_vcpu {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.VP.INIT TD_FATAL x1: tdx_init_vcpu {"errno": "EIO"}; broken; flushed 0, KeyIDs 0, leaked 0, freed 0
+        TDH.MEM.SEPT.ADD TD_FATAL x1: tdx_init_mem_region {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MEM.PAGE.ADD TD_FATAL x1: tdx_init_mem_region {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MR.EXTEND TD_FATAL x1: tdx_init_mem_region {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MR.FINALIZE TD_FATAL x1: tdx_finalize_vm {"errno": "EIO", "fw_error": 16140907678745493504}; broken; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MR.FINALIZE OPERAND_BUSY x1: tdx_finalize_vm {"errno": "EBUSY", "fw_error": 9223374235878031360}; well; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.VP.ENTER TD_FATAL x1: guest_accept {"exit": "internal_error", "suberror": 4, "data": 16140907678745493504}; well; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MEM.PAGE.AUG TD_FATAL x1: guest_accept {"errno": "EIO", "exit": "reason_0"}; broken; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.MEM.RANGE.BLOCK TD_FATAL x1: guest_read {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 1, freed 1
+        TDH.MEM.TRACK TD_FATAL x1: guest_read {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 1, freed 1
+        TDH.MEM.TRACK PREVIOUS_TLB_EPOCH_BUSY x1: guest_read {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 1, freed 1
+        TDH.MEM.PAGE.REMOVE TD_FATAL x1: guest_read {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 1, freed 1
+        TDH.PHYMEM.PAGE.WBINVD TD_FATAL x1: guest_read {"errno": "EIO"}; broken; flushed 1, KeyIDs 0, leaked 0, freed 0
+        TDH.VP.FLUSH VCPU_NOT_ASSOCIATED x1: nothing fails; broken; flushed 1, KeyIDs 1, leaked 16, freed 0
+        TDH.VP.FLUSH TD_FATAL x1: nothing fails; broken; flushed 1, KeyIDs 1, leaked 16, freed 0
+        TDH.MNG.VPFLUSHDONE TD_FATAL x1: nothing fails; broken; flushed 1, KeyIDs 1, leaked 16, freed 0
+        TDH.PHYMEM.CACHE.WB TD_FATAL x1: nothing fails; broken; flushed 1, KeyIDs 1, leaked 16, freed 0
+        TDH.MNG.KEY.FREEID TD_FATAL x1: nothing fails; broken; flushed 1, KeyIDs 1, leaked 16, freed 0
+        TDH.PHYMEM.PAGE.RECLAIM TD_FATAL x1: nothing fails; well; flushed 1, KeyIDs 0, leaked 2, freed 0
+    "#]].assert_eq(&table);
 }
 
 /// Every package has a key to configure, and caches to write back.
