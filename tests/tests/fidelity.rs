@@ -229,6 +229,20 @@ fn every_item_of_the_mmus_checklist_has_a_test_by_its_number_or_a_reason() {
     assert!(strangers.is_empty(), "not in the checklist: {strangers:?}");
 }
 
+/// pKVM's checklist is PK-001 to PK-030. A test may have several numbers in its name.
+#[test]
+fn every_item_of_pkvms_checklist_has_a_test_by_its_number() {
+    let mut tested = BTreeSet::new();
+    for folder in ["crates/sim-coco/src/pkvm", "crates/sim-coco/tests/pkvm", "crates/gmem/tests/kvm/pkvm"] {
+        for file in rust_files(&root().join(folder)) {
+            let text = fs::read_to_string(file).unwrap();
+            let tests = text.split("#[test]\n").skip(1).filter_map(|test| test.trim_start().strip_prefix("fn "));
+            tested.extend(tests.flat_map(|test| numbers_after(test.split('(').next().unwrap_or_default(), "pk_")));
+        }
+    }
+    assert_eq!(tested, (1..=30).collect());
+}
+
 /// The Rust files below a folder.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
@@ -241,4 +255,46 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+/// Every id of TDX's checklist has a row in `docs/tdx.md`, and what a row names is there: tests, by their functions, the id in the name of one of them; or a scenario.
+#[test]
+fn every_id_of_tdx_is_shown_by_something() {
+    let text = fs::read_to_string(root().join("docs/tdx.md")).unwrap();
+    let mut tests = BTreeSet::new();
+    for folder in ["crates/sim-coco/tests/tdx", "crates/gmem/tests/kvm/tdx"] {
+        for entry in fs::read_dir(root().join(folder)).unwrap() {
+            let source = fs::read_to_string(entry.unwrap().path()).unwrap();
+            let lines: Vec<&str> = source.lines().collect();
+            let is_test = |pair: &&[&str]| pair[0].trim() == "#[test]";
+            let names = lines.windows(2).filter(is_test).filter_map(|pair| pair[1].trim().strip_prefix("fn "));
+            tests.extend(names.filter_map(|name| name.split('(').next()).map(str::to_string));
+        }
+    }
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| TD-")?.strip_suffix(" |"));
+    let rows: Vec<(u32, &str)> =
+        rows.map(|row| row.split_once(" | ").expect("two columns")).map(|(id, by)| (id.parse().unwrap(), by)).collect();
+    let ids = (1..=37).chain(40..=50).chain(60..=77).chain(80..=84);
+    assert_eq!(
+        rows.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        ids.collect::<Vec<_>>(),
+        "each id has a row, in order"
+    );
+    for (id, by) in rows {
+        let names: Vec<&str> = by.split('`').skip(1).step_by(2).collect();
+        let (scenarios, functions): (Vec<&str>, Vec<&str>) =
+            names.into_iter().partition(|name| name.ends_with(".toml"));
+        for name in &functions {
+            assert!(tests.contains(*name), "TD-{id:03}: there is no test `{name}`");
+        }
+        for path in &scenarios {
+            assert!(root().join(path).exists(), "TD-{id:03}: there is no {path}");
+        }
+        let by_number = functions.iter().any(|name| name.contains(&format!("td_{id:03}")));
+        assert!(by_number || !scenarios.is_empty(), "TD-{id:03}: nothing shows it");
+    }
+    // And the other way round: no test has the number of another checklist.
+    let numbered =
+        tests.iter().filter(|name| name.starts_with("td_")).filter(|name| !text.contains(&format!("`{name}`")));
+    assert_eq!(numbered.collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/tdx.md");
 }

@@ -214,6 +214,89 @@ fn every_race_and_defect_of_sev_snp_has_a_mutant_or_a_reason() {
     }
 }
 
+/// pKVM's table of races, K1 to K17, and the defects of hypervisors and of arm64 that it could have.
+#[test]
+fn every_race_and_defect_of_pkvm_has_a_mutant_or_a_reason() {
+    let races = (1..=17).map(|row| format!("PKVM-K{row:02}"));
+    let defects = [36, 74, 82, 83, 84, 86].map(|row| format!("BUG-{row}"));
+    for id in races.chain(defects) {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
+        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
+    }
+}
+
+/// TDX's table of races, R1 to R31, and the defects of Linux that are about it.
+#[test]
+fn every_race_and_defect_of_tdx_has_a_mutant_or_a_reason() {
+    let races = (1..=31).map(|row| format!("TDX-R{row:02}"));
+    let defects = [26].into_iter().chain(51..=60).map(|row| format!("BUG-{row}"));
+    for id in races.chain(defects) {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
+        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
+    }
+}
+
+/// What `sim-coco` can switch off at EL2, and the rows: KVM brings it about, or there is a reason, with a file that shows what the rule is for.
+#[test]
+fn every_rule_of_the_hypervisor_has_a_row_or_a_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for mutant in sim_coco::pkvm::mutants::ALL {
+        let row = mutants::find(mutant.id());
+        let absent = mutants::ABSENT.iter().find(|absent| absent.id == mutant.id());
+        match (row, absent) {
+            (Some(row), None) => assert_eq!((row.mutant, row.is_negative_control()), (mutant, false)),
+            (None, Some(absent)) => {
+                let file = absent.reason.split_whitespace().find(|word| word.contains('/'));
+                let file = file.unwrap_or_else(|| panic!("{}: no file shows what it stops", absent.id));
+                let file = root.join(file.trim_end_matches(';'));
+                let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+                let name = mutant.id().trim_start_matches("PKVM-").replace('-', "_");
+                let shows = text.contains(mutant.id()) || text.contains(&format!("mutants::{name}"));
+                assert!(shows, "{}: not in {}", absent.id, file.display());
+            }
+            _ => panic!("{}: a row or a reason, not both", mutant.id()),
+        }
+    }
+}
+
+/// Each rule of the module that can be switched off is a row, or has a reason why it is none; and nothing else is called as they are.
+#[test]
+fn every_mutant_of_the_tdx_module_has_a_row_or_a_reason() {
+    let of_module: Vec<&str> = sim_coco::tdx::mutants::ALL.iter().map(|mutant| mutant.id()).collect();
+    for id in &of_module {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == *id);
+        let row = mutants::all().any(|info| info.id() == *id);
+        assert!(row != absent, "{id}: a row, or a reason why there is none");
+    }
+    let is_race = |id: &str| id.strip_prefix("TDX-R").is_some_and(|rest| rest.parse::<u8>().is_ok());
+    let named = mutants::all().map(MutantInfo::id).chain(mutants::ABSENT.iter().map(|absent| absent.id));
+    let named = named.filter(|id| id.starts_with("TDX-") && !is_race(id));
+    let strangers: Vec<&str> = named.filter(|id| !of_module.contains(id)).collect();
+    assert!(strangers.is_empty(), "the module has no {strangers:?}");
+}
+
+/// Executions of each strategy for a scenario in which leaves meet locks.
+const STORMS: u64 = 100;
+
+/// Where every leaf can be told that a lock is busy, every operation ends all the same: what goes on for long is judged as an explorer does, under a fair schedule.
+#[test]
+fn storms_of_busy_locks_end() {
+    let all = zoo::baseline().into_iter().map(|path| (path, scenario(path)));
+    let contended: Vec<(&str, Scenario)> = all.filter(|(_, scenario)| scenario.machine.tdx_contention).collect();
+    assert!(contended.iter().any(|(path, _)| *path == "tdx/busy.toml"));
+    for (path, scenario) in &contended {
+        let program = ScenarioProgram::new(scenario);
+        let effort = Effort { seed: 0, search: STORMS, steps: 20_000_000, schedules: STORMS, baseline: 0 };
+        for name in STRATEGIES {
+            let sample = zoo::sample(&program, &[name.parse().expect("a strategy")], &effort);
+            assert_eq!((sample.caught, sample.executions), (None, STORMS), "{path}: {name}");
+        }
+        let search = zoo::search(&program, &effort);
+        assert_eq!(search.caught, None, "{path}: {} executions of dpor", search.executions);
+        assert!(search.executions == STORMS || search.exhausted, "{path}: {search:?}");
+    }
+}
+
 /// Scenarios with a larger bound are not searched to their end here, only for [`BEGUN`] executions.
 const SEARCHED: u64 = 10_000;
 const BEGUN: u64 = 1_000;

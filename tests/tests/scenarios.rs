@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use gmem::MachineConfig;
 use gmem::cli::args::Strategy;
+use gmem::kinds::KINDS;
 use gmem::runner::{self, RunReport};
 use gmem::scenario::{Scenario, parse};
 use sim_kernel::sched::{Chooser, LogLevel, Random, Replay};
@@ -11,16 +13,25 @@ fn scenarios() -> Vec<(PathBuf, Scenario)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
     let entries = |folder: PathBuf| std::fs::read_dir(folder).expect("scenarios exist").map(|e| e.unwrap().path());
     let mut paths: Vec<PathBuf> =
-        ["", "course", "snp", "tdx", "pkvm"].into_iter().flat_map(|sub| entries(folder.join(sub))).collect();
+        ["", "course", "snp", "tdx", "pkvm", "kinds"].into_iter().flat_map(|sub| entries(folder.join(sub))).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "toml"));
     paths.sort();
     assert!(paths.len() >= 10, "only {} scenarios", paths.len());
     paths
         .into_iter()
-        .map(|path| {
+        .flat_map(|path| {
             let source = std::fs::read_to_string(&path).unwrap();
             let scenario = parse(&path.display().to_string(), &source);
-            (path, scenario.unwrap_or_else(|error| panic!("{}", error.render(false))))
+            let scenario = scenario.unwrap_or_else(|error| panic!("{}", error.render(false)));
+            // Those that are the same on every machine, on every machine.
+            let kinds = if path.parent().is_some_and(|folder| folder.ends_with("kinds")) { &KINDS[..] } else { &[] };
+            let on_kinds = kinds.iter().map(|kind| kind.machine(&scenario.machine).unwrap());
+            let machines: Vec<MachineConfig> = on_kinds.collect();
+            let machines = if machines.is_empty() { vec![scenario.machine.clone()] } else { machines };
+            machines
+                .into_iter()
+                .map(|machine| (path.clone(), Scenario { machine, ..scenario.clone() }))
+                .collect::<Vec<_>>()
         })
         .collect()
 }

@@ -111,8 +111,8 @@ impl Backend for Simulator {
                 Some(_) => format!("schedule {}", recording.schedule),
                 None => format!("{}, seed {}", strategy_name(options.strategy), options.seed),
             };
-            let mut facts =
-                vec![("kernel", format!("Linux {}", machine.kernel)), ("stage 2", machine.stage2_name().into())];
+            let stage2 = if machine.pkvm { "pKVM's" } else { machine.stage2_name() };
+            let mut facts = vec![("kernel", format!("Linux {}", machine.kernel)), ("stage 2", stage2.into())];
             if !origin.mutants.is_empty() {
                 facts.push(("switched off", origin.mutants.join(", ")));
             }
@@ -195,6 +195,7 @@ fn print_report(report: &RunReport, options: &RunOptions, out: &mut dyn Write) -
         writeln!(out, "not what the scenario says; to see it again:")?;
         let kernel = options.kernel.map_or(String::new(), |kernel| format!(" --kernel {kernel}"));
         let mutants: String = options.mutants.iter().map(|id| format!(" --mutant {id}")).collect();
-        writeln!(out, "  gmem run {}{kernel}{mutants} --schedule {}", options.file, report.schedule)
+        let facts: String = options.facts.iter().map(|fact| format!(" --machine {fact}")).collect();
+        writeln!(out, "  gmem run {}{facts}{kernel}{mutants} --schedule {}", options.file, report.schedule)
     }
 }

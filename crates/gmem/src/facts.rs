@@ -3,6 +3,8 @@
 //! One table, [`FACTS`]; both formats read off it, and [`MachineConfig::to_header`] writes with it. Kernel and stage 2 stand in
 //! places of their own in a recording, so they have functions of their own.
 
+mod text;
+
 use crate::Stage2Kind;
 use crate::kvm::config::{KernelVersion, MachineConfig, SnpCpuid, Thp};
 use crate::kvm::uapi::KVM_MAX_VCPUS;
@@ -328,6 +330,22 @@ pub const FACTS: &[Fact] = &[
         is_number: false,
         get: |machine| FactValue::Switch(machine.tdx_caches),
         set: |machine, value| switch(value, &mut machine.tdx_caches),
+    },
+    Fact {
+        name: "tdx_2m",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.tdx_2m),
+        set: |machine, value| switch(value, &mut machine.tdx_2m),
+    },
+    Fact {
+        name: "tdx_dynamic_pamt",
+        what: "switch",
+        expected: "true or false",
+        is_number: false,
+        get: |machine| FactValue::Switch(machine.tdx_dynamic_pamt),
+        set: |machine, value| switch(value, &mut machine.tdx_dynamic_pamt),
     },
     Fact {
         name: "pkvm",

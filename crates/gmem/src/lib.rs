@@ -64,6 +64,7 @@ pub mod explore;
 pub mod facts;
 pub mod interp;
 pub mod invariants;
+pub mod kinds;
 pub mod kvm;
 pub mod linux_guest;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

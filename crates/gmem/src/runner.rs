@@ -103,6 +103,28 @@ pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) ->
 /// As [`run`], with a limit of steps after which the run is given up ([`Verdict::StepLimit`]): an unfair strategy may let a vCPU fault for ever
 /// on a page that another task is about to give free.
 pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u64, level: LogLevel) -> RunReport {
+    run_limited(steps_max, scenario, chooser, seed, level, |_| ()).0
+}
+
+/// As [`run`], with a look at the simulation when all is over: at its log.
+pub fn run_looked<R>(
+    scenario: &Scenario,
+    chooser: Chooser,
+    seed: u64,
+    level: LogLevel,
+    look: impl FnOnce(&Sim) -> R,
+) -> (RunReport, R) {
+    run_limited(STEPS_MAX, scenario, chooser, seed, level, look)
+}
+
+fn run_limited<R>(
+    steps_max: u64,
+    scenario: &Scenario,
+    chooser: Chooser,
+    seed: u64,
+    level: LogLevel,
+    look: impl FnOnce(&Sim) -> R,
+) -> (RunReport, R) {
     let program = ScenarioProgram::thorough(scenario);
     let mut sim = Sim::new(chooser);
     let config = Config { seed, steps_max, log: level.max(LogLevel::Hash), ..Config::default() };
@@ -115,7 +137,7 @@ pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u
     let locks = invariants::check_locks(&sim.lock_order()).err().map(|violation| violation.to_string());
     let done = std::mem::take(&mut *running.done.lock());
     let pkvm = running.world.process().host().pkvm().filter(|_| scenario.machine.pkvm_trace);
-    RunReport {
+    let report = RunReport {
         steps: done.into_iter().map(|done| step_result(scenario, done)).collect(),
         verdict,
         outcome: ending.outcome.map_or(Ok(()), Err),
@@ -123,9 +145,11 @@ pub fn run_within(steps_max: u64, scenario: &Scenario, chooser: Chooser, seed: u
         schedule: sim.schedule(),
         scheduling_points: sim.steps(),
         log_digest: sim.log_digest().expect("a run is always hashed"),
-        log: (level == LogLevel::Full).then(|| sim.log_json()),
+        log: (level >= LogLevel::Full).then(|| sim.log_json()),
         pkvm_trace: pkvm.map(|pkvm| pkvm.pkvm().trace_jsonl()),
-    }
+    };
+    let looked = look(&sim);
+    (report, looked)
 }
 
 fn step_result(scenario: &Scenario, done: Done) -> StepResult {

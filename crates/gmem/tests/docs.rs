@@ -254,7 +254,7 @@ fn mutants_are_complete_and_told_apart() {
 #[test]
 fn ids_of_invariants_ascend() {
     let ids: Vec<_> = invariants::all().map(|inv| inv.id).collect();
-    assert!(ids.is_sorted() && ids.len() == 158, "{} ids: {ids:?}", ids.len());
+    assert!(ids.is_sorted() && ids.len() == 161, "{} ids: {ids:?}", ids.len());
     for id in &ids {
         assert_eq!(sim_kernel::sched::invariant_of(&format!("{id}: text")), Some(*id));
     }

@@ -402,6 +402,14 @@ impl<'t> Cx<'t> {
         }
     }
 
+    /// Says what is being done, for people: nothing unless the log has notes ([`LogLevel::Notes`](crate::sched::LogLevel::Notes)), and never a part of its hash.
+    #[inline]
+    pub fn note(&self, kind: &'static str, what: &'static str) {
+        if let Some(engine) = self.engine() {
+            engine.note(self.task, kind, what);
+        }
+    }
+
     /// Starts or stops collecting tracepoints for [`Cx::take_trace`].
     pub fn capture_trace(&self, on: bool) {
         if let Some(engine) = self.engine() {

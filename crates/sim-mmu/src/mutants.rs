@@ -55,6 +55,8 @@ pub const SVE_DROPPED: Mutant = Mutant::new(116, "SVE_DROPPED");
 pub const MIRROR_NO_FREEZE: Mutant = Mutant::new(117, "MIRROR_NO_FREEZE");
 /// It gets its old value back if they refuse.
 pub const MIRROR_STUCK_FROZEN: Mutant = Mutant::new(118, "MIRROR_STUCK_FROZEN");
+/// A fault never puts a large leaf in the place of a table of a mirror.
+pub const BUG_57: Mutant = Mutant::new(123, "BUG-57");
 /// Recovery flushes before the tables that it took out may be freed.
 pub const RECOVER_NO_FLUSH: Mutant = Mutant::new(119, "RECOVER_NO_FLUSH");
 /// It ends its RCU read section only then.

@@ -19,7 +19,7 @@ use sim_kernel::sched::{Chooser, Config, LogLevel, Random, Sim, Verdict};
 use gmem::testing::values::{self, EDGES, FILES_MAX, MEMORY, NEAR, SetUp, check_and_end};
 
 /// The operations, by the number that stands for each in a program. New ones go to the end, so that the corpus keeps its meaning.
-pub const NAMES: [&str; 60] = [
+pub const NAMES: [&str; 63] = [
     "create_vm",
     "create_vcpu",
     "check_extension",
@@ -80,6 +80,9 @@ pub const NAMES: [&str; 60] = [
     "guest_tdvmcall",
     "guest_make_vmsa",
     "guest_set_memory",
+    "create_protected_vm",
+    "add_guest_memory",
+    "launch",
 ];
 
 /// Operations that a program has at most: what follows is ignored.

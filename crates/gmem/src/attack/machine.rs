@@ -41,6 +41,8 @@ pub enum StoppedBy {
     Memory,
     /// pKVM: the hypervisor, by what it maps for whom and by the calls that it refuses.
     Hypervisor,
+    /// pKVM: a page has nothing in it when it comes to the host.
+    Cleared,
     /// The guest hears of it, and ends.
     Guest,
     /// Nothing: it is outside of what the machine protects.

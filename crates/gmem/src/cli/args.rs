@@ -60,10 +60,21 @@ Examples:
   gmem run scenarios/punch-hole.toml --strategy round-robin
   gmem run scenarios/punch-hole.toml --kernel 6.12
   gmem run scenarios/races/fault-punch.toml --mutant RC-01 --seed 3
+  gmem run scenarios/kinds/conversion.toml --machine tdx=true --machine stage2=ept
 
 The same scenario, seed and strategy give the same events on every machine.
 Exit codes: 0 every expectation held, 1 one did not, 2 bad input, 3 a bug in gmem")]
     Run(Run),
+    /// Run a scenario on every kind of machine that protects guests, and compare what each does, step by step
+    #[command(after_help = "\
+Examples:
+  gmem kinds scenarios/kinds/conversion.toml
+  gmem kinds scenarios/kinds/conversion.toml --line 18 --line 20
+  gmem kinds scenarios/kinds/conversion.toml --json | jq '.steps[].answers'
+
+The kinds are software-protected VMs, AMD SEV-SNP, Intel TDX, and pKVM as Linux 7.3 has it and with guest_memfd. Only the machine differs.
+Exit codes: 0 every expectation held on each, 1 one did not, 2 bad input, 3 a bug in gmem")]
+    Kinds(Kinds),
     /// Explore the interleavings of a scenario: find a race and explain it, or verify that there is none
     #[command(after_help = "\
 Examples:
@@ -236,6 +247,9 @@ pub struct Run {
     /// Follow this recorded schedule (`gmem1:...`) instead of a strategy
     #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
     pub schedule: Option<String>,
+    /// With this fact of the machine instead of the scenario's, as in snp=true (repeatable)
+    #[arg(long, value_name = "FACT=VALUE")]
+    pub machine: Vec<String>,
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
@@ -248,6 +262,25 @@ pub struct Run {
     /// Write what pKVM's hypervisor does to this file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     pub pkvm_trace: Option<PathBuf>,
+}
+
+/// The arguments of `gmem kinds`.
+#[derive(Debug, Args)]
+pub struct Kinds {
+    /// The scenario file
+    pub scenario: PathBuf,
+    /// Show only the step in this line of the file (repeatable)
+    #[arg(long, value_name = "N")]
+    pub line: Vec<u32>,
+    /// Which schedule: the same seed gives the same runs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Who runs next
+    #[arg(long, value_enum, default_value_t = Strategy::Random)]
+    pub strategy: Strategy,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A number of worker threads.
@@ -291,6 +324,9 @@ pub struct Explore {
     /// Explain this one schedule (`gmem1:...`) of SCENARIO instead of exploring; a report of a failure ends with the whole command
     #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["strategy", "seed", "budget", "jobs", "keep_going", "checkpoint"])]
     pub replay: Option<String>,
+    /// With this fact of the machine instead of the scenario's, as in snp=true (repeatable)
+    #[arg(long, value_name = "FACT=VALUE")]
+    pub machine: Vec<String>,
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
@@ -316,6 +352,9 @@ pub struct Report {
     /// Follow this schedule (`gmem1:...`) instead of a strategy
     #[arg(long, visible_alias = "replay", value_name = "SCHEDULE", conflicts_with_all = ["seed", "strategy"])]
     pub schedule: Option<String>,
+    /// With this fact of the machine instead of the scenario's, as in snp=true (repeatable)
+    #[arg(long, value_name = "FACT=VALUE")]
+    pub machine: Vec<String>,
     /// Under the rules of this Linux release instead of the scenario's or the recording's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
@@ -338,6 +377,9 @@ pub struct Step {
     /// Begin with these decisions (`gmem1:...`)
     #[arg(long, visible_alias = "replay", value_name = "SCHEDULE")]
     pub schedule: Option<String>,
+    /// With this fact of the machine instead of the scenario's, as in snp=true (repeatable)
+    #[arg(long, value_name = "FACT=VALUE")]
+    pub machine: Vec<String>,
     /// Under the rules of this Linux release instead of the scenario's
     #[arg(long, value_name = "RELEASE")]
     pub kernel: Option<KernelVersion>,
@@ -425,6 +467,9 @@ pub struct Workload {
     /// Leaves of the TDX module meet each other's locks, and are told that they are busy
     #[arg(long)]
     pub contention: bool,
+    /// Map memory of the TD by leaves of 2 MiB, which no kernel does so far
+    #[arg(long)]
+    pub large_pages: bool,
     /// Who runs when is drawn from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -28,6 +28,8 @@ pub struct RunOptions {
     pub strategy: Strategy,
     /// Follow this schedule instead.
     pub schedule: Option<Schedule>,
+    /// Facts of the machine that were asked for instead of the scenario's; the scenario has them already.
+    pub facts: Vec<String>,
     /// The kernel that was asked for instead of the scenario's; the scenario has it already.
     pub kernel: Option<KernelVersion>,
     /// The mutants that were asked for beside the scenario's; the scenario has them already.

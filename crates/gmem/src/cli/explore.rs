@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sim_kernel::sched::Schedule;
 
 use super::explore_print::{self as print, Explained, Header};
-use super::input::{ScenarioFile, read_scenario, switch_off};
+use super::input::{ScenarioFile, machine_arguments, read_scenario, state_facts, switch_off};
 use super::interrupt::{catch_interrupts, silence_explorers, was_interrupted};
 use super::output::{can_be_written, whole_file};
 use super::{Backend, args};
@@ -33,6 +33,7 @@ pub(super) fn explore(
 ) -> anyhow::Result<Status> {
     let Some(file) = read_scenario(&args.scenario, complain)? else { return Ok(Status::BadInput) };
     let ScenarioFile { name, source, mut scenario } = file;
+    state_facts(&mut scenario, &args.machine)?;
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }
@@ -56,7 +57,7 @@ pub(super) fn explore(
     };
     let identity = Identity {
         version: env!("CARGO_PKG_VERSION").to_string(),
-        scenario: Identity::hash(&source),
+        scenario: Identity::hash(&(source + &machine_arguments(&args.machine))),
         kernel: scenario.machine.kernel.to_string(),
         mutants: mutants_of(&scenario),
         memory_model: args.memory_model.to_string(),
@@ -128,6 +129,7 @@ pub(super) fn for_a_shell(word: &str) -> String {
 /// The command with everything that a schedule depends on.
 fn command(name: &str, args: &args::Explore, mutants: &[&str]) -> String {
     let mut command = format!("gmem explore {}", for_a_shell(name));
+    command.push_str(&machine_arguments(&args.machine));
     if let Some(kernel) = args.kernel {
         command.push_str(&format!(" --kernel {kernel}"));
     }

@@ -44,3 +44,19 @@ pub(super) fn switch_off(scenario: &mut Scenario, ids: &[String]) -> anyhow::Res
     }
     Ok(off)
 }
+
+/// States facts of the machine, beside those that the scenario has or in their place.
+///
+/// # Errors
+/// That there is no such fact, value, or machine.
+pub(super) fn state_facts(scenario: &mut Scenario, facts: &[String]) -> anyhow::Result<()> {
+    for fact in facts {
+        scenario.machine.state_text(fact).map_err(|message| anyhow::anyhow!("--machine: {message}"))?;
+    }
+    scenario.machine.check().map_err(|message| anyhow::anyhow!("--machine: {message}"))
+}
+
+/// The same facts as the arguments of a command. None of them needs quotes: they were understood.
+pub(super) fn machine_arguments(facts: &[String]) -> String {
+    facts.iter().map(|fact| format!(" --machine {fact}")).collect()
+}

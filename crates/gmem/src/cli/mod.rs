@@ -14,6 +14,7 @@ mod explore_print;
 mod input;
 mod interrupt;
 mod invariants;
+mod kinds;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod live;
 mod output;
@@ -85,6 +86,7 @@ fn dispatch(
     match &arguments.command {
         None => backend.demonstrate(out),
         Some(Command::Run(run)) => run::run(run, backend, out, complain),
+        Some(Command::Kinds(args)) => kinds::kinds(args, out, complain),
         Some(Command::Replay(replay)) => replay::replay(replay, arguments.quiet == 0, backend, out, complain),
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Some(Command::Record(record)) => live::record(record, out, complain),

@@ -5,7 +5,7 @@ use std::io::{BufReader, Write};
 use std::path::Path;
 
 use super::explore::{for_a_shell, mutants_of};
-use super::input::{ScenarioFile, read_scenario, switch_off};
+use super::input::{ScenarioFile, machine_arguments, read_scenario, state_facts, switch_off};
 use super::interrupt::silence_explorers;
 use super::output::{can_be_written, whole_file};
 use super::{Backend, RecordOptions, args};
@@ -58,11 +58,13 @@ fn of_scenario(
     let Some(ScenarioFile { name, mut scenario, .. }) = read_scenario(&args.input, complain)? else { return Ok(None) };
     let schedule = args.schedule.as_deref().map(str::parse).transpose();
     let schedule = schedule.map_err(|error| anyhow::anyhow!("--schedule: {error}"))?;
+    state_facts(&mut scenario, &args.machine)?;
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }
     let off = switch_off(&mut scenario, &args.mutant)?;
     let mut command = format!("gmem explore {}", for_a_shell(&name));
+    command.push_str(&machine_arguments(&args.machine));
     if let Some(kernel) = args.kernel {
         command.push_str(&format!(" --kernel {kernel}"));
     }
@@ -82,6 +84,7 @@ fn of_scenario(
 /// Performs a trace.
 fn of_trace(args: &args::Report, backend: &dyn Backend) -> anyhow::Result<Recording> {
     for (given, option) in [
+        (!args.machine.is_empty(), "--machine"),
         (args.schedule.is_some(), "--schedule"),
         (!args.mutant.is_empty(), "--mutant"),
         (args.memory_model != Memory::Sc, "--memory-model"),

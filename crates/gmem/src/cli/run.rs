@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::args;
-use super::input::{ScenarioFile, read_scenario, switch_off};
+use super::input::{ScenarioFile, read_scenario, state_facts, switch_off};
 use super::output::whole_file;
 use super::{Backend, RunOptions};
 use crate::Status;
@@ -21,12 +21,14 @@ pub(super) fn run(
         Ok(schedule) => schedule,
         Err(error) => anyhow::bail!("--schedule: {error}"),
     };
+    state_facts(&mut scenario, &args.machine)?;
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }
     let mutants = switch_off(&mut scenario, &args.mutant)?;
     let (seed, strategy, kernel) = (args.seed, args.strategy, args.kernel);
-    let options = RunOptions { file: name, seed, strategy, schedule, kernel, mutants };
+    let facts = args.machine.clone();
+    let options = RunOptions { file: name, seed, strategy, schedule, facts, kernel, mutants };
     if args.pkvm_trace.is_some() && !scenario.machine.pkvm {
         anyhow::bail!("--pkvm-trace: the machine of {} has no pKVM", args.scenario.display());
     }

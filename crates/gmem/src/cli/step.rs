@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
-use super::input::{ScenarioFile, read_scenario, switch_off};
+use super::input::{ScenarioFile, read_scenario, state_facts, switch_off};
 use super::interrupt::silence_explorers;
 use super::{Backend, args};
 use crate::Status;
@@ -23,6 +23,7 @@ pub(super) fn step(
     };
     let schedule = args.schedule.as_deref().map(str::parse).transpose();
     let schedule = schedule.map_err(|error| anyhow::anyhow!("--schedule: {error}"))?.unwrap_or_default();
+    state_facts(&mut scenario, &args.machine)?;
     if let Some(kernel) = args.kernel {
         scenario.machine.kernel = kernel;
     }

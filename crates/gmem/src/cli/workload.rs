@@ -18,6 +18,7 @@ pub(super) fn workload(args: &args::Workload, out: &mut dyn Write) -> anyhow::Re
         kexec: args.kexec,
         terminate: args.terminate,
         contention: args.contention,
+        large_pages: args.large_pages,
         platform: match args.platform {
             args::Platform::Snp => Platform::Snp,
             args::Platform::Tdx => Platform::Tdx,

@@ -181,6 +181,7 @@ impl ScenarioProgram {
 
     fn perform(&self, cx: &Cx<'_>, running: &Running, part: Part) {
         for (index, step) in part.steps(&self.scenario).iter().enumerate() {
+            cx.note("step", step.op.name());
             let answer = running.world.execute(cx, &step.op);
             let problem = step.expect.as_ref().and_then(|expect| expect.check(&answer).err());
             running.done.lock().push(Done { part, index, answer, problem });
@@ -296,6 +297,7 @@ fn check(cx: &Cx<'_>, world: &World, thorough: bool) {
     {
         panic!("{violation}");
     }
+    cx.note("step", "end");
     world.process().exit(cx);
     if let Some(sev) = world.process().host().sev() {
         sev.check_end();

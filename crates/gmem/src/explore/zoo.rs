@@ -74,7 +74,13 @@ pub fn scenarios_of<'a>(mutants: impl Iterator<Item = &'a MutantInfo>) -> Vec<&'
 }
 
 /// Scenarios with races that need no mutant to be worth exploring: what goes on in them has no rule of its own.
-static WITHOUT_MUTANT: &[&str] = &["snp/launch-running.toml", "snp/vain-fault-delete.toml", "snp/vmsa-slot.toml"];
+static WITHOUT_MUTANT: &[&str] = &[
+    "snp/launch-running.toml",
+    "snp/vain-fault-delete.toml",
+    "snp/vmsa-slot.toml",
+    "tdx/busy.toml",
+    "tdx/create-init.toml",
+];
 
 /// The scenarios in which nothing may be found while no mutant is on: all that a mutant has, and those that none needs.
 pub fn baseline() -> Vec<&'static str> {

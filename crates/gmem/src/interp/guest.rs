@@ -12,10 +12,11 @@ use super::world::{World, errno_of, failed};
 use crate::kvm::ioctl;
 use crate::kvm::process::{Mapped, Sharing};
 use crate::kvm::uapi::exit::{KVM_EXIT_IO, KVM_EXIT_SNP_REQ_CERTS};
-use crate::kvm::uapi::{KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes, kvm_userspace_memory_region};
-use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn, Vcpu};
+use crate::kvm::uapi::kvm_userspace_memory_region;
+use crate::kvm::vcpu::{CpuMode, ExitInfo, GuestInsn};
+use crate::linux_guest::Program;
 use crate::ops::{Answer, Exit, Name, Op};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where the code page lies in the guest.
 pub(super) const CODE_GPA: u64 = 0xf000_0000;
@@ -27,13 +28,18 @@ const CODE_WORD: u32 = 0xf4f4_f4f4;
 /// A program of a protected guest.
 #[derive(Default)]
 pub(super) struct Run {
+    /// Instructions, and then `hlt`.
     pub(super) program: Vec<GuestInsn>,
-    /// What it copies to memory.
-    pub(super) blocks: Vec<Box<[u8]>>,
+    /// Code of an SNP guest's kernel, which is instead of them on a vCPU of such a guest.
+    pub(super) kernel: Option<Program>,
     /// What the VMM answers; 0: it does what it is asked for.
     pub(super) reply: u64,
     /// Whether `rbx` is worth telling at the end.
     pub(super) reads: bool,
+    /// Whether the answer of a hypercall is: `rax`.
+    pub(super) answers: bool,
+    /// What the kernel finds out, which is told instead of `rbx`.
+    pub(super) told: Arc<OnceLock<u64>>,
 }
 
 impl World {
@@ -44,8 +50,10 @@ impl World {
             return failed(ioctl::run(cx, &self.process, fd).err().unwrap_or(Errno::ENOTTY));
         };
         let _operator = handle.operator.lock(cx);
-        handle.set_blocks(cx, run.blocks);
-        handle.set_program(cx, &run.program);
+        match run.kernel {
+            Some(kernel) if handle.vm().sev().is_some() => handle.set_kernel(cx, kernel),
+            _ => handle.set_program(cx, &run.program),
+        }
         let mut answer = None;
         loop {
             let (result, exit) = match ioctl::run_answered(cx, &self.process, fd, answer) {
@@ -54,11 +62,13 @@ impl World {
             };
             match exit {
                 ExitInfo::Hypercall { args, .. } if result.is_ok() => {
-                    answer = Some(if run.reply == 0 { map_gpa_range(cx, &handle, args) } else { run.reply });
+                    answer = Some(if run.reply == 0 { self.map_gpa_range(cx, &handle, args) } else { run.reply });
                 }
                 ExitInfo::SnpReqCerts { .. } if result.is_ok() => answer = Some(run.reply),
                 _ => {
-                    let value = run.reads.then(|| handle.regs(cx).rbx);
+                    let told = run.answers.then(|| handle.regs(cx).rax);
+                    let value = told
+                        .or_else(|| run.reads.then(|| run.told.get().copied().unwrap_or_else(|| handle.regs(cx).rbx)));
                     return answer_of(result, exit, value);
                 }
             }
@@ -146,18 +156,6 @@ impl World {
             _ => None,
         };
         answer_of(result, exit, halted)
-    }
-}
-
-/// What the VMM does when it is asked to convert memory: nothing but that. Returns what the guest is told.
-fn map_gpa_range(cx: &Cx<'_>, vcpu: &Arc<Vcpu>, [gpa, npages, attributes, _]: [u64; 4]) -> u64 {
-    /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
-    const ENCRYPTED: u64 = 1 << 4;
-    let private = if attributes & ENCRYPTED != 0 { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
-    let args = kvm_memory_attributes { address: gpa, size: npages * PAGE_SIZE, attributes: private, flags: 0 };
-    match vcpu.vm().set_memory_attributes(cx, &args) {
-        Ok(()) => 0,
-        Err(errno) => errno.number() as u64,
     }
 }
 

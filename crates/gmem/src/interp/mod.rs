@@ -7,6 +7,7 @@
 mod guest;
 pub(crate) mod paged;
 mod pkvm;
+mod protected;
 mod sequential;
 mod snp;
 mod stage2;

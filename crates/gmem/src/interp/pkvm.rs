@@ -4,7 +4,7 @@ use super::guest::answer_of;
 use super::world::{World, failed};
 use crate::kvm::ioctl;
 use crate::kvm::vcpu::{ExitInfo, GuestInsn};
-use crate::ops::{Answer, Name};
+use crate::ops::{Answer, Name, PkvmOp};
 use sim_coco::pkvm::func;
 use sim_kernel::{Cx, Errno, PAGE_SIZE};
 
@@ -14,6 +14,13 @@ const TO_PRIVATE: u64 = 1;
 const PAGES_MAX: u64 = 1 << 16;
 
 impl World {
+    /// Performs an operation of a guest of pKVM.
+    pub(super) fn pkvm(&self, cx: &Cx<'_>, op: &PkvmOp) -> Answer {
+        match op {
+            PkvmOp::GuestSetMemory { vcpu, gpa, len, to } => self.guest_set_memory(cx, vcpu, *gpa, *len, *to),
+        }
+    }
+
     /// `set_memory_decrypted`, `set_memory_encrypted`: a call for each page, and none after one that fails. What was done before stays.
     pub(super) fn guest_set_memory(&self, cx: &Cx<'_>, vcpu: &Name, gpa: u64, len: u64, to: u64) -> Answer {
         let function = if to == TO_PRIVATE { func::MEM_UNSHARE } else { func::MEM_SHARE };

@@ -1,48 +1,39 @@
 //! Operations on SNP VMs: the launch, and programs of their guests.
 //!
-//! A guest's program is what Linux does: a page-state change is `pvalidate` and a request to the hypervisor, in the order in which that is safe, and
-//! what goes wrong ends the guest by the MSR protocol. The VMM's part is here too: it converts what it is asked to convert.
+//! What a guest asks by its GHCB and a whole page-state change are code of its kernel ([`linux_guest`](crate::linux_guest)), as Linux does it; single instructions
+//! are programs of their own.
 
 use super::guest::Run;
 use super::tdx;
 use super::world::{World, failed, with_detail};
 use crate::kvm::ioctl;
-use crate::kvm::kernel::KernelInsn;
 use crate::kvm::sev::insn::SnpInsn;
-use crate::kvm::sev::page::Request;
-use crate::kvm::sev::protocol::ghcb::{exit, offset};
-use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason};
-use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
+use crate::kvm::sev::protocol::ghcb::exit;
+use crate::kvm::sev::protocol::msr::PageOp;
 use crate::kvm::sev::{SevCmd, SevOp, SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdate, SnpPageType, open_sev};
 use crate::kvm::vcpu::GuestInsn;
+use crate::linux_guest::{Insn, Kernel, Place, Program, Refused, Request};
 use crate::ops::{Answer, Detail, Name, SnpOp};
 use sim_coco::snp::vmsa::{SevFeatures, offset as in_vmsa};
 use sim_coco::snp::{RmpAdjust, Vmpl, VmplPerms};
 use sim_kernel::fs::RawFd;
 use sim_kernel::{Cx, Errno, Hva, PAGE_SIZE, PMD_SIZE};
 use sim_mmu::Gpa;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 /// Set in what `guest_vmgexit` reads if the hypervisor said an error.
 const VMGEXIT_ERROR: u64 = 1 << 63;
 
-/// Pages that one operation changes at most: each is several instructions of its program, and nobody has memory for more.
+/// Pages that one operation changes at most: each is several instructions, and nobody has memory for more.
 const PSC_PAGES_MAX: u64 = 1 << 16;
 
-/// A field of a GHCB, which may be anywhere.
-fn in_ghcb(ghcb: Gpa, offset: u64) -> Gpa {
-    Gpa(ghcb.0.wrapping_add(offset))
-}
-
-fn page_size(huge: bool) -> u64 {
-    if huge { PMD_SIZE } else { PAGE_SIZE }
-}
-
 /// A page that a guest's kernel has filled in as the VMSA of another of its processors: as much of it as matters here.
-fn vmsa_page(features: SevFeatures, vmpl: u8) -> Box<[u8]> {
-    let mut page = vec![0; PAGE_SIZE as usize].into_boxed_slice();
+fn vmsa_page(features: SevFeatures, vmpl: u8) -> Vec<u64> {
+    let mut page = vec![0; PAGE_SIZE as usize];
     page[in_vmsa::SEV_FEATURES..][..8].copy_from_slice(&features.bits().to_le_bytes());
     page[in_vmsa::VMPL] = vmpl;
-    page
+    page.chunks(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))).collect()
 }
 
 /// A value of a field of 16 bits, or of none.
@@ -50,54 +41,69 @@ fn u16_or_max(value: u64) -> u16 {
     u16::try_from(value).unwrap_or(u16::MAX)
 }
 
-/// A program under construction.
-#[derive(Default)]
-struct Program {
-    insns: Vec<GuestInsn>,
-    blocks: Vec<Box<[u8]>>,
+/// The page state that a guest asks for.
+fn page_op(number: u64) -> Result<PageOp, Errno> {
+    u8::try_from(number).ok().and_then(PageOp::of).ok_or(Errno::EINVAL)
 }
 
-impl Program {
-    fn snp(&mut self, insn: SnpInsn) {
-        self.insns.push(GuestInsn::Snp(insn));
-    }
+/// The whole pages of a range.
+fn pages(gpa: u64, len: u64) -> Result<Range<Gpa>, Errno> {
+    let (first, npages) = (gpa & !(PAGE_SIZE - 1), len.div_ceil(PAGE_SIZE));
+    let end = (npages <= PSC_PAGES_MAX).then(|| first.checked_add(npages * PAGE_SIZE)).flatten();
+    Ok(Gpa(first)..Gpa(end.ok_or(Errno::ENOMEM)?))
+}
 
-    fn shared(&mut self, shared: bool) {
-        self.snp(SnpInsn::SetShared { shared });
-    }
+/// Instructions of an SNP guest; the last one leaves its result in `rbx`.
+fn insns<const N: usize>(insns: [SnpInsn; N]) -> Run {
+    Run { program: insns.map(GuestInsn::Snp).to_vec(), reads: true, ..Run::default() }
+}
 
-    /// Ends the guest.
-    fn terminate(&mut self, reason: TermReason) {
-        self.snp(SnpInsn::WriteGhcbMsr { value: MsrRequest::terminate(reason).encode() });
-        self.snp(SnpInsn::Vmgexit);
-    }
+/// An access through a mapping without the C-bit.
+fn through_shared(insn: GuestInsn) -> Run {
+    Run { program: vec![GuestInsn::Snp(SnpInsn::SetShared { shared: true }), insn], ..Run::default() }
+}
 
-    /// Ends the guest unless `rbx` is this.
-    fn terminate_unless(&mut self, value: u64, reason: TermReason) {
-        let to = self.insns.len() + 3;
-        self.insns.push(GuestInsn::JumpEqual { value, to });
-        self.terminate(reason);
-    }
+/// Code of the guest's kernel. Whoever is no SNP guest gets an instruction that he does not have.
+fn kernel(program: Program) -> Run {
+    Run { program: vec![GuestInsn::Snp(SnpInsn::Vmgexit)], kernel: Some(program), ..Run::default() }
+}
 
-    /// `pvalidate` of one page; anything but success ends the guest.
-    fn pvalidate(&mut self, gpa: Gpa, size: u64, validate: u32) {
-        self.snp(SnpInsn::Pvalidate { gpa, size, validate });
-        self.terminate_unless(0, TermReason::Pvalidate);
-    }
+/// A page is filled in, and becomes a VMSA.
+fn make_vmsa(gpa: Gpa, page: Vec<u64>) -> Run {
+    let rdx = RmpAdjust::new(Vmpl::new(1).expect("there are four"), VmplPerms::empty(), true);
+    let program = Program::new(async move |cpu| {
+        cpu.run(Insn::Copy(Place::private(gpa), page)).await?;
+        cpu.run(Insn::Rmpadjust { gpa, rdx }).await.map(drop)
+    });
+    Run { reads: true, ..kernel(program) }
+}
 
-    /// A page, or a part of one, written at once.
-    fn write_block(&mut self, gpa: Gpa, bytes: Box<[u8]>) {
-        self.insns.push(GuestInsn::Kernel(KernelInsn::WriteBlock { gpa, block: self.blocks.len() }));
-        self.blocks.push(bytes);
-    }
+/// A request by the GHCB, with what comes of it.
+fn vmgexit(ghcb: Gpa, request: Request) -> Run {
+    let told = Arc::new(OnceLock::new());
+    let tells = Arc::clone(&told);
+    let program = Program::new(async move |cpu| {
+        let answer = Kernel::new(cpu).hv_call(ghcb, request).await?;
+        // The reason is in SW_EXITINFO2; that it is one is told by the mark.
+        tells.get_or_init(|| answer.unwrap_or_else(|Refused(why)| why | VMGEXIT_ERROR));
+        Ok(())
+    });
+    Run { reads: true, told, ..kernel(program) }
+}
 
-    /// `vmgexit` with a request in the GHCB: the page is written at once, as what follows is read from it.
-    fn vmgexit(&mut self, ghcb: Gpa, request: Box<[u8]>) {
-        self.shared(true);
-        self.write_block(ghcb, request);
-        self.snp(SnpInsn::WriteGhcbMsr { value: ghcb.0 });
-        self.snp(SnpInsn::Vmgexit);
-    }
+/// Another state of one page, by the GHCB MSR.
+fn convert(gpa: u64, to: u64) -> Result<Run, Errno> {
+    let (range, op) = (pages(gpa, PAGE_SIZE)?, page_op(to)?);
+    Ok(kernel(Program::new(async move |cpu| Kernel::new(cpu).early_set_pages_state(range, op).await)))
+}
+
+/// Another state of a range, by lists in the GHCB.
+fn psc(ghcb: Gpa, (gpa, len): (u64, u64), to: u64, huge: bool) -> Result<Run, Errno> {
+    let (range, op) = (pages(gpa, len)?, page_op(to)?);
+    Ok(kernel(Program::new(async move |cpu| {
+        let kernel = Kernel { ghcb: Some(ghcb), ..Kernel::new(cpu) };
+        if huge { kernel.set_pages_state(range, op).await } else { kernel.set_vmalloc_pages_state(range, op).await }
+    })))
 }
 
 impl World {
@@ -117,12 +123,10 @@ impl World {
 
     /// One operation of an SNP VM.
     pub(super) fn snp(&self, cx: &Cx<'_>, op: &SnpOp) -> Answer {
-        if let Some(answer) = self.of_td(cx, op) {
+        if let Some(answer) = self.of_others(cx, op) {
             return answer;
         }
-        let mut program = Program::default();
-        // What the VMM replies, and whether `rbx` is worth telling.
-        let (vcpu, reply, reads) = match op {
+        let (vcpu, reply, run) = match op {
             SnpOp::SevInit2 { vm, vmsa_features, flags, ghcb_version } => {
                 let flags = u32::try_from(*flags).unwrap_or(u32::MAX);
                 let ghcb_version = u16::try_from(*ghcb_version).unwrap_or(u16::MAX);
@@ -148,14 +152,10 @@ impl World {
                 return self.encrypt_op(cx, vm, SevOp::SnpLaunchFinish(finish));
             }
             SnpOp::GuestReadShared { vcpu, gpa } => {
-                program.shared(true);
-                program.insns.push(GuestInsn::Read { gpa: Gpa(*gpa) });
-                (vcpu, 0, true)
+                (vcpu, 0, Ok(Run { reads: true, ..through_shared(GuestInsn::Read { gpa: Gpa(*gpa) }) }))
             }
             SnpOp::GuestWriteShared { vcpu, gpa, value } => {
-                program.shared(true);
-                program.insns.push(GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 });
-                (vcpu, 0, false)
+                (vcpu, 0, Ok(through_shared(GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 })))
             }
             SnpOp::GuestPvalidate { vcpu, gpa, size, validate } => {
                 // What is no size of a page is in RCX as it is.
@@ -164,44 +164,36 @@ impl World {
                     PMD_SIZE => 1,
                     other => other,
                 };
-                program.snp(SnpInsn::Pvalidate { gpa: Gpa(*gpa), size, validate: u32::from(*validate) });
-                (vcpu, 0, true)
+                (vcpu, 0, Ok(insns([SnpInsn::Pvalidate { gpa: Gpa(*gpa), size, validate: u32::from(*validate) }])))
             }
             SnpOp::GuestRmpadjust { vcpu, gpa, vmpl, perms, vmsa } => {
                 let rdx = *vmpl.min(&0xff) | *perms.min(&0xff) << 8 | u64::from(*vmsa) << 16;
-                program.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
-                (vcpu, 0, true)
+                (vcpu, 0, Ok(insns([SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx }])))
             }
             SnpOp::GuestMakeVmsa { vcpu, gpa, features, vmpl } => {
-                let features = SevFeatures::from_bits_retain(*features);
-                program.write_block(Gpa(*gpa), vmsa_page(features, (*vmpl).min(0xff) as u8));
-                let rdx = RmpAdjust::new(Vmpl::new(1).expect("there are four"), VmplPerms::empty(), true).0;
-                program.snp(SnpInsn::Rmpadjust { gpa: Gpa(*gpa), size: 0, rdx });
-                (vcpu, 0, true)
+                let page = vmsa_page(SevFeatures::from_bits_retain(*features), (*vmpl).min(0xff) as u8);
+                (vcpu, 0, Ok(make_vmsa(Gpa(*gpa), page)))
             }
             SnpOp::GuestGhcbMsr { vcpu, value, reply } => {
-                program.msr_protocol(*value);
-                (vcpu, *reply, true)
+                let request = SnpInsn::WriteGhcbMsr { value: *value };
+                (vcpu, *reply, Ok(insns([request, SnpInsn::Vmgexit, SnpInsn::ReadGhcbMsr])))
             }
             SnpOp::GuestVmgexit { vcpu, ghcb, code, info1, info2, rax, reply } => {
-                let request = Request { code: *code, info1: *info1, info2: *info2, rax: *rax, scratch: None };
-                program.vmgexit(Gpa(*ghcb), request.page(&[]));
-                program.read_exit_info(Gpa(*ghcb));
-                (vcpu, *reply, true)
+                // The length of the buffer for certificates; other events have none.
+                let rbx = (*code == exit::EXT_GUEST_REQUEST).then_some(0);
+                let request =
+                    Request { code: *code, info_1: *info1, info_2: *info2, rax: Some(*rax), rbx, scratch: None };
+                (vcpu, *reply, Ok(vmgexit(Gpa(*ghcb), request)))
             }
-            SnpOp::GuestConvert { vcpu, gpa, to, reply } => {
-                program.convert(Gpa(*gpa), *to);
-                (vcpu, *reply, false)
-            }
-            SnpOp::GuestPsc { len, huge, .. } if len.div_ceil(page_size(*huge)) > PSC_PAGES_MAX => {
-                return failed(Errno::ENOMEM);
-            }
+            SnpOp::GuestConvert { vcpu, gpa, to, reply } => (vcpu, *reply, convert(*gpa, *to)),
             SnpOp::GuestPsc { vcpu, ghcb, gpa, len, to, huge, reply } => {
-                program.psc(Gpa(*ghcb), Gpa(*gpa), *len, *to, *huge);
-                (vcpu, *reply, false)
+                (vcpu, *reply, psc(Gpa(*ghcb), (*gpa, *len), *to, *huge))
             }
         };
-        self.guest_snp(cx, program, vcpu, reply, reads)
+        match run {
+            Ok(run) => self.run_guest(cx, vcpu, Run { reply, ..run }),
+            Err(errno) => failed(errno),
+        }
     }
 
     /// `KVM_MEMORY_ENCRYPT_OP`.
@@ -223,112 +215,39 @@ impl World {
         }
     }
 
-    /// Runs a program of an SNP guest.
-    fn guest_snp(&self, cx: &Cx<'_>, program: Program, vcpu: &Name, reply: u64, reads: bool) -> Answer {
-        let Program { insns, blocks } = program;
-        self.run_guest(cx, vcpu, Run { program: insns, blocks, reply, reads })
-    }
-
-    /// The same of a TD, of what both kinds of guests do. `None` if it is another guest's, or what only SNP guests do.
-    fn of_td(&self, cx: &Cx<'_>, op: &SnpOp) -> Option<Answer> {
-        let (vcpu, program, reply, reads) = match op {
-            SnpOp::GuestReadShared { vcpu, gpa } => {
-                (vcpu, tdx::through_shared(GuestInsn::Read { gpa: Gpa(*gpa) }), 0, true)
-            }
-            SnpOp::GuestWriteShared { vcpu, gpa, value } => {
-                let insn = GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 };
-                (vcpu, tdx::through_shared(insn), 0, false)
-            }
-            SnpOp::GuestConvert { vcpu, gpa, to, reply } => {
-                (vcpu, tdx::convert(self.gpaw(cx, vcpu)?, Gpa(*gpa), *to), *reply, false)
-            }
-            _ => return None,
+    /// An operation on a guest of another kind, of what all kinds of guests do. `None` if it is an SNP guest's, or what only those do.
+    fn of_others(&self, cx: &Cx<'_>, op: &SnpOp) -> Option<Answer> {
+        let (SnpOp::GuestReadShared { vcpu, .. }
+        | SnpOp::GuestWriteShared { vcpu, .. }
+        | SnpOp::GuestConvert { vcpu, .. }) = op
+        else {
+            return None;
         };
-        self.gpaw(cx, vcpu)?;
-        Some(self.run_guest(cx, vcpu, Run { program, reply, reads, ..Run::default() }))
+        // Who is no vCPU is told so in any case.
+        let handle = ioctl::peek_vcpu(cx, &self.process, self.fd(vcpu))?;
+        if handle.vm().sev().is_some() {
+            return None;
+        }
+        let gpaw = handle.vm().tdx().and_then(|tdx| tdx.gpaw());
+        let access = |insn| if gpaw.is_some() { tdx::through_shared(insn) } else { vec![insn] };
+        let run = match op {
+            SnpOp::GuestReadShared { gpa, .. } => {
+                Run { program: access(GuestInsn::Read { gpa: Gpa(*gpa) }), reads: true, ..Run::default() }
+            }
+            SnpOp::GuestWriteShared { gpa, value, .. } => {
+                let insn = GuestInsn::Write { gpa: Gpa(*gpa), value: *value as u32 };
+                Run { program: access(insn), ..Run::default() }
+            }
+            SnpOp::GuestConvert { gpa, to, reply, .. } => match gpaw {
+                Some(gpaw) => Run { program: tdx::convert(gpaw, Gpa(*gpa), *to), reply: *reply, ..Run::default() },
+                None => return Some(self.convert_by_hypercall(cx, vcpu, *gpa, *to, *reply)),
+            },
+            _ => unreachable!("the others are SNP guests'"),
+        };
+        Some(self.run_guest(cx, vcpu, run))
     }
 }
 
 fn firmware(error: u32) -> Detail {
     if error == 0 { Detail::None } else { Detail::Firmware { error: u64::from(error) } }
-}
-
-impl Program {
-    /// A request by the GHCB MSR, whose answer `rbx` becomes.
-    fn msr_protocol(&mut self, request: u64) {
-        self.snp(SnpInsn::WriteGhcbMsr { value: request });
-        self.snp(SnpInsn::Vmgexit);
-        self.snp(SnpInsn::ReadGhcbMsr);
-    }
-
-    /// Another state of one page, by the GHCB MSR.
-    fn convert(&mut self, gpa: Gpa, to: u64) {
-        let private = to == PageOp::Private as u64;
-        if !private {
-            self.pvalidate(gpa, 0, 0);
-        }
-        self.msr_protocol(MsrRequest::Psc { gpa, op: to as u8 }.encode());
-        self.terminate_unless(MsrResponse::Psc { failed: false }.encode(), TermReason::Psc);
-        if private {
-            self.pvalidate(gpa, 0, 1);
-        }
-    }
-
-    /// `rbx` becomes SW_EXITINFO2, or SW_EXITINFO1 with a mark if that is not 0.
-    fn read_exit_info(&mut self, ghcb: Gpa) {
-        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO1) });
-        let to = self.insns.len() + 4;
-        self.insns.push(GuestInsn::JumpEqual { value: 0, to });
-        // The reason is in SW_EXITINFO2; that it is one is told by the mark.
-        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
-        self.snp(SnpInsn::OrRbx { value: VMGEXIT_ERROR });
-        let end = self.insns.len() + 2;
-        self.insns.push(GuestInsn::Jump { to: end });
-        self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
-    }
-
-    /// `snp_set_memory_shared` and `_private`, without a limit of entries but that of a request: `pvalidate` before or after, and the request again and again until
-    /// the hypervisor has done all of it.
-    fn psc(&mut self, ghcb: Gpa, gpa: Gpa, len: u64, to: u64, huge: bool) {
-        let private = to == PageOp::Private as u64;
-        let entry = |gpa: Gpa| PscEntry { cur_page: 0, gfn: gpa.gfn(), op: to as u8, is_2m: huge };
-        let step = page_size(huge);
-        let pages: Vec<Gpa> = (0..len).step_by(step as usize).map(|at| Gpa(gpa.0.wrapping_add(at))).collect();
-        for pages in pages.chunks(MAX_ENTRY) {
-            if !private {
-                pages.iter().for_each(|gpa| self.pvalidate(*gpa, u64::from(huge), 0));
-            }
-            let entries: Vec<u64> = pages.iter().map(|gpa| entry(*gpa).to_word()).collect();
-            let end_entry = entries.len() as u16 - 1;
-            let header = PscHeader { cur_entry: 0, end_entry, reserved: 0 };
-            let done_header = PscHeader { cur_entry: end_entry + 1, ..header }.to_word();
-            let list: Vec<u64> = std::iter::once(header.to_word()).chain(entries).collect();
-            let request = Request {
-                code: exit::PSC,
-                info1: 0,
-                info2: 0,
-                rax: 0,
-                scratch: Some(in_ghcb(ghcb, offset::SHARED_BUFFER)),
-            };
-            let page = request.page(&list);
-            let valid: Box<[u8]> = page[offset::VALID_BITMAP as usize..][..16].into();
-            self.vmgexit(ghcb, page);
-            let vmgexit = self.insns.len() - 1;
-            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SHARED_BUFFER) });
-            let at = self.insns.len();
-            let (again, done) = (at + 5, at + 7);
-            self.insns.push(GuestInsn::JumpEqual { value: done_header, to: done });
-            self.insns.push(GuestInsn::Read64 { gpa: in_ghcb(ghcb, offset::SW_EXITINFO2) });
-            self.insns.push(GuestInsn::JumpEqual { value: 0, to: again });
-            self.terminate(TermReason::Psc);
-            // Whoever asks again says again what is valid.
-            self.write_block(in_ghcb(ghcb, offset::VALID_BITMAP), valid);
-            self.insns.push(GuestInsn::Jump { to: vmgexit });
-            assert_eq!(self.insns.len(), done, "the jump leads behind the end of the guest");
-            self.shared(false);
-            if private {
-                pages.iter().for_each(|gpa| self.pvalidate(*gpa, u64::from(huge), 1));
-            }
-        }
-    }
 }

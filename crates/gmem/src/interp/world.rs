@@ -6,6 +6,7 @@ use sim_kernel::fs::RawFd;
 use sim_kernel::mm::{Advice, Prot};
 use sim_kernel::{Cx, Hva, PAGE_SIZE};
 
+use super::protected::Region;
 use crate::invariants::contents::Contents;
 use crate::kvm::config::MachineConfig;
 use crate::kvm::guest_memfd::{GmemFile, GmemInode};
@@ -39,10 +40,12 @@ pub struct World {
 /// What the process's names stand for.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    fds: BTreeMap<Name, RawFd>,
+    pub(super) fds: BTreeMap<Name, RawFd>,
     maps: BTreeMap<Name, Hva>,
     /// The descriptor of `/dev/sev`, once it was needed.
     pub(super) sev: Option<RawFd>,
+    /// Memory of protected guests.
+    pub(super) regions: Vec<Region>,
 }
 
 /// What a name stands for.
@@ -180,7 +183,7 @@ impl World {
         answer
     }
 
-    fn perform(&self, cx: &Cx<'_>, op: &Op) -> Answer {
+    pub(super) fn perform(&self, cx: &Cx<'_>, op: &Op) -> Answer {
         let p = &*self.process;
         match op {
             Op::CreateVm { vm, r#type } => self.name_fd(vm, ioctl::create_vm(cx, p, self.kvm, *r#type)),
@@ -341,7 +344,8 @@ impl World {
             Op::GuestPaged(op) => self.guest_paged(cx, op),
             Op::Snp(op) => self.snp(cx, op),
             Op::Tdx(op) => self.tdx(cx, op),
-            Op::GuestSetMemory { vcpu, gpa, len, to } => self.guest_set_memory(cx, vcpu, *gpa, *len, *to),
+            Op::Protected(op) => self.protected(cx, op),
+            Op::Pkvm(op) => self.pkvm(cx, op),
         }
     }
 

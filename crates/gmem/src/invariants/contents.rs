@@ -14,7 +14,7 @@ use crate::kvm::uapi::{
     FALLOC_FL_PUNCH_HOLE, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_VM_TYPE_ARM_PROTECTED, KVM_X86_SNP_VM, KVM_X86_TDX_VM,
 };
-use crate::ops::{Answer, Detail, Exit, FdRef, HvaRef, Name, Op};
+use crate::ops::{Answer, Detail, Exit, FdRef, HvaRef, Name, Op, SnpOp};
 use std::collections::{BTreeMap, BTreeSet};
 
 const PAGE: u64 = 4096;
@@ -137,6 +137,10 @@ impl Contents {
             Op::Fallocate { fd, mode, .. } if mode & !3 != 0 => self.taint(fd),
             // It sets bits in tables, and what it writes lies where they say.
             Op::GuestPaged(_) => self.blind = true,
+            // The VMM changes attributes and files in the middle of it.
+            Op::Protected(_) | Op::Snp(SnpOp::GuestConvert { .. } | SnpOp::GuestWriteShared { .. }) => {
+                self.blind = true
+            }
             // One word in each of many pages.
             Op::HostFill64 { len, .. } => self.blind |= *len > PAGE,
             _ => {}

@@ -1,4 +1,4 @@
-//! PKVM-INV-001 to PKVM-INV-022: pKVM, and KVM's use of it. Up to 018 the ids are the specification's.
+//! PKVM-INV-001 to PKVM-INV-025: pKVM, and KVM's use of it. Up to 018 the ids are the specification's.
 //!
 //! All are assertions: in `sim_coco::pkvm::invariants` and in `kvm/pkvm/`, at the step and over everything.
 
@@ -202,5 +202,32 @@ pub(super) static ROWS: &[Invariant] = &[
         when: &[When::Quiescence],
         check: Check::AtStep,
         note: "Not of the specification; with `pkvm_gmem`.",
+    },
+    Invariant {
+        id: "PKVM-INV-023",
+        section: Section::Pkvm,
+        text: "A valid descriptor is broken before it becomes another: no processor has both.",
+        window: "",
+        when: &[When::Quiescence],
+        check: Check::AtStep,
+        note: "Arm's discipline; noted when a descriptor is written.",
+    },
+    Invariant {
+        id: "PKVM-INV-024",
+        section: Section::Pkvm,
+        text: "What a guest shares is not taken from it by force.",
+        window: "",
+        when: &[When::Quiescence],
+        check: Check::AtStep,
+        note: "Not of the specification (K4); noted when its descriptor is broken.",
+    },
+    Invariant {
+        id: "PKVM-INV-025",
+        section: Section::Pkvm,
+        text: "No system call brings the kernel to memory of the hypervisor: what it meets is the host's, or a guest's to be taken.",
+        window: "",
+        when: &[When::Step],
+        check: Check::AtStep,
+        note: "Not of the specification (K3): at a forced reclaim that fails, which is the kernel's oops.",
     },
 ];

@@ -57,7 +57,7 @@ pub(super) static ROWS: &[Invariant] = &[
         window: "",
         when: &[When::Step],
         check: Check::AtStep,
-        note: "A vCPU counts retries in a row that nothing explains: no invalidation, no change of slots, no stale root. 16 are allowed, which other faults may win. An execution that never ends is judged by `sched::fair_tail`.",
+        note: "A vCPU counts retries in a row that nothing explains: no invalidation, no change of slots, no stale root; of a TD, no change of the Secure EPT and no SEAMCALL of another task. 16 are allowed, which other faults may win. An execution that never ends is judged by `sched::fair_tail`.",
     },
 ];
 
@@ -95,10 +95,11 @@ static ORDER: &[LockClass] = &[
     LockClass { name: "tdp_mmu_pages_lock", rank: 20, sleeps: false },
     LockClass { name: "page_table_lock", rank: 21, sleeps: false },
     LockClass { name: "i_pages", rank: 22, sleeps: false },
-    LockClass { name: "vm_table_lock", rank: 23, sleeps: false },
-    LockClass { name: "host_mmu.lock", rank: 24, sleeps: false },
-    LockClass { name: "pkvm_pgd_lock", rank: 25, sleeps: false },
-    LockClass { name: "vm->lock", rank: 26, sleeps: false },
+    LockClass { name: "pamt_lock", rank: 23, sleeps: false },
+    LockClass { name: "vm_table_lock", rank: 24, sleeps: false },
+    LockClass { name: "host_mmu.lock", rank: 25, sleeps: false },
+    LockClass { name: "pkvm_pgd_lock", rank: 26, sleeps: false },
+    LockClass { name: "vm->lock", rank: 27, sleeps: false },
 ];
 
 /// The classes with their ranks, as docs/locks.md has them.

@@ -49,10 +49,22 @@ pub(super) static ROWS: &[Invariant] = &[
         "At every change, when vCPUs were flushed, over all TDs, and after the last process has ended.",
     ),
     row(
+        "TDX-INV-013",
+        "MRTD is that of the pages that were added and the contents that were measured, in their order, and final when the launch is.",
+        &[When::Step, When::Quiescence],
+        MODULE,
+    ),
+    row(
         "TDX-INV-015",
         "What is in the mirror is in the Secure EPT, with the same frame, and nothing else is.",
         &[When::Quiescence],
         "Over all leaves and tables of all TDs.",
+    ),
+    row(
+        "TDX-INV-016",
+        "No entry of a mirror is frozen while nobody holds mmu_lock.",
+        &[When::Step, When::Quiescence],
+        "On the way to the page, when a fault or a populated page is through and nobody has the lock; over all entries it is a part of MMU-INV-003.",
     ),
     row(
         "TDX-INV-017",
@@ -71,6 +83,12 @@ pub(super) static ROWS: &[Invariant] = &[
         "While vCPUs are kept out for the second try of a removal, none is in its TD.",
         &[When::Step, When::Quiescence],
         "After the second try.",
+    ),
+    row(
+        "TDX-INV-020",
+        "A page is taken from a TD while that has its KeyID, a table after the KeyID was freed or lost. With `tdx_terminate_vm` pages, too, may follow it.",
+        &[When::Step],
+        "When a page or a table goes.",
     ),
     row(
         "TDX-INV-021",

@@ -109,6 +109,7 @@ impl Vm {
     /// `EINVAL` for flags, unsupported attributes, an empty, wrapping or unaligned range; `ENOMEM` if the array cannot grow, and then
     /// nothing has changed.
     pub fn set_memory_attributes(self: &Arc<Vm>, cx: &Cx<'_>, args: &kvm_memory_attributes) -> Result<(), Errno> {
+        cx.note("call", "KVM_SET_MEMORY_ATTRIBUTES");
         if args.flags != 0 || args.attributes & !self.supported_attributes() != 0 {
             return Err(Errno::EINVAL);
         }
@@ -144,7 +145,7 @@ impl Vm {
             reserved?;
         }
 
-        let invalidation = self.pre_set_memory_attributes(cx, range, value); // C3
+        let invalidation = self.pre_set_memory_attributes(cx, range, value)?; // C3
         let stored = array.store_each(cx, first, last, MemoryAttributes::entry(value)); // C4
         assert!(stored.is_ok(), "INV-305: a conversion of {range:?} failed half way");
         self.post_set_memory_attributes(cx, range, value, invalidation); // C5
@@ -174,21 +175,30 @@ impl Vm {
 
     /// Opens an invalidation over the converted frames and zaps them; nothing happens if no slot covers any of them. The inner `None`: it
     /// was ended already, which only a mutant does.
+    ///
+    /// # Errors
+    /// `ENOMEM` if a large page of a TD had to be split, and nothing happened.
     fn pre_set_memory_attributes(
         self: &Arc<Vm>,
         cx: &Cx<'_>,
         range: GfnRange,
         value: u64,
-    ) -> Option<Option<Invalidation>> {
+    ) -> Result<Option<Option<Invalidation>>, Errno> {
         // What goes is what the memory was; where one tree has both, that makes no difference.
         let to_private = value & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0;
         let roots =
             if to_private != cx.has_mutant(ATTR_FILTER_INVERTED) { RootFilter::Shared } else { RootFilter::Private };
         let slots = self.slots_in(cx, range);
         if slots.is_empty() {
-            return None;
+            return Ok(None);
         }
         let mut lock = self.mmu.mmu_lock.write(cx);
+        if !to_private && !cx.has_mutant(TDX_NO_SPLIT) {
+            // The rest of a page of which a part becomes shared is the guest's.
+            for (_, part) in &slots {
+                self.mmu.split_cross_boundary_leafs(cx, &mut lock, *part)?;
+            }
+        }
         let invalidation = self.mmu.invalidate.begin(cx, &mut lock);
         let mut flush = FlushNeeded::NONE;
         for (slot, part) in &slots {
@@ -202,9 +212,9 @@ impl Vm {
         flush.discharge(cx, &**self);
         if cx.has_mutant(RC_31) {
             self.mmu.invalidate.end(cx, &mut lock, invalidation);
-            return Some(None);
+            return Ok(Some(None));
         }
-        Some(Some(invalidation))
+        Ok(Some(Some(invalidation)))
     }
 
     /// 4.1: a concurrent fault on an unconverted neighbour must not install a huge mapping that covers converting frames.

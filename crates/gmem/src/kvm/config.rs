@@ -114,6 +114,11 @@ pub struct MachineConfig {
     pub tdx_erratum: bool,
     /// Caches are not coherent between KeyIDs.
     pub tdx_caches: bool,
+    /// KVM maps private memory of TDs by leaves of 2 MiB where guest_memfd, slot, attributes and guest allow ("TDX: Dynamic PAMT + S-EPT Hugepage" of January 2026; 7.3 maps
+    /// 4 KiB only). Comes to something only with `gmem_2m_enabled`.
+    pub tdx_2m: bool,
+    /// The module has dynamic PAMT, and KVM gives it pages for metadata when they are needed ("TDX: Enable Dynamic PAMT", queued for 7.4).
+    pub tdx_dynamic_pamt: bool,
     /// KVM has `KVM_TDX_TERMINATE_VM` (4th version of June 2025, in no kernel so far): user space may end a TD before it closes its memory.
     pub tdx_terminate_vm: bool,
     /// The machine is an Arm one with pKVM: its hypervisor keeps the host from memory, and VMs are of arm64's types. What is x86's of the other facts then does not matter, and
@@ -168,6 +173,8 @@ impl Default for MachineConfig {
             tdx_host_priority: false,
             tdx_erratum: false,
             tdx_caches: false,
+            tdx_2m: false,
+            tdx_dynamic_pamt: false,
             tdx_terminate_vm: false,
             pkvm: false,
             pkvm_gmem: false,

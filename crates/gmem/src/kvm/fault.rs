@@ -101,6 +101,7 @@ impl Vcpu {
         info1: ExitInfo1,
     ) -> Result<RetPf, Errno> {
         let vm = &self.vm;
+        cx.note("fault", "stage 2");
         let Some(root) = state.root.clone() else { return Ok(RetPf::Retry) };
         let is_private = vm.is_private_fault(cx, fault, info1);
         if fault.reserved {
@@ -197,11 +198,13 @@ impl Vcpu {
         /// More than other faults can take away from one by winning races.
         const MOST: u32 = 16;
         let seq = self.vm.mmu.invalidate.peek_seq();
-        let external = self.vm.tdx().map(|tdx| tdx.changes());
+        let external = self.vm.tdx().filter(|_| root.is_mirror()).map(|tdx| (tdx, tdx.interference(cx)));
         let result = self.handle_page_fault(cx, state, root, tdp);
-        // Of a mirror: another change of the Secure EPT goes on, or has been begun or met a lock meanwhile.
-        let by_external =
-            external.is_some_and(|before| before.0 > 0 || self.vm.tdx().map(|tdx| tdx.changes()) != Some(before));
+        // Of a mirror: others change the Secure EPT, or execute a leaf, or have done so meanwhile.
+        let by_external = external.is_some_and(|(tdx, before)| {
+            self.tdx_check_thawed(cx, root, tdp.gfn());
+            before.explains(&tdx.interference(cx))
+        });
         if result != Ok(RetPf::Retry) || by_external || self.explains_retry(seq, root, tdp.gfn()) {
             state.unexplained_retries = 0;
         } else {

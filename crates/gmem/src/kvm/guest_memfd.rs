@@ -158,26 +158,37 @@ impl GmemInode {
     }
 
     /// `kvm_gmem_punch_hole`: frees a range of pages, wherever it lies.
-    fn punch_hole(&self, cx: &Cx<'_>, pages: Range<u64>) {
+    ///
+    /// # Errors
+    /// `ENOMEM` if a large page of a TD had to be split, and nothing is punched.
+    fn punch_hole(&self, cx: &Cx<'_>, pages: Range<u64>) -> Result<(), Errno> {
         let _lock = (!cx.has_mutant(RC_42)).then(|| self.mapping.invalidate_lock.write(cx));
         let before = Surroundings::of(self, &pages);
         if cx.has_mutant(RC_07) {
             self.truncate(cx, pages.clone());
         }
         let zapped = if cx.has_mutant(GMEM_2M_NARROW) { pages.clone() } else { self.whole_folios(&pages) };
-        let begin = |view: Arc<GmemFile>| (view.invalidate_start(cx, &zapped), view);
-        let mut open: Vec<_> = self.views().into_iter().map(begin).collect();
+        let mut open = Vec::new();
+        let begun = self.views().into_iter().try_for_each(|view| {
+            open.push((view.invalidate_start(cx, &zapped, &pages)?, view));
+            Ok(())
+        });
         let mut close = || {
             for (invalidation, view) in open.drain(..) {
                 view.invalidate_end(cx, &zapped, invalidation);
             }
         };
+        if begun.is_err() {
+            close();
+            return begun;
+        }
         if cx.has_mutant(RC_03) {
             close();
         }
         self.truncate(cx, pages.clone());
         close();
         before.check(self);
+        Ok(())
     }
 
     fn truncate(&self, cx: &Cx<'_>, pages: Range<u64>) {
@@ -218,7 +229,10 @@ impl GmemInode {
         let index = self.host.phys.index(pfn).0;
         let pages = self.whole_folios(&(index..index + 1));
         for view in self.views() {
-            let invalidation = view.invalidate_start(cx, &pages);
+            // Nobody asks whether it can be done: a large page that cannot be split goes as a whole.
+            let invalidation = view.invalidate_start(cx, &pages, &(index..index + 1));
+            let invalidation = invalidation.or_else(|_| view.invalidate_start(cx, &pages, &pages));
+            let invalidation = invalidation.expect("whole pages are not split");
             view.invalidate_end(cx, &pages, invalidation);
         }
     }
@@ -602,19 +616,41 @@ impl GmemFile {
 
     /// `kvm_gmem_invalidate_start`: zaps the guest frames that the range of pages backs and keeps faults away from them. The caller
     /// holds `invalidate_lock`. `None` if nothing is bound, and then nothing happened.
-    fn invalidate_start(&self, cx: &Cx<'_>, pages: &Range<u64>) -> Option<Invalidation> {
+    ///
+    /// Of a TD only `hole` is zapped, because the guest has what is around it; what crosses its ends is split first
+    /// (`kvm_gmem_split_private`). Faults are kept away from all of it, with what they have found.
+    ///
+    /// # Errors
+    /// `ENOMEM` if that fails, and then nothing happened.
+    fn invalidate_start(
+        &self,
+        cx: &Cx<'_>,
+        pages: &Range<u64>,
+        hole: &Range<u64>,
+    ) -> Result<Option<Invalidation>, Errno> {
         self.assert_live();
         assert!(!self.vm.is_destroyed(), "INV-405: a guest_memfd outlived its VM");
-        let frames = self.bound_frames(cx, pages);
+        let mut frames = self.bound_frames(cx, pages);
         if frames.is_empty() {
-            return None;
+            return Ok(None);
         }
+        // One that was terminated has nothing to lose, and pages that go as they are only.
+        let splits = self.vm.tdx().is_some_and(|tdx| tdx.hkid().is_some()) && pages != hole;
+        let whole = if splits { Some(std::mem::replace(&mut frames, self.bound_frames(cx, hole))) } else { None };
         let mut lock = self.vm.mmu.mmu_lock.write(cx);
+        if splits && !cx.has_mutant(TDX_NO_SPLIT) {
+            for (_, range) in &frames {
+                self.vm.mmu.split_cross_boundary_leafs(cx, &mut lock, *range)?;
+            }
+        }
         let kind = if self.inode.is_init_shared() { RootFilter::Shared } else { RootFilter::Private };
         let invalidation = self.vm.invalidate_frames(cx, &mut lock, kind, frames.iter().copied());
+        for (_, range) in whole.iter().flatten() {
+            self.vm.mmu.invalidate.add_range(cx, &mut lock, *range);
+        }
         self.pkvm_invalidate(cx, &mut lock, &frames);
         self.vm.sev_gmem_invalidate_range(cx, &frames);
-        Some(invalidation)
+        Ok(Some(invalidation))
     }
 
     /// `kvm_gmem_invalidate_end`. The bindings are as they were, because `invalidate_lock` was held throughout.
@@ -666,7 +702,7 @@ impl FileOperations for GmemFile {
             }
             let pages = self.pages();
             if !cx.has_mutant(RC_17) {
-                let invalidation = self.invalidate_start(cx, &pages);
+                let invalidation = self.invalidate_start(cx, &pages, &pages).expect("nothing is left to be split for");
                 self.invalidate_end(cx, &pages, invalidation);
             }
             self.inode.files.lock().retain(|view| !std::ptr::eq(view.as_ptr(), self));
@@ -706,8 +742,7 @@ impl FileOperations for GmemFile {
         self.assert_live();
         let pages = offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT;
         if mode & FALLOC_FL_PUNCH_HOLE != 0 {
-            self.inode.punch_hole(cx, pages);
-            return Ok(());
+            return self.inode.punch_hole(cx, pages);
         }
         if offset + len > self.inode.size {
             return Err(Errno::EINVAL);

@@ -68,6 +68,7 @@ fn unknown_ioctl(process: &Process, file: &File) -> Errno {
 /// The way back to user space: what was put off runs, and then nothing is held (INV-502) but what the VMM's thread holds itself.
 pub(super) fn return_to_user(cx: &Cx<'_>) {
     cx.task_work_run();
+    cx.note("return", "to user space");
     for lock in cx.held_locks() {
         assert!(lock.class == "vmm->vcpu", "INV-502: a system call ends with {lock} held");
     }
@@ -120,6 +121,7 @@ pub(crate) fn create_vm_object(
     kvm: RawFd,
     vm_type: u64,
 ) -> Result<(RawFd, Arc<Vm>), Errno> {
+    cx.note("call", "KVM_CREATE_VM");
     let result = process.fds.with(cx, kvm, |file| {
         let device = file.downcast::<KvmDevice>().ok_or_else(|| unknown_ioctl(process, file))?;
         process.fds.reserve()?;
@@ -136,6 +138,7 @@ pub(crate) fn create_vm_object(
 /// # Errors
 /// `EBADF`, `ENOTTY`, `EIO`.
 pub fn check_extension_on(cx: &Cx<'_>, process: &Process, fd: RawFd, cap: u64) -> Result<i32, Errno> {
+    cx.note("call", "KVM_CHECK_EXTENSION");
     let device =
         |file: &File| file.downcast::<KvmDevice>().map(|device| check_extension(&device.host.config, cap, None));
     if let Some(answer) = process.fds.with(cx, fd, |file| Ok(device(file)))? {
@@ -149,6 +152,7 @@ pub fn check_extension_on(cx: &Cx<'_>, process: &Process, fd: RawFd, cap: u64) -
 /// # Errors
 /// As [`Vm::enable_cap`].
 pub fn enable_cap(cx: &Cx<'_>, process: &Process, vm: RawFd, cap: &kvm_enable_cap) -> Result<(), Errno> {
+    cx.note("call", "KVM_ENABLE_CAP");
     with_vm(cx, process, vm, |vm| vm.enable_cap(cap))
 }
 
@@ -167,6 +171,7 @@ pub(crate) fn create_vcpu_object(
     vm: RawFd,
     id: u64,
 ) -> Result<(RawFd, Arc<Vcpu>), Errno> {
+    cx.note("call", "KVM_CREATE_VCPU");
     with_vm(cx, process, vm, |vm| vm.create_vcpu(cx, process, id))
 }
 
@@ -180,6 +185,7 @@ pub fn create_guest_memfd(
     vm: RawFd,
     args: &kvm_create_guest_memfd,
 ) -> Result<RawFd, Errno> {
+    cx.note("call", "KVM_CREATE_GUEST_MEMFD");
     with_vm(cx, process, vm, |vm| vm.create_guest_memfd(cx, process, args))
 }
 
@@ -193,6 +199,7 @@ pub fn set_user_memory_region(
     vm: RawFd,
     region: &kvm_userspace_memory_region,
 ) -> Result<(), Errno> {
+    cx.note("call", "KVM_SET_USER_MEMORY_REGION");
     with_vm(cx, process, vm, |vm| vm.set_user_memory_region(cx, process, region))
 }
 
@@ -206,6 +213,7 @@ pub fn set_user_memory_region2(
     vm: RawFd,
     region: &kvm_userspace_memory_region2,
 ) -> Result<(), Errno> {
+    cx.note("call", "KVM_SET_USER_MEMORY_REGION2");
     with_vm(cx, process, vm, |vm| vm.set_user_memory_region2(cx, process, region))
 }
 
@@ -230,6 +238,7 @@ pub fn set_memory_attributes(
 /// # Errors
 /// As [`Vm::get_dirty_log`].
 pub fn get_dirty_log(cx: &Cx<'_>, process: &Process, vm: RawFd, slot: u32) -> Result<Vec<u64>, Errno> {
+    cx.note("call", "KVM_GET_DIRTY_LOG");
     with_vm(cx, process, vm, |vm| vm.get_dirty_log(cx, slot))
 }
 
@@ -256,6 +265,7 @@ pub fn clear_dirty_log(
     range: &kvm_clear_dirty_log,
     bits: &BTreeMap<u64, u64>,
 ) -> Result<(), Errno> {
+    cx.note("call", "KVM_CLEAR_DIRTY_LOG");
     with_vm(cx, process, vm, |vm| vm.clear_dirty_log(cx, range, bits))
 }
 
@@ -264,6 +274,7 @@ pub fn clear_dirty_log(
 /// # Errors
 /// As [`SevCmd`]'s commands; `ENOTTY` on a host without SEV.
 pub fn memory_encrypt_op(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mut SevCmd) -> Result<(), Errno> {
+    cx.note("call", cmd.op.name());
     with_vm(cx, process, vm, |vm| vm.sev_mem_enc_ioctl(cx, process, cmd))
 }
 
@@ -272,6 +283,7 @@ pub fn memory_encrypt_op(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mut Se
 /// # Errors
 /// As [`TdxCmd`]'s commands; `ENOTTY` if the VM is no TD.
 pub fn memory_encrypt_op_tdx(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mut TdxCmd) -> Result<(), Errno> {
+    cx.note("call", cmd.op.name());
     with_vm(cx, process, vm, |vm| vm.tdx_vm_ioctl(cx, cmd))
 }
 
@@ -280,6 +292,7 @@ pub fn memory_encrypt_op_tdx(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mu
 /// # Errors
 /// As [`TdxCmd`]'s commands. If the VM is no TD, `EINVAL` on Intel's machines, and `ENOTTY` elsewhere.
 pub fn memory_encrypt_op_vcpu(cx: &Cx<'_>, process: &Process, vcpu: RawFd, cmd: &mut TdxCmd) -> Result<(), Errno> {
+    cx.note("call", cmd.op.name());
     with_vcpu(cx, process, vcpu, |vcpu| vcpu.tdx_vcpu_ioctl(cx, cmd))
 }
 
@@ -293,6 +306,7 @@ pub fn pre_fault_memory(
     vcpu: RawFd,
     range: &mut kvm_pre_fault_memory,
 ) -> Result<(), Errno> {
+    cx.note("call", "KVM_PRE_FAULT_MEMORY");
     with_vcpu(cx, process, vcpu, |vcpu| {
         // Before it came, it was an ioctl like any that a vCPU does not know.
         if vcpu.vm.kernel().has_pre_fault_memory() { vcpu.pre_fault_memory(cx, range) } else { Err(Errno::EINVAL) }

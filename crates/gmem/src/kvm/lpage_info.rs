@@ -1,5 +1,5 @@
 //! Which huge mappings a slot allows (`struct kvm_lpage_info`): per 2 MiB and 1 GiB block a count of reasons against one, and a flag
-//! for mixed memory attributes.
+//! for mixed memory attributes; one more where a TD accepts small pages only.
 //!
 //! Simplified: a slot whose guest and host addresses are not congruent disallows a whole level, which is kept as one flag instead of
 //! a count in every block.
@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `KVM_LPAGE_MIXED_FLAG`: the block's pages differ in their attributes.
 pub const KVM_LPAGE_MIXED_FLAG: u32 = 1 << 31;
+
+/// `KVM_LPAGE_GUEST_INHIBIT_FLAG`: a guest has accepted a part of the block, and the rest will be accepted in parts, too.
+pub const KVM_LPAGE_GUEST_INHIBIT_FLAG: u32 = 1 << 30;
 
 /// The levels above 4 KiB that KVM tracks.
 pub const LARGE_LEVELS: [Level; 2] = [Level::L2M, Level::L1G];
@@ -92,6 +95,16 @@ impl LpageInfo {
     /// Whether the block's attributes differ.
     pub fn is_mixed(&self, gfn: Gfn, level: Level) -> bool {
         self.word(gfn, level).load(Ordering::Relaxed) & KVM_LPAGE_MIXED_FLAG != 0
+    }
+
+    /// `hugepage_test_guest_inhibit`: whether the guest wants no mapping of this level here.
+    pub fn is_guest_inhibited(&self, gfn: Gfn, level: Level) -> bool {
+        self.word(gfn, level).load(Ordering::Relaxed) & KVM_LPAGE_GUEST_INHIBIT_FLAG != 0
+    }
+
+    /// `hugepage_set_guest_inhibit`: it stays so as long as the slot is there. The caller holds `mmu_lock` for writing.
+    pub fn set_guest_inhibit(&self, gfn: Gfn, level: Level) {
+        self.word(gfn, level).fetch_or(KVM_LPAGE_GUEST_INHIBIT_FLAG, Ordering::Relaxed);
     }
 
     /// Says whether the block's attributes differ. The caller holds `mmu_lock` for writing, or the slot is not visible yet.

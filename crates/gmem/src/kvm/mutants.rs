@@ -235,8 +235,22 @@ pub const TDX_VP_INIT_UNLOCKED: Mutant = Mutant::new(475, "TDX_VP_INIT_UNLOCKED"
 pub const TDX_VP_NO_FLUSH: Mutant = Mutant::new(476, "TDX_VP_NO_FLUSH");
 /// A private fault is tried again where it is, but not in a slot that is on its way out.
 pub const TDX_RETRIES_INVALID_SLOT: Mutant = Mutant::new(478, "TDX_RETRIES_INVALID_SLOT");
+/// A vCPU that did not get into its TD goes out of guest mode before it tries again.
+pub const TDX_SPINS_IN_GUEST_MODE: Mutant = Mutant::new(477, "TDX_SPINS_IN_GUEST_MODE");
+/// A TD's memory goes before its KeyID.
+pub const TDX_KEYID_BEFORE_MEMORY: Mutant = Mutant::new(479, "TDX_KEYID_BEFORE_MEMORY");
+/// TDs give back their KeyIDs one after the other.
+pub const TDX_RELEASE_UNLOCKED: Mutant = Mutant::new(480, "TDX_RELEASE_UNLOCKED");
 /// Caches are written back before a KeyID is freed.
 pub const TDX_FREEID_BEFORE_CACHE_WB: Mutant = Mutant::new(481, "TDX_FREEID_BEFORE_CACHE_WB");
+/// A guest that accepts a page of 4 KiB where a TD has one of 2 MiB has it split.
+pub const BUG_58: Mutant = Mutant::new(485, "BUG-58");
+/// Of the page of a TD that is taken away in part, the rest stays.
+pub const TDX_NO_SPLIT: Mutant = Mutant::new(487, "TDX_NO_SPLIT");
+/// Pages of a region are counted under the lock under which its metadata goes.
+pub const BUG_78: Mutant = Mutant::new(488, "BUG-78");
+/// A page that goes counts no more.
+pub const TDX_PAMT_NO_PUT: Mutant = Mutant::new(489, "TDX_PAMT_NO_PUT");
 /// A TD's KeyID goes before its tables.
 pub const EXT_FREE_EARLY: Mutant = Mutant::new(482, "EXT_FREE_EARLY");
 /// A conversion zaps what the memory was.
@@ -263,3 +277,7 @@ pub const PKVM_SLOTS_CHANGE: Mutant = Mutant::new(445, "PKVM_SLOTS_CHANGE");
 pub const PKVM_RECLAIM_SKIPS: Mutant = Mutant::new(446, "PKVM_RECLAIM_SKIPS");
 /// A page that becomes private goes from the page tables of processes.
 pub const PKVM_GMEM_KEEPS_MAPPING: Mutant = Mutant::new(447, "PKVM_GMEM_KEEPS_MAPPING");
+/// The hypervisor's VM is made under `slots_lock`.
+pub const PKVM_CREATE_NO_SLOTS_LOCK: Mutant = Mutant::new(448, "PKVM_CREATE_NO_SLOTS_LOCK");
+/// The stage 2 of a VM goes under `mmu_lock`.
+pub const PKVM_FREE_PGD_NO_LOCK: Mutant = Mutant::new(449, "PKVM_FREE_PGD_NO_LOCK");

@@ -76,6 +76,9 @@ impl Vcpu {
             vm.mmu.put_root(cx, root);
         }
         self.load_mmu(cx, state)?;
+        if let Some(tdx) = vm.tdx() {
+            tdx.pamt_topup(cx)?;
+        }
         let root = state.root.clone().expect("just loaded");
         if !vm.host.config.tdp_enabled {
             return Err(Errno::EOPNOTSUPP);

@@ -101,6 +101,7 @@ impl Process {
     /// In this order: `EBADF` for a descriptor that is not open; `EINVAL` for a negative offset or a length that is not positive;
     /// `EOPNOTSUPP` for modes that do not exist; `ENODEV` for what is no regular file; `EFBIG`; then what the file answers.
     pub fn fallocate(&self, cx: &Cx<'_>, fd: RawFd, mode: u32, offset: i64, len: i64) -> Result<(), Errno> {
+        cx.note("call", "fallocate");
         let result = self.fds.with(cx, fd, |file| {
             if offset < 0 || len <= 0 {
                 return Err(Errno::EINVAL);
@@ -123,6 +124,7 @@ impl Process {
     /// # Errors
     /// `EINVAL` for a negative size; `EBADF`; then what the file answers.
     pub fn ftruncate(&self, cx: &Cx<'_>, fd: RawFd, size: i64) -> Result<(), Errno> {
+        cx.note("call", "ftruncate");
         if size < 0 {
             return Err(Errno::EINVAL);
         }
@@ -135,6 +137,7 @@ impl Process {
     /// # Errors
     /// `EBADF`.
     pub fn fstat(&self, cx: &Cx<'_>, fd: RawFd) -> Result<Stat, Errno> {
+        cx.note("call", "fstat");
         let result = self.fds.with(cx, fd, |file| Ok(file.operations().stat(cx)));
         self.finish(cx, result)
     }
@@ -144,6 +147,7 @@ impl Process {
     /// # Errors
     /// `EINVAL` for a negative offset; `EBADF`; `ESPIPE` for a file without a position; then what the file answers.
     pub fn pread(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, len: u64) -> Result<Vec<u8>, Errno> {
+        cx.note("call", "pread");
         if offset < 0 {
             return Err(Errno::EINVAL);
         }
@@ -161,6 +165,7 @@ impl Process {
     /// # Errors
     /// As [`Process::pread`].
     pub fn pwrite(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, bytes: &[u8]) -> Result<u64, Errno> {
+        cx.note("call", "pwrite");
         if offset < 0 {
             return Err(Errno::EINVAL);
         }
@@ -207,6 +212,7 @@ impl Process {
     /// # Errors
     /// `EBADF`; `EINVAL` for an unknown `whence`; `ESPIPE` for a file without a position; then what the file answers.
     pub fn lseek(&self, cx: &Cx<'_>, fd: RawFd, offset: i64, whence: u32) -> Result<u64, Errno> {
+        cx.note("call", "lseek");
         let result = self.fds.with(cx, fd, |file| {
             if whence > 4 {
                 return Err(Errno::EINVAL);
@@ -221,6 +227,7 @@ impl Process {
     /// # Errors
     /// `EBADF`, `EMFILE`.
     pub fn dup(&self, cx: &Cx<'_>, fd: RawFd) -> Result<RawFd, Errno> {
+        cx.note("call", "dup");
         let result = self.fds.dup(cx, fd);
         self.finish(cx, result)
     }
@@ -241,6 +248,7 @@ impl Process {
     /// # Errors
     /// `EBADF`.
     pub fn close(&self, cx: &Cx<'_>, fd: RawFd) -> Result<(), Errno> {
+        cx.note("call", "close");
         self.fds.close(cx, fd)
     }
 
@@ -249,6 +257,7 @@ impl Process {
     /// # Errors
     /// `EINVAL` for flags that do not exist; `EMFILE`.
     pub fn memfd_create(&self, cx: &Cx<'_>, size: u64, flags: u32) -> Result<RawFd, Errno> {
+        cx.note("call", "memfd_create");
         // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC.
         if flags & !(1 | 2 | 8 | 16) != 0 || flags & (8 | 16) == (8 | 16) {
             return Err(Errno::EINVAL);
@@ -276,6 +285,7 @@ impl Process {
         mapped: Mapped,
         align: u64,
     ) -> Result<Hva, Errno> {
+        cx.note("call", "mmap");
         let shared = sharing == Sharing::Shared;
         let result = match mapped {
             Mapped::Anonymous => self.mm.mmap(cx, &MmapArgs { len, prot, shared, file: None, offset: 0, align }),
@@ -292,6 +302,7 @@ impl Process {
     /// # Errors
     /// `EINVAL` for an unaligned address or an empty range.
     pub fn munmap(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<(), Errno> {
+        cx.note("call", "munmap");
         let result = self.mm.munmap(cx, addr, len);
         self.finish(cx, result)
     }
@@ -301,6 +312,7 @@ impl Process {
     /// # Errors
     /// `EINVAL`, `ENOMEM`, `EACCES`.
     pub fn mprotect(&self, cx: &Cx<'_>, addr: Hva, len: u64, prot: Prot) -> Result<(), Errno> {
+        cx.note("call", "mprotect");
         let result = self.mm.mprotect(cx, addr, len, prot);
         self.finish(cx, result)
     }
@@ -310,6 +322,7 @@ impl Process {
     /// # Errors
     /// `EINVAL`, `ENOMEM`, `EACCES`, `EFAULT`, as the advice has it.
     pub fn madvise(&self, cx: &Cx<'_>, addr: Hva, len: u64, advice: Advice) -> Result<(), Errno> {
+        cx.note("call", "madvise");
         let result = match advice {
             Advice::Hwpoison if self.host.config.memory_failure => self.mm.inject_memory_failure(cx, addr, len),
             _ => self.mm.madvise(cx, addr, len, advice),
@@ -322,6 +335,7 @@ impl Process {
     /// # Errors
     /// `EINVAL`, `ENOMEM`.
     pub fn mincore(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<Vec<u64>, Errno> {
+        cx.note("call", "mincore");
         self.mm.mincore(cx, addr, len)
     }
 
@@ -346,6 +360,7 @@ impl Process {
     /// # Errors
     /// `EINVAL`, `ENOMEM`.
     pub fn mlock(&self, cx: &Cx<'_>, addr: Hva, len: u64) -> Result<(), Errno> {
+        cx.note("call", "mlock");
         let result = self.mm.mlock(cx, addr, len);
         self.finish(cx, result)
     }

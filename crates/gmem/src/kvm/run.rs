@@ -100,6 +100,7 @@ impl Vcpu {
     /// # Errors
     /// As [`Vcpu::run`].
     pub fn run_answered(&self, cx: &Cx<'_>, answer: Option<u64>) -> (Result<(), Errno>, ExitInfo) {
+        cx.note("call", "KVM_RUN");
         let mut state = self.mutex.lock(cx);
         self.tdx_vcpu_load(cx);
         if let Some(answer) = answer {
@@ -110,6 +111,7 @@ impl Vcpu {
         self.vm.run_ends(run);
         let exit = state.exit;
         drop(state);
+        cx.note("exit", exit.name());
         cx.task_work_run();
         if let Err(message) = inv_602(result, exit) {
             panic!("INV-602: {message}");
@@ -301,7 +303,10 @@ impl Vcpu {
                 state.exit = ExitInfo::Hlt;
                 Ok(Next::Exit)
             }
-            Visit::Hypercall { nr, args } => Ok(self.emulate_hypercall(state, nr, args)),
+            Visit::Hypercall { nr, args } => {
+                cx.note("guest", "VMCALL");
+                Ok(self.emulate_hypercall(state, nr, args))
+            }
             Visit::Spins { seen } => {
                 srcu.outside(|| self.guest_spins(cx, seen));
                 Ok(Next::Enter)

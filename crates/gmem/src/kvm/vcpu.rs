@@ -144,6 +144,26 @@ pub enum ExitInfo {
 }
 
 impl ExitInfo {
+    /// The name of the exit in the UAPI.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ExitInfo::Unknown => "KVM_EXIT_UNKNOWN",
+            ExitInfo::Hlt => "KVM_EXIT_HLT",
+            ExitInfo::Mmio { .. } => "KVM_EXIT_MMIO",
+            ExitInfo::Hypercall { .. } => "KVM_EXIT_HYPERCALL",
+            ExitInfo::Intr => "KVM_EXIT_INTR",
+            ExitInfo::Io { .. } => "KVM_EXIT_IO",
+            ExitInfo::Shutdown => "KVM_EXIT_SHUTDOWN",
+            ExitInfo::InternalError { .. } => "KVM_EXIT_INTERNAL_ERROR",
+            ExitInfo::MemoryFault { .. } => "KVM_EXIT_MEMORY_FAULT",
+            ExitInfo::SystemEvent { .. } => "KVM_EXIT_SYSTEM_EVENT",
+            ExitInfo::FailEntry { .. } => "KVM_EXIT_FAIL_ENTRY",
+            ExitInfo::SnpReqCerts { .. } => "KVM_EXIT_SNP_REQ_CERTS",
+        }
+    }
+}
+
+impl ExitInfo {
     /// Puts user space's answer where the exit has a place for one.
     pub(crate) fn set_answer(&mut self, value: u64) {
         match self {
@@ -466,7 +486,7 @@ impl Vcpu {
 
 impl Vm {
     /// `kvm_vm_ioctl_create_vcpu`: the vCPU and its descriptor. From the first check to the descriptor `kvm->lock` is held, which here only SNP VMs
-    /// have as a whole: what looks at all of their vCPUs under it sees none that is half made.
+    /// and TDs have: what looks at all of their vCPUs under it sees none that is half made.
     ///
     /// # Errors
     /// `EINVAL` if the id is too large or the VM has as many vCPUs as it may; `EEXIST` if the id is taken; `ENOMEM`; without a number for the descriptor
@@ -477,7 +497,8 @@ impl Vm {
         process: &super::process::Process,
         id: u64,
     ) -> Result<(RawFd, Arc<Vcpu>), Errno> {
-        let _lock = self.sev().map(|sev| sev.lock.lock(cx));
+        let _of_sev = self.sev().map(|sev| sev.lock.lock(cx));
+        let _of_tdx = self.tdx().map(|tdx| tdx.lock.lock(cx));
         let vcpu = self.arch_create_vcpu(cx, id)?;
         let fd = install_vcpu(cx, process, Arc::clone(&vcpu)).inspect_err(|_| vcpu.forget(cx))?;
         Ok((fd, vcpu))
@@ -605,6 +626,7 @@ impl Vm {
 impl RemoteFlush for Vm {
     fn flush_remote_tlbs(&self, cx: &Cx<'_>) {
         self.remote_tlb_flush_requests.fetch_add(1, Ordering::Relaxed);
+        cx.note("TLB", "remote flush");
         if self.pkvm_flush_remote_tlbs(cx) {
             return;
         }

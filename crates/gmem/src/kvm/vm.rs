@@ -5,7 +5,7 @@ use super::config::{KernelVersion, MachineConfig};
 use super::host::Host;
 use super::lpage_info::LARGE_LEVELS;
 use super::memslots::Memslot;
-use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23};
+use super::mutants::{ENABLE_NO_FLUSH, LAZY_ROOT_ZAP, OBSOLETE_LATE, RC_23, TDX_KEYID_BEFORE_MEMORY};
 use super::notifier::KvmMmuNotifier;
 use super::set_memory_region::SlotsState;
 use super::slot_sets::SlotSets;
@@ -376,6 +376,8 @@ impl Vm {
     fn destroy(self: &Arc<Vm>, cx: &Cx<'_>) {
         self.arch_vm_pre_destroy(cx);
         let notifier = self.notifier.get().expect("registered when made");
+        // `mmu_notifier_unregister` releases first, while others may still be in a notifier.
+        self.pkvm_flush_shadow_all(cx);
         self.mm.unregister_notifier(cx, notifier);
         // A pair that was open when KVM stopped listening never gets its end.
         let cut_off = std::mem::take(&mut *self.mn_open.lock());
@@ -385,7 +387,6 @@ impl Vm {
         }
         assert_eq!(self.mmu.invalidate.in_progress(), 0, "INV-407: a VM dies inside an invalidation");
         if let Some(pkvm) = self.pkvm() {
-            self.pkvm_flush_shadow_all(cx);
             self.pkvm_destroy(cx, pkvm);
         }
         // Not inside the `for`: its lock would last while the vCPUs wait for theirs.
@@ -573,6 +574,9 @@ impl FileOperations for VmFile {
     }
 
     fn release(&self, cx: &Cx<'_>) {
+        if cx.has_mutant(TDX_KEYID_BEFORE_MEMORY) {
+            self.vm.arch_vm_pre_destroy(cx);
+        }
         self.vm.put(cx);
     }
 

@@ -145,8 +145,7 @@ impl Vm {
     pub(super) fn gmem_max_mapping_level(&self, cx: &Cx<'_>, pfn: Pfn, is_private: bool) -> Level {
         match &self.kind {
             VmKind::Snp(sev) if is_private => sev.gmem_max_mapping_level(cx, pfn),
-            // `tdx_gmem_max_mapping_level`.
-            VmKind::Tdx(_) if is_private => Level::L4K,
+            VmKind::Tdx(tdx) if is_private => tdx.gmem_max_mapping_level(),
             _ => Level::L1G,
         }
     }

@@ -37,19 +37,31 @@ pub struct Kernel {
     pub evicts_caches: bool,
 }
 
-/// A request by the page.
+/// A request by the page. What is `None` is not marked as valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Request {
-    pub(super) code: u64,
-    pub(super) info_1: u64,
-    pub(super) info_2: u64,
-    pub(super) scratch: Option<Gpa>,
-    pub(super) rax: Option<u64>,
+pub(crate) struct Request {
+    /// SW_EXITCODE.
+    pub(crate) code: u64,
+    /// SW_EXITINFO1.
+    pub(crate) info_1: u64,
+    /// SW_EXITINFO2.
+    pub(crate) info_2: u64,
+    /// SW_SCRATCH.
+    pub(crate) scratch: Option<Gpa>,
+    /// RAX.
+    pub(crate) rax: Option<u64>,
+    /// RBX.
+    pub(crate) rbx: Option<u64>,
 }
 
-/// The hypervisor did not take the request.
+/// The hypervisor did not take the request; it may have said why in SW_EXITINFO2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Refused;
+pub(crate) struct Refused(pub(crate) u64);
+
+/// A field of a GHCB. Where that is, is the caller's word: at the end of the addresses, it wraps.
+pub(super) fn field(ghcb: Gpa, offset: u64) -> Gpa {
+    Gpa(ghcb.0.wrapping_add(offset))
+}
 
 impl Kernel {
     /// The kernel of an SNP guest at its first instruction.
@@ -102,26 +114,28 @@ impl Kernel {
     }
 
     /// `sev_es_ghcb_hv_call`: fills in the page, leaves, and looks whether it was understood. Result: SW_EXITINFO2.
-    pub(super) async fn hv_call(&self, ghcb: Gpa, request: Request) -> Ends<Result<u64, Refused>> {
+    pub(crate) async fn hv_call(&self, ghcb: Gpa, request: Request) -> Ends<Result<u64, Refused>> {
         let mut valid = ValidBitmap::of(&[offset::SW_EXITCODE, offset::SW_EXITINFO1, offset::SW_EXITINFO2]);
-        if let Some(rax) = request.rax {
-            valid.set(offset::RAX);
-            self.cpu.write(Place::shared(ghcb + offset::RAX), rax).await?;
+        for (at, register) in [(offset::RAX, request.rax), (offset::RBX, request.rbx)] {
+            if let Some(value) = register {
+                valid.set(at);
+                self.cpu.write(Place::shared(field(ghcb, at)), value).await?;
+            }
         }
         if request.scratch.is_some() {
             valid.set(offset::SW_SCRATCH);
         }
         let scratch = request.scratch.map_or(0, |gpa| gpa.0);
         let fields = vec![request.code, request.info_1, request.info_2, scratch];
-        self.cpu.run(Insn::Copy(Place::shared(ghcb + offset::SW_EXITCODE), fields)).await?;
-        self.cpu.run(Insn::Copy(Place::shared(ghcb + offset::VALID_BITMAP), valid.0.to_vec())).await?;
+        self.cpu.run(Insn::Copy(Place::shared(field(ghcb, offset::SW_EXITCODE)), fields)).await?;
+        self.cpu.run(Insn::Copy(Place::shared(field(ghcb, offset::VALID_BITMAP)), valid.0.to_vec())).await?;
         // Version in bits 31:16 of the last quadword, usage 0 above.
-        self.cpu.write(Place::shared(ghcb + (PAGE_SIZE - 8)), u64::from(VERSION) << 16).await?;
+        self.cpu.write(Place::shared(field(ghcb, PAGE_SIZE - 8)), u64::from(VERSION) << 16).await?;
         self.cpu.run(Insn::WriteGhcbMsr(ghcb.0)).await?;
         self.cpu.run(Insn::Vmgexit).await?;
-        let response = self.cpu.read(Place::shared(ghcb + offset::SW_EXITINFO1)).await?;
-        let answer = self.cpu.read(Place::shared(ghcb + offset::SW_EXITINFO2)).await?;
-        Ok(if response as u32 == 0 { Ok(answer) } else { Err(Refused) })
+        let response = self.cpu.read(Place::shared(field(ghcb, offset::SW_EXITINFO1))).await?;
+        let answer = self.cpu.read(Place::shared(field(ghcb, offset::SW_EXITINFO2))).await?;
+        Ok(if response as u32 == 0 { Ok(answer) } else { Err(Refused(answer)) })
     }
 
     /// The hypervisor's features again, by the page.
@@ -132,7 +146,7 @@ impl Kernel {
         let request = Request { code: exit::HV_FEATURES, ..Request::default() };
         match self.hv_call(ghcb, request).await? {
             Ok(features) => Ok(features),
-            Err(Refused) => Err(self.cpu.terminate(TermReason::Unspecified).await),
+            Err(Refused(_)) => Err(self.cpu.terminate(TermReason::Unspecified).await),
         }
     }
 }

@@ -32,3 +32,4 @@ pub use accept::Unaccepted;
 pub use ap::{ApStarted, ApStopped, Vmsa};
 pub use cpu::{Cpu, Ends, Insn, Place, Program, SigBus, TdFatal, Terminated, Trap, Vc};
 pub use ghcb::{CcVendor, Kernel};
+pub(crate) use ghcb::{Refused, Request};

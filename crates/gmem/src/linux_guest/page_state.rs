@@ -4,7 +4,7 @@
 //! Whatever PVALIDATE says but "done" ends the guest, and "there was nothing to do" (CF) most of all: then somebody else has been there.
 
 use super::cpu::{Ends, Insn, Place};
-use super::ghcb::{CcVendor, Kernel, Request};
+use super::ghcb::{CcVendor, Kernel, Request, field};
 use crate::kvm::sev::protocol::ghcb::{exit, offset};
 use crate::kvm::sev::protocol::msr::{MsrRequest, MsrResponse, PageOp, TermReason};
 use crate::kvm::sev::protocol::psc::{MAX_ENTRY, PscEntry, PscHeader};
@@ -64,7 +64,7 @@ impl Kernel {
     }
 
     /// `early_set_pages_state`: page by page, through the MSR.
-    pub(super) async fn early_set_pages_state(&self, range: Range<Gpa>, op: PageOp) -> Ends<()> {
+    pub(crate) async fn early_set_pages_state(&self, range: Range<Gpa>, op: PageOp) -> Ends<()> {
         let mut gpa = range.start;
         while gpa < range.end {
             if op == PageOp::Shared {
@@ -86,7 +86,7 @@ impl Kernel {
     /// `vmgexit_psc`: asks until the list is done, and looks after each answer whether the hypervisor plays tricks. `false` if it does, or cannot.
     /// A hypervisor that never does anything is asked for ever.
     async fn vmgexit_psc(&self, ghcb: Gpa, list: &[PscEntry]) -> Ends<bool> {
-        let buffer = ghcb + offset::SHARED_BUFFER;
+        let buffer = field(ghcb, offset::SHARED_BUFFER);
         let header = PscHeader { cur_entry: 0, end_entry: list.len() as u16 - 1, reserved: 0 };
         let words = std::iter::once(header.to_word()).chain(list.iter().map(|entry| entry.to_word()));
         self.cpu.run(Insn::Copy(Place::shared(buffer), words.collect())).await?;

@@ -266,7 +266,7 @@ impl Live {
                 let access = GuestAccess::Hypercall { nr: *nr, args: [arg(0), arg(1), arg(2), arg(3)], reply: *reply };
                 self.guest(vcpu, access, args.len())
             }
-            Op::GuestSetMemory { .. } | Op::Snp(_) | Op::Tdx(_) => Err(Failure::Refused(format!(
+            Op::Snp(_) | Op::Tdx(_) | Op::Pkvm(_) | Op::Protected(_) => Err(Failure::Refused(format!(
                 "{} is of protected VMs, which are not made on a real machine",
                 op.name()
             ))),

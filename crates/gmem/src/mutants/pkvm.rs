@@ -13,7 +13,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the second fault fails with EPERM",
         &["PKVM-INV-012"],
         "pkvm/two-faults.toml",
-    ),
+    )
+    .also(&["PKVM-K01"]),
     row(
         PKVM_NO_PIN,
         "F x unmapping",
@@ -29,7 +30,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the guest has a page that was taken away",
         &["PKVM-INV-021", "INV-106", "INV-201", "INV-107"],
         "pkvm/np-fault-against-punch.toml",
-    ),
+    )
+    .also(&["PKVM-K17"]),
     row(
         PKVM_SEQ_LATE,
         "F x P",
@@ -62,7 +64,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "a flush for a VM that is none",
         &["PKVM-INV-019"],
         "pkvm/np-first-run.toml",
-    ),
+    )
+    .also(&["PKVM-K11"]),
     row(
         PKVM_SLOTS_CHANGE,
         "slots",
@@ -72,12 +75,29 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "pkvm/slots.toml",
     ),
     row(
+        PKVM_CREATE_NO_SLOTS_LOCK,
+        "slots x first run",
+        "making the hypervisor's VM under slots_lock",
+        "nothing here: a slot is asked for after its stand-in is there, where no guest gets a page any more",
+        &[],
+        "pkvm/slots.toml",
+    )
+    .also(&["PKVM-K15"]),
+    row(
         PKVM_RECLAIM_SKIPS,
         "end of a VM",
         "taking back every page before the hypervisor forgets the VM",
         "the page is lost: whoever touches it faults for ever",
         &["PKVM-INV-015"],
         "pkvm/teardown.toml",
+    ),
+    row(
+        PKVM_FREE_PGD_NO_LOCK,
+        "unmapping x end of a VM",
+        "mmu_lock held when the stage 2 goes",
+        "a notifier is in the middle of a call about the VM, and the hypervisor refuses to end it",
+        &["PKVM-INV-013", "PKVM-INV-012"],
+        "pkvm/np-unmap-against-end.toml",
     ),
     row(
         PKVM_GMEM_KEEPS_MAPPING,
@@ -110,6 +130,38 @@ pub(super) static ROWS: &[MutantInfo] = &[
         "the host reads the guest's secret",
         &["PKVM-INV-008"],
         "pkvm/forced-reclaim.toml",
+    ),
+    row(
+        hypervisor::NO_POISON,
+        "forced reclaim",
+        "the mark where a page was",
+        "nothing says that the guest lost its page: another could be put there, and the end finds nothing to take back",
+        &["PKVM-INV-007", "PKVM-INV-015"],
+        "pkvm/teardown.toml",
+    ),
+    row(
+        hypervisor::K04,
+        "forced reclaim x guest shares",
+        "asking whether the guest has the page for itself",
+        "what the guest shared on purpose is cleared, and the guest ends",
+        &["PKVM-INV-024"],
+        "pkvm/reclaim-against-share.toml",
+    ),
+    row(
+        hypervisor::K03,
+        "forced reclaim x end of a VM",
+        "the table of VMs locked while a page is taken",
+        "the hypervisor looks into the tables of a VM that is gone",
+        &["PKVM-INV-025"],
+        "pkvm/reclaim-against-end.toml",
+    ),
+    row(
+        hypervisor::NO_BBM,
+        "host fault x donation",
+        "breaking a descriptor before another takes its place",
+        "a processor uses a block and its table at once",
+        &["PKVM-INV-023"],
+        "pkvm/partial-block.toml",
     ),
     row(
         hypervisor::DYING_NO_ZERO,

@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Advice, FdRef, HvaRef, Name, Prot, SnpOp, TdxOp};
+use super::{Advice, FdRef, HvaRef, Name, PkvmOp, Prot, ProtectedOp, SnpOp, TdxOp};
 
 /// One operation. What each one does is said once, in [`table::OPS`](super::table::OPS), and checked against this enum by
 /// a test.
@@ -231,18 +231,18 @@ pub enum Op {
         reply: u64,
     },
     GuestPaged(GuestPaged),
-    GuestSetMemory {
-        vcpu: Name,
-        gpa: u64,
-        len: u64,
-        to: u64,
-    },
     /// Those of VMs with SEV-SNP, under their own names.
     #[serde(skip)]
     Snp(SnpOp),
     /// Those of TDs.
     #[serde(skip)]
     Tdx(TdxOp),
+    /// Those that are the same for every kind of protected VM.
+    #[serde(skip)]
+    Protected(ProtectedOp),
+    /// Those of guests of pKVM.
+    #[serde(skip)]
+    Pkvm(PkvmOp),
 }
 
 /// The arguments of `guest_paged`. As of all operations, [`table::OPS`](super::table::OPS) says what they are.
@@ -298,6 +298,8 @@ impl Serialize for Op {
         match self {
             Op::Snp(op) => op.serialize(serializer),
             Op::Tdx(op) => op.serialize(serializer),
+            Op::Protected(op) => op.serialize(serializer),
+            Op::Pkvm(op) => op.serialize(serializer),
             op => Op::serialize(op, serializer),
         }
     }
@@ -309,6 +311,8 @@ impl<'de> Deserialize<'de> for Op {
         Op::deserialize(&value)
             .or_else(|error| SnpOp::deserialize(&value).map(Op::Snp).map_err(|_| error))
             .or_else(|error| TdxOp::deserialize(&value).map(Op::Tdx).map_err(|_| error))
+            .or_else(|error| ProtectedOp::deserialize(&value).map(Op::Protected).map_err(|_| error))
+            .or_else(|error| PkvmOp::deserialize(&value).map(Op::Pkvm).map_err(|_| error))
             .map_err(D::Error::custom)
     }
 }
@@ -357,8 +361,9 @@ impl Op {
             Op::GuestHypercall { .. } => "guest_hypercall",
             Op::GuestPaged(_) => "guest_paged",
             Op::Snp(op) => op.name(),
-            Op::GuestSetMemory { .. } => "guest_set_memory",
             Op::Tdx(op) => op.name(),
+            Op::Protected(op) => op.name(),
+            Op::Pkvm(op) => op.name(),
         }
     }
 }

@@ -289,6 +289,21 @@ pub const OPS: &[OpSpec] = &[
         &[CAP, later("vm", Kind::MaybeName(Object::Vm), "none")],
         "KVM_CHECK_EXTENSION on the VM, or on /dev/kvm without one",
     ),
+    op(
+        "create_protected_vm",
+        &[VM],
+        "a VM of the kind that the machine protects, up to its first vCPU: KVM_CREATE_VM, KVM_SEV_INIT2 or KVM_TDX_INIT_VM, KVM_CAP_EXIT_HYPERCALL",
+    ),
+    op(
+        "add_guest_memory",
+        &[VM, opt("slot", Kind::Count, "0"), GPA, SIZE, MAP, FD],
+        "private memory for a protected VM, as its kind has it: a mapping, a guest_memfd (not for pKVM as in 7.3), a slot, attributes; of what the guest converts there the VMM drops the page that is not used any more",
+    ),
+    op(
+        "launch",
+        &[VM, GPA, LEN, HVA],
+        "what a protected VM needs before it runs, with this image: START, UPDATE, FINISH of SEV-SNP; INIT_VCPU, INIT_MEM_REGION, FINALIZE of TDX; nothing for others",
+    ),
     op("enable_cap", &[VM, CAP, arg("arg", Kind::Count)], "KVM_ENABLE_CAP with args[0]"),
     op(
         "create_guest_memfd",
@@ -456,12 +471,12 @@ pub const OPS: &[OpSpec] = &[
     op(
         "guest_read_shared",
         &[VCPU, GPA],
-        "as guest_read, by an SNP guest through a mapping without the C-bit, or a TD through one with the shared bit",
+        "as guest_read, by an SNP guest through a mapping without the C-bit, or a TD through one with the shared bit; other guests have no such bit",
     ),
     op(
         "guest_write_shared",
         &[VCPU, GPA, VALUE],
-        "as guest_write, by an SNP guest through a mapping without the C-bit, or a TD through one with the shared bit",
+        "as guest_write, by an SNP guest through a mapping without the C-bit, or a TD through one with the shared bit; other guests have no such bit",
     ),
     op(
         "guest_pvalidate",
@@ -525,12 +540,12 @@ pub const OPS: &[OpSpec] = &[
     op(
         "guest_psc",
         &[VCPU, GHCB, GPA, LEN, TO, flag("huge", "off"), CONVERTS],
-        "another page state of a range, by a list in the GHCB, in pages of 4K or 2M, as Linux does it: pvalidate too; ends the guest if that fails",
+        "another page state of a range, by a list in the GHCB, in pages of 4K, or `huge` where the range has 2M, as Linux does it: pvalidate too, which goes back to 4K; ends the guest if that fails",
     ),
     op(
         "guest_convert",
         &[VCPU, GPA, TO, CONVERTS],
-        "another page state of one page, as Linux does it: by the GHCB MSR, with pvalidate, or in a TD by MapGPA, with an accept; ends the guest if that fails",
+        "another page state of one page, as Linux does it: by the GHCB MSR, with pvalidate, or in a TD by MapGPA, with an accept, and that ends the guest if it fails; by hypercall otherwise, on pKVM to share or unshare, which reads an answer that is not 0",
     ),
     op(
         "tdx_init_vm",

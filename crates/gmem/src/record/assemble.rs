@@ -6,17 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::FxHashMap;
+use sim_coco::pkvm::{HostCall, SMCCC_INVALID_PARAMETER, SMCCC_NOT_SUPPORTED, SMCCC_SUCCESS, func};
 use sim_coco::tdx::{Leaf, Status};
+use sim_kernel::Errno;
 use sim_kernel::sched::{Access, BUFFERS_FROM, Event, ObjId, TaskId, TraceRecord};
 use sim_mmu::{KVM_TDP_MMU_SPTE_CHANGED, Spte};
 
 use super::capture::{Tape, Told};
 use super::names::Names;
-use super::recording::{Arrow, ArrowKind, Line, Lock, Note, Pending, Recording, Step};
+use super::recording::{Arrow, ArrowKind, Callee, Line, Lock, Note, Pending, Recording, Step};
 use super::store::{Store, Value};
 use super::table::Table;
 use crate::explore::functions;
 use crate::explore::witness::{Site, owner};
+use crate::kvm::pkvm::{PKVM_GUEST_HVC, PKVM_HOST_CALL};
 use crate::kvm::tdx::TDX_SEAMCALL;
 
 /// Number of the request to flush, among the words of [`Table::VCPUS`].
@@ -103,7 +106,7 @@ pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> St
             }
             Event::Trace(record) => {
                 if let Some(step) = steps.last_mut() {
-                    step.notes.push(Note::Trace(trace_words(record)));
+                    step.notes.push(trace_note(record));
                 }
             }
             Event::Spawn { name, .. } => {
@@ -112,6 +115,8 @@ pub(super) fn assemble(tape: Tape, events: &[Event], names: &dyn Fn(ObjId) -> St
                     step.notes.push(Note::Spawned(tasks.len() - 1));
                 }
             }
+            // The log of a recording has none.
+            Event::Note { .. } => {}
             Event::End { task } => {
                 let of_task = |step: &&mut Step| step.task == *task;
                 if let Some(step) = steps.iter_mut().rev().find(of_task) {
@@ -247,6 +252,52 @@ fn held_since_try(
     locks.push(Lock { task: owner(task), name: name.to_string(), access: Access::TryLock, from, to });
 }
 
+/// A tracepoint; of calls to whom is below the kernel, by their names.
+fn trace_note(record: &TraceRecord) -> Note {
+    let point = record.tracepoint;
+    match record.args[..] {
+        [leaf, rax] if *point == TDX_SEAMCALL => {
+            let leaf =
+                u16::try_from(leaf).ok().and_then(Leaf::from_number).map_or_else(|| format!("{leaf:#x}"), Leaf::name);
+            let status =
+                Status::from_raw(rax).map_or_else(|| format!("{rax:#x}"), |status| status.name.name().to_string());
+            Note::Call(Callee::TdxModule, format!("{leaf}: {status}"))
+        }
+        [call, ret] if *point == PKVM_HOST_CALL => {
+            let call = HostCall::name_of(call).map_or_else(|| format!("{call:#x}"), str::to_string);
+            Note::Call(Callee::El2, format!("{call}: {}", ret_words(ret)))
+        }
+        [function, x1, answer] if *point == PKVM_GUEST_HVC => {
+            let words = match u32::try_from(function) {
+                Ok(func::FEATURES) => "FEATURES".to_string(),
+                Ok(func::MEMINFO) => "MEMINFO".to_string(),
+                Ok(func::MEM_SHARE) => format!("MEM_SHARE {x1:#x}"),
+                Ok(func::MEM_UNSHARE) => format!("MEM_UNSHARE {x1:#x}"),
+                _ => format!("{function:#x}"),
+            };
+            let answer = match answer as i64 {
+                SMCCC_SUCCESS => "SUCCESS".to_string(),
+                SMCCC_NOT_SUPPORTED => "NOT_SUPPORTED".to_string(),
+                SMCCC_INVALID_PARAMETER => "INVALID_PARAMETER".to_string(),
+                answer => format!("{answer:#x}"),
+            };
+            Note::Call(Callee::Hvc, format!("{words}: {answer}"))
+        }
+        _ => Note::Trace(trace_words(record)),
+    }
+}
+
+/// What a call of the kernel's kind gives back: a value, or an error number below zero.
+fn ret_words(ret: u64) -> String {
+    let code = (ret as i64).checked_neg().filter(|code| *code > 0);
+    let errno = code.and_then(|code| Errno::ALL.iter().find(|errno| i64::from(errno.number()) == code));
+    match errno {
+        Some(errno) => errno.name().to_string(),
+        None if ret == 0 => "ok".to_string(),
+        None => format!("{ret:#x}"),
+    }
+}
+
 fn trace_words(record: &TraceRecord) -> String {
     if *record.tracepoint == KVM_TDP_MMU_SPTE_CHANGED
         && let [as_id, gfn, level, old, new] = record.args[..]
@@ -263,14 +314,6 @@ fn trace_words(record: &TraceRecord) -> String {
             word(old),
             word(new)
         );
-    }
-    if *record.tracepoint == TDX_SEAMCALL
-        && let [leaf, rax] = record.args[..]
-    {
-        let leaf =
-            u16::try_from(leaf).ok().and_then(Leaf::from_number).map_or_else(|| format!("{leaf:#x}"), Leaf::name);
-        let status = Status::from_raw(rax).map_or_else(|| format!("{rax:#x}"), |status| status.name.name().to_string());
-        return format!("{leaf}: {status}");
     }
     let fields = record.tracepoint.fields.iter().zip(&record.args);
     let fields: Vec<String> = fields.map(|(field, value)| format!("{field} {value:#x}")).collect();
@@ -323,8 +366,9 @@ fn mark_notable(recording: &mut Recording) {
     let mut touched: FxHashMap<(u32, &str), Touched> = FxHashMap::default();
     for step in &recording.steps {
         let seen = touched.entry((step.object, step.place.as_str())).or_default();
+        // The set-up and the finish run alone: what only they write, all threads may read at any time.
         seen.tasks |= 1 << step.task.index();
-        seen.written |= !step.access.is_read();
+        seen.written |= !step.access.is_read() && step.task != TaskId::BOOT;
     }
     let last = recording.steps.len().saturating_sub(1);
     let shared: Vec<bool> = recording

@@ -105,6 +105,8 @@ pub enum Note {
     Released(String),
     /// A tracepoint.
     Trace(String),
+    /// A call to whom a confidential machine has below its kernel, and the answer.
+    Call(Callee, String),
     /// A line of the program was completed.
     Completed(u32),
     /// A task was created.
@@ -113,6 +115,28 @@ pub enum Note {
     Ended,
     /// The task failed an assertion.
     Failed(String),
+}
+
+/// Who is called, below the kernel or the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Callee {
+    /// The TDX module, by the host (SEAMCALL).
+    TdxModule,
+    /// The hypervisor of pKVM at EL2, by the host.
+    El2,
+    /// The hypervisor of pKVM at EL2, or KVM in its place, by a guest (HVC).
+    Hvc,
+}
+
+impl Callee {
+    /// What the call is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Callee::TdxModule => "SEAMCALL",
+            Callee::El2 => "EL2",
+            Callee::Hvc => "HVC",
+        }
+    }
 }
 
 /// A lock, held.

@@ -31,28 +31,28 @@ impl Table {
     pub const TLB: Table = Table(3);
     /// Stage 2, entry by entry.
     pub const STAGE2: Table = Table(4);
-    /// Page caches of guest_memfds.
-    pub const CACHE: Table = Table(5);
-    /// Bindings of files to slots.
-    pub const BINDINGS: Table = Table(6);
-    /// Memory slots.
-    pub const SLOTS: Table = Table(7);
-    /// Frames of the host.
-    pub const FRAMES: Table = Table(8);
-    /// What the VMM's page tables map.
-    pub const HOST: Table = Table(9);
-    /// Nodes of xarrays.
-    pub const NODES: Table = Table(10);
     /// Entries of the RMP of an SNP machine.
-    pub const RMP: Table = Table(11);
+    pub const RMP: Table = Table(5);
     /// TDs and their vCPUs, as the TDX module has them.
-    pub const TD: Table = Table(12);
+    pub const TD: Table = Table(6);
     /// Secure EPTs beside their mirrors.
-    pub const SEPT: Table = Table(13);
+    pub const SEPT: Table = Table(7);
     /// Frames that the TDX module has.
-    pub const PAMT: Table = Table(14);
+    pub const PAMT: Table = Table(8);
     /// Pages that are not the host's alone, with pKVM.
-    pub const PKVM: Table = Table(15);
+    pub const PKVM: Table = Table(9);
+    /// Page caches of guest_memfds.
+    pub const CACHE: Table = Table(10);
+    /// Bindings of files to slots.
+    pub const BINDINGS: Table = Table(11);
+    /// Memory slots.
+    pub const SLOTS: Table = Table(12);
+    /// Frames of the host.
+    pub const FRAMES: Table = Table(13);
+    /// What the VMM's page tables map.
+    pub const HOST: Table = Table(14);
+    /// Nodes of xarrays.
+    pub const NODES: Table = Table(15);
 
     /// What the table is.
     pub fn spec(self) -> &'static TableSpec {
@@ -93,6 +93,36 @@ pub const TABLES: &[TableSpec] = &[
         columns: &["tree", "gfns", "level", "entry", "rights"],
     },
     TableSpec {
+        id: "rmp",
+        title: "RMP",
+        note: "frames of an SNP machine that are not the hypervisor's",
+        columns: &["frame", "state", "owner", "guest address", "validated"],
+    },
+    TableSpec {
+        id: "td",
+        title: "TDs",
+        note: "what the TDX module keeps of TDs and vCPUs: the epoch of their TLBs, and how many vCPUs entered in which",
+        columns: &["TD, vCPU", "state", "key, processor", "epoch", "inside"],
+    },
+    TableSpec {
+        id: "sept",
+        title: "Secure EPT",
+        note: "entries that are not free, and what KVM's mirror has in the same place",
+        columns: &["TD", "gfns", "level", "Secure EPT", "mirror"],
+    },
+    TableSpec {
+        id: "pamt",
+        title: "PAMT",
+        note: "frames that the TDX module has, whose they are, and the epoch of the last BLOCK",
+        columns: &["frame", "type", "size", "owner", "BEPOCH"],
+    },
+    TableSpec {
+        id: "pkvm",
+        title: "pKVM owners",
+        note: "pages that are not the host's alone; a change is seen when the hypervisor's locks are free",
+        columns: &["frame", "host", "hypervisor", "guest", "guest's page"],
+    },
+    TableSpec {
         id: "cache",
         title: "Page cache",
         note: "the pages of each guest_memfd",
@@ -127,36 +157,6 @@ pub const TABLES: &[TableSpec] = &[
         title: "XArray nodes",
         note: "of page caches, bindings and memory attributes",
         columns: &["array", "indexes", "shift", "slots used"],
-    },
-    TableSpec {
-        id: "rmp",
-        title: "RMP",
-        note: "frames of an SNP machine that are not the hypervisor's",
-        columns: &["frame", "state", "owner", "guest address", "validated"],
-    },
-    TableSpec {
-        id: "td",
-        title: "TDs",
-        note: "what the TDX module keeps of TDs and vCPUs: the epoch of their TLBs, and how many vCPUs entered in which",
-        columns: &["TD, vCPU", "state", "key, processor", "epoch", "inside"],
-    },
-    TableSpec {
-        id: "sept",
-        title: "Secure EPT",
-        note: "entries that are not free, and what KVM's mirror has in the same place",
-        columns: &["TD", "gfns", "level", "Secure EPT", "mirror"],
-    },
-    TableSpec {
-        id: "pamt",
-        title: "PAMT",
-        note: "frames that the TDX module has, whose they are, and the epoch of the last BLOCK",
-        columns: &["frame", "type", "size", "owner", "BEPOCH"],
-    },
-    TableSpec {
-        id: "pkvm",
-        title: "pKVM owners",
-        note: "pages that are not the host's alone; a change is seen when the hypervisor's locks are free",
-        columns: &["frame", "host", "hypervisor", "guest", "guest's page"],
     },
 ];
 

@@ -231,6 +231,7 @@ fn notes(recording: &Recording, strings: &mut Strings) -> Notes {
                 Note::Spawned(task) => (3, *task as u32),
                 Note::Ended => (4, 0),
                 Note::Failed(text) => (5, strings.number(text)),
+                Note::Call(callee, text) => (6, strings.number(&format!("{} {text}", callee.name()))),
             };
             notes.step.push((at - before) as u32);
             before = at;

@@ -1,13 +1,14 @@
-//! A recording as Chrome trace events, which the Perfetto UI opens: a track for each task with its lines, operations and locks, flow arrows from zaps to flushes
-//! to acknowledgements, and counters.
+//! A recording as Chrome trace events, which the Perfetto UI opens: a track for each task with its lines, operations and locks, one for what it calls below the
+//! kernel (SEAMCALLs, hypercalls at EL2), flow arrows from zaps to flushes to acknowledgements, and counters.
 //!
 //! There is no time in a simulation: a step is shown as a microsecond.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use crate::record::recording::{Note, Recording, how};
+use crate::record::recording::{Callee, Note, Recording, how};
 use crate::record::store::Value as Cell;
 use crate::record::table::Table;
 
@@ -15,6 +16,8 @@ use crate::record::table::Table;
 const PID: u32 = 1;
 /// Tracks of locks are numbered from here.
 const LOCKS: u32 = 100;
+/// Tracks of calls are numbered from here, with as many for each callee.
+const CALLS: u32 = 200;
 
 /// Writes the recording as one JSON object with `traceEvents`.
 ///
@@ -72,6 +75,7 @@ pub fn write(recording: &Recording, out: &mut dyn Write) -> io::Result<()> {
             json!({"ph": "f", "bp": "e", "cat": "flow", "id": id, "pid": PID, "tid": tid(arrow.to), "ts": arrow.to, "name": name}),
         )?;
     }
+    calls(recording, &mut emit)?;
     counters(recording, &mut emit)?;
     out.write_all(b"\n]}\n")
 }
@@ -92,6 +96,34 @@ fn lines(recording: &Recording, emit: &mut impl FnMut(Value) -> io::Result<()>) 
         emit(
             json!({"ph": "X", "pid": PID, "tid": line.task, "ts": from, "dur": dur, "name": line.text, "args": args}),
         )?;
+    }
+    Ok(())
+}
+
+/// What tasks call below the kernel: a track for each task and callee, if there is such a call.
+fn calls(recording: &Recording, emit: &mut impl FnMut(Value) -> io::Result<()>) -> io::Result<()> {
+    let mut named: BTreeSet<u32> = BTreeSet::new();
+    for (at, step) in recording.steps.iter().enumerate() {
+        let of_note = |note| match note {
+            &Note::Call(callee, ref text) => Some((callee, text)),
+            _ => None,
+        };
+        let calls: Vec<(Callee, &String)> = step.notes.iter().filter_map(of_note).collect();
+        for (place, (callee, text)) in calls.iter().enumerate() {
+            let tid = CALLS * (1 + *callee as u32) + u32::from(step.task.0);
+            if named.insert(tid) {
+                let name = format!("{}: {}", recording.tasks[step.task.index()], callee.name());
+                emit(json!({"ph": "M", "pid": PID, "tid": tid, "name": "thread_name", "args": {"name": name}}))?;
+            }
+            // Those of one step share its microsecond.
+            let dur = 1.0 / calls.len() as f64;
+            let ts = at as f64 + dur * place as f64;
+            let (name, answer) = text.split_once(": ").unwrap_or((text, ""));
+            let args = json!({"step": recording.number(at), "answer": answer});
+            emit(
+                json!({"ph": "X", "cat": callee.name(), "pid": PID, "tid": tid, "ts": ts, "dur": dur, "name": name, "args": args}),
+            )?;
+        }
     }
     Ok(())
 }

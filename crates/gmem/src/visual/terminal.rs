@@ -15,7 +15,17 @@ use crate::record::store::Change;
 use crate::record::table::{TABLES, Table};
 
 /// Tables that are shown even if nothing in them has changed.
-const ALWAYS: [Table; 5] = [Table::MAP, Table::COUNTERS, Table::VCPUS, Table::TLB, Table::CACHE];
+const ALWAYS: [Table; 9] = [
+    Table::MAP,
+    Table::COUNTERS,
+    Table::VCPUS,
+    Table::TLB,
+    Table::CACHE,
+    Table::RMP,
+    Table::TD,
+    Table::SEPT,
+    Table::PKVM,
+];
 /// Rows of a table, at most.
 const ROWS_MAX: usize = 24;
 
@@ -115,6 +125,7 @@ fn lines_of(recording: &Recording, at: usize, current: bool) -> Vec<Line<'static
         let text = match note {
             Note::Released(_) | Note::Spawned(_) => continue,
             Note::Trace(text) => Span::from(text.clone()).cyan(),
+            Note::Call(callee, text) => Span::from(format!("{} {text}", callee.name())).cyan().bold(),
             Note::Completed(line) => {
                 let line = &recording.lines[*line as usize];
                 Span::from(format!("⇒ {}", line.answer.as_deref().unwrap_or_default())).green()

@@ -126,6 +126,8 @@ pub struct Sizes {
     pub terminate: bool,
     /// Whether leaves of the TDX module meet each other's locks (`MachineConfig::tdx_contention`).
     pub contention: bool,
+    /// Whether memory of a TD is mapped by leaves of 2 MiB where that can be (`MachineConfig::tdx_2m` over `gmem_2m_enabled`, which no kernel has so far).
+    pub large_pages: bool,
 }
 
 impl Sizes {
@@ -145,6 +147,7 @@ impl Sizes {
             kexec: false,
             terminate: false,
             contention: false,
+            large_pages: false,
         }
     }
 

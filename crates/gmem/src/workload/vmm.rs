@@ -96,6 +96,8 @@ pub fn run(sizes: &Sizes, seed: u64) -> Result<Report, String> {
         memory: 2 * sizes.memory + (512 << 20),
         tdx_contention: sizes.contention,
         tdx_terminate_vm: sizes.terminate,
+        tdx_2m: sizes.large_pages,
+        gmem_2m_enabled: sizes.large_pages && sizes.platform == Platform::Tdx,
         ..sizes.platform.machine()
     };
     let mut sim = Sim::new(Chooser::Random(Random::new()));

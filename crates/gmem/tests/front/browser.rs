@@ -194,20 +194,34 @@ impl Browser {
         }
     }
 
-    /// The steps whose rows one sees when one scrolls through the whole timeline.
-    fn scroll_through(&mut self) -> Vec<u64> {
-        let seen = self.evaluate(
-            "(async () => {
-               const view = document.getElementById('timeline'), seen = new Set();
-               for (let top = 0; ; top += view.clientHeight / 2) {
+    /// What `of`, a function of an element, gives for whatever `selector` finds when one scrolls through the whole timeline: each once, in the order in which they are seen.
+    fn scroll(&mut self, selector: &str, of: &str) -> Vec<Value> {
+        let seen = self.evaluate(&format!(
+            "(async () => {{
+               const view = document.getElementById('timeline'), seen = new Set(), of = {of};
+               for (let top = 0; ; top += view.clientHeight / 2) {{
                  view.scrollTop = top;
                  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-                 for (const row of document.querySelectorAll('#rows .row')) seen.add(Number(row.dataset.step));
-                 if (top > view.scrollHeight) return [...seen].sort((a, b) => a - b);
-               }
-             })()",
-        );
-        seen.as_array().unwrap().iter().map(|step| step.as_u64().unwrap()).collect()
+                 for (const found of document.querySelectorAll({selector:?})) seen.add(of(found));
+                 if (top > view.scrollHeight) return [...seen];
+               }}
+             }})()"
+        ));
+        seen.as_array().unwrap().clone()
+    }
+
+    /// The steps whose rows one sees when one scrolls through the whole timeline.
+    fn scroll_through(&mut self) -> Vec<u64> {
+        let seen = self.scroll("#rows .row", "(row) => Number(row.dataset.step)");
+        let mut steps: Vec<u64> = seen.iter().map(|step| step.as_u64().unwrap()).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// All texts of the timeline that a selector finds, each on a line.
+    fn everything(&mut self, selector: &str) -> String {
+        let seen = self.scroll(selector, "(found) => found.title || found.textContent");
+        seen.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
     }
 
     fn state(&mut self) -> String {
@@ -346,15 +360,29 @@ fn reports_work_in_a_browser() {
     for wanted in ["Mapped, 4 KiB leaf", "Blocked, 4 KiB leaf", "Pending, 4 KiB leaf", "Mapped, 4 KiB leaf", "PT_REG"] {
         browser.step_to(wanted);
     }
+    // The timeline tells it too, with the calls of the module.
+    let rows = browser.everything("#rows .call, #rows .delta");
+    for wanted in ["SEAMCALL TDH.MEM.TRACK: SUCCESS", "Secure EPT: Mapped → Blocked", "Secure EPT: Pending → Mapped"]
+    {
+        assert!(rows.contains(wanted), "{wanted} is not in {rows}");
+    }
     assert!(browser.state().contains("Runnable"), "{}", browser.state());
     browser.assert_no_errors("drop-and-refault");
 
     // Of a protected guest, who has its page.
     browser.open(&folder.path().join("pkvm-convert.html"), "#step=start&gfn=0x200");
     browser.press("Home");
-    for wanted in ["vm0's at 0x200: NoPage", "SharedBorrowed", "vm0's at 0x200: NoPage"] {
+    for wanted in [
+        "vm0's at 0x200: NoPage",
+        "guest Owned, host NoPage",
+        "SharedBorrowed",
+        "guest SharedOwned, host SharedBorrowed",
+        "vm0's at 0x200: NoPage",
+    ] {
         browser.step_to(wanted);
     }
+    let rows = browser.everything("#rows .call");
+    assert!(rows.contains("HVC MEM_SHARE 0x200000: SUCCESS") && rows.contains("EL2 host_donate_guest: ok"), "{rows}");
     browser.assert_no_errors("pkvm/convert");
 
     // Both ends of the arrows are drawn, and only tasks that are ticked have a column.
@@ -382,14 +410,13 @@ fn reports_work_in_a_browser() {
     browser.assert_no_errors("access-punch");
 }
 
-#[test]
-fn a_failure_works_in_a_browser() {
-    let Some(mut browser) = Browser::start() else { return };
+/// A failure: where it opens, what is marked, what is said of it. Then its state at the end says each of `wanted`, if it is shown in full.
+fn check_failure(browser: &mut Browser, (name, mutant): (&str, &str), said: &[&str], wanted: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
-    let schedule = failing_schedule("races/fault-punch.toml", "RC-01");
-    let name = scenario("races/fault-punch.toml");
-    let page = write(folder.path(), "failure.html", &[&name, "--mutant", "RC-01", "--replay", &schedule]);
-    check(&mut browser, &page);
+    let schedule = failing_schedule(name, mutant);
+    let input = scenario(name);
+    let page = write(folder.path(), "failure.html", &[&input, "--mutant", mutant, "--replay", &schedule]);
+    check(browser, &page);
     browser.open(&page, "");
     let data = data(&page);
     let side = |side: &str| data["failure"]["collision"][side]["step"].as_u64().unwrap();
@@ -402,8 +429,35 @@ fn a_failure_works_in_a_browser() {
         assert!(browser.text(marked).contains(&format!("row{}", side(wanted))));
     }
     let failure = browser.text("document.getElementById('failure').innerText");
-    assert!(failure.contains("INV-201") && failure.contains("No lock is held by both"), "{failure}");
-    browser.assert_no_errors("failure");
+    for said in said {
+        assert!(failure.contains(said), "{name}, {mutant}: {said:?} is not in {failure}");
+    }
+    browser.press("End");
+    for wanted in wanted {
+        assert!(browser.state().contains(wanted), "{name}, {mutant}: {wanted:?} is not in {}", browser.state());
+    }
+    browser.assert_no_errors(name);
+}
+
+#[test]
+fn failures_work_in_a_browser() {
+    let Some(mut browser) = Browser::start() else { return };
+    let apart = "No lock is held by both";
+    check_failure(&mut browser, ("races/fault-punch.toml", "RC-01"), &["INV-201", apart], &["Guest-physical map"]);
+    // The module has refused to remove the page: it is blocked, and KVM's mirror has given it up.
+    check_failure(
+        &mut browser,
+        ("tdx/fault-punch.toml", "TRACK_NO_KICK"),
+        &["TDX-INV-015", apart],
+        &["TDs", "PAMT", "PT_REG", "Blocked, 4 KiB leaf, frame 0x11, which is free\tnot present"],
+    );
+    // The page is the guest's, and another fault has given it away a second time.
+    check_failure(
+        &mut browser,
+        ("pkvm/two-faults.toml", "PKVM_NO_RECORD_CHECK"),
+        &["PKVM-INV-012", apart],
+        &["pKVM owners", "vm0's at 0x200: NoPage", "guest Owned, host NoPage"],
+    );
 }
 
 /// A scenario whose run has at least this many events.

@@ -241,7 +241,7 @@ fn run_hands_over_what_was_asked_for() {
     let (status, out, errors) = gmem(&FINE, &["run", &path, "--seed", "7", "--strategy", "round-robin"]);
     assert_eq!((status, errors.as_str()), (Status::Success, ""));
     let expected = format!(
-        "race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, kernel: None, mutants: [] }}\n"
+        "race RunOptions {{ file: {path:?}, seed: 7, strategy: RoundRobin, schedule: None, facts: [], kernel: None, mutants: [] }}\n"
     );
     assert_eq!(out, expected);
     let (status, out, _) = gmem(&FINE, &["run", &path, "--mutant", "RC-01", "--mutant", "bug-22"]);

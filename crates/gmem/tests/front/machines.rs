@@ -105,6 +105,8 @@ fn a_scenario_says_everything_of_a_machine() {
         tdx_host_priority = true
         tdx_erratum = true
         tdx_caches = true
+        tdx_2m = true
+        tdx_dynamic_pamt = true
         tdx_terminate_vm = true
         pkvm = false
         pkvm_gmem = false
@@ -141,6 +143,8 @@ fn a_scenario_says_everything_of_a_machine() {
         tdx_host_priority: true,
         tdx_erratum: true,
         tdx_caches: true,
+        tdx_2m: true,
+        tdx_dynamic_pamt: true,
         tdx_terminate_vm: true,
         memlock: 64 << 10,
         gmem_2m_enabled: true,

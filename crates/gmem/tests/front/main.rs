@@ -9,6 +9,7 @@ mod expectation_errors;
 mod explore;
 mod explore_cli;
 mod explore_killed;
+mod kinds;
 mod live;
 mod machines;
 mod operations;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use gmem::explore::{Report, ScenarioProgram};
-use gmem::record::recording::{ArrowKind, Note};
+use gmem::record::recording::{ArrowKind, Callee, Note};
 use gmem::record::store::Value as Cell;
 use gmem::record::table::{TABLES, Table};
 use gmem::record::{self, Limits, Plan, Recording};
@@ -58,7 +58,14 @@ fn record(name: &str, seed: u64) -> Recording {
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
-    for (input, format) in [("fault-against-punch.toml", "--steps=100000"), ("punch-hole.toml", "--perfetto")] {
+    for (input, format) in [
+        ("fault-against-punch.toml", "--steps=100000"),
+        ("punch-hole.toml", "--perfetto"),
+        ("tdx/fault-punch.toml", "--steps=100000"),
+        ("tdx/fault-punch.toml", "--perfetto"),
+        ("pkvm/reclaim-against-share.toml", "--steps=100000"),
+        ("pkvm/reclaim-against-share.toml", "--perfetto"),
+    ] {
         let write = |name: &str| {
             let path = folder.path().join(name);
             let args = ["report", &scenario(input), "--seed", "7", format, "-o", path.to_str().unwrap()];
@@ -73,7 +80,13 @@ fn the_same_seed_gives_the_same_bytes() {
 
 #[test]
 fn a_recorded_run_is_the_run_itself() {
-    for name in ["fault-against-conversion.toml", "guest-paging.toml", "races/fault-release.toml"] {
+    for name in [
+        "fault-against-conversion.toml",
+        "guest-paging.toml",
+        "races/fault-release.toml",
+        "tdx/fault-punch.toml",
+        "pkvm/reclaim-against-share.toml",
+    ] {
         for seed in 0..5 {
             let text = fs::read_to_string(scenario(name)).unwrap();
             let parsed = parse(name, &text).unwrap();
@@ -184,7 +197,9 @@ fn a_page_of_a_td_goes_and_comes_back_in_the_tables() {
         let notes = recording.steps.iter().flat_map(|step| &step.notes);
         let calls: Vec<&str> = notes
             .filter_map(|note| match note {
-                Note::Trace(text) if text.starts_with("TDH.MEM.") && !text.contains("SEPT.ADD") => Some(text.as_str()),
+                Note::Call(Callee::TdxModule, text) if text.starts_with("TDH.MEM.") && !text.contains("SEPT.ADD") => {
+                    Some(text.as_str())
+                }
                 _ => None,
             })
             .collect();
@@ -207,6 +222,79 @@ fn pages_of_a_protected_guest_change_hands_in_the_table() {
     for (host, guest) in [("vm0's at 0x200: NoPage", "Owned"), ("SharedBorrowed", "SharedOwned")] {
         assert!(states.contains(&(host.to_string(), guest.to_string())), "{host}, {guest}: {states:?}");
     }
+    // In the guest-physical map, too.
+    let looks = 0..store.len();
+    let mut mapped: Vec<String> = looks.filter_map(|at| value(&recording, at, Table::MAP, "0x200", 4)).collect();
+    mapped.iter_mut().for_each(|words| *words = words.split(", frame").next().unwrap().to_string());
+    mapped.dedup();
+    let (owned, shared) = ("4 KiB, guest Owned, host NoPage", "4 KiB, guest SharedOwned, host SharedBorrowed");
+    assert_eq!(mapped, ["not mapped", owned, shared, owned]);
+    let calls = recording.steps.iter().flat_map(|step| &step.notes).filter_map(|note| match note {
+        Note::Call(Callee::Hvc, text) => Some(text.as_str()),
+        _ => None,
+    });
+    let wanted = ["MEM_SHARE 0x200000", "MEM_SHARE 0x201000", "MEM_UNSHARE 0x200000", "MEM_UNSHARE 0x201000"];
+    assert_eq!(calls.collect::<Vec<_>>(), wanted.map(|call| format!("{call}: SUCCESS")));
+}
+
+/// Steps that the prose of docs/report.md goes through, beside its pictures: whoever changes them makes the pictures again, and reads the page.
+#[test]
+fn steps_of_the_pictures_are_those_of_the_page() {
+    let page = fs::read_to_string(super::workspace().join("docs/report.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("page.html");
+    let told = |name: &str, more: &[&str], wanted: &[(&str, &str)]| {
+        let input = scenario(name);
+        let args = [&["report", &input, "-o", file.to_str().unwrap()], more].concat();
+        assert_eq!(gmem(&args).0, Status::Success);
+        let data = data(&file);
+        let setup = data["setup"].as_i64().unwrap();
+        let mut step = 0;
+        let notes = &data["notes"];
+        let text = |number: &Value| data["strings"][number.as_u64().unwrap() as usize].as_str().unwrap().to_string();
+        let mut found: Vec<(i64, String)> = Vec::new();
+        for (at, distance) in notes["step"].as_array().unwrap().iter().enumerate() {
+            step += distance.as_i64().unwrap();
+            if [1, 5, 6].contains(&notes["kind"][at].as_u64().unwrap()) {
+                found.push((step + 1 - setup, text(&notes["text"][at])));
+            }
+        }
+        if let Some(pair) = data["pair"].as_array() {
+            found.extend(pair.iter().map(|step| (step.as_i64().unwrap() + 1 - setup, "collides".to_string())));
+        }
+        for (words, what) in wanted {
+            let numbers: Vec<i64> =
+                found.iter().filter(|(_, said)| said.contains(what)).map(|(step, _)| *step).collect();
+            let is_said = |number: &i64| page.contains(&words.replace('#', &number.to_string()));
+            assert!(
+                numbers.iter().any(is_said),
+                "docs/report.md does not say {words:?} of a step in {numbers:?}: {name}"
+            );
+        }
+    };
+    told(
+        "races/fault-punch.toml",
+        &["--mutant", "RC-01", "--replay", "gmem1:aesaefi"],
+        &[("(step #, the first", "collides"), ("(#, the second)", "collides"), ("at step # the simulator", "INV-201")],
+    );
+    told("races/access-punch.toml", &["--seed", "6"], &[("the leaf goes (step #)", "→ not present")]);
+    let in_turn = ["--strategy", "run-to-completion"];
+    told(
+        "snp/convert-both-ways.toml",
+        &in_turn,
+        &[("its leaf is zapped (#)", "→ not present"), ("the page is mapped (#)", "level 1: not present → present")],
+    );
+    told(
+        "tdx/drop-and-refault.toml",
+        &in_turn,
+        &[
+            ("out of the mirror (#)", "→ not present"),
+            ("blocks the entry (#)", "TDH.MEM.RANGE.BLOCK"),
+            ("counts the epoch on (#)", "TDH.MEM.TRACK"),
+            ("gives the page back (#)", "TDH.MEM.PAGE.REMOVE"),
+            ("adds another page (#)", "TDH.MEM.PAGE.AUG"),
+        ],
+    );
 }
 
 #[test]
@@ -284,6 +372,48 @@ fn perfetto_gets_slices_flows_and_counters() {
     assert!(counters.contains("mmu_invalidate_seq"), "{counters:?}");
     let threads: Vec<&str> = of("M").iter().filter_map(|event| event["args"]["name"].as_str()).collect();
     assert!(threads.contains(&"vcpu") && threads.contains(&"vmm"), "{threads:?}");
+}
+
+#[test]
+fn perfetto_has_tracks_of_calls_below_the_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.json");
+    for (name, tracks, calls) in [
+        (
+            "tdx/drop-and-refault.toml",
+            &["setup: SEAMCALL", "vmm: SEAMCALL", "guest: SEAMCALL"][..],
+            &["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE", "TDH.MEM.PAGE.AUG", "TDH.VP.ENTER"][..],
+        ),
+        ("pkvm/convert.toml", &["guest: EL2", "guest: HVC"], &["host_donate_guest", "vcpu_load", "MEM_SHARE 0x200000"]),
+    ] {
+        let args = ["report", &scenario(name), "--perfetto", "-o", file.to_str().unwrap()];
+        assert_eq!(gmem(&args).0, Status::Success);
+        let object: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        let events = object["traceEvents"].as_array().unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_string();
+        let named: Vec<(u64, String)> = events
+            .iter()
+            .filter(|event| event["name"] == "thread_name")
+            .map(|event| (event["tid"].as_u64().unwrap(), text(&event["args"]["name"])))
+            .collect();
+        let mut seen = BTreeSet::new();
+        for track in tracks {
+            let tid = named.iter().find(|(_, name)| name == track).unwrap_or_else(|| panic!("{name}: {named:?}")).0;
+            let of_track: Vec<&Value> =
+                events.iter().filter(|event| event["ph"] == "X" && event["tid"] == tid).collect();
+            assert!(!of_track.is_empty(), "{name}: {track}");
+            let mut end = 0.0;
+            for event in of_track {
+                let ts = event["ts"].as_f64().unwrap();
+                assert!(ts >= end && event["args"]["answer"] != "", "{name}: one after the other, answered: {event}");
+                end = ts + event["dur"].as_f64().unwrap() - 1e-9;
+                seen.insert(text(&event["name"]));
+            }
+        }
+        for call in calls {
+            assert!(seen.contains(*call), "{name}: {call} is not among {seen:?}");
+        }
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use expect_test::expect;
 use gmem::cli::Backend;
 use gmem::explore::portfolio::Memory;
+use gmem::record::recording::Note;
 use gmem::scenario::{Scenario, parse};
 use gmem::visual::stepper::{Action, Stepper};
 use gmem::visual::terminal::{action_of, draw, is_end};
@@ -97,7 +98,7 @@ fn one_is_the_scheduler() {
     let vcpu = TaskId(1);
     let lines = |stepper: &Stepper<'_>| {
         let notes = stepper.recording().steps.iter().filter(|step| step.task == vcpu).flat_map(|step| &step.notes);
-        notes.filter(|note| matches!(note, gmem::record::recording::Note::Completed(_))).count()
+        notes.filter(|note| matches!(note, Note::Completed(_))).count()
     };
     assert_eq!(lines(&stepper), 1, "the vCPU has completed its only line");
     keys(&mut stepper, "f");
@@ -182,6 +183,120 @@ fn the_failing_step_is_shown() {
     "#]].assert_eq(&screen(&stepper, 120, 36));
     keys(&mut stepper, "→");
     assert_eq!(stepper.message(), "the run is over");
+}
+
+/// Lets the run end, and goes back to the last step in which `text` was called.
+fn back_to(stepper: &mut Stepper<'_>, text: &str) {
+    keys(stepper, "f$");
+    let is_it = |note: &Note| matches!(note, Note::Call(_, call) if call == text);
+    while !stepper.recording().steps[stepper.at() - 1].notes.iter().any(is_it) {
+        assert!(stepper.at() > 1, "{text} was never called");
+        keys(stepper, "←");
+    }
+}
+
+#[test]
+fn a_page_of_a_td_is_blocked() {
+    let read = read("tdx/drop-and-refault.toml", None);
+    let mut stepper = stepper(&read, &Schedule::default());
+    back_to(&mut stepper, "TDH.MEM.RANGE.BLOCK: SUCCESS");
+    expect![[r#"
+        drop-and-refault  step 21 of 159
+        schedule gmem1:aexa
+        ┌Steps───────────────────────────────────────────────────────┐┌State───────────────────────────────────────────────────┐
+        │       vmm: line 26: fallocate g0 punch_hole 0 4K           ││Locks held                                              │
+        │     1 vmm reads files_struct  fallocate                    ││  invalidate_lock  vmm exclusively                      │
+        │     2 vmm changes f_ref#2  fallocate                       ││  mmu_lock  vmm exclusively                             │
+        │     3 vmm takes invalidate_lock  kvm_gmem_punch_hole       ││Guest-physical map                                      │
+        │     4 vmm reads gmem->bindings  bound_frames               ││  0x200  private  vm0 slot 0  g0[0x0]: frame 0x11  not m│
+        │     5 vmm reads gmem->bindings[0x1]  bound_frames          ││  0x201..0x203  private  vm0 slot 0  g0[0x1..0x3]: no pa│
+        │     6 vmm takes mmu_lock  kvm_gmem_invalidate_start        ││Sequence counters                                       │
+        │     7 vmm changes mmu_invalidate_in_progress  kvm_mmu_inval││  mmu_invalidate_seq  1                                 │
+        │     8 vmm writes mmu_invalidate_range_start  kvm_mmu_invali││  mmu_invalidate_in_progress  1                         │
+        │     9 vmm writes mmu_invalidate_range_end  kvm_mmu_invalida││  mmu_invalidate_range  0x200                           │
+        │    10 vmm writes mmu_invalidate_range_start  kvm_mmu_invali││  mn_active_invalidate_count  0                         │
+        │    11 vmm writes mmu_invalidate_range_end  kvm_mmu_invalida││  memslot generation  1                                 │
+        │    12 vmm changes tdp_mmu_root_count  for_each_tdp_mmu_root││  users_count  3                                        │
+        │    13 vmm reads spte[gfn 0x0, level 4]  read               ││  leafs of 4 KiB  0                                     │
+        │    14 vmm reads spte[gfn 0x0, level 4]  read               ││  leafs of 2 MiB  0                                     │
+        │    15 vmm reads spte[gfn 0x0, level 3]  read               ││  frames that are tables  5                             │
+        │    16 vmm reads spte[gfn 0x0, level 3]  read               ││vCPUs                                                   │
+        │    17 vmm reads spte[gfn 0x200, level 2]  read             ││  c0  OUTSIDE_GUEST_MODE    none                        │
+        │    18 vmm reads spte[gfn 0x200, level 2]  read             ││TLBs                                                    │
+        │    19 vmm reads spte[gfn 0x200, level 1]  read             ││  vm0 on processor 0  0x200000  0x200  frame 0x11  4 KiB│
+        │    20 vmm writes spte[gfn 0x200, level 1]  kvm_tdp_mmu_writ││TDs                                                     │
+        │         kvm_tdp_mmu_spte_changed: gfn 0x200, level 1: prese││  vm0  KeysConfigured, Runnable  HKID 33  1  even 0, odd│
+        │▶   21 vmm changes tdx  mem_range_block                     ││  c0  Ready  processor 0  1                             │
+        │         SEAMCALL TDH.MEM.RANGE.BLOCK: SUCCESS              ││Secure EPT                                              │
+        │    22 vmm reads kvm_tdx->state  state                      ││  vm0  0x0..0x7ffffff  4  NlMapped, table 0x13  table 0x│
+        │    23 vmm changes tdx  mem_track                           ││  vm0  0x0..0x3ffff  3  NlMapped, table 0x15  table 0x14│
+        │         SEAMCALL TDH.MEM.TRACK: SUCCESS                    ││  vm0  0x200..0x3ff  2  NlMapped, table 0x17  table 0x16│
+        │    24 vmm changes vcpu->mode  kvm_vcpu_exiting_guest_mode  ││- vm0  0x200  1  Mapped, 4 KiB leaf, frame 0x11  not pre│
+        │    25 vmm changes tdx  mem_page_remove                     ││+ vm0  0x200  1  Blocked, 4 KiB leaf, frame 0x11  not pr│
+        │         SEAMCALL TDH.MEM.PAGE.REMOVE: SUCCESS              ││PAMT                                                    │
+        │    26 vmm changes tdx  phymem_page_wbinvd                  ││  0x2  PT_TDR  4 KiB    0                               │
+        │    27 vmm changes memory[0x2200..0x2400]  phymem_page_wbinv││  0x3  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        │         SEAMCALL TDH.PHYMEM.PAGE.WBINVD: SUCCESS           ││  0x4  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        │    28 vmm changes tdp_mmu_root_count  kvm_tdp_mmu_put_root ││  0x5  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        │    29 vmm changes vcpu->requests  kvm_make_request         ││  0x6  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        │    30 vmm changes vcpu->mode  kvm_vcpu_exiting_guest_mode  ││  0x7  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        │    31 vmm reads i_pages[0x0..0xffffffff]  is_empty_at      ││  0x8  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        └────────────────────────────────────────────────────────────┘│  0x9  PT_TDVPR  4 KiB  TDR 0x2  0                      │
+        ┌Next────────────────────────────────────────────────────────┐│  0xa  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        │ vmm reads kvm_tdx->state                                   ││  0xb  PT_TDCX  4 KiB  TDR 0x2  0                       │
+        └────────────────────────────────────────────────────────────┘└────────────────────────────────────────────────────────┘
+
+        → step  ← back  1-9 who goes on  ↑↓ select  l line  f finish  x cut  [ ] ten  PgUp PgDn state  q quit
+    "#]].assert_eq(&screen(&stepper, 120, 46));
+}
+
+#[test]
+fn a_protected_guest_shares_its_page() {
+    let read = read("pkvm/convert.toml", None);
+    let mut stepper = stepper(&read, &Schedule::default());
+    back_to(&mut stepper, "MEM_SHARE 0x200000: SUCCESS");
+    expect![[r#"
+        convert  step 18 of 168
+        schedule gmem1:aghqc
+        ┌Steps───────────────────────────────────────────────────────┐┌State───────────────────────────────────────────────────┐
+        │     2 guest changes f_ref  peek_vcpu                       ││Locks held                                              │
+        │     3 guest changes f_ref  peek_vcpu                       ││  vmm->vcpu  guest exclusively                          │
+        │     4 guest takes vmm->vcpu  set_memory_decrypted          ││  vcpu->mutex  guest exclusively                        │
+        │     5 guest takes vcpu->mutex  set_program                 ││Guest-physical map                                      │
+        │     6 guest reads files_struct  with_vcpu                  ││- 0x200  none  vm0 slot 0  host memory: frame 0x5fb  4 K│
+        │     7 guest changes f_ref  with_vcpu                       ││+ 0x200  none  vm0 slot 0  host memory: frame 0x5fb  4 K│
+        │     8 guest takes vcpu->mutex  run_answered                ││  0x201..0x203  none  vm0 slot 0  host memory: no page  │
+        │     9 guest takes vm_table_lock  load_vcpu                 ││Sequence counters                                       │
+        │         EL2 vcpu_load: ok                                  ││  mmu_invalidate_seq  0                                 │
+        │    10 guest writes vcpu->mode  store_guest_mode            ││  mmu_invalidate_in_progress  0                         │
+        │    11 guest reads vcpu->requests  has_requests             ││  mmu_invalidate_range  none                            │
+        │    12 guest changes vcpu->mode  leave_guest_mode           ││  mn_active_invalidate_count  0                         │
+        │    13 guest takes host_mmu.lock  guest_share_host          ││  memslot generation  2                                 │
+        │    14 guest takes vm->lock  guest_share_host               ││  users_count  2                                        │
+        │    15 guest writes guest_s2[0x200]  update_pte             ││  leafs of 4 KiB  0                                     │
+        │    16 guest writes memory[0xbf600..0xbf800]  write_pte     ││  leafs of 2 MiB  0                                     │
+        │    17 guest writes memory[0xbf600..0xbf800]  write_pte     ││  frames that are tables  0                             │
+        │▶   18 guest writes memory[0xbf600..0xbf800]  write_pte     ││vCPUs                                                   │
+        │         HVC MEM_SHARE 0x200000: SUCCESS                    ││  c0  OUTSIDE_GUEST_MODE    none                        │
+        │    19 guest writes vcpu->mode  store_guest_mode            ││TLBs                                                    │
+        │    20 guest reads vcpu->requests  has_requests             ││  vm0 on processor 0  0x200000  0x200  frame 0x5fb  R W │
+        │    21 guest changes vcpu->mode  leave_guest_mode           ││pKVM owners                                             │
+        │    22 guest takes vm_table_lock  put_vcpu                  ││  0x200..0x22b  NoPage: the hypervisor's  Owned         │
+        │         EL2 vcpu_put: ok                                   ││  0x3fd..0x3fe  SharedOwned  SharedBorrowed, 1 pins     │
+        │    23 guest changes f_ref  with_vcpu                       ││  0x400..0x401  NoPage: the hypervisor's  Owned         │
+        │    24 guest takes vcpu->mutex  regs                        ││- 0x5fb  vm0's at 0x200: NoPage    vm0 0x200  Owned     │
+        │    25 guest takes vcpu->mutex  set_program                 ││+ 0x5fb  SharedBorrowed    vm0 0x200  SharedOwned       │
+        │    26 guest reads files_struct  with_vcpu                  ││  0x5fc..0x5ff  NoPage: the hypervisor's  Owned         │
+        │    27 guest changes f_ref  with_vcpu                       ││                                                        │
+        │    28 guest takes vcpu->mutex  run_answered                ││                                                        │
+        │    29 guest takes vm_table_lock  load_vcpu                 ││                                                        │
+        └────────────────────────────────────────────────────────────┘│                                                        │
+        ┌Next────────────────────────────────────────────────────────┐│                                                        │
+        │ guest writes vcpu->mode                                    ││                                                        │
+        └────────────────────────────────────────────────────────────┘└────────────────────────────────────────────────────────┘
+
+        → step  ← back  1-9 who goes on  ↑↓ select  l line  f finish  x cut  [ ] ten  PgUp PgDn state  q quit
+    "#]].assert_eq(&screen(&stepper, 120, 40));
 }
 
 #[test]

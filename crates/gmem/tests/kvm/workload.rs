@@ -154,6 +154,21 @@ fn a_td_that_was_terminated_gives_its_pages_back_without_a_kick() {
     assert_eq!(live.total() - terminated.total(), 3 * pages);
 }
 
+/// The guest accepts in the largest pages that fit, so that with leaves of 2 MiB little is left to be mapped in small ones, and little to be taken away one by one.
+#[test]
+fn a_td_with_pages_of_2m_boots_with_fewer_exits_and_ends_with_fewer_seamcalls() {
+    let small = Sizes { large_pages: false, ..small_td() };
+    let [small, large] = [small, Sizes { large_pages: true, ..small }].map(|sizes| run(&sizes, 0).unwrap());
+    assert!(large.is_complete(), "{large:?}");
+    let (small, large) = (small.teardown.unwrap(), large.teardown.unwrap());
+    for leaf in [Leaf::MemRangeBlock, Leaf::MemTrack, Leaf::MemPageRemove] {
+        assert!(large.of(leaf).unwrap() * 4 < small.of(leaf).unwrap(), "{leaf:?}: {large:?}, {small:?}");
+    }
+    assert!(large.kicks * 4 < small.kicks, "{large:?}, {small:?}");
+    // Whatever the size, caches are written back by pages of 4 KiB.
+    assert_eq!(large.of(Leaf::PhymemPageWbinvd), small.of(Leaf::PhymemPageWbinvd));
+}
+
 /// Locks of the module that are met: whoever is told that it is busy tries again, and everybody ends (INV-506 is checked throughout).
 #[test]
 fn a_td_boots_though_leaves_meet() {

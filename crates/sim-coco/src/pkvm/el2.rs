@@ -85,6 +85,13 @@ impl Pkvm {
 
 impl<'a> El2<'a> {
     pub(super) fn record(&self, event: TraceEvent) {
+        match event {
+            TraceEvent::Enter { call } => self.cx.note("EL2", call),
+            TraceEvent::Tlbi { .. } => self.cx.note("EL2", "TLBI"),
+            TraceEvent::Pte { .. } => self.cx.note("EL2", "descriptor written"),
+            TraceEvent::Zero { .. } => self.cx.note("EL2", "page cleared"),
+            _ => {}
+        }
         self.hv.recorder.record(self.cpu, event);
     }
 

@@ -211,34 +211,79 @@ impl HostCall {
 
     /// Its name in the kernel, without `__pkvm_`.
     pub fn name(&self) -> &'static str {
+        NAMES[self.number() as usize]
+    }
+
+    /// Its number in recordings of this model, which is no ABI: [`HostCall::name_of`] has the name.
+    pub fn number(&self) -> u64 {
         match self {
-            HostCall::Init => "init",
-            HostCall::ProtFinalize => "prot_finalize",
-            HostCall::HostShareHyp { .. } => "host_share_hyp",
-            HostCall::HostUnshareHyp { .. } => "host_unshare_hyp",
-            HostCall::HostDonateGuest { .. } => "host_donate_guest",
-            HostCall::HostShareGuest { .. } => "host_share_guest",
-            HostCall::HostUnshareGuest { .. } => "host_unshare_guest",
-            HostCall::HostRelaxPermsGuest { .. } => "host_relax_perms_guest",
-            HostCall::HostWrprotectGuest { .. } => "host_wrprotect_guest",
-            HostCall::HostTestClearYoungGuest { .. } => "host_test_clear_young_guest",
-            HostCall::HostMkyoungGuest { .. } => "host_mkyoung_guest",
-            HostCall::TlbFlushVmid { .. } => "tlb_flush_vmid",
-            HostCall::ReserveVm => "reserve_vm",
-            HostCall::UnreserveVm { .. } => "unreserve_vm",
-            HostCall::InitVm { .. } => "init_vm",
-            HostCall::InitVcpu { .. } => "init_vcpu",
-            HostCall::VcpuLoad { .. } => "vcpu_load",
-            HostCall::VcpuPut => "vcpu_put",
-            HostCall::StartTeardownVm { .. } => "start_teardown_vm",
-            HostCall::FinalizeTeardownVm { .. } => "finalize_teardown_vm",
-            HostCall::ReclaimDyingGuestPage { .. } => "reclaim_dying_guest_page",
-            HostCall::ForceReclaimGuestPage { .. } => "force_reclaim_guest_page",
-            HostCall::VcpuInPoisonFault => "vcpu_in_poison_fault",
-            HostCall::Undefined(_) => "undefined",
+            HostCall::Init => 0,
+            HostCall::ProtFinalize => 1,
+            HostCall::HostShareHyp { .. } => 2,
+            HostCall::HostUnshareHyp { .. } => 3,
+            HostCall::HostDonateGuest { .. } => 4,
+            HostCall::HostShareGuest { .. } => 5,
+            HostCall::HostUnshareGuest { .. } => 6,
+            HostCall::HostRelaxPermsGuest { .. } => 7,
+            HostCall::HostWrprotectGuest { .. } => 8,
+            HostCall::HostTestClearYoungGuest { .. } => 9,
+            HostCall::HostMkyoungGuest { .. } => 10,
+            HostCall::TlbFlushVmid { .. } => 11,
+            HostCall::ReserveVm => 12,
+            HostCall::UnreserveVm { .. } => 13,
+            HostCall::InitVm { .. } => 14,
+            HostCall::InitVcpu { .. } => 15,
+            HostCall::VcpuLoad { .. } => 16,
+            HostCall::VcpuPut => 17,
+            HostCall::StartTeardownVm { .. } => 18,
+            HostCall::FinalizeTeardownVm { .. } => 19,
+            HostCall::ReclaimDyingGuestPage { .. } => 20,
+            HostCall::ForceReclaimGuestPage { .. } => 21,
+            HostCall::VcpuInPoisonFault => 22,
+            HostCall::Undefined(_) => 23,
         }
     }
+
+    /// The name of the call with this number.
+    ///
+    /// ```
+    /// use sim_coco::pkvm::HostCall;
+    ///
+    /// assert_eq!(HostCall::name_of(HostCall::VcpuPut.number()), Some("vcpu_put"));
+    /// assert_eq!(HostCall::name_of(1000), None);
+    /// ```
+    pub fn name_of(number: u64) -> Option<&'static str> {
+        NAMES.get(usize::try_from(number).ok()?).copied()
+    }
 }
+
+/// Names of the calls, by their numbers.
+const NAMES: [&str; 24] = [
+    "init",
+    "prot_finalize",
+    "host_share_hyp",
+    "host_unshare_hyp",
+    "host_donate_guest",
+    "host_share_guest",
+    "host_unshare_guest",
+    "host_relax_perms_guest",
+    "host_wrprotect_guest",
+    "host_test_clear_young_guest",
+    "host_mkyoung_guest",
+    "tlb_flush_vmid",
+    "reserve_vm",
+    "unreserve_vm",
+    "init_vm",
+    "init_vcpu",
+    "vcpu_load",
+    "vcpu_put",
+    "start_teardown_vm",
+    "finalize_teardown_vm",
+    "reclaim_dying_guest_page",
+    "force_reclaim_guest_page",
+    "vcpu_in_poison_fault",
+    "undefined",
+];
 
 impl Pkvm {
     /// The host calls the hypervisor on a processor. Each lock that the call takes, each descriptor that it writes and each TLBI is a scheduling point; none of its

@@ -8,7 +8,7 @@ use super::mutants;
 use super::pgtable::{PageTable, Root};
 use super::tlb::Tlbs;
 use super::trace::{Recorder, TraceEvent};
-use super::types::{CpuId, Handle, Owner, PageState, Vmid};
+use super::types::{CpuId, Handle, Owner, Pa, PageState, Vmid};
 use super::vm::{HypVcpu, VmTable};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::sync::Mutex;
@@ -37,6 +37,10 @@ pub(super) struct Ghost {
     pub(super) lost: BTreeMap<Pfn, (Handle, Gfn)>,
     /// Of those that the host shared, mappings that went with their VMs and are counted still.
     pub(super) lost_shares: BTreeMap<Pfn, u32>,
+    /// Descriptors that were valid and became others at once.
+    pub(super) unbroken: BTreeSet<Pa>,
+    /// Pages that were taken by force while their guests shared them.
+    pub(super) taken_shared: BTreeSet<Pfn>,
 }
 
 /// A host with pKVM.

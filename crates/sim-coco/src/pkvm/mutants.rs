@@ -1,7 +1,7 @@
 //! Rules of the hypervisor that can be switched off: checks, and what makes a race harmless (`K..` of the specification).
 //!
 //! They are looked up once, when the hypervisor is made ([`Pkvm::new`](super::Pkvm::new)): whoever wants one without a rule says so with
-//! [`Cx::set_mutants`](sim_kernel::Cx::set_mutants) before. Numbers 416 to 447 of those that `sim-coco` has (320 to 511) are pKVM's.
+//! [`Cx::set_mutants`](sim_kernel::Cx::set_mutants) before. Numbers 416 to 449 of those that `sim-coco` has (320 to 511) are pKVM's.
 
 use sim_kernel::{Cx, Mutant, MutantSet};
 

@@ -10,7 +10,7 @@ use super::el2::El2;
 use super::mutants;
 use super::pte::{Pte, S2Level};
 use super::trace::{Tlbi, TraceEvent};
-use super::types::{Pa, Vmid};
+use super::types::{Pa, PageState, Vmid};
 use super::vm::HypVm;
 use sim_kernel::mm::PhysMem;
 use sim_kernel::mm::phys::WORDS_PER_PAGE;
@@ -213,6 +213,7 @@ impl El2<'_> {
             }
         }
         phys.poke_u64(slot.table, slot.index, new.0);
+        self.note_write(table, slot, old, new);
         let refs = table.refs.entry(slot.table);
         match (old.is_counted(), new.is_counted()) {
             (false, true) => refs.and_modify(|refs| *refs += 1).or_insert(1),
@@ -221,6 +222,20 @@ impl El2<'_> {
         };
         let (vmid, level, ipa) = (table.root.vmid, slot.level, Pa::of(slot.first));
         self.record(TraceEvent::Pte { vmid, at: slot.at(), level, ipa, old, new });
+    }
+
+    /// For PKVM-INV-023 and PKVM-INV-024: what a descriptor became, whoever wrote it.
+    fn note_write(&self, table: &PageTable, slot: Slot, old: Pte, new: Pte) {
+        let is_table = |pte: Pte| pte.is_table(slot.level);
+        let other = is_table(old) != is_table(new) || old.pfn() != new.pfn();
+        if old.is_valid() && new.is_valid() && other {
+            self.hv.ghost.lock().unbroken.insert(slot.at());
+        }
+        // Only the end of the VM unmaps what a guest shares.
+        let breaks = !new.is_valid() && new.is_counted();
+        if table.object.is_some() && old.state() == PageState::SharedOwned && breaks {
+            self.hv.ghost.lock().taken_shared.insert(old.pfn());
+        }
     }
 
     /// TLB maintenance for a descriptor that was valid, complete when it returns. Of a leaf it is announced on the bytes of its frames; of a guest's table, of which no frames are

@@ -16,6 +16,7 @@ impl Snp {
     #[track_caller]
     pub fn psmash(&self, cx: &Cx<'_>, pfn: Pfn) -> Result<(), RmpFail> {
         self.point(cx, Access::Rmw, pfn, PAGES_PER_PMD);
+        cx.note("RMP", "PSMASH");
         if !self.is_enabled() {
             return Err(RmpFail::Ud);
         }

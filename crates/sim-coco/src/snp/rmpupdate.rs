@@ -28,6 +28,7 @@ impl Snp {
             RmpSize::Size4K => (pfn, 1),
         };
         self.point(cx, Access::Rmw, first, pages);
+        cx.note("RMP", "RMPUPDATE");
         if !self.is_enabled() {
             return Err(RmpFail::Ud);
         }

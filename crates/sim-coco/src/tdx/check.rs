@@ -2,7 +2,7 @@
 
 use super::leaf::Leaf;
 use super::lock::{Denied, Held, LockId, Mode, Side, Slot};
-use super::machine::State;
+use super::machine::{Injected, State};
 use super::mutants;
 use super::pamt::{PageType, PamtAt};
 use super::sept::{SeptEntry, SeptState};
@@ -57,7 +57,8 @@ impl State {
     }
 
     /// The TD of an operand: its page is a TDR, and locked.
-    pub(super) fn open_tdr(&mut self, held: &mut Held<'_>, tdr: Hpa, mode: Mode, operand: OperandId) -> Seamcall<Pfn> {
+    pub(super) fn open_tdr(&mut self, held: &mut Held<'_>, leaf: Leaf, tdr: Hpa, operand: OperandId) -> Seamcall<Pfn> {
+        let mode = leaf.locks().tdr.expect("the leaf has a TD");
         Ok(self.lock_page(held, tdr, PageType::Tdr, mode, operand)?.base)
     }
 
@@ -79,8 +80,11 @@ impl State {
     /// The state of a TD that is locked already: usable, and the leaf is allowed.
     pub(super) fn check_state(&mut self, held: &mut Held<'_>, leaf: Leaf, tdr: Pfn) -> Seamcall<()> {
         self.check_usable(tdr)?;
+        let busy = SeamFail::new(StatusName::OperandBusy, OperandId::OP_STATE);
+        if self.happens(Injected::Busy(leaf)) {
+            return Err(busy);
+        }
         if let Some(mode) = leaf.locks().op_state {
-            let busy = SeamFail::new(StatusName::OperandBusy, OperandId::OP_STATE);
             self.take(held, LockId::OpState(tdr), mode).map_err(|_| busy)?;
         }
         if !leaf.is_allowed_in(self.td(tdr).op_state) {
@@ -91,7 +95,7 @@ impl State {
 
     /// Steps 2 to 10: the TD of a leaf, usable, in a state in which the leaf is allowed.
     pub(super) fn open_td(&mut self, held: &mut Held<'_>, leaf: Leaf, tdr: Hpa, operand: OperandId) -> Seamcall<Pfn> {
-        let tdr = self.open_tdr(held, tdr, leaf.locks().tdr, operand)?;
+        let tdr = self.open_tdr(held, leaf, tdr, operand)?;
         self.check_state(held, leaf, tdr)?;
         Ok(tdr)
     }
@@ -204,6 +208,11 @@ impl State {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What is left where something was removed: in a TD that is being imported, a mark that there was something.
+    pub(super) fn removed_state(&self, tdr: Pfn, to: SeptState) -> SeptState {
+        if to == SeptState::Free && self.td(tdr).op_state.is_import() { SeptState::Removed } else { to }
     }
 
     /// The KeyID of a TD's memory.

@@ -44,7 +44,8 @@ pub struct TdxConfig {
     pub tdcs_pages: (u32, u32),
     /// Pages of TDVPS beside TDVPR.
     pub tdvps_tdcx: u32,
-    /// The lock of a Secure EPT knows the host's priority, and ACCEPT keeps it (module 2.0; 1.5.01 does neither).
+    /// The lock of a Secure EPT knows the host's priority, and ACCEPT's last store keeps that of its entry (module 2.0; 1.5.01 does neither). Guests take
+    /// the lock of no tree, so that what can be seen of it is the entry's.
     pub tree_host_priority: bool,
     /// Metadata of 4 KiB pages exists only where the host gave pages for it (PHYMEM.PAMT.ADD; module 2.0).
     pub dynamic_pamt: bool,

@@ -73,8 +73,7 @@ impl<'a> Seam<'a> {
     pub fn vp_enter_with(self, cx: &Cx<'_>, tdvpr: Hpa, registers: &[u64; 16]) -> Seamcall<Entry<'a>> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let modes = (Mode::Shared, Mode::Shared);
-        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, modes)?;
+        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, Leaf::VpEnter.locks())?;
         state.check_state(&mut held, Leaf::VpEnter, tdr)?;
         state.check_tdvps(tdvpr)?;
         if state.vp(tdvpr).state != VcpuState::Ready {
@@ -220,7 +219,6 @@ impl State {
         if exit.status.name == StatusName::NonRecoverableTdNonAccessible {
             // It stays counted; nobody asks any more.
             vp.counted = false;
-            self.td_mut(tdr).lost += 1;
         } else {
             self.leave_epoch(tdvpr, tdr);
         }

@@ -116,6 +116,13 @@ impl TdExit {
         (self.extended & 0xf) as u8
     }
 
+    /// The level at which the guest wanted to accept a page: bits 2:0 of what the extended qualification says of an EPT violation by TDG.MEM.PAGE.ACCEPT. `None` for
+    /// every other exit.
+    pub fn accept_level(&self) -> Option<Level> {
+        let is_accept = self.exit_reason() == EPT_VIOLATION && self.eeq_type() == EeqType::Accept as u8;
+        Level::from_number((self.extended >> 32 & 7) as u8 + 1).filter(|_| is_accept)
+    }
+
     /// The basic exit reason.
     pub const fn exit_reason(&self) -> u32 {
         self.status.details

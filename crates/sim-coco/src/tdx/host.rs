@@ -4,6 +4,7 @@ use super::machine::{Seam, Tdx};
 use super::memory::{DirtyLine, Poison};
 use super::pamt::PageType;
 use super::types::Hkid;
+use super::vp::VcpuState;
 use sim_kernel::sched::Access;
 use sim_kernel::{Cx, PAGE_SIZE, Pfn};
 
@@ -72,10 +73,17 @@ impl Seam<'_> {
     }
 
     /// INVEPT of all contexts: this processor forgets all translations.
+    ///
+    /// # Panics
+    /// If a vCPU is in its TD on this processor, which then executes the guest's instructions: an access is never between its translation and its bytes
+    /// meanwhile.
     #[track_caller]
     pub fn invept_global(self, cx: &Cx<'_>) {
         self.tdx.point(cx);
-        self.tdx.state.lock().lp_mut(self.lp).tlb.flush_all();
+        let mut state = self.tdx.state.lock();
+        let mut here = state.vps.values().filter(|vp| vp.assoc == Some(self.lp));
+        assert!(here.all(|vp| vp.state != VcpuState::Active), "INVEPT on {:?}, which is in a TD", self.lp);
+        state.lp_mut(self.lp).tlb.flush_all();
     }
 }
 

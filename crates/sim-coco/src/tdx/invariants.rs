@@ -1,7 +1,7 @@
 //! What must hold of the module whenever no leaf is in the middle of a step, by the number of the specification. For checkers: nothing here announces a
 //! scheduling point.
 //!
-//! Held elsewhere, at the step that could break them: TDX-INV-010 (every change of a mapping asks [`HostOp::cell`](super::HostOp::cell)), -012 as far as states go (`Td::set_lifecycle`), -013 (`Measurement::finish`),
+//! Held elsewhere, at the step that could break them: TDX-INV-010 (every change of a mapping asks [`HostOp::cell`](super::HostOp::cell)), -012 as far as states go (`Td::set_lifecycle`),
 //! -023 (`State::consume`). TDX-INV-014 is of two states: the tests compare [`Tdx::snapshot`] before and after what fails. -015 to -022 are KVM's.
 
 use super::keys::HkidState;
@@ -377,6 +377,20 @@ fn tdx_inv_012(state: &State) -> Result<(), Violation> {
     Ok(())
 }
 
+/// TDX-INV-013: MRTD is that of the PAGE.ADD and MR.EXTEND that were carried out, and final when those are.
+///
+/// # Errors
+/// The first TD that is measured to be something else.
+fn tdx_inv_013(state: &State) -> Result<(), Violation> {
+    for (tdr, td) in &state.tds {
+        let (is, should_be) = (&td.measurement, &td.carried_out);
+        if is.so_far() != should_be.so_far() || is.mrtd().is_some() != should_be.mrtd().is_some() {
+            return broken("TDX-INV-013", format!("MRTD of {tdr:?} is not that of what was added to it and measured"));
+        }
+    }
+    Ok(())
+}
+
 /// TDX-INV-024: nothing was handed over while the host's caches had lines of it.
 ///
 /// # Errors
@@ -392,7 +406,7 @@ fn tdx_inv_024(state: &State) -> Result<(), Violation> {
 type Check = fn(&State) -> Result<(), Violation>;
 
 /// All of them, by number.
-const ALL: [(&str, Check); 12] = [
+const ALL: [(&str, Check); 13] = [
     ("TDX-INV-001", tdx_inv_001),
     ("TDX-INV-002", tdx_inv_002),
     ("TDX-INV-003", tdx_inv_003),
@@ -404,6 +418,7 @@ const ALL: [(&str, Check); 12] = [
     ("TDX-INV-009", tdx_inv_009),
     ("TDX-INV-011", tdx_inv_011),
     ("TDX-INV-012", tdx_inv_012),
+    ("TDX-INV-013", tdx_inv_013),
     ("TDX-INV-024", tdx_inv_024),
 ];
 

@@ -48,10 +48,12 @@ pub enum Leaf {
     PhymemPamtRemove = 59,
 }
 
-/// The locks of a TD that a leaf takes, in this order; `None`: not at all, or implied by the one before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The locks of a vCPU and its TD that a leaf takes, in this order; `None`: not at all, or implied by the one before.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct LeafLocks {
-    pub(super) tdr: Mode,
+    /// Of a vCPU that the leaf finds by its TDVPR. VP.CREATE takes that of a new page.
+    pub(super) tdvpr: Option<Mode>,
+    pub(super) tdr: Option<Mode>,
     pub(super) op_state: Option<Mode>,
     pub(super) tree: Option<Mode>,
     /// Of the entry that the leaf is about.
@@ -162,11 +164,15 @@ impl Leaf {
         self.op_states().is_none_or(|states| states.contains(&(state as u8)))
     }
 
+    /// Which locks a leaf takes, in its version 0.
     pub(super) const fn locks(self) -> LeafLocks {
-        const X: Mode = Mode::Exclusive;
-        const S: Mode = Mode::Shared;
-        let (tdr, op_state, tree, entry) = match self {
-            Leaf::VpCreate | Leaf::VpAddcx | Leaf::VpInit | Leaf::VpEnter | Leaf::MemTrack => (S, Some(S), None, false),
+        const X: Option<Mode> = Some(Mode::Exclusive);
+        const S: Option<Mode> = Some(Mode::Shared);
+        let (tdvpr, tdr, op_state, tree, entry) = match self {
+            Leaf::VpEnter => (S, S, S, None, false),
+            Leaf::VpAddcx | Leaf::VpInit => (X, S, S, None, false),
+            Leaf::VpFlush => (X, S, None, None, false),
+            Leaf::VpCreate | Leaf::MemTrack => (None, S, S, None, false),
             Leaf::MemSeptAdd
             | Leaf::MemSeptRd
             | Leaf::MemRd
@@ -175,11 +181,108 @@ impl Leaf {
             | Leaf::MemPageRemove
             | Leaf::MemPagePromote
             | Leaf::MemPageDemote
-            | Leaf::MemPageRelocate => (S, Some(S), Some(S), true),
-            Leaf::MemSeptRemove | Leaf::MemRangeBlock | Leaf::MemRangeUnblock => (S, Some(S), Some(X), true),
-            Leaf::VpFlush | Leaf::PhymemPageReclaim => (S, None, None, false),
-            _ => (X, None, None, false),
+            | Leaf::MemPageRelocate => (None, S, S, S, true),
+            Leaf::MemSeptRemove | Leaf::MemRangeBlock | Leaf::MemRangeUnblock => (None, S, S, X, true),
+            Leaf::MngKeyConfig
+            | Leaf::MngAddcx
+            | Leaf::MngInit
+            | Leaf::MngVpflushdone
+            | Leaf::MngKeyFreeid
+            | Leaf::MemPageAdd
+            | Leaf::MrExtend
+            | Leaf::MrFinalize => (None, X, None, None, false),
+            // Of no TD, or of a page whose owner is found by it.
+            Leaf::MngCreate
+            | Leaf::PhymemPageReclaim
+            | Leaf::PhymemPageRdmd
+            | Leaf::PhymemCacheWb
+            | Leaf::PhymemPageWbinvd
+            | Leaf::PhymemPamtAdd
+            | Leaf::PhymemPamtRemove
+            | Leaf::SysKeyConfig
+            | Leaf::SysInit
+            | Leaf::SysTdmrInit
+            | Leaf::SysConfig
+            | Leaf::SysShutdown => (None, None, None, None, false),
         };
-        LeafLocks { tdr, op_state, tree, entry }
+        LeafLocks { tdvpr, tdr, op_state, tree, entry }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The locks of the published table: TDVPR, TDR, op_state, tree, entry.
+    const LOCKS: &str = "
+MngCreate         - - - - -
+MngKeyConfig      - X - - -
+MngAddcx          - X - - -
+MngInit           - X - - -
+MemPageAdd        - X - - -
+MrExtend          - X - - -
+MrFinalize        - X - - -
+VpCreate          - S S - -
+VpAddcx           X S S - -
+VpInit            X S S - -
+VpFlush           X S - - -
+VpEnter           S S S - -
+MemSeptAdd        - S S S e
+MemSeptRemove     - S S X e
+MemSeptRd         - S S S e
+MemRd             - S S S e
+MemWr             - S S S e
+MemPageAug        - S S S e
+MemPageRemove     - S S S e
+MemPagePromote    - S S S e
+MemPageDemote     - S S S e
+MemPageRelocate   - S S S e
+MemRangeBlock     - S S X e
+MemRangeUnblock   - S S X e
+MemTrack          - S S - -
+MngVpflushdone    - X - - -
+MngKeyFreeid      - X - - -
+PhymemCacheWb     - - - - -
+PhymemPageReclaim - - - - -
+PhymemPageWbinvd  - - - - -
+PhymemPageRdmd    - - - - -
+PhymemPamtAdd     - - - - -
+PhymemPamtRemove  - - - - -
+SysKeyConfig      - - - - -
+SysInit           - - - - -
+SysTdmrInit       - - - - -
+SysConfig         - - - - -
+SysShutdown       - - - - -
+";
+
+    #[test]
+    fn locks_are_those_of_the_table() {
+        let letter = |mode: Option<Mode>| match mode {
+            None => "-",
+            Some(Mode::Shared) => "S",
+            Some(Mode::Exclusive) => "X",
+        };
+        let mut rows: Vec<Vec<&str>> = LOCKS.trim().lines().map(|line| line.split_whitespace().collect()).collect();
+        for leaf in Leaf::ALL {
+            let name = format!("{leaf:?}");
+            let at = rows.iter().position(|row| row[0] == name).unwrap_or_else(|| panic!("{name} has no row"));
+            let LeafLocks { tdvpr, tdr, op_state, tree, entry } = leaf.locks();
+            let locks = [letter(tdvpr), letter(tdr), letter(op_state), letter(tree), if entry { "e" } else { "-" }];
+            assert_eq!(rows.remove(at)[1..], locks, "{name}");
+        }
+        assert!(rows.is_empty(), "no leaves: {rows:?}");
+    }
+
+    /// What locks an entry, or can only be executed while a TD is built and so needs not to, has its column in the table of transitions.
+    #[test]
+    fn every_leaf_about_an_entry_is_in_the_table_of_transitions() {
+        use super::super::transitions::HostOp;
+        let about = Leaf::ALL.into_iter().filter(|leaf| leaf.locks().entry);
+        let about = about.chain([Leaf::MemPageAdd, Leaf::MrExtend]).map(|leaf| format!("{leaf:?}"));
+        let mut columns: Vec<String> = HostOp::ALL.iter().map(|op| format!("Mem{op:?}").replace("MemM", "M")).collect();
+        let mut about: Vec<String> = about.collect();
+        columns.sort();
+        about.sort();
+        assert_eq!(columns, about);
     }
 }

@@ -30,6 +30,8 @@ pub enum Injected {
     NoEntropy,
     /// The key could not be made: KEY_GENERATION_FAILED.
     KeyGenerationFailed,
+    /// The locks of the TD are somebody else's when this leaf wants its op_state: OPERAND_BUSY.
+    Busy(Leaf),
     /// The host's call of the leaf fails before it does anything, after so many that do not. Only who calls by number knows: it asks [`Tdx::refuses`].
     Status {
         /// The leaf.
@@ -409,6 +411,11 @@ impl Tdx {
     /// The node of dynamic PAMT for the 2 MiB page that contains the frame.
     pub fn peek_pamt_node(&self, pfn: Pfn) -> Option<PamtNode> {
         self.state.lock().pamt.nodes.get(&PageSize::Size2M.base(pfn)).copied()
+    }
+
+    /// All of them, by the first frame of their 2 MiB page.
+    pub fn peek_pamt_nodes(&self) -> BTreeMap<Pfn, PamtNode> {
+        self.state.lock().pamt.nodes.clone()
     }
 
     /// Pages that are in use, by first frame, size and metadata.

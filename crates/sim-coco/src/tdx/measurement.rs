@@ -58,6 +58,11 @@ impl Measurement {
         self.mrtd = Some(self.context.clone().finalize().into());
     }
 
+    /// MRTD, or what it would be if the TD were final now.
+    pub fn so_far(&self) -> [u8; 48] {
+        self.mrtd.unwrap_or_else(|| self.context.clone().finalize().into())
+    }
+
     /// MRTD, once it is final.
     pub const fn mrtd(&self) -> Option<[u8; 48]> {
         self.mrtd
@@ -85,9 +90,8 @@ impl Default for Measurement {
 impl fmt::Debug for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What was absorbed so far, as the digest that it would give.
-        let so_far: [u8; 48] = self.context.clone().finalize().into();
         f.debug_struct("Measurement")
-            .field("so_far", &so_far)
+            .field("so_far", &self.so_far())
             .field("mrtd", &self.mrtd)
             .field("rtmr", &self.rtmr)
             .finish()

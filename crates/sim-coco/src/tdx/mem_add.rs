@@ -50,6 +50,7 @@ impl Seam<'_> {
         state.assign(page, PamtEntry::owned(PageType::Reg, tdr));
         let measures = !state.is_off(mutants::MEASURES_ADD);
         let td = state.td_mut(tdr);
+        td.carried_out.add_page(found.gpa);
         if measures {
             td.measurement.add_page(found.gpa);
         }

@@ -100,10 +100,3 @@ impl Seam<'_> {
         Ok(found.entry.details(found.level))
     }
 }
-
-impl super::machine::State {
-    /// What is left where something was removed: in a TD that is being imported, a mark that there was something.
-    pub(super) fn removed_state(&self, tdr: sim_kernel::Pfn, to: SeptState) -> SeptState {
-        if to == SeptState::Free && self.td(tdr).op_state.is_import() { SeptState::Removed } else { to }
-    }
-}

@@ -30,7 +30,7 @@ impl Seam<'_> {
     /// `pamt` are the pages for the metadata of a page of 2 MiB.
     ///
     /// # Errors
-    /// The TD's (|RDX); those of the entry (|RCX); GPA_RANGE_NOT_BLOCKED; TLB_TRACKING_NOT_DONE; the page's (|R8); those of the metadata pages (|R9, |R10);
+    /// The TD's (|RDX); those of the entry (|RCX); GPA_RANGE_NOT_BLOCKED; TLB_TRACKING_NOT_DONE; the page's (|R8); those of the metadata pages (|R9, |R10), as of [`Seam::phymem_pamt_add`];
     /// INTERRUPTED_RESTARTABLE while an interrupt of the host waits; BUSY|RCX for the page that is split.
     pub fn mem_page_demote(
         self,
@@ -51,16 +51,17 @@ impl Seam<'_> {
         let page = found.page();
         let mut node_pages = None;
         if state.pamt.is_dynamic && page.size == PageSize::Size2M {
-            let [first, second] = pamt.unwrap_or([Hpa::NULL; 2]);
-            let first = state.new_page(&mut held, first, PageSize::Size4K, OperandId::R9)?;
-            let second = state.new_page(&mut held, second, PageSize::Size4K, OperandId::R10)?;
-            node_pages = Some([first.base, second.base]);
+            let given = pamt.unwrap_or([Hpa::NULL; 2]);
+            node_pages = Some(state.node_pages(&mut held, given, [OperandId::R9, OperandId::R10], None)?);
         }
         if state.lp_mut(self.lp).interrupt {
             return Err(StatusName::InterruptedRestartable.into());
         }
         state.lock_known_page(&mut held, page, Mode::Exclusive, OperandId::RCX)?;
         drop(state);
+        for pfn in node_pages.into_iter().flatten() {
+            self.zero_node_page(cx, pfn);
+        }
         self.tdx.commit_pages(cx, table.base, 1);
         let mut state = self.tdx.state.lock();
         state.demote_metadata(page, node_pages);
@@ -126,9 +127,6 @@ impl State {
         let node_type = if node.is_some() { PageType::Pamt } else { PageType::Nda };
         self.pamt.set(page, PamtEntry { page_type: node_type, ..entry });
         if let Some(pages) = node {
-            for pfn in pages {
-                self.memory.note_handed_over(pfn, 1);
-            }
             self.pamt.nodes.insert(page.base, PamtNode { pages, used: 0 });
         }
         let part = part_size(page.size);

@@ -28,6 +28,7 @@ impl Tdx {
         state.set_entry(walk.slot, walk.entry.with_state(to));
         true
     }
+
     /// Leaves the mark at an entry that a leaf of the host leaves which met a guest's ACCEPT there (TDHP). `false` if there is no entry at that level.
     ///
     /// # Panics

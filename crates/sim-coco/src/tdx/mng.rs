@@ -51,7 +51,7 @@ impl Seam<'_> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
         let package = state.package(self.lp);
-        let tdr = state.open_tdr(&mut held, tdr, Mode::Exclusive, OperandId::RCX)?;
+        let tdr = state.open_tdr(&mut held, Leaf::MngKeyConfig, tdr, OperandId::RCX)?;
         let td = state.td(tdr);
         if td.fatal {
             return Err(StatusName::TdFatal.into());
@@ -94,7 +94,7 @@ impl Seam<'_> {
     pub fn mng_addcx(self, cx: &Cx<'_>, page: Hpa, tdr: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let tdr = state.open_tdr(&mut held, tdr, Mode::Exclusive, OperandId::RDX)?;
+        let tdr = state.open_tdr(&mut held, Leaf::MngAddcx, tdr, OperandId::RDX)?;
         let td = state.td(tdr);
         if td.fatal {
             return Err(StatusName::TdFatal.into());
@@ -135,7 +135,7 @@ impl Seam<'_> {
     pub fn mng_init(self, cx: &Cx<'_>, tdr: Hpa, params: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let tdr = state.open_tdr(&mut held, tdr, Mode::Exclusive, OperandId::RCX)?;
+        let tdr = state.open_tdr(&mut held, Leaf::MngInit, tdr, OperandId::RCX)?;
         state.check_state(&mut held, Leaf::MngInit, tdr)?;
         let at = state.shared_operand(params, TD_PARAMS_BYTES as u64, OperandId::RDX)?;
         let (pfn, offset) = (Pfn(at.0 >> PAGE_SHIFT), at.0 & (PAGE_SIZE - 1));
@@ -164,7 +164,7 @@ impl Seam<'_> {
     pub fn mng_vpflushdone(self, cx: &Cx<'_>, tdr: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let tdr = state.open_tdr(&mut held, tdr, Mode::Exclusive, OperandId::RCX)?;
+        let tdr = state.open_tdr(&mut held, Leaf::MngVpflushdone, tdr, OperandId::RCX)?;
         state.take(&mut held, LockId::Kot, Mode::Exclusive).map_err(|_| KOT_BUSY)?;
         let td = state.td(tdr);
         if td.lifecycle > Lifecycle::KeysConfigured {
@@ -191,7 +191,7 @@ impl Seam<'_> {
     pub fn mng_key_freeid(self, cx: &Cx<'_>, tdr: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let tdr = state.open_tdr(&mut held, tdr, Mode::Exclusive, OperandId::RCX)?;
+        let tdr = state.open_tdr(&mut held, Leaf::MngKeyFreeid, tdr, OperandId::RCX)?;
         if state.td(tdr).lifecycle != Lifecycle::Blocked {
             return Err(StatusName::LifecycleStateIncorrect.into());
         }
@@ -207,20 +207,5 @@ impl Seam<'_> {
         state.kot.entries.remove(&hkid);
         state.td_mut(tdr).set_lifecycle(Lifecycle::Teardown);
         Ok(())
-    }
-}
-
-impl super::machine::State {
-    /// An address in memory of the host, which the module reads: aligned, and not through a private KeyID.
-    pub(super) fn shared_operand(&self, at: Hpa, alignment: u64, operand: OperandId) -> Seamcall<Hpa> {
-        let invalid = SeamFail::new(StatusName::OperandInvalid, operand);
-        let keyid = at.0 >> self.config.keyid_shift;
-        let is_private = u16::try_from(keyid).is_ok_and(|keyid| self.config.is_private(Hkid(keyid)));
-        if !at.0.is_multiple_of(alignment) || keyid >= u64::from(self.config.hkids.end) || is_private {
-            return Err(invalid);
-        }
-        let plain = Hpa(at.0 & ((1 << self.config.keyid_shift) - 1));
-        // Beyond memory nothing answers.
-        if self.memory.has_frame(Pfn(plain.0 >> PAGE_SHIFT)) { Ok(plain) } else { Err(invalid) }
     }
 }

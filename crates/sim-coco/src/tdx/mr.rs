@@ -34,7 +34,9 @@ impl Seam<'_> {
         if state.memory.read(hkid, pfn, gpa.offset() as usize, &mut bytes).is_err() {
             return Err(state.consume(tdr));
         }
-        state.td_mut(tdr).measurement.extend(gpa, &bytes);
+        let td = state.td_mut(tdr);
+        td.carried_out.extend(gpa, &bytes);
+        td.measurement.extend(gpa, &bytes);
         Ok(())
     }
 
@@ -53,6 +55,7 @@ impl Seam<'_> {
         self.tdx.window(cx);
         let mut state = self.tdx.state.lock();
         let td = state.td_mut(tdr);
+        td.carried_out.finish();
         td.measurement.finish();
         td.op_state = OpState::Runnable;
         Ok(())

@@ -7,7 +7,7 @@ use super::config::TdxConfig;
 use super::lock::{Held, Lock, LockId, Mode};
 use super::machine::State;
 use super::status::{OperandId, SeamFail, Seamcall, StatusName};
-use super::types::{Hpa, PageSize};
+use super::types::{Hkid, Hpa, PageSize};
 use sim_kernel::{PAGE_SHIFT, Pfn};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -264,6 +264,19 @@ impl State {
             return Err(SeamFail::new(StatusName::OperandInvalid, operand));
         }
         Ok(Pfn(page.0 >> PAGE_SHIFT))
+    }
+
+    /// An address in memory of the host, which the module reads: aligned, and not through a private KeyID.
+    pub(super) fn shared_operand(&self, at: Hpa, alignment: u64, operand: OperandId) -> Seamcall<Hpa> {
+        let invalid = SeamFail::new(StatusName::OperandInvalid, operand);
+        let keyid = at.0 >> self.config.keyid_shift;
+        let is_private = u16::try_from(keyid).is_ok_and(|keyid| self.config.is_private(Hkid(keyid)));
+        if !at.0.is_multiple_of(alignment) || keyid >= u64::from(self.config.hkids.end) || is_private {
+            return Err(invalid);
+        }
+        let plain = Hpa(at.0 & ((1 << self.config.keyid_shift) - 1));
+        // Beyond memory nothing answers.
+        if self.memory.has_frame(Pfn(plain.0 >> PAGE_SHIFT)) { Ok(plain) } else { Err(invalid) }
     }
 
     /// Whether a page can be had: it is memory, or at least the metadata says that it is not.

@@ -1,6 +1,6 @@
 //! TDH.PHYMEM.PAMT leaves of module 2.0: the host gives pages for the metadata of 2 MiB, and takes them back.
 
-use super::lock::Mode;
+use super::lock::{Held, Mode};
 use super::machine::{Seam, State};
 use super::pamt::{PageType, PamtAt, PamtNode};
 use super::status::{OperandId, SeamFail, Seamcall, StatusName};
@@ -25,6 +25,53 @@ impl State {
             Err(SeamFail::new(StatusName::OperandInvalid, OperandId::RCX))
         }
     }
+
+    /// Two pages that the host gives for metadata, as operands.
+    fn node_operands(&self, pages: [Hpa; 2], operands: [OperandId; 2]) -> Seamcall<[Pfn; 2]> {
+        let mut given = [Pfn(0); 2];
+        for ((pfn, page), operand) in given.iter_mut().zip(pages).zip(operands) {
+            *pfn = self.page_operand(page, operand)?;
+            if !self.memory.has_frame(*pfn) || !self.pamt.covers(*pfn) {
+                return Err(SeamFail::new(StatusName::OperandAddrRangeError, operand));
+            }
+        }
+        Ok(given)
+    }
+
+    /// The same, free, whether or not there is metadata for them. `region`: a page of 2 MiB of which nothing is in use, and which is locked.
+    pub(super) fn node_pages(
+        &mut self,
+        held: &mut Held<'_>,
+        pages: [Hpa; 2],
+        operands: [OperandId; 2],
+        region: Option<Pfn>,
+    ) -> Seamcall<[Pfn; 2]> {
+        let given = self.node_operands(pages, operands)?;
+        for (i, (pfn, operand)) in given.into_iter().zip(operands).enumerate() {
+            let not_free = SeamFail::new(StatusName::PageNotFree, operand);
+            if region != Some(PageSize::Size2M.base(pfn)) {
+                let at = self.pamt_walk(held, pfn, PageSize::Size4K, Mode::Shared, operand)?;
+                if self.pamt.get(at).page_type != PageType::Nda {
+                    return Err(not_free);
+                }
+            }
+            let is_reserved = self.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
+            if self.pamt.is_node_page(pfn) || is_reserved || (i == 1 && given[0] == given[1]) {
+                return Err(not_free);
+            }
+        }
+        Ok(given)
+    }
+}
+
+impl Seam<'_> {
+    /// A page becomes one of metadata: it is zero, under the global key.
+    pub(super) fn zero_node_page(self, cx: &Cx<'_>, pfn: Pfn) {
+        self.tdx.commit_pages(cx, pfn, 1);
+        let mut state = self.tdx.state.lock();
+        state.memory.note_handed_over(pfn, 1);
+        state.memory.zero_page(self.tdx.config.global_hkid(), pfn);
+    }
 }
 
 impl Seam<'_> {
@@ -38,38 +85,15 @@ impl Seam<'_> {
         let mut state = self.tdx.state.lock();
         let region = state.pamt_region(page)?;
         let operands = [OperandId::RDX, OperandId::R8];
-        let mut given = [Pfn(0); 2];
-        for ((pfn, page), operand) in given.iter_mut().zip(pages).zip(operands) {
-            *pfn = state.page_operand(page, operand)?;
-            if !state.memory.has_frame(*pfn) || !state.pamt.covers(*pfn) {
-                return Err(SeamFail::new(StatusName::OperandAddrRangeError, operand));
-            }
-        }
+        state.node_operands(pages, operands)?;
         let at = state.pamt_walk(&mut held, region, PageSize::Size2M, Mode::Exclusive, OperandId::RCX)?;
         if at.size != PageSize::Size2M || state.pamt.get(at).page_type != PageType::Nda {
             return Err(SeamFail::new(StatusName::HpaRangeNotFree, OperandId::RCX));
         }
-        for (pfn, operand) in given.into_iter().zip(operands) {
-            let not_free = SeamFail::new(StatusName::PageNotFree, operand);
-            // Of the region itself nothing is in use.
-            if PageSize::Size2M.base(pfn) != region {
-                let at = state.pamt_walk(&mut held, pfn, PageSize::Size4K, Mode::Shared, operand)?;
-                if state.pamt.get(at).page_type != PageType::Nda {
-                    return Err(not_free);
-                }
-            }
-            let is_reserved = state.pamt.get(PamtAt { size: PageSize::Size4K, base: pfn }).page_type == PageType::Rsvd;
-            if state.pamt.is_node_page(pfn) || is_reserved || (operand == OperandId::R8 && given[0] == given[1]) {
-                return Err(not_free);
-            }
-        }
+        let given = state.node_pages(&mut held, pages, operands, Some(region))?;
         drop(state);
-        let global = self.tdx.config.global_hkid();
         for pfn in given {
-            self.tdx.commit_pages(cx, pfn, 1);
-            let mut state = self.tdx.state.lock();
-            state.memory.note_handed_over(pfn, 1);
-            state.memory.zero_page(global, pfn);
+            self.zero_node_page(cx, pfn);
         }
         let mut state = self.tdx.state.lock();
         let entry = state.pamt.get(at);

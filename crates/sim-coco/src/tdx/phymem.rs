@@ -191,10 +191,3 @@ impl State {
         td.chldcnt -= at.size.pages();
     }
 }
-
-impl Hpa {
-    /// The address with a KeyID, on a machine where KeyIDs begin at bit `shift`.
-    pub const fn with_keyid(self, hkid: Hkid, shift: u32) -> Hpa {
-        Hpa(self.0 | (hkid.0 as u64) << shift)
-    }
-}

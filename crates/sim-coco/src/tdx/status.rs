@@ -118,7 +118,6 @@ impl OperandId {
     pub const RTMR: OperandId = OperandId(168);
     pub const TD_EPOCH: OperandId = OperandId(169);
     pub const OP_STATE: OperandId = OperandId(172);
-    pub const TDMR: OperandId = OperandId(185);
     pub const KOT: OperandId = OperandId(186);
     pub const KET: OperandId = OperandId(187);
     pub const WBCACHE: OperandId = OperandId(188);

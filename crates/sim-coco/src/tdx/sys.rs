@@ -47,6 +47,7 @@ impl<'a> Seam<'a> {
         }
         state.take(&mut held, LockId::Sys, Mode::Exclusive).map_err(|_| SeamFail::bare(StatusName::SysBusy))?;
         drop(state);
+        self.tdx.window(cx);
         Ok(held)
     }
 

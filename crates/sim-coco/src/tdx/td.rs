@@ -168,8 +168,8 @@ pub(super) struct Td {
     pub(super) num_assoc: u32,
     pub(super) params: TdParams,
     pub(super) measurement: Measurement,
-    /// vCPUs that were inside when the TD became fatal, and are still counted.
-    pub(super) lost: u32,
+    /// The same of the leaves that were carried out, whether or not they were measured: for TDX-INV-013.
+    pub(super) carried_out: Measurement,
     /// NOTIFY_ENABLES bit 0: the guest wants to hear of zero-stepping.
     pub(super) notify_zero_step: bool,
 }
@@ -193,7 +193,7 @@ impl Td {
             num_assoc: 0,
             params: TdParams::default(),
             measurement: Measurement::new(),
-            lost: 0,
+            carried_out: Measurement::new(),
             notify_zero_step: false,
         }
     }

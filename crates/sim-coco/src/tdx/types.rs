@@ -17,6 +17,11 @@ impl Hpa {
         Hpa(pfn.0 << PAGE_SHIFT)
     }
 
+    /// The address with a KeyID, on a machine where KeyIDs begin at bit `shift`.
+    pub const fn with_keyid(self, hkid: Hkid, shift: u32) -> Hpa {
+        Hpa(self.0 | (hkid.0 as u64) << shift)
+    }
+
     /// Whether a page of 4 KiB starts here.
     pub const fn is_page_aligned(self) -> bool {
         self.0 & (PAGE_SIZE - 1) == 0

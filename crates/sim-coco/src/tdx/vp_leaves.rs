@@ -1,6 +1,6 @@
 //! TDH.VP leaves except VP.ENTER: a vCPU is made, initialised, and leaves its processor.
 
-use super::leaf::Leaf;
+use super::leaf::{Leaf, LeafLocks};
 use super::lock::{Held, LockId, Mode};
 use super::machine::{Seam, State};
 use super::pamt::{PageType, PamtEntry};
@@ -10,18 +10,19 @@ use super::vp::{VcpuState, Vp};
 use sim_kernel::{Cx, Pfn};
 
 impl State {
-    /// The vCPU of an operand (|RCX), and its TD, both locked.
+    /// The vCPU of an operand, and its TD, both locked as these say.
     pub(super) fn open_vp(
         &mut self,
         held: &mut Held<'_>,
         tdvpr: Hpa,
         operand: OperandId,
-        modes: (Mode, Mode),
+        locks: LeafLocks,
     ) -> Seamcall<(Pfn, Pfn)> {
-        let tdvpr = self.lock_page(held, tdvpr, PageType::Tdvpr, modes.0, operand)?.base;
+        let LeafLocks { tdvpr: Some(of_vp), tdr: Some(of_td), .. } = locks else { unreachable!("a leaf of a vCPU") };
+        let tdvpr = self.lock_page(held, tdvpr, PageType::Tdvpr, of_vp, operand)?.base;
         let tdr = self.vp(tdvpr).tdr;
         let busy = SeamFail::new(StatusName::OperandBusy, OperandId::TDR);
-        self.take(held, LockId::Pamt(PageSize::Size4K, tdr), modes.1).map_err(|_| busy)?;
+        self.take(held, LockId::Pamt(PageSize::Size4K, tdr), of_td).map_err(|_| busy)?;
         Ok((tdvpr, tdr))
     }
 
@@ -59,8 +60,7 @@ impl Seam<'_> {
     pub fn vp_addcx(self, cx: &Cx<'_>, page: Hpa, tdvpr: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let modes = (Mode::Exclusive, Mode::Shared);
-        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RDX, modes)?;
+        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RDX, Leaf::VpAddcx.locks())?;
         state.check_state(&mut held, Leaf::VpAddcx, tdr)?;
         if state.vp(tdvpr).state != VcpuState::Uninit {
             return Err(StatusName::VcpuStateIncorrect.into());
@@ -87,8 +87,11 @@ impl Seam<'_> {
     pub fn vp_init(self, cx: &Cx<'_>, tdvpr: Hpa, rcx: u64, x2apic_id: Option<u64>) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let of_td = if x2apic_id.is_some() { Mode::Exclusive } else { Mode::Shared };
-        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, (Mode::Exclusive, of_td))?;
+        let mut locks = Leaf::VpInit.locks();
+        if x2apic_id.is_some() {
+            locks.tdr = Some(Mode::Exclusive);
+        }
+        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, locks)?;
         state.check_state(&mut held, Leaf::VpInit, tdr)?;
         let x2apic_id = match x2apic_id.map(u32::try_from) {
             None => None,
@@ -133,8 +136,7 @@ impl Seam<'_> {
     pub fn vp_flush(self, cx: &Cx<'_>, tdvpr: Hpa) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let modes = (Mode::Exclusive, Mode::Shared);
-        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, modes)?;
+        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RCX, Leaf::VpFlush.locks())?;
         if state.td(tdr).lifecycle != super::td::Lifecycle::KeysConfigured {
             return Err(StatusName::TdKeysNotConfigured.into());
         }
@@ -164,8 +166,8 @@ impl Seam<'_> {
     ) -> Seamcall<()> {
         let mut held = self.begin(cx)?;
         let mut state = self.tdx.state.lock();
-        let modes = (Mode::Exclusive, Mode::Shared);
-        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RDX, modes)?;
+        let locks = LeafLocks { tdvpr: Some(Mode::Exclusive), tdr: Some(Mode::Shared), ..LeafLocks::default() };
+        let (tdvpr, tdr) = state.open_vp(&mut held, tdvpr, OperandId::RDX, locks)?;
         state.check_usable(tdr)?;
         state.vp_mut(tdvpr).shared_ept = Some(tables);
         Ok(())

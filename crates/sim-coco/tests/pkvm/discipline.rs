@@ -8,6 +8,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 const PAGE: u64 = 0x1000;
+/// Pages of a root at most: so many tables of its level can be concatenated.
+const ROOT_PAGES: u64 = 16;
 const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
 /// What may change in a valid descriptor without a break: permissions, the access flag, and the bits that are software's.
 const SOFT: u64 = 1 << 6 | 1 << 7 | 1 << 10 | 1 << 54 | 0xf << 55;
@@ -76,15 +78,24 @@ pub(crate) struct Checker {
     touched_hyp: BTreeSet<u64>,
 }
 
-fn number(record: &Value, field: &str) -> u64 {
-    match &record[field] {
-        Value::String(text) => u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("a hexadecimal number"),
-        other => other.as_u64().unwrap_or_else(|| panic!("{field} of {record} is a number")),
-    }
+/// A hexadecimal number in a text, or a number as it is.
+fn number(record: &Value, field: &str) -> Result<u64, String> {
+    let found = match &record[field] {
+        Value::String(text) => text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok()),
+        other => other.as_u64(),
+    };
+    found.ok_or_else(|| format!("`{field}` is no number"))
 }
 
-fn text<'a>(record: &'a Value, field: &str) -> &'a str {
-    record[field].as_str().unwrap_or_else(|| panic!("{field} of {record} is a text"))
+/// The same, of a page.
+fn page_of(record: &Value, field: &str) -> Result<u64, String> {
+    let page = number(record, field)?;
+    ensure(page & !ADDRESS == 0, format!("`{field}` is no page"))?;
+    Ok(page)
+}
+
+fn text<'a>(record: &'a Value, field: &str) -> Result<&'a str, String> {
+    record[field].as_str().ok_or_else(|| format!("`{field}` is no text"))
 }
 
 fn span(level: u64) -> u64 {
@@ -103,23 +114,40 @@ impl Checker {
     /// Reads JSON Lines.
     ///
     /// # Errors
-    /// The first line that breaks the discipline, and how.
+    /// The first line that breaks the discipline or is not of the format, and how; what is left to do at the end.
     pub(crate) fn check(lines: &str) -> Result<(), String> {
         let mut checker = Checker::default();
         for (i, line) in lines.lines().enumerate() {
             let record: Value = serde_json::from_str(line).map_err(|error| format!("line {}: {error}", i + 1))?;
             checker.step(&record).map_err(|what| format!("line {}: {what}: {line}", i + 1))?;
         }
+        if let Some((cpu, call)) = checker.calls.iter().next() {
+            return Err(format!("the recording ends in the middle of {call} on processor {cpu}"));
+        }
         let left = checker.broken.values().next();
         left.map_or(Ok(()), |broken| Err(format!("TLBs may still have {broken:x?}")))
     }
 
+    /// Reads a file of them; answers how many lines.
+    ///
+    /// # Errors
+    /// That it cannot be read, that there is nothing in it, or as [`Checker::check`].
+    #[allow(dead_code, reason = "not every binary that has this module reads files")]
+    pub(crate) fn check_file(path: &std::path::Path) -> Result<usize, String> {
+        let lines = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if lines.trim().is_empty() {
+            return Err(format!("{}: nothing is recorded here", path.display()));
+        }
+        Checker::check(&lines).map_err(|what| format!("{}: {what}", path.display()))?;
+        Ok(lines.lines().count())
+    }
+
     fn step(&mut self, record: &Value) -> Result<(), String> {
-        let cpu = number(record, "cpu");
-        match text(record, "event") {
+        let cpu = number(record, "cpu")?;
+        match text(record, "event")? {
             "lock" => self.lock(cpu, record),
             "unlock" => {
-                let lock = (text(record, "lock").to_string(), record.get("vmid").and_then(Value::as_u64));
+                let lock = (text(record, "lock")?.to_string(), record.get("vmid").and_then(Value::as_u64));
                 ensure(self.locks.entry(cpu).or_default().remove(&lock), "a lock is released that is not held")?;
                 match &*lock.0 {
                     "host" => self.host_done(),
@@ -128,35 +156,36 @@ impl Checker {
                 }
             }
             "enter" => {
-                self.calls.insert(cpu, text(record, "call").to_string());
-                Ok(())
+                let call = text(record, "call")?.to_string();
+                let before = self.calls.insert(cpu, call);
+                ensure(before.is_none(), "a call in the middle of another")
             }
             "exit" => {
-                self.calls.remove(&cpu);
+                let call = text(record, "call")?;
+                ensure(self.calls.remove(&cpu).is_some_and(|of| of == call), "the end of a call that did not begin")?;
                 ensure(self.locks.get(&cpu).is_none_or(BTreeSet::is_empty), "a lock is held at the end")
             }
             "root" => {
-                let (first, vmid) = (number(record, "page"), number(record, "vmid"));
-                (0..number(record, "pages")).try_for_each(|i| self.table(first + i * PAGE, vmid))
+                let (first, vmid, pages) =
+                    (page_of(record, "page")?, number(record, "vmid")?, number(record, "pages")?);
+                ensure((1..=ROOT_PAGES).contains(&pages), "a root has a page, and at most sixteen")?;
+                (0..pages).try_for_each(|i| self.table(first + i * PAGE, vmid))
             }
-            "table" => self.table(number(record, "page"), number(record, "vmid")),
+            "table" => self.table(page_of(record, "page")?, number(record, "vmid")?),
             "table-gone" => {
-                let page = number(record, "page");
+                let page = page_of(record, "page")?;
                 self.drop_entries(|_, entry| entry.at & !(PAGE - 1) == page);
                 ensure(self.tables.remove(&page).is_some(), "no table")
             }
             "root-gone" => {
-                let vmid = number(record, "vmid");
+                let vmid = number(record, "vmid")?;
                 ensure(!self.cached.contains_key(&vmid), "TLBs may still have something of the VMID")?;
                 self.drop_entries(|of, _| of == vmid);
                 self.tables.retain(|_, of| *of != vmid);
                 Ok(())
             }
             "pte" => self.pte(cpu, record),
-            "tlbi" => {
-                self.tlbi(cpu, record);
-                Ok(())
-            }
+            "tlbi" => self.tlbi(cpu, record),
             "dsb" => {
                 self.broken.retain(|_, broken| broken.cpu != cpu || broken.stage != Stage::Invalidated);
                 for broken in self.broken.values_mut().filter(|broken| broken.cpu == cpu) {
@@ -166,7 +195,7 @@ impl Checker {
                 Ok(())
             }
             "zero" => {
-                let page = number(record, "page");
+                let page = page_of(record, "page")?;
                 // No vCPU of a VM runs that is being torn down; elsewhere a guest that maps the page may write it again.
                 let dying = self.calls.get(&cpu).is_some_and(|call| call == "reclaim_dying_guest_page");
                 if dying || !self.mapped.contains_key(&page) {
@@ -176,7 +205,7 @@ impl Checker {
             }
             "state" => self.state(record),
             "el2-map" => {
-                let page = number(record, "page");
+                let page = page_of(record, "page")?;
                 self.touched_hyp.insert(page);
                 if record["mapped"] == true {
                     self.el2.insert(page)
@@ -191,8 +220,9 @@ impl Checker {
 
     /// Locks are taken in one order.
     fn lock(&mut self, cpu: u64, record: &Value) -> Result<(), String> {
-        let class = text(record, "lock");
+        let class = text(record, "lock")?;
         let rank = |class: &str| ["vm_table", "host", "hyp", "vm"].iter().position(|of| *of == class);
+        ensure(rank(class).is_some(), format!("no lock: {class}"))?;
         let held = self.locks.entry(cpu).or_default();
         if let Some((other, _)) = held.iter().find(|(other, _)| rank(other) >= rank(class)) {
             return Err(format!("{class} after {other}"));
@@ -253,8 +283,10 @@ impl Checker {
     }
 
     fn pte(&mut self, cpu: u64, record: &Value) -> Result<(), String> {
-        let (at, vmid, level) = (number(record, "at"), number(record, "vmid"), number(record, "level"));
-        let (old, new, ipa) = (number(record, "old"), number(record, "new"), number(record, "ipa"));
+        let (at, vmid, level) = (number(record, "at")?, number(record, "vmid")?, number(record, "level")?);
+        let (old, new, ipa) = (number(record, "old")?, number(record, "new")?, page_of(record, "ipa")?);
+        ensure(at % 8 == 0, "`at` is no descriptor's address")?;
+        ensure(level <= 3 && ipa % span(level) == 0, "`level` and `ipa` are of no descriptor")?;
         ensure(self.tables.get(&(at & !(PAGE - 1))) == Some(&vmid), "written outside the tables of its tree")?;
         ensure(self.memory.get(&at).copied().unwrap_or(0) == old, "what was there is something else")?;
         let lock = if vmid == 0 { ("host".to_string(), None) } else { ("vm".to_string(), Some(vmid)) };
@@ -262,6 +294,8 @@ impl Checker {
         ensure(locked, "written without the lock of its tree")?;
         self.memory.insert(at, new);
         let table = |pte: u64| pte & 3 == 3 && level < 3;
+        let is_block = new & 1 != 0 && !table(new);
+        ensure(!is_block || level > 0 && new & ADDRESS & (span(level) - 1) == 0, "there is no such block")?;
         match (old & 1 != 0, new & 1 != 0) {
             (true, true) => ensure((old ^ new) & !SOFT == 0 && !table(old), "break before make")?,
             (true, false) => {
@@ -300,13 +334,13 @@ impl Checker {
         Ok(())
     }
 
-    fn tlbi(&mut self, cpu: u64, record: &Value) {
-        let vmid = number(record, "vmid");
+    fn tlbi(&mut self, cpu: u64, record: &Value) -> Result<(), String> {
+        let vmid = number(record, "vmid")?;
         // What is on one processor only cleans nothing.
-        if !text(record, "op").ends_with("is") {
-            return;
+        if !text(record, "op")?.ends_with("is") {
+            return Ok(());
         }
-        let first = record.get("ipa").map(|_| number(record, "ipa"));
+        let first = record.get("ipa").map(|_| number(record, "ipa")).transpose()?;
         let (pages, hint) = ["pages", "level"].map(|field| record.get(field).and_then(Value::as_u64)).into();
         if first.is_none()
             && let Some(flushed) = self.cached.get_mut(&vmid)
@@ -318,7 +352,9 @@ impl Checker {
             let all = broken.ipa..broken.ipa + span(broken.level);
             let hit = match (first, pages) {
                 (None, _) => true,
-                (Some(first), Some(pages)) => first <= all.start && all.end <= first + pages * PAGE,
+                (Some(first), Some(pages)) => {
+                    first <= all.start && all.end <= first.saturating_add(pages.saturating_mul(PAGE))
+                }
                 // The hint is the level of a leaf.
                 (Some(ipa), None) => {
                     all.contains(&ipa) && hint.is_none_or(|level| level == broken.level && !broken.table)
@@ -328,12 +364,15 @@ impl Checker {
                 broken.stage = Stage::Invalidated;
             }
         }
+        Ok(())
     }
 
     fn state(&mut self, record: &Value) -> Result<(), String> {
-        let page = number(record, "page");
-        let (from, to) = (text(record, "from"), text(record, "to"));
-        if text(record, "component") == "hyp" {
+        let page = page_of(record, "page")?;
+        let (from, to) = (text(record, "from")?, text(record, "to")?);
+        let component = text(record, "component")?;
+        ensure(matches!(component, "host" | "hyp"), format!("no component: {component}"))?;
+        if component == "hyp" {
             self.touched_hyp.insert(page);
             if to == "NOPAGE" {
                 self.hyp.remove(&page)

@@ -118,6 +118,17 @@ fn every_invariant_can_fail() {
         ("PKVM-INV-017", NONE.with(mutants::K09), |cx, both| {
             both.donated(cx, GFN);
         }),
+        // A table in the place of a block.
+        ("PKVM-INV-023", NONE.with(mutants::NO_BBM), |cx, both| {
+            let head = both.huge();
+            assert!(both.host_read(cx, IDLE, head).is_some());
+            assert_eq!(both.donate(cx, P, head + 9, GFN), OK);
+        }),
+        ("PKVM-INV-024", NONE.with(mutants::K04), |cx, both| {
+            let pfn = both.donated(cx, GFN);
+            both.pkvm.el2(cx, P).guest_share_host(&both.pkvm.loaded(P).unwrap(), GFN).unwrap();
+            assert_eq!(both.force(cx, pfn), OK);
+        }),
     ];
     let shown: BTreeSet<&str> = rows.iter().map(|(id, ..)| *id).collect();
     assert_eq!(shown, invariants::ALL.iter().map(|(id, _)| *id).collect());

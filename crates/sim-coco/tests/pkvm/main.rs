@@ -2,6 +2,7 @@
 
 mod access;
 mod boot;
+mod corrupted;
 mod discipline;
 mod exhaustive;
 mod guest;

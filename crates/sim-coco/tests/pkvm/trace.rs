@@ -9,7 +9,7 @@ use sim_kernel::{Cx, Errno, Mutant, MutantSet};
 use sim_mmu::Gfn;
 use std::collections::BTreeSet;
 
-fn recorded(without: Option<Mutant>, work: impl FnOnce(&Cx<'_>, &Both)) -> String {
+pub(crate) fn recorded(without: Option<Mutant>, work: impl FnOnce(&Cx<'_>, &Both)) -> String {
     Sim::sequential().solo(|cx| {
         cx.set_mutants(without.into_iter().collect::<MutantSet>());
         let both = Both::new(cx, PkvmConfig { trace: true, ..config() });
@@ -19,7 +19,7 @@ fn recorded(without: Option<Mutant>, work: impl FnOnce(&Cx<'_>, &Both)) -> Strin
 }
 
 /// Something of everything that changes stage 2.
-fn everything(cx: &Cx<'_>, both: &Both) {
+pub(crate) fn everything(cx: &Cx<'_>, both: &Both) {
     let gfn = |i| Gfn(GFN.0 + i);
     let vcpu = both.pkvm.loaded(P).unwrap();
     let el2 = both.pkvm.el2(cx, P);

@@ -168,7 +168,7 @@ fn td_045_a_page_that_was_not_accepted() {
 }
 
 #[test]
-fn td_045_without_ve_the_host_hears_of_it() {
+fn td_045_td_048_without_ve_the_host_hears_of_it() {
     with(|cx, machine| {
         let params = TdParams { attributes: TdAttributes::SEPT_VE_DISABLE.bits(), ..params() };
         let (tdr, tdvpr) = machine.running_with(cx, K, &params);

@@ -1,7 +1,9 @@
-//! Every state of the Secure EPT against what a guest does: ACCEPT, reads, writes, ATTR.RD and ATTR.WR (§2.3).
+//! Every state of the Secure EPT against what a guest does: ACCEPT, reads, writes, ATTR.RD and ATTR.WR (§2.3), and being entered (§3.6).
 
 use crate::machine::{GPA, LP, Machine, config, info, leave, params, pfn};
-use sim_coco::tdx::{GuestStop, Hpa, InTd, STATES, SeptState, Status, StatusName, TdAttributes, TdParams, TdxConfig};
+use sim_coco::tdx::{
+    Entry, GuestStop, Hpa, InTd, STATES, SeptState, Status, StatusName, TdAttributes, TdParams, TdxConfig,
+};
 use sim_kernel::Cx;
 use sim_kernel::sched::Sim;
 use sim_mmu::Level;
@@ -121,4 +123,48 @@ fn what_attributes_say() {
         assert_eq!(format!("{refused:?}"), "OPERAND_INVALID|2");
         leave(cx, guest);
     });
+}
+
+/// A VP.ENTER that stops zero-stepping goes the same way as the accesses that faulted: only an entry with all permissions lets the vCPU in, at whatever size.
+#[test]
+fn every_state_against_an_entry_that_stops_zero_stepping() {
+    let config = TdxConfig { contention: false, ..config() };
+    for of in &STATES {
+        let is_table = matches!(of.state, SeptState::NlMapped | SeptState::NlBlocked);
+        let levels: &[Level] = if is_table { &[Level::L2M] } else { &[Level::L4K, Level::L2M] };
+        for level in levels {
+            Sim::sequential().solo(|cx| {
+                let machine = Machine::new(cx, config.clone());
+                let (tdr, tdvpr) = prepare(cx, &machine, SeptState::Free, *level, false);
+                for _ in 0..7 {
+                    let mut guest = machine.enter(cx, tdvpr, LP);
+                    assert!(guest.read_u64(cx, GPA).is_err());
+                }
+                match of.state {
+                    SeptState::Free | SeptState::Removed => {}
+                    _ if is_table => {
+                        machine.table(cx, tdr, GPA, *level);
+                    }
+                    _ => {
+                        machine.aug(cx, tdr, GPA, *level);
+                    }
+                }
+                if machine.state(tdr, GPA, *level) != Some(of.state) {
+                    assert!(machine.tdx.force_sept_state(pfn(tdr), GPA.gfn(), *level, of.state));
+                }
+                let entered = match machine.tdx.on(LP).vp_enter(cx, tdvpr).unwrap() {
+                    Entry::Inside(guest) => {
+                        leave(cx, guest);
+                        true
+                    }
+                    Entry::Exit(exit) => {
+                        assert_eq!((exit.eeq_type(), exit.gpa), (0, GPA), "{:?}", of.state);
+                        false
+                    }
+                };
+                let lets_in = matches!(of.state, SeptState::Mapped | SeptState::ExpDirty);
+                assert_eq!(entered, lets_in, "{:?} at {level:?}", of.state);
+            });
+        }
+    }
 }

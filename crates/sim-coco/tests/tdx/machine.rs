@@ -18,6 +18,8 @@ pub(crate) const GPA: Gpa = Gpa(0x4020_0000);
 pub(crate) const LP: Lp = Lp(0);
 
 const RAM: u64 = 64 << 20;
+/// Of a machine that has a page of 1 GiB, and the usual beside it.
+const LARGE_RAM: u64 = 3 << 30;
 
 pub(crate) struct Machine {
     pub(crate) tdx: Tdx,
@@ -42,7 +44,16 @@ pub(crate) fn name<T: std::fmt::Debug>(answer: Seamcall<T>) -> StatusName {
 
 impl Machine {
     pub(crate) fn new(cx: &Cx<'_>, config: TdxConfig) -> Machine {
-        let phys = Arc::new(PhysMem::new(cx, RAM));
+        Machine::with_memory(cx, config, RAM)
+    }
+
+    /// A machine that has a page of 1 GiB.
+    pub(crate) fn large(cx: &Cx<'_>, config: TdxConfig) -> Machine {
+        Machine::with_memory(cx, TdxConfig { tdmrs: vec![Tdmr::below(LARGE_RAM >> 12)], ..config }, LARGE_RAM)
+    }
+
+    fn with_memory(cx: &Cx<'_>, config: TdxConfig, bytes: u64) -> Machine {
+        let phys = Arc::new(PhysMem::new(cx, bytes));
         let tdx = Tdx::new(cx, Arc::clone(&phys), config);
         tdx.bring_up(cx);
         Machine { tdx, phys }
@@ -56,6 +67,19 @@ impl Machine {
     /// 512 of them.
     pub(crate) fn huge(&self) -> Hpa {
         Hpa::of(self.phys.alloc_huge_zeroed().unwrap())
+    }
+
+    /// Frames of the host in a row, as many as a page of this level has, and aligned as one.
+    pub(crate) fn frames_of(&self, level: Level) -> Hpa {
+        if level < Level::L1G {
+            return self.of_level(level);
+        }
+        let is_first = |page: &Hpa| page.0.is_multiple_of(1 << 30);
+        let first = std::iter::repeat_with(|| self.huge()).find(is_first).expect("an endless search");
+        for i in 1..512 {
+            assert_eq!(self.huge(), Hpa(first.0 + (i << 21)), "frames come in a row");
+        }
+        first
     }
 
     pub(crate) fn of_level(&self, level: Level) -> Hpa {
@@ -129,6 +153,25 @@ impl Machine {
         let page = self.of_level(level);
         self.tdx.on(LP).mem_page_aug(cx, info(gpa, level), tdr, page).unwrap();
         page
+    }
+
+    /// Pages that the guest has yet to accept behind every entry of a table, which an entry of `level` for the address leads to; they lie in a row.
+    pub(crate) fn fill_table(&self, cx: &Cx<'_>, tdr: Hpa, gpa: Gpa, level: Level) -> Hpa {
+        let (first, below) = (self.frames_of(level), level.down().unwrap());
+        for i in 0..512 {
+            let offset = (i * below.span()) << 12;
+            let page = Hpa(first.0 + offset);
+            self.tdx.on(LP).mem_page_aug(cx, info(Gpa(gpa.0 + offset), below), tdr, page).unwrap();
+        }
+        first
+    }
+
+    /// A page of 1 GiB that the guest has yet to accept: no leaf adds one, so it is promoted.
+    pub(crate) fn giant(&self, cx: &Cx<'_>, tdr: Hpa, gpa: Gpa) -> Hpa {
+        self.table(cx, tdr, gpa, Level::L1G);
+        let first = self.fill_table(cx, tdr, gpa, Level::L1G);
+        self.tdx.on(LP).mem_page_promote(cx, info(gpa, Level::L1G), tdr).unwrap();
+        first
     }
 
     /// A page with zeroes, while the TD is built.

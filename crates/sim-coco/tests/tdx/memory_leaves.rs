@@ -299,7 +299,7 @@ fn td_023_leaves_in_the_wrong_op_state() {
 /// A call of each leaf that is about a TD and looks at its op state.
 type Call = (sim_coco::tdx::Leaf, fn(&Cx<'_>, &Machine, Hpa, Hpa) -> StatusName);
 
-const CALLS: [Call; 20] = {
+const CALLS: [Call; 22] = {
     use sim_coco::tdx::Leaf;
     [
         (Leaf::MngInit, |cx, machine, tdr, _| name(machine.tdx.on(LP).mng_init(cx, tdr, machine.page()))),
@@ -334,13 +334,17 @@ const CALLS: [Call; 20] = {
         }),
         (Leaf::MemTrack, |cx, machine, tdr, _| name(machine.tdx.on(LP).mem_track(cx, tdr))),
         (Leaf::MemRangeUnblock, |cx, machine, tdr, _| name(machine.tdx.on(LP).mem_range_unblock(cx, AT, tdr))),
+        // The vCPU is not complete, which is looked at later.
+        (Leaf::VpEnter, |cx, machine, _, tdvpr| name(machine.tdx.on(LP).vp_enter(cx, tdvpr))),
+        // The seventh page.
+        (Leaf::MngAddcx, |cx, machine, tdr, _| name(machine.tdx.on(LP).mng_addcx(cx, machine.page(), tdr))),
     ]
 };
 
 #[test]
 fn every_op_state_against_every_leaf() {
     // Allowed op states by the leaf, as the specification lists them.
-    let allowed: [(&str, &[u8]); 20] = [
+    let allowed: [(&str, &[u8]); 22] = [
         ("MngInit", &[0]),
         ("MemPageAdd", &[1]),
         ("MemSeptAdd", &[1, 2, 3, 6, 7, 8, 9]),
@@ -361,6 +365,8 @@ fn every_op_state_against_every_leaf() {
         ("MemSeptRemove", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
         ("MemTrack", &[1, 2, 3, 4, 5, 6, 7, 8, 9]),
         ("MemRangeUnblock", &[1, 2, 3, 4, 5, 8, 9]),
+        ("VpEnter", &[2, 3, 9]),
+        ("MngAddcx", &[0]),
     ];
     for ((leaf, call), (of, states)) in CALLS.into_iter().zip(allowed) {
         assert_eq!(format!("{leaf:?}"), of);

@@ -356,6 +356,13 @@ fn r01_a_page_is_taken_from_a_guest_that_uses_it() {
 }
 
 #[test]
+fn the_module_is_shut_down_twice() {
+    let here: Task = |cx, machine, _| told(machine.tdx.on(LP).sys_shutdown(cx));
+    let (busy, done) = ("SYS_BUSY|0", "SYS_SHUTDOWN|0");
+    expect(&pairs(true, plain, [here, here]), [[OK, busy], [busy, OK], [OK, done], [done, OK]]);
+}
+
+#[test]
 fn operations_on_different_tds_do_not_meet() {
     let mine: Task = |cx, machine, pages| told(machine.tdx.on(LP).mem_page_aug(cx, AT, pages.tdr, machine.page()));
     let theirs: Task = |cx, machine, pages| {

@@ -1,8 +1,9 @@
-//! DEMOTE and PROMOTE: TD-019, TD-020, TD-037.
+//! DEMOTE and PROMOTE: TD-019, TD-020, TD-037; pages of 1 GiB: TD-031, TD-032.
 
-use crate::machine::{GPA, K, LP, Machine, info, leave, name, params, pfn, told, with};
+use crate::machine::{GPA, K, LP, Machine, config, info, leave, name, params, pfn, told, with};
 use sim_coco::tdx::{Hpa, Injected, PageSize, PageType, SeptEntry, SeptInfo, SeptState, StatusName};
 use sim_kernel::Cx;
+use sim_kernel::sched::Sim;
 use sim_mmu::{Gpa, Level};
 
 const LARGE: SeptInfo = SeptInfo::new(GPA, Level::L2M);
@@ -169,14 +170,145 @@ fn a_page_that_is_half_accepted_is_accepted_anew_when_it_is_split() {
     });
 }
 
+/// A machine that has a page of 1 GiB.
+fn with_large(test: impl FnOnce(&Cx<'_>, &Machine)) {
+    Sim::sequential().solo(|cx| {
+        let machine = Machine::large(cx, config());
+        test(cx, &machine);
+        machine.tdx.check_invariants().unwrap();
+    });
+}
+
+/// A TD that is being built, with a page of 1 GiB at [`GIANT`] and its first frame.
+fn giant(cx: &Cx<'_>, machine: &Machine) -> (Hpa, Hpa) {
+    let tdr = machine.initialized(cx, K, &params());
+    machine.table(cx, tdr, GIANT.gpa(), Level::L512G);
+    let first = machine.giant(cx, tdr, GIANT.gpa());
+    (tdr, first)
+}
+
+const GIANT: SeptInfo = SeptInfo::new(Gpa(1 << 30), Level::L1G);
+const PAGES: u64 = 512 * 512;
+
 #[test]
-fn large_pages_of_1_gib_are_only_named() {
-    // No leaf makes one on a machine of this size; the levels are legal all the same.
-    with(|cx, machine| {
-        let tdr = machine.building_with(cx, K, &params());
+fn td_031_td_032_a_page_of_1_gib_counts_for_all_its_pages_and_is_one_in_the_metadata() {
+    with_large(|cx, machine| {
+        let (tdr, first) = giant(cx, machine);
         let seam = machine.tdx.on(LP);
-        let at = info(Gpa(1 << 30), Level::L1G);
-        assert_eq!(told(seam.mem_page_demote(cx, at, tdr, machine.page(), None)), "EPT_ENTRY_STATE_INCORRECT|1");
-        assert_eq!(told(seam.mem_page_promote(cx, at, tdr)), "EPT_INVALID_PROMOTE_CONDITIONS|1");
+        let owned = || machine.tdx.peek_td(pfn(tdr)).unwrap().chldcnt;
+        // Beside it there are TDCS and a table.
+        assert_eq!(owned(), 6 + 1 + PAGES);
+        for page in [first, Hpa(first.0 + (3 << 21)), Hpa(first.0 + (1 << 30) - 0x1000)] {
+            let answer = seam.phymem_page_rdmd(cx, page).unwrap();
+            assert_eq!((answer.page_type, answer.owner, answer.size), (PageType::Reg, Some(tdr), PageSize::Size1G));
+        }
+        // What is inside of it is taken, in every size.
+        let other = info(Gpa(2 << 30), Level::L2M);
+        machine.table(cx, tdr, other.gpa(), Level::L1G);
+        let part = Hpa(first.0 + (5 << 21));
+        assert_eq!(told(seam.mem_page_aug(cx, other, tdr, part)), "PAGE_METADATA_INCORRECT|8");
+        machine.table(cx, tdr, other.gpa(), Level::L2M);
+        let small = info(other.gpa(), Level::L4K);
+        assert_eq!(told(seam.mem_page_aug(cx, small, tdr, part)), "PAGE_METADATA_INCORRECT|8");
+        assert_eq!(seam.mem_page_remove(cx, GIANT, tdr).unwrap(), first);
+        assert_eq!(owned(), 6 + 3);
+        assert_eq!(told(seam.mem_page_aug(cx, small, tdr, part)), "SUCCESS");
+    });
+}
+
+#[test]
+fn no_leaf_adds_a_page_of_1_gib() {
+    with_large(|cx, machine| {
+        let (tdr, first) = giant(cx, machine);
+        let seam = machine.tdx.on(LP);
+        seam.mem_page_remove(cx, GIANT, tdr).unwrap();
+        assert_eq!(told(seam.mem_page_aug(cx, GIANT, tdr, first)), "OPERAND_INVALID|1");
+        assert_eq!(told(seam.mem_page_add(cx, GIANT, tdr, first, machine.page())), "OPERAND_INVALID|1");
+        assert_eq!(told(seam.mem_page_relocate(cx, GIANT, tdr, first)), "OPERAND_INVALID|1");
+    });
+}
+
+#[test]
+fn td_019_td_037_a_page_of_1_gib_is_split_twice() {
+    with_large(|cx, machine| {
+        let (tdr, first) = giant(cx, machine);
+        let seam = machine.tdx.on(LP);
+        let owned = || machine.tdx.peek_td(pfn(tdr)).unwrap().chldcnt;
+        machine.tdx.post_interrupt(LP);
+        let demote = |at| seam.mem_page_demote(cx, at, tdr, machine.page(), None);
+        let before = machine.tdx.snapshot();
+        assert_eq!(name(demote(GIANT)), StatusName::InterruptedRestartable);
+        assert_eq!(machine.tdx.snapshot(), before);
+        machine.tdx.ack_interrupt(LP);
+        demote(GIANT).unwrap();
+        for i in [0, 1, 511] {
+            let gfn = Gpa(GIANT.gpa().0 + (i << 21)).gfn();
+            let child = machine.tdx.peek_sept(pfn(tdr), gfn, Level::L2M).unwrap();
+            assert_eq!(child, SeptEntry::leaf(SeptState::Pending, pfn(first) + i * 512));
+            assert_eq!(machine.tdx.peek_pamt(pfn(first) + i * 512 + 7).0, PageSize::Size2M);
+        }
+        assert_eq!(owned(), 6 + 2 + PAGES);
+        demote(info(Gpa(GIANT.gpa().0 + (511 << 21)), Level::L2M)).unwrap();
+        let last = machine.tdx.peek_sept(pfn(tdr), Gpa(GIANT.gpa().0 + (1 << 30) - 0x1000).gfn(), Level::L4K).unwrap();
+        assert_eq!(last, SeptEntry::leaf(SeptState::Pending, pfn(first) + (PAGES - 1)));
+        assert_eq!(machine.tdx.peek_pamt(pfn(first) + (PAGES - 1)).0, PageSize::Size4K);
+        // A table among the parts: they do not become one.
+        assert_eq!(told(seam.mem_page_promote(cx, GIANT, tdr)), "EPT_INVALID_PROMOTE_CONDITIONS|1");
+        seam.mem_page_promote(cx, info(Gpa(GIANT.gpa().0 + (511 << 21)), Level::L2M), tdr).unwrap();
+        seam.mem_page_promote(cx, GIANT, tdr).unwrap();
+        assert_eq!(owned(), 6 + 1 + PAGES);
+    });
+}
+
+#[test]
+fn a_guest_uses_a_page_of_1_gib_and_accepts_none() {
+    with_large(|cx, machine| {
+        let tdr = machine.initialized(cx, K, &params());
+        machine.table(cx, tdr, GIANT.gpa(), Level::L512G);
+        machine.table(cx, tdr, GIANT.gpa(), Level::L1G);
+        machine.fill_table(cx, tdr, GIANT.gpa(), Level::L1G);
+        let tdvpr = machine.vcpu(cx, tdr, LP);
+        let seam = machine.tdx.on(LP);
+        seam.mr_finalize(cx, tdr).unwrap();
+        let part = |i: u64| info(Gpa(GIANT.gpa().0 + (i << 21)), Level::L2M);
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        for i in [0, 300] {
+            guest.mem_page_accept(cx, part(i)).unwrap().unwrap();
+        }
+        guest.write_u64(cx, Gpa(part(300).gpa().0 + 0x1_0008), 42).unwrap();
+        leave(cx, guest);
+        // The others as if they had been accepted, too: what is in them nobody looks at.
+        for i in (0..512).filter(|i| ![0, 300].contains(i)) {
+            assert!(machine.tdx.force_sept_state(pfn(tdr), part(i).gpa().gfn(), Level::L2M, SeptState::Mapped));
+        }
+        seam.mem_range_block(cx, GIANT, tdr).unwrap();
+        assert_eq!(told(seam.mem_page_promote(cx, GIANT, tdr)), "TLB_TRACKING_NOT_DONE|1");
+        seam.mem_track(cx, tdr).unwrap();
+        seam.mem_page_promote(cx, GIANT, tdr).unwrap();
+        let mut guest = machine.enter(cx, tdvpr, LP);
+        assert_eq!(guest.read_u64(cx, Gpa(part(300).gpa().0 + 0x1_0008)), Ok(42));
+        for at in [part(7), SeptInfo::page(GIANT.gpa())] {
+            let answer = guest.mem_page_accept(cx, at).unwrap().unwrap_err();
+            assert_eq!(format!("{answer:?}"), "PAGE_ALREADY_ACCEPTED|2");
+        }
+        let answer = guest.mem_page_accept(cx, GIANT).unwrap().unwrap_err();
+        assert_eq!(format!("{answer:?}"), "OPERAND_INVALID|1");
+        leave(cx, guest);
+        assert_eq!(told(seam.mem_page_remove(cx, GIANT, tdr)), "GPA_RANGE_NOT_BLOCKED|1");
+        machine.take_away(cx, tdr, GIANT.gpa(), Level::L1G);
+        assert_eq!(machine.state(tdr, GIANT.gpa(), Level::L1G), Some(SeptState::Free));
+    });
+}
+
+#[test]
+fn a_page_of_1_gib_is_reclaimed_as_one() {
+    with_large(|cx, machine| {
+        let (tdr, first) = giant(cx, machine);
+        machine.free_key(cx, tdr, &[]);
+        let seam = machine.tdx.on(LP);
+        assert_eq!(told(seam.phymem_page_reclaim(cx, Hpa(first.0 + 0x1000))), "OPERAND_INVALID|1");
+        assert_eq!(seam.phymem_page_reclaim(cx, first).unwrap().size, PageSize::Size1G);
+        assert_eq!(machine.tdx.peek_td(pfn(tdr)).unwrap().chldcnt, 6 + 1);
+        assert_eq!(told(seam.phymem_page_reclaim(cx, first)), "PAGE_METADATA_INCORRECT|1");
     });
 }

@@ -531,9 +531,14 @@ impl PhysMem {
         cx.point(Access::Rmw, self.counts, pfn.0);
         if !cx.has_mutants() {
             self.count_of_broken_frame(cx, pfn);
-            return self.put_unscheduled(pfn);
+            if self.drop_reference(pfn) {
+                cx.note("page", "freed");
+                self.free(pfn);
+            }
+            return;
         }
         if self.drop_reference(pfn) {
+            cx.note("page", "freed");
             cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
             self.free(pfn);
         }

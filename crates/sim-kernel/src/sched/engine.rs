@@ -89,6 +89,7 @@ pub(crate) struct Engine {
     pub(crate) observers: RefCell<Vec<Observer>>,
     pub(crate) rcu: super::super::sync::rcu::SimRcu,
     logging: Cell<bool>,
+    noting: Cell<bool>,
     /// Whether announcements mean more than which task runs: there is a trail, or there are store buffers.
     special: Cell<bool>,
     /// Whether anybody wants to know what is performed: a log, a trail, a strategy.
@@ -138,6 +139,7 @@ impl Engine {
             observers: RefCell::new(Vec::new()),
             rcu: Default::default(),
             logging: Cell::new(false),
+            noting: Cell::new(false),
             special: Cell::new(false),
             observed: Cell::new(false),
             asks_always: Cell::new(false),
@@ -180,6 +182,7 @@ impl Engine {
         self.mutants.set(MutantSet::EMPTY);
         self.rcu.reset();
         self.logging.set(level != LogLevel::Off);
+        self.noting.set(level == LogLevel::Notes);
         self.asks_always.set(self.chooser.borrow().asks_always());
         let watch = watch || self.asks_always.get();
         self.watching.set(watch);
@@ -746,6 +749,13 @@ impl Engine {
         }
         if self.logging.get() {
             self.log.borrow_mut().push(Event::Trace(record));
+        }
+    }
+
+    #[inline]
+    pub(crate) fn note(&self, task: TaskId, kind: &'static str, what: &'static str) {
+        if self.noting.get() {
+            self.log.borrow_mut().note(task, kind, what);
         }
     }
 

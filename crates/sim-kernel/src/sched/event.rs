@@ -1,7 +1,8 @@
 //! The event log: every step of a simulation, byte for byte the same for the same program, scenario and seed.
 //!
 //! Two kinds of events share one sequence: the operations at scheduling points, and tracepoints, which the model emits like the
-//! kernel's own (`kvm_tdp_mmu_spte_changed` and friends). Nothing in an event depends on addresses, clocks or source lines, so
+//! kernel's own (`kvm_tdp_mmu_spte_changed` and friends). Notes are in between if they are asked for: what the model says of itself, for people who want to know which
+//! system call, instruction or firmware call it was; they are not part of the hash. Nothing in an event depends on addresses, clocks or source lines, so
 //! the hash of a log is stable across machines and builds of one version.
 
 use super::op::{Access, ObjId, TaskId};
@@ -42,6 +43,8 @@ pub enum LogLevel {
     Hash,
     /// The hash and the events.
     Full,
+    /// The same, and notes ([`Event::Note`]). The hash is that of the other levels.
+    Notes,
 }
 
 impl LogLevel {
@@ -53,7 +56,8 @@ impl LogLevel {
         match code {
             0 => LogLevel::Off,
             1 => LogLevel::Hash,
-            _ => LogLevel::Full,
+            2 => LogLevel::Full,
+            _ => LogLevel::Notes,
         }
     }
 }
@@ -81,6 +85,15 @@ pub enum Event {
     },
     /// The model emitted a tracepoint.
     Trace(TraceRecord),
+    /// The model says what it does. Only with [`LogLevel::Notes`], and not hashed.
+    Note {
+        /// The task.
+        task: TaskId,
+        /// Of what kind it is, as in `ioctl`.
+        kind: &'static str,
+        /// Its name, as in `KVM_RUN`.
+        what: &'static str,
+    },
     /// A task ended.
     End {
         /// The task.
@@ -120,17 +133,22 @@ impl EventLog {
     pub(crate) fn push(&mut self, event: Event) {
         self.hash(&event);
         self.count += 1;
-        if self.level == LogLevel::Full {
+        if self.level >= LogLevel::Full {
             self.events.push(event);
         }
     }
 
-    /// The events; empty unless the level is [`LogLevel::Full`].
+    /// A note, which counts for nothing.
+    pub(crate) fn note(&mut self, task: TaskId, kind: &'static str, what: &'static str) {
+        self.events.push(Event::Note { task, kind, what });
+    }
+
+    /// The events; empty below [`LogLevel::Full`].
     pub fn events(&self) -> &[Event] {
         &self.events
     }
 
-    /// How many events happened.
+    /// How many events happened; notes are none.
     pub fn len(&self) -> u64 {
         self.count
     }
@@ -182,6 +200,7 @@ impl EventLog {
                 bytes.push(4);
                 bytes.push(task.0);
             }
+            Event::Note { .. } => return,
         }
         self.hasher.update(&bytes);
     }
@@ -197,7 +216,8 @@ pub trait Names {
 
 /// Renders one event as a line of JSON, without the newline.
 ///
-/// Columns: `n` number of the event, `task`, then `op` with `obj` and `index`, or `trace` with the tracepoint's fields.
+/// Columns: `n` number of the event, `task`, then `op` with `obj` and `index`, or `trace` with the tracepoint's fields, or
+/// `note` with `what`.
 pub fn render_json(n: u64, event: &Event, names: &dyn Names) -> String {
     let mut line = String::new();
     let quote = |s: &str| {
@@ -241,6 +261,15 @@ pub fn render_json(n: u64, event: &Event, names: &dyn Names) -> String {
             for (field, value) in record.tracepoint.fields.iter().zip(&record.args) {
                 let _ = write!(line, ",{}:{value}", quote(field));
             }
+        }
+        Event::Note { task, kind, what } => {
+            let _ = write!(
+                line,
+                ",\"task\":{},\"note\":{},\"what\":{}",
+                quote(&names.task(*task)),
+                quote(kind),
+                quote(what)
+            );
         }
         Event::End { task } => {
             let _ = write!(line, ",\"task\":{},\"end\":true", quote(&names.task(*task)));

@@ -78,6 +78,11 @@ impl<T> RwLock<T> {
         cx.engine().is_none_or(|e| e.is_aborting() || e.holds(self.object, 0, Access::LockExclusive))
     }
 
+    /// Whether any task holds the lock now, in either mode.
+    pub fn is_locked(&self) -> bool {
+        self.data.is_locked()
+    }
+
     /// Whether any task holds the lock for writing now.
     pub fn is_write_locked(&self) -> bool {
         self.data.is_locked_exclusive()

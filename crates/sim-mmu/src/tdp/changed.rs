@@ -125,10 +125,11 @@ impl TdpMmu {
         }
     }
 
-    /// `set_external_spte` where a leaf is taken away: it left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
+    /// `set_external_spte` where a leaf is taken away or split: it left the mirror; now it leaves the external tables. Their tables go another way: when they are freed.
     fn remove_external_spte(&self, cx: &Cx<'_>, gfn: Gfn, level: Level, old: Spte, new: Spte) {
         if old.is_leaf(level) {
-            assert!(!new.is_present(), "MMU-INV-060: a leaf of a mirror at {gfn:?} is changed in place");
+            let changes = new.is_leaf(level);
+            assert!(!changes, "MMU-INV-060: a leaf of a mirror at {gfn:?} is changed in place");
             // A failure has broken the VM: the hook sees to it, and nothing is left to be done here.
             let _ = self.set_external_spte(cx, &ExternalChange::new(&self.tables, gfn, level, old, new));
         }
@@ -191,6 +192,7 @@ impl TdpMmu {
     /// `trace_kvm_tdp_mmu_spte_changed`.
     pub(super) fn trace_spte_changed(&self, cx: &Cx<'_>, tree: Tree, gfn: Gfn, level: Level, old: Spte, new: Spte) {
         if cx.is_tracing() {
+            note_change(cx, tree, level, old, new);
             let args = [u64::from(tree.as_id), gfn.0, u64::from(level.number()), old.0, new.0];
             cx.trace(&KVM_TDP_MMU_SPTE_CHANGED, &args);
         }
@@ -260,4 +262,16 @@ impl TdpMmu {
             cx.cond_resched();
         }
     }
+}
+
+/// What became of an entry, in words. A mirror's entries are told as those of the external table that they stand for.
+fn note_change(cx: &Cx<'_>, tree: Tree, level: Level, old: Spte, new: Spte) {
+    let what = match (old.is_present(), new.is_present()) {
+        (false, true) if new.is_leaf(level) => ["leaf set", "leaf of a mirror set"],
+        (true, false) if old.is_leaf(level) => ["leaf zapped", "leaf of a mirror zapped"],
+        (false, true) => ["table linked", "table of a mirror linked"],
+        (true, false) => ["table unlinked", "table of a mirror unlinked"],
+        _ => ["entry changed", "entry of a mirror changed"],
+    };
+    cx.note("stage 2", what[usize::from(tree.is_mirror)]);
 }

@@ -7,6 +7,9 @@
 //! writing: the mirror's entry is cleared first, and the hook must not fail. Each table of a mirror but the root owns one page of the external
 //! tables, from its link until the VM dies.
 //!
+//! A large leaf is never replaced by a table on the way of a fault, nor a table by a large leaf. What needs a part of one has it split first, under
+//! mmu_lock for writing ([`TdpMmu::split_cross_boundary_leafs`]), with the mirror's entry written before the hook as in a removal.
+//!
 //! What the hooks do (S-EPT calls, retries while the module is busy, kicking vCPUs) is not here: whoever makes the VM gives them.
 
 use super::TdpMmu;
@@ -16,6 +19,7 @@ use crate::addr::{Gfn, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
 use crate::spte::Spte;
+use sim_kernel::mm::PhysMem;
 use sim_kernel::sync::Until;
 use sim_kernel::{Cx, Errno, Pfn};
 use std::fmt;
@@ -28,7 +32,7 @@ pub struct ExternalChange {
     pub gfn: Gfn,
     /// Level of the entry.
     pub level: Level,
-    /// The mirror's entry before. Present: the leaf is to be removed, and mmu_lock is held for writing.
+    /// The mirror's entry before. Present: the leaf is to be removed, or split if `new` is a table, and mmu_lock is held for writing.
     pub old: Spte,
     /// The mirror's entry afterwards: a table, a leaf, or not present.
     pub new: Spte,
@@ -56,11 +60,11 @@ pub struct ExternalTable {
 
 /// The hooks through which a mirror's changes reach the tables that it mirrors.
 pub trait ExternalTables: Send + Sync + fmt::Debug {
-    /// `set_external_spte`: links a table, maps a leaf, or removes one, which the two values of the entry tell apart.
+    /// `set_external_spte`: links a table, maps a leaf, splits one, or removes one, which the two values of the entry tell apart.
     ///
     /// # Errors
     /// `EBUSY`: not now; the fault will be tried again. Anything else means that the VM is broken, which the hook itself has noted. A removal
-    /// only fails when the VM is broken.
+    /// or a split only fails when the VM is broken.
     fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno>;
 
     /// `free_external_spt`: takes the page of a table back. Only when the VM dies: the external tables must not be in use any more.
@@ -68,6 +72,32 @@ pub trait ExternalTables: Send + Sync + fmt::Debug {
     /// # Errors
     /// The page cannot be had; it is leaked.
     fn free_external_spt(&self, cx: &Cx<'_>, table: &ExternalTable) -> Result<(), Errno>;
+
+    /// A page for a table of the external tables (`tdx_alloc_control_page`).
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    fn alloc_external_spt(&self, _cx: &Cx<'_>, phys: &PhysMem) -> Result<Pfn, Errno> {
+        phys.alloc()
+    }
+
+    /// Such a page goes back: it was never linked, or was taken back.
+    fn put_external_spt(&self, cx: &Cx<'_>, phys: &PhysMem, page: Pfn) {
+        phys.put(cx, page);
+    }
+
+    /// What a split needs beside the page of a table is there afterwards.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    fn prepare_split(&self, _cx: &Cx<'_>) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// The largest leaf that the external tables are given.
+    fn max_level(&self) -> Level {
+        Level::L4K
+    }
 
     /// `KVM_REQ_VM_DEAD`: the VM is of no use any more, and no retry will succeed.
     fn is_vm_dead(&self) -> bool {
@@ -88,16 +118,26 @@ impl TdpMmu {
         self.guest_width.get().map_or(self.config().gfn_direct_bits, |(_, bits)| *bits)
     }
 
+    pub(super) fn external(&self) -> &dyn ExternalTables {
+        &**self.external.as_ref().expect("a mirror has external tables")
+    }
+
     pub(super) fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno> {
-        let external = self.external.as_ref().expect("a mirror has external tables");
-        external.set_external_spte(cx, change)
+        self.external().set_external_spte(cx, change)
     }
 
     /// A table for an entry of a walk, with a page for the external tables if it is one of a mirror.
-    pub(super) fn alloc_sp(&self, gfn: Gfn, level: Level, as_id: u16, is_mirror: bool) -> Result<Pfn, Errno> {
+    pub(super) fn alloc_sp(
+        &self,
+        cx: &Cx<'_>,
+        gfn: Gfn,
+        level: Level,
+        as_id: u16,
+        is_mirror: bool,
+    ) -> Result<Pfn, Errno> {
         let table = self.tables.alloc(gfn, level, as_id)?;
         if is_mirror {
-            match self.tables.phys.alloc() {
+            match self.external().alloc_external_spt(cx, &self.tables.phys) {
                 Ok(external) => {
                     self.tables.set_external(table, Some(external));
                     self.external_pages.fetch_add(1, Ordering::Relaxed);
@@ -122,7 +162,7 @@ impl TdpMmu {
     fn put_external_page(&self, cx: &Cx<'_>, page: Pfn) {
         let old = self.external_pages.fetch_sub(1, Ordering::Relaxed);
         assert!(old > 0, "MMU-INV-062: a page of the external tables is freed twice");
-        self.tables.phys.put(cx, page);
+        self.external().put_external_spt(cx, &self.tables.phys, page);
     }
 
     /// A table was taken out of the mirror. Its external page is freed at once: nobody walks it without the hardware, which is done with the
@@ -130,8 +170,8 @@ impl TdpMmu {
     pub(super) fn free_external_spt(&self, cx: &Cx<'_>, table: Pfn, info: &TableInfo) {
         let external_spt = info.external.expect("MMU-INV-062: a table of a mirror has a page of the external tables");
         self.tables.set_external(table, None);
-        let external = self.external.as_ref().expect("a mirror has external tables");
-        let freed = external.free_external_spt(cx, &ExternalTable { gfn: info.gfn, level: info.level, external_spt });
+        let freed =
+            self.external().free_external_spt(cx, &ExternalTable { gfn: info.gfn, level: info.level, external_spt });
         if freed.is_ok() {
             self.put_external_page(cx, external_spt);
         }
@@ -140,18 +180,25 @@ impl TdpMmu {
     /// What a fault's retries come to while an entry on its way is frozen: nothing changes until whoever froze it goes on, so the task is not
     /// runnable until then. KVM lets the guest run into the fault again, or tries again in the exit handler of a TD; the outcome is the same.
     pub fn wait_while_frozen(&self, cx: &Cx<'_>, root: &Root, gfn: Gfn) {
+        if let Some((table, index, _)) = self.frozen(root, gfn) {
+            self.tables.word(cx, table, index).wait_until(Until::NotEqual(Spte::FROZEN.0));
+        }
+    }
+
+    /// Level of the frozen entry on the way to a frame: for checkers.
+    pub fn peek_frozen(&self, root: &Root, gfn: Gfn) -> Option<Level> {
+        self.frozen(root, gfn).map(|(_, _, level)| level)
+    }
+
+    fn frozen(&self, root: &Root, gfn: Gfn) -> Option<(Pfn, usize, Level)> {
         let (mut table, mut level) = (root.table(), root.level());
         loop {
             let index = Gfn(gfn.0 | root.gfn_bits()).index(level);
             let spte = self.tables.peek(table, index);
             if spte.is_frozen() {
-                self.tables.word(cx, table, index).wait_until(Until::NotEqual(Spte::FROZEN.0));
-                return;
+                return Some((table, index, level));
             }
-            match level.down().filter(|_| spte.is_table(level)) {
-                Some(below) => (table, level) = (spte.pfn(), below),
-                None => return,
-            }
+            (table, level) = (spte.pfn(), level.down().filter(|_| spte.is_table(level))?);
         }
     }
 

@@ -8,7 +8,7 @@ use super::root::Root;
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::fault::{RetPf, SlotView, TdpFault};
 use crate::flush::RemoteFlush;
-use crate::mutants::{BUG_66, BUG_67, LOST_LINK};
+use crate::mutants::{BUG_57, BUG_66, BUG_67, LOST_LINK};
 use crate::spte::Spte;
 use sim_kernel::sched::Access;
 use sim_kernel::sync::{RwLockReadGuard, rcu_read_lock};
@@ -53,10 +53,17 @@ impl TdpMmu {
         MapLevel { goal: if huge_disallowed { Level::L4K } else { req }, req, huge_disallowed }
     }
 
-    /// `disallowed_hugepage_adjust`: a table that is there because its huge page may not be executed stays, and the fault goes on below it.
+    /// `disallowed_hugepage_adjust`: a table that is there because its huge page may not be executed stays, and the fault goes on below it. So does a table of a
+    /// mirror: external tables are never merged on the way of a fault, because others use them meanwhile.
     fn disallowed_hugepage_adjust(&self, cx: &Cx<'_>, iter: &TdpIter, goal: &mut Level) {
         let splits = iter.level > Level::L4K && iter.level == *goal && iter.old_spte.is_table(iter.level);
         if !splits {
+            return;
+        }
+        if iter.tree.is_mirror {
+            if !cx.has_mutant(BUG_57) {
+                *goal = goal.down().expect("above 4 KiB");
+            }
             return;
         }
         self.tables.announce_nx(cx, Access::Load, iter.old_spte.pfn());
@@ -94,13 +101,14 @@ impl TdpMmu {
         );
         let MapLevel { mut goal, req, huge_disallowed } = self.hugepage_adjust(cx, fault, slot);
         fault.goal_level = goal;
-        assert!(!is_for_mirror || goal == Level::L4K, "MMU-INV-060: a leaf of {goal:?} in a mirror");
+        let is_allowed = !is_for_mirror || goal <= self.external().max_level();
+        assert!(is_allowed, "MMU-INV-060: a leaf of {goal:?} in a mirror");
         let rcu = rcu_read_lock(cx);
         let range = GfnRange::with_len(fault.gfn(), 1);
         assert!(range.start < self.config().max_gfn, "a fault at {:?}, which the host cannot address", fault.gpa);
         let mut iter = TdpIter::new(cx, &self.tables, root, Level::L4K, range, false);
         while iter.is_valid() {
-            if self.config().nx_huge_pages {
+            if self.config().nx_huge_pages || is_for_mirror {
                 self.disallowed_hugepage_adjust(cx, &iter, &mut goal);
             }
             if iter.old_spte.is_frozen() && !cx.has_mutant(BUG_67) {
@@ -112,6 +120,10 @@ impl TdpMmu {
                 drop(rcu);
                 return Ok(result);
             }
+            if iter.old_spte.is_leaf(iter.level) && is_for_mirror {
+                // It maps the page of the fault already, and no fault splits it.
+                return Ok(RetPf::Spurious);
+            }
             if iter.old_spte.is_leaf(iter.level) && !self.config().splits_on_fault {
                 if self.set_spte_atomic(cx, &mut iter, Spte::NONPRESENT, Frames::Count).is_err() {
                     return Ok(RetPf::Retry);
@@ -120,7 +132,7 @@ impl TdpMmu {
             }
             if !iter.old_spte.is_table(iter.level) {
                 let below = iter.level.down().expect("above the goal level");
-                let child = self.alloc_sp(iter.gfn, below, iter.tree.as_id, iter.tree.is_mirror)?;
+                let child = self.alloc_sp(cx, iter.gfn, below, iter.tree.as_id, iter.tree.is_mirror)?;
                 // Before the link: whoever sees the table must see why it is there.
                 let late = cx.has_mutant(BUG_66);
                 self.tables.set_nx_disallowed(child, huge_disallowed && !late);

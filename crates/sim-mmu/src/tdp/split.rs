@@ -8,7 +8,7 @@ use super::{MmuLock, TdpMmu};
 use crate::addr::{GfnRange, Level, PT_ENTRIES};
 use crate::mutants::{LINK_BEFORE_INIT, SPLIT_BAD_CHILD, SVE_DROPPED};
 use crate::spte::Spte;
-use sim_kernel::sync::rcu_read_lock;
+use sim_kernel::sync::{RwLockWriteGuard, rcu_read_lock};
 use sim_kernel::{Cx, Errno, Pfn};
 
 impl TdpMmu {
@@ -66,6 +66,46 @@ impl TdpMmu {
             self.link_table(cx, iter, child, shared, Frames::Inherited)?;
         }
         self.tables.update_page_stats(below, PT_ENTRIES as i64, !shared);
+        Ok(())
+    }
+
+    /// `kvm_split_cross_boundary_leafs`: splits every leaf of a mirror that lies in `range` only in part, so that what is done to the range is not done to the rest of
+    /// the leaf. Nobody sees a tree that is half split.
+    ///
+    /// Simplified: Linux would give mmu_lock away to allocate.
+    ///
+    /// # Errors
+    /// `ENOMEM`; what was split stays split.
+    pub fn split_cross_boundary_leafs(
+        &self,
+        cx: &Cx<'_>,
+        _lock: &mut RwLockWriteGuard<'_, ()>,
+        range: GfnRange,
+    ) -> Result<(), Errno> {
+        if !self.has_mirrored_tdp() || self.external().max_level() == Level::L4K {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        self.for_each_root(cx, Root::is_mirror, |root| {
+            let rcu = rcu_read_lock(cx);
+            let mut iter = TdpIter::new(cx, &self.tables, root, Level::L2M, range, true);
+            while iter.is_valid() && result.is_ok() {
+                let block = iter.gfn.block(iter.level);
+                if iter.old_spte.is_leaf(iter.level) && !range.covers(&block) {
+                    result = self.split_mirror_leaf(cx, &mut iter);
+                }
+                iter.next(cx, &self.tables);
+            }
+            drop(rcu);
+        });
+        result
+    }
+
+    fn split_mirror_leaf(&self, cx: &Cx<'_>, iter: &mut TdpIter) -> Result<(), Errno> {
+        self.external().prepare_split(cx)?;
+        let below = iter.level.down().expect("a huge leaf has a level below");
+        let child = self.alloc_sp(cx, iter.gfn, below, iter.tree.as_id, iter.tree.is_mirror)?;
+        self.split_huge_page(cx, iter, child, false).expect("nobody else writes under mmu_lock for writing");
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use sim_kernel::sync::{RwLockWriteGuard, rcu_read_lock, synchronize_rcu};
 
 impl TdpMmu {
     /// `kvm_tdp_mmu_unmap_gfn_range` / `kvm_tdp_mmu_zap_leafs`: clears every leaf that overlaps `range`; tables and MMIO entries
-    /// stay. `as_id` `None` means all address spaces. A yield flushes first what is owed.
+    /// stay. Leafs of a mirror that overlap it in part were split before ([`TdpMmu::split_cross_boundary_leafs`]). `as_id` `None` means all address spaces. A yield flushes first what is owed.
     #[expect(clippy::too_many_arguments)]
     pub fn zap_leafs(
         &self,
@@ -46,6 +46,13 @@ impl TdpMmu {
                     });
                 let is_void = yielded && !cx.has_mutant(YIELD_STALE_ITER);
                 if !is_void && iter.old_spte.is_leaf(iter.level) {
+                    // What was in the rest of the page cannot be had again.
+                    let is_whole = !iter.tree.is_mirror || range.covers(&iter.gfn.block(iter.level));
+                    assert!(
+                        is_whole,
+                        "MMU-INV-060: {:?} at {:?} leaves a mirror for a part of it",
+                        iter.gfn, iter.level
+                    );
                     self.set_spte(cx, &mut iter, Spte::NONPRESENT, Frames::Count);
                     // Every vCPU was forced off an invalid root, with a flush before it may run again.
                     owed |= !root.is_invalid();

@@ -42,6 +42,10 @@ struct Sept {
     calls: parking_lot::Mutex<Vec<(&'static str, u8, u64)>>,
     vm: OnceLock<Weak<Vm>>,
     broken: AtomicU64,
+    /// Whether leaves may be of 2 MiB.
+    large: AtomicU64,
+    /// Splits for which there is memory.
+    splits: AtomicU64,
 }
 
 impl Sept {
@@ -55,6 +59,8 @@ impl Sept {
             calls: Default::default(),
             vm: OnceLock::new(),
             broken: AtomicU64::new(0),
+            large: AtomicU64::new(0),
+            splits: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -124,6 +130,19 @@ impl ExternalTables for Sept {
     fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno> {
         let ExternalChange { gfn, level, old, new, external_spt } = *change;
         let at = (level, gfn.0);
+        if old.is_present() && new.is_table(level) {
+            // The mirror has its table already, and the same pages are in it.
+            assert_eq!((self.mirrored(gfn, level), level), (Some(new), Level::L2M), "MMU-INV-060: a split of {gfn:?}");
+            let mut entries = self.entries.lock();
+            let was = entries.insert(at, External::Table(external_spt.expect("MMU-INV-062: a table has a page")));
+            assert_eq!(was, Some(External::Leaf(old.pfn())), "MMU-INV-060: what was split at {gfn:?}");
+            for i in 0..512 {
+                let was = entries.insert((Level::L4K, gfn.0 + i), External::Leaf(old.pfn() + i));
+                assert_eq!(was, None, "MMU-INV-060: a page below a leaf of 2 MiB");
+            }
+            self.calls.lock().push(("split", level.number(), gfn.0));
+            return Ok(());
+        }
         if old.is_present() {
             // The mirror was cleared first.
             let mirrored = self.mirrored(gfn, level);
@@ -151,7 +170,7 @@ impl ExternalTables for Sept {
         let (name, entry) = match external_spt {
             Some(page) => ("table", External::Table(page)),
             None => {
-                assert_eq!(level, Level::L4K, "MMU-INV-060: a huge leaf in the external tables");
+                assert!(level <= self.max_level(), "MMU-INV-060: a huge leaf in the external tables");
                 assert!(new.is_writable(), "a TD's pages may be written");
                 ("leaf", External::Leaf(new.pfn()))
             }
@@ -161,6 +180,15 @@ impl ExternalTables for Sept {
         self.calls.lock().push((name, level.number(), gfn.0));
         self.leave(cx);
         Ok(())
+    }
+
+    fn prepare_split(&self, _cx: &Cx<'_>) -> Result<(), Errno> {
+        let left = self.splits.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        left.map(drop).map_err(|_| Errno::ENOMEM)
+    }
+
+    fn max_level(&self) -> Level {
+        if self.large.load(SeqCst) != 0 { Level::L2M } else { Level::L4K }
     }
 
     fn free_external_spt(&self, _cx: &Cx<'_>, table: &ExternalTable) -> Result<(), Errno> {
@@ -482,6 +510,63 @@ fn found(mutants: MutantSet, kind: StrategyKind) -> String {
         }
     }
     panic!("nothing was found under {kind}");
+}
+
+fn split(cx: &Cx<'_>, vm: &Vm, range: GfnRange) -> Result<(), Errno> {
+    let mut lock = vm.mmu.mmu_lock.write(cx);
+    vm.mmu.split_cross_boundary_leafs(cx, &mut lock, range)
+}
+
+#[test]
+fn a_large_leaf_of_a_mirror_is_split_where_a_range_ends_in_it_and_never_merged() {
+    Sim::sequential().solo(|cx| {
+        let (vm, sept) = td(cx);
+        sept.large.store(1, SeqCst);
+        vm.slot.set_host(Level::L2M);
+        let huge = |gfn| TdpFault { max_level: Level::L2M, ..private(&vm, gfn) };
+        assert_eq!(vm.serve(cx, mirror(&vm), &huge(PAGE)), RetPf::Fixed);
+        assert_eq!(vm.serve(cx, mirror(&vm), &huge(PAGE + 1)), RetPf::Spurious);
+        // A fault that wants a part only is served by what is there.
+        assert_eq!(serve_private(cx, &vm, PAGE), RetPf::Spurious);
+        vm.mmu.assert_consistent();
+        sept.assert_agrees();
+        sept.calls.lock().clear();
+        // What lies in the range as a whole stays whole.
+        split(cx, &vm, vm.slot.range).unwrap();
+        split(cx, &vm, GfnRange::with_len(vm.slot.range.end, 1)).unwrap();
+        assert!(sept.calls.lock().is_empty());
+        // Without memory nothing happens.
+        sept.splits.store(0, SeqCst);
+        let part = GfnRange::with_len(PAGE, 1);
+        assert_eq!(split(cx, &vm, part), Err(Errno::ENOMEM));
+        assert!(sept.calls.lock().is_empty());
+        sept.assert_agrees();
+        sept.splits.store(u64::MAX, SeqCst);
+        split(cx, &vm, part).unwrap();
+        vm.mmu.assert_consistent();
+        sept.assert_agrees();
+        zap(cx, &vm, RootFilter::Private, part);
+        assert_eq!(*sept.calls.lock(), [("split", 2, BASE.0), ("remove", 1, PAGE.0)]);
+        assert_eq!(vm.mmu.pages().leafs, [511, 0, 0]);
+        // Faults that may map 2 MiB map the page.
+        assert_eq!(vm.serve(cx, mirror(&vm), &huge(PAGE + 1)), RetPf::Spurious);
+        assert_eq!(vm.serve(cx, mirror(&vm), &huge(PAGE)), RetPf::Fixed);
+        assert_eq!(vm.mmu.pages().leafs, [512, 0, 0]);
+        sept.assert_agrees();
+        tear_down(cx, &vm, &sept);
+    });
+}
+
+#[test]
+#[should_panic(expected = "MMU-INV-060")]
+fn a_large_leaf_of_a_mirror_does_not_go_for_a_part_of_it() {
+    Sim::sequential().solo(|cx| {
+        let (vm, sept) = td(cx);
+        sept.large.store(1, SeqCst);
+        vm.slot.set_host(Level::L2M);
+        vm.serve(cx, mirror(&vm), &TdpFault { max_level: Level::L2M, ..private(&vm, PAGE) });
+        zap(cx, &vm, RootFilter::Private, GfnRange::with_len(PAGE, 1));
+    });
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The machine on which an attack runs: memory, the hypervisor, and two protected VMs whose vCPUs are loaded on processors 1 and 2. The host is on processor 0.
+//! The machine on which an attack runs: memory, the hypervisor, two protected VMs whose vCPUs are loaded on processors 1 and 2, and one that is not protected on processor 3. The host is
+//! on processor 0.
 
 use super::Action;
 use crate::attack::pages::Pages;
@@ -6,15 +7,17 @@ use crate::attack::step::Who;
 use crate::attack::step::{Answer, PageName};
 use sim_coco::pkvm::{
     CallFail, CpuId, GuestStop, Handle, HostCall, HostContext, HostKvm, HostOutcome, HostVcpu, HvcResult, Pa, Pkvm,
-    PkvmConfig, SMCCC_SUCCESS, Touch, func,
+    PkvmConfig, Prot, SMCCC_SUCCESS, Touch, func,
 };
 use sim_kernel::mm::PhysMem;
-use sim_kernel::{Cx, PAGE_SIZE, Pfn};
+use sim_kernel::{Cx, PAGE_SIZE, PAGES_PER_PMD, Pfn};
 use sim_mmu::Gpa;
 use std::sync::Arc;
 
 /// The machine's memory.
 const RAM: u64 = 64 << 20;
+/// A page of a device, behind it.
+const DEVICE: Pfn = Pfn(RAM / PAGE_SIZE + 5);
 /// The host's processor.
 const HOST: CpuId = CpuId(0);
 
@@ -27,8 +30,14 @@ pub(in crate::attack) fn perform_all<'s>(cx: &Cx<'_>, actions: impl Iterator<Ite
 struct Guest {
     handle: Handle,
     cpu: CpuId,
+    kvm: Arc<HostKvm>,
     vcpu: Arc<HostVcpu>,
+    /// The last page that was given for tables.
+    table: Option<Pfn>,
 }
+
+/// Where the guest that is not protected is among the guests.
+const OTHER: usize = 2;
 
 struct Machine<'a> {
     cx: &'a Cx<'a>,
@@ -53,7 +62,9 @@ impl<'a> Machine<'a> {
         let pkvm = Pkvm::new(cx, Arc::clone(&phys), PkvmConfig::new(RAM / PAGE_SIZE)).expect("the machine has memory");
         pkvm.bring_up(cx).expect("a machine that was just reset comes up");
         let mut machine = Machine { cx, pkvm, pages: Pages::new(&phys), phys, guests: Vec::new() };
-        machine.guests = [CpuId(1), CpuId(2)].into_iter().map(|cpu| machine.guest(cpu)).collect();
+        let guests = [(1, true), (2, true), (3, false)];
+        let made = guests.map(|(cpu, protected)| machine.guest(CpuId(cpu), protected).expect("the first guests"));
+        machine.guests = made.into();
         machine
     }
 
@@ -61,27 +72,42 @@ impl<'a> Machine<'a> {
         self.pkvm.host_call(self.cx, cpu, call)
     }
 
-    fn frame(&self) -> Pfn {
-        self.phys.alloc_zeroed().expect("no attack needs more pages than the machine has")
+    fn frame(&self) -> Result<Pfn, CallFail> {
+        self.phys.alloc_zeroed().map_err(CallFail::from)
     }
 
-    fn shared_frame(&self) -> Pfn {
-        let pfn = self.frame();
-        self.call(HOST, HostCall::HostShareHyp { pfn }).expect("a new page");
-        pfn
+    fn shared_frame(&self) -> Result<Pfn, CallFail> {
+        let pfn = self.frame()?;
+        self.call(HOST, HostCall::HostShareHyp { pfn })?;
+        Ok(pfn)
     }
 
-    /// A protected VM with one vCPU, loaded.
-    fn guest(&self, cpu: CpuId) -> Guest {
-        let handle = Handle(self.call(HOST, HostCall::ReserveVm).expect("a free place") as u16);
-        let kvm = HostKvm::new(self.shared_frame(), 1, true);
-        let pgd = self.phys.alloc_huge_zeroed().expect("the machine has memory for its guests");
-        self.call(HOST, HostCall::InitVm { kvm, handle, frame: self.frame(), pgd }).expect("a usual VM");
-        let vcpu = HostVcpu::new(self.shared_frame(), 0);
-        let init = HostCall::InitVcpu { handle, vcpu: Arc::clone(&vcpu), frame: self.frame() };
-        self.call(HOST, init).expect("a usual vCPU");
-        self.call(cpu, HostCall::VcpuLoad { handle, index: 0 }).expect("loading answers nothing");
-        Guest { handle, cpu, vcpu }
+    /// A VM with one vCPU, loaded.
+    fn guest(&self, cpu: CpuId, protected: bool) -> Result<Guest, CallFail> {
+        let handle = Handle(self.call(HOST, HostCall::ReserveVm)? as u16);
+        let kvm = HostKvm::new(self.shared_frame()?, 1, protected);
+        let pgd = self.phys.alloc_huge_zeroed()?;
+        (self.pkvm.pgd_pages()..PAGES_PER_PMD).for_each(|i| self.phys.put(self.cx, pgd + i));
+        self.call(HOST, HostCall::InitVm { kvm: Arc::clone(&kvm), handle, frame: self.frame()?, pgd })?;
+        let vcpu = HostVcpu::new(self.shared_frame()?, 0);
+        let init = HostCall::InitVcpu { handle, vcpu: Arc::clone(&vcpu), frame: self.frame()? };
+        self.call(HOST, init)?;
+        self.call(cpu, HostCall::VcpuPut)?;
+        self.call(cpu, HostCall::VcpuLoad { handle, index: 0 })?;
+        Ok(Guest { handle, cpu, kvm, vcpu, table: None })
+    }
+
+    /// As many pages for tables as a mapping can take, and then a call of the guest's vCPU.
+    fn map(&mut self, guest: usize, call: HostCall) -> Answer {
+        let vcpu = Arc::clone(&self.guests[guest].vcpu);
+        let mut list = *vcpu.memcache.lock();
+        while list.nr_pages < self.pkvm.min_memcache_pages() {
+            let Ok(pfn) = self.frame() else { break };
+            list.push(self.cx, &self.phys, pfn);
+            self.guests[guest].table = Some(pfn);
+        }
+        *vcpu.memcache.lock() = list;
+        done(self.call(self.guests[guest].cpu, call))
     }
 
     fn who(&self, who: Who) -> &Guest {
@@ -92,15 +118,6 @@ impl<'a> Machine<'a> {
         self.pages.frame(page)
     }
 
-    /// As many pages for tables as a mapping can take.
-    fn top_up(&self, vcpu: &HostVcpu) {
-        let mut list = *vcpu.memcache.lock();
-        while list.nr_pages < self.pkvm.min_memcache_pages() {
-            list.push(self.cx, &self.phys, self.frame());
-        }
-        *vcpu.memcache.lock() = list;
-    }
-
     fn host(&self, pfn: Pfn, touch: Touch) -> Answer {
         match self.pkvm.host_touch(self.cx, HOST, HostContext::User, Pa::of(pfn), touch) {
             HostOutcome::Done(_) if touch != Touch::Read => Answer::Ok,
@@ -109,8 +126,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn guest_touch(&self, who: Who, gpa: u64, touch: Touch) -> Answer {
-        match self.pkvm.guest_access(self.cx, self.who(who).cpu, Gpa(gpa), touch) {
+    fn guest_touch(&self, guest: &Guest, gpa: u64, touch: Touch) -> Answer {
+        match self.pkvm.guest_access(self.cx, guest.cpu, Gpa(gpa), touch) {
             Ok(_) if touch != Touch::Read => Answer::Ok,
             Ok(value) => Answer::Value(value),
             Err(GuestStop::Abort(_) | GuestStop::NoVcpu | GuestStop::Dead) => Answer::Abort,
@@ -129,19 +146,57 @@ impl<'a> Machine<'a> {
         match action {
             Action::Donate { page, who, gpa } => {
                 let pfn = self.page(page);
-                let guest = self.who(*who);
-                self.top_up(&guest.vcpu);
-                done(self.call(guest.cpu, HostCall::HostDonateGuest { pfn, gfn: Gpa(*gpa).gfn() }))
+                self.map(*who as usize, HostCall::HostDonateGuest { pfn, gfn: Gpa(*gpa).gfn() })
             }
+            Action::DonateDevice { who, gpa } => {
+                self.map(*who as usize, HostCall::HostDonateGuest { pfn: DEVICE, gfn: Gpa(*gpa).gfn() })
+            }
+            Action::WriteTable { who, value } => match self.who(*who).table {
+                Some(pfn) => self.host(pfn, Touch::Write(*value)),
+                None => Answer::Ok,
+            },
             Action::Take { page } => {
                 let pa = Pa::of(self.page(page));
                 done(self.call(HOST, HostCall::ForceReclaimGuestPage { pa }))
             }
             Action::End { who } => {
                 let (cpu, handle) = (self.who(*who).cpu, self.who(*who).handle);
-                self.call(cpu, HostCall::VcpuPut).expect("putting answers nothing");
-                done(self.call(HOST, HostCall::StartTeardownVm { handle }))
+                let put = self.call(cpu, HostCall::VcpuPut);
+                done(put.and_then(|_| self.call(HOST, HostCall::StartTeardownVm { handle })))
             }
+            Action::Teardown { who } => {
+                done(self.call(HOST, HostCall::StartTeardownVm { handle: self.who(*who).handle }))
+            }
+            Action::Load { who } => {
+                let guest = self.who(*who);
+                done(self.call(guest.cpu, HostCall::VcpuLoad { handle: guest.handle, index: 0 }))
+            }
+            Action::Finish { who } => {
+                done(self.call(HOST, HostCall::FinalizeTeardownVm { handle: self.who(*who).handle }))
+            }
+            Action::Again { who } => match self.guest(self.who(*who).cpu, true) {
+                Ok(guest) => {
+                    self.guests[*who as usize] = guest;
+                    Answer::Ok
+                }
+                Err(fail) => done(Err(fail)),
+            },
+            Action::UnshareVm { who } => {
+                done(self.call(HOST, HostCall::HostUnshareHyp { pfn: self.who(*who).kvm.frame() }))
+            }
+            Action::Lend { page, gpa, read_only } => {
+                let (pfn, gfn) = (self.page(page), Gpa(*gpa).gfn());
+                let prot = if *read_only { Prot::R } else { Prot::RW };
+                self.map(OTHER, HostCall::HostShareGuest { pfn, gfn, pages: 1, prot })
+            }
+            Action::Unlend { gpa } => {
+                let (handle, gfn) = (self.guests[OTHER].handle, Gpa(*gpa).gfn());
+                done(self.call(HOST, HostCall::HostUnshareGuest { handle, gfn, pages: 1 }))
+            }
+            Action::Ask => match self.call(self.guests[OTHER].cpu, HostCall::VcpuInPoisonFault) {
+                Ok(value) => Answer::Value(value),
+                refused => done(refused),
+            },
             Action::Reclaim { who, gpa } => {
                 let handle = self.who(*who).handle;
                 done(self.call(HOST, HostCall::ReclaimDyingGuestPage { handle, gfn: Gpa(*gpa).gfn() }))
@@ -169,8 +224,10 @@ impl<'a> Machine<'a> {
             }
             Action::GuestShare { who, gpa } => self.hvc(*who, func::MEM_SHARE, *gpa),
             Action::GuestUnshare { who, gpa } => self.hvc(*who, func::MEM_UNSHARE, *gpa),
-            Action::Read { who, gpa } => self.guest_touch(*who, *gpa, Touch::Read),
-            Action::Write { who, gpa, value } => self.guest_touch(*who, *gpa, Touch::Write(*value)),
+            Action::Read { who, gpa } => self.guest_touch(self.who(*who), *gpa, Touch::Read),
+            Action::Write { who, gpa, value } => self.guest_touch(self.who(*who), *gpa, Touch::Write(*value)),
+            Action::OtherRead { gpa } => self.guest_touch(&self.guests[OTHER], *gpa, Touch::Read),
+            Action::OtherWrite { gpa, value } => self.guest_touch(&self.guests[OTHER], *gpa, Touch::Write(*value)),
         }
     }
 }

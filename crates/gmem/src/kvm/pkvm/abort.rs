@@ -49,6 +49,7 @@ impl Vcpu {
         pkvm: &KvmPkvm,
         abort: GuestAbort,
     ) -> Result<Next, Errno> {
+        cx.note("fault", "stage 2");
         let vm = &self.vm;
         let gfn = abort.ipa.gfn();
         if gfn >= vm.mmu.config().max_gfn {

@@ -12,7 +12,7 @@ pub(crate) fn check_extension(config: &MachineConfig, cap: Cap, vm: Option<&Vm>)
     let is_protected = vm.is_some_and(Vm::is_pvm);
     match cap {
         // Those that are the same everywhere do not ask the architecture.
-        Cap::UserMemory | Cap::UserMemory2 | Cap::EnableCapVm => 1,
+        Cap::UserMemory | Cap::UserMemory2 | Cap::EnableCapVm | Cap::SyncMmu => 1,
         Cap::NrMemslots => KVM_USER_MEM_SLOTS as i32,
         Cap::ManualDirtyLogProtect2 => 3,
         Cap::GuestMemfd => i32::from(config.kernel.has_guest_memfd_flags()),
@@ -20,8 +20,8 @@ pub(crate) fn check_extension(config: &MachineConfig, cap: Cap, vm: Option<&Vm>)
             (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as i32
         }
         Cap::MaxVcpus => config.max_vcpus as i32,
-        // Not among those that a protected VM is allowed.
-        Cap::SyncMmu | Cap::ReadonlyMem => i32::from(!is_protected),
+        // Not among those that a protected VM is allowed (that the MMU follows the host it is told nevertheless).
+        Cap::ReadonlyMem => i32::from(!is_protected),
         _ => 0,
     }
 }

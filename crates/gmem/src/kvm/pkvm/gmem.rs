@@ -195,7 +195,8 @@ impl Vcpu {
 impl Vm {
     /// A guest_memfd takes pages of these guest frames away, under `mmu_lock` for writing: private ones are taken from the guest by force.
     pub(crate) fn pkvm_gmem_unmap(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
-        let Some(pkvm) = self.pkvm().filter(|pkvm| pkvm.is_protected() && pkvm.host.backs_with_gmem()) else { return };
+        let takes = |pkvm: &&KvmPkvm| pkvm.is_protected() && pkvm.has_pgt() && pkvm.host.backs_with_gmem();
+        let Some(pkvm) = self.pkvm().filter(takes) else { return };
         let known: Vec<Mapping> = pkvm.mappings.lock().in_range(range);
         for Mapping { gfn, pfn, .. } in known.into_iter().filter(|mapping| mapping.gmem && !mapping.taken) {
             let taken = pkvm.host.call(cx, HostCall::ForceReclaimGuestPage { pa: Pa::of(pfn) });
@@ -208,7 +209,7 @@ impl Vm {
 }
 
 impl GmemFile {
-    /// The guest frames are about to lose their pages (`kvm_gmem_invalidate_begin`).
+    /// The guest frames are about to lose their pages (`kvm_gmem_invalidate_start`).
     pub(crate) fn pkvm_invalidate(&self, cx: &Cx<'_>, lock: &mut RwLockWriteGuard<'_, ()>, frames: &[(u16, GfnRange)]) {
         for (_, range) in frames {
             self.vm().pkvm_gmem_unmap(cx, lock, *range);

@@ -6,10 +6,16 @@ use sim_coco::AccessKind;
 use sim_coco::pkvm::{CallFail, CpuId, HostCall, Pa, Pkvm, PkvmConfig};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::mm::phys::HostStage2;
-use sim_kernel::sched::MAX_TASKS;
+use sim_kernel::sched::{MAX_TASKS, Tracepoint};
 use sim_kernel::{Cx, Errno, PAGE_SIZE, Pfn};
 use std::fmt;
 use std::sync::{Arc, Weak};
+
+/// The host has called the hypervisor: [`HostCall::number`], and what came back, an error negative. What the kernel's `host_hcall` says, with the answer.
+pub(crate) static PKVM_HOST_CALL: Tracepoint = Tracepoint { name: "pkvm_host_call", fields: &["call", "ret"] };
+/// A guest has executed HVC, and somebody has answered: the hypervisor, or KVM.
+pub(crate) static PKVM_GUEST_HVC: Tracepoint =
+    Tracepoint { name: "pkvm_guest_hvc", fields: &["function", "x1", "answer"] };
 
 /// pKVM of a host.
 pub struct PkvmHost {
@@ -79,7 +85,7 @@ impl PkvmHost {
     /// If the hypervisor does: that is the end of the machine.
     #[track_caller]
     pub(super) fn call(&self, cx: &Cx<'_>, call: HostCall) -> Result<u64, Errno> {
-        self.pkvm.host_call(cx, cpu_of(cx), call).map_err(errno_of)
+        traced_call(cx, &self.pkvm, call).map_err(errno_of)
     }
 
     /// A zeroed page of the kernel's that the hypervisor may read and pin (`kvm_share_hyp` of a structure that fills one).
@@ -115,6 +121,17 @@ pub(super) fn cpu_of(cx: &Cx<'_>) -> CpuId {
     CpuId(u32::from(cx.task().0))
 }
 
+/// A call of the running thread's processor, on record.
+#[track_caller]
+fn traced_call(cx: &Cx<'_>, pkvm: &Pkvm, call: HostCall) -> Result<u64, CallFail> {
+    let number = call.number();
+    let result = pkvm.host_call(cx, cpu_of(cx), call);
+    if let Ok(ret) = result.or_else(|fail| fail.errno().map(|errno| (-i64::from(errno.number())) as u64).ok_or(fail)) {
+        cx.trace(&PKVM_HOST_CALL, &[number, ret]);
+    }
+    result
+}
+
 fn errno_of(fail: CallFail) -> Errno {
     match fail {
         CallFail::Errno(errno) => errno,
@@ -142,20 +159,22 @@ impl HostStage2 for Stage2 {
     /// `do_page_fault` for the kernel without a fix-up: the page is taken from its guest by force (`pkvm_force_reclaim_guest_page`).
     ///
     /// # Panics
-    /// With the kernel's oops, if it is no guest's; PKVM-INV-018 if it was lost with its VM, and the kernel would fault for ever.
+    /// PKVM-INV-025: with the kernel's oops, if it is no guest's; PKVM-INV-018 if it was lost with its VM, and the kernel would fault for ever.
     fn kernel_abort(&self, cx: &Cx<'_>, pfn: Pfn) {
         let Some(pkvm) = self.pkvm.upgrade() else { return };
         let (cpu, pa) = (cpu_of(cx), Pa::of(pfn));
         if pkvm.host_mem_abort(cx, cpu, pa).is_ok() {
             return;
         }
-        match pkvm.host_call(cx, cpu, HostCall::ForceReclaimGuestPage { pa }) {
+        match traced_call(cx, &pkvm, HostCall::ForceReclaimGuestPage { pa }) {
             Ok(_) => {}
             Err(fail) if fail.errno() == Some(Errno::EAGAIN) => {
                 let lost = pkvm.lost_pages().contains_key(&pfn);
                 assert!(!lost, "PKVM-INV-018: the kernel faults for ever at {pfn:?}, which was lost with its VM");
             }
-            Err(_) => panic!("Unable to handle kernel access to hypervisor-protected memory at {pfn:?}"),
+            Err(_) => {
+                panic!("PKVM-INV-025: Unable to handle kernel access to hypervisor-protected memory at {pfn:?}")
+            }
         }
     }
 }

@@ -121,6 +121,11 @@ impl KvmPkvm {
     /// # Panics
     /// PKVM-INV-012: if the hypervisor does not have what a record says. The kernel warns, and gives up.
     pub(super) fn stage2_unshare(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
+        self.unshare(cx, range);
+    }
+
+    /// The same where nobody else has the records: under `mmu_lock`, or when the stage 2 goes.
+    fn unshare(&self, cx: &Cx<'_>, range: GfnRange) {
         let known = self.mappings.lock().in_range(range);
         for Mapping { gfn, nr_pages: pages, .. } in known {
             if cx.has_mutant(PKVM_UNMAP_INSIDE_ONLY) && gfn < range.start {
@@ -177,7 +182,7 @@ impl KvmPkvm {
 }
 
 impl Vm {
-    /// The end of all that is mapped (`pkvm_pgtable_stage2_destroy_range`): pages of a protected VM are taken back one by one, and their pins and accounting end with the record.
+    /// The end of all that is mapped (`pkvm_pgtable_stage2_destroy_range`), without `mmu_lock`, because nobody finds it any more: pages of a protected VM are taken back one by one, and their pins and accounting end with the record.
     /// What cannot be taken back stays pinned for ever.
     pub(super) fn pkvm_destroy_mappings(&self, cx: &Cx<'_>, pkvm: &KvmPkvm) {
         let handle = pkvm.handle();
@@ -185,8 +190,7 @@ impl Vm {
             return;
         }
         if !pkvm.is_protected() {
-            let mut lock = self.mmu.mmu_lock.write(cx);
-            return pkvm.stage2_unshare(cx, &mut lock, GfnRange::new(Gfn(0), Gfn(u64::MAX)));
+            return pkvm.unshare(cx, GfnRange::new(Gfn(0), Gfn(u64::MAX)));
         }
         // Not inside the `for`: its lock would last.
         let all = pkvm.mappings.lock().all();
@@ -210,7 +214,7 @@ impl Vm {
 
     /// `kvm_unmap_gfn_range`, under `mmu_lock` for writing. Pages of protected VMs are pinned, so nothing has to happen.
     pub(crate) fn pkvm_unmap_gfn_range(&self, cx: &Cx<'_>, lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
-        if let Some(pkvm) = self.pkvm().filter(|pkvm| !pkvm.is_protected()) {
+        if let Some(pkvm) = self.pkvm().filter(|pkvm| !pkvm.is_protected() && pkvm.has_pgt()) {
             pkvm.check_handle();
             pkvm.stage2_unshare(cx, lock, range);
         }
@@ -219,7 +223,7 @@ impl Vm {
     /// `kvm_age_gfn`. Of protected VMs nothing is known.
     pub(crate) fn pkvm_age_gfn(&self, cx: &Cx<'_>, pkvm: &KvmPkvm, range: GfnRange) -> bool {
         let _lock = self.mmu.mmu_lock.write(cx);
-        !pkvm.is_protected() && pkvm.stage2_age(cx, range)
+        !pkvm.is_protected() && pkvm.has_pgt() && pkvm.stage2_age(cx, range)
     }
 
     /// `kvm_mmu_wp_memory_region`, and the same for a part: pages become read-only, and no processor remembers that they were not.

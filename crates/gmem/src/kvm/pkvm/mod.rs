@@ -36,6 +36,7 @@ mod vm;
 pub(super) use cap::{SlotChange, check_extension};
 pub use gmem::GmemSharing;
 pub use host::PkvmHost;
+pub(crate) use host::{PKVM_GUEST_HVC, PKVM_HOST_CALL};
 pub use mappings::Mapping;
 pub use vcpu::PkvmVcpu;
 pub use vm::KvmPkvm;

@@ -1,6 +1,7 @@
 //! `KVM_RUN` on arm64 (`kvm_arch_vcpu_ioctl_run`): the hypervisor's VM and vCPU are made, the vCPU is loaded, and then the guest runs until something is user space's.
 
 use super::guest::ArmExit;
+use super::host::PKVM_GUEST_HVC;
 use super::vm::KvmPkvm;
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
@@ -87,6 +88,7 @@ impl Vcpu {
         function: u32,
         args: [u64; 3],
     ) -> Result<Next, Errno> {
+        cx.note("guest", "HVC");
         let converts = matches!(function, func::MEM_SHARE | func::MEM_UNSHARE);
         if converts && !self.pkvm_before_conversion(cx, state, pkvm, function, args)? {
             return Ok(Next::Exit);
@@ -97,6 +99,7 @@ impl Vcpu {
             HvcResult::ToHost => SMCCC_NOT_SUPPORTED,
             HvcResult::Answered(answer) => answer,
         };
+        cx.trace(&PKVM_GUEST_HVC, &[u64::from(function), args[0], answer as u64]);
         if converts && answer == SMCCC_SUCCESS {
             self.pkvm_after_conversion(cx, pkvm, function, args);
         }

@@ -3,7 +3,7 @@
 
 use super::host::PkvmHost;
 use super::mappings::Mappings;
-use crate::kvm::mutants::PKVM_LATE_HANDLE;
+use crate::kvm::mutants::{PKVM_CREATE_NO_SLOTS_LOCK, PKVM_FREE_PGD_NO_LOCK, PKVM_LATE_HANDLE};
 use crate::kvm::vm::Vm;
 use crate::kvm::x86_ops::VmKind;
 use sim_coco::pkvm::{Handle, HostCall, HostKvm};
@@ -31,6 +31,8 @@ pub struct KvmPkvm {
     created: AtomicBool,
     /// `is_dying`.
     dying: AtomicBool,
+    /// `mmu.pgt`: there is a stage 2 to be changed. Goes under `mmu_lock` for writing.
+    pgt: AtomicBool,
     /// `pkvm_mappings`, under `mmu_lock`.
     pub(super) mappings: parking_lot::Mutex<Mappings>,
     /// `kvm->created_vcpus`.
@@ -55,6 +57,7 @@ impl KvmPkvm {
             kvm: OnceLock::new(),
             created: AtomicBool::new(false),
             dying: AtomicBool::new(false),
+            pgt: AtomicBool::new(true),
             mappings: Default::default(),
             created_vcpus: AtomicU32::new(0),
         })
@@ -83,6 +86,11 @@ impl KvmPkvm {
     /// Whether its teardown has begun.
     pub fn is_dying(&self) -> bool {
         self.dying.load(Ordering::Acquire)
+    }
+
+    /// Whether the stage 2 may still be changed, with `mmu_lock` held: once it goes, nothing is asked of the hypervisor for a notifier.
+    pub(super) fn has_pgt(&self) -> bool {
+        self.pgt.load(Ordering::Acquire)
     }
 
     /// What is mapped, by guest frame: for checkers, while nobody changes it.
@@ -194,14 +202,23 @@ impl Vm {
     /// # Errors
     /// `EINVAL` without a vCPU, `ENOMEM`, and what the hypervisor finds.
     pub(super) fn pkvm_create_hyp_vm(&self, cx: &Cx<'_>, pkvm: &KvmPkvm) -> Result<(), Errno> {
-        let _slots = self.slots_lock.lock(cx);
+        let _slots = (!cx.has_mutant(PKVM_CREATE_NO_SLOTS_LOCK)).then(|| self.slots_lock.lock(cx));
         let _config = pkvm.config_lock.lock(cx);
         if pkvm.is_created() { Ok(()) } else { pkvm.create_locked(cx) }
     }
 
     /// `kvm_arch_flush_shadow_all`: nothing stays mapped. When the process ends, or the VM, whichever is first.
+    ///
+    /// Once the stage 2 has gone under `mmu_lock` (`kvm_free_stage2_pgd`), no notifier is in the middle of a call, and none begins one: the hypervisor would refuse to end a VM that a call uses.
     pub(crate) fn pkvm_flush_shadow_all(&self, cx: &Cx<'_>) {
         let Some(pkvm) = self.pkvm() else { return };
+        let had = {
+            let _lock = (!cx.has_mutant(PKVM_FREE_PGD_NO_LOCK)).then(|| self.mmu.mmu_lock.write(cx));
+            pkvm.pgt.swap(false, Ordering::AcqRel)
+        };
+        if !had {
+            return;
+        }
         pkvm.start_teardown(cx);
         self.pkvm_destroy_mappings(cx, pkvm);
     }

@@ -50,11 +50,6 @@ pub enum SnpInsn {
     },
     /// `rdmsr` of it, into `rbx`.
     ReadGhcbMsr,
-    /// `or rbx, value`.
-    OrRbx {
-        /// What.
-        value: u64,
-    },
     /// `vmgexit`.
     Vmgexit,
 }
@@ -78,8 +73,8 @@ impl Vcpu {
             SnpInsn::SetShared { shared } => es(state).shared_mapping = shared,
             SnpInsn::WriteGhcbMsr { value } => es(state).ghcb_msr = value,
             SnpInsn::ReadGhcbMsr => state.regs.rbx = es(state).ghcb_msr,
-            SnpInsn::OrRbx { value } => state.regs.rbx |= value,
             SnpInsn::Vmgexit => {
+                cx.note("guest", "VMGEXIT");
                 state.regs.rip += 1;
                 return Ok(Visit::Vmgexit);
             }
@@ -88,6 +83,7 @@ impl Vcpu {
                     Some(failed) => failed,
                     None => {
                         let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                        cx.note("guest", "PVALIDATE");
                         self.snp_pvalidate(cx, state, &operand, validate)?
                     }
                 };
@@ -100,6 +96,7 @@ impl Vcpu {
                     Some(fail) => Err(fail),
                     None => {
                         let operand = self.snp_operand(cx, state, Gva(gpa.0), size)?;
+                        cx.note("guest", "RMPADJUST");
                         self.snp_rmpadjust(cx, state, &operand, RmpAdjust(rdx))?
                     }
                 };

@@ -96,6 +96,18 @@ pub enum SevOp {
 }
 
 impl SevOp {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            SevOp::Init2 { .. } => "KVM_SEV_INIT2",
+            SevOp::SnpLaunchStart(_) => "KVM_SEV_SNP_LAUNCH_START",
+            SevOp::SnpLaunchUpdate(_) => "KVM_SEV_SNP_LAUNCH_UPDATE",
+            SevOp::SnpLaunchFinish(_) => "KVM_SEV_SNP_LAUNCH_FINISH",
+            SevOp::SnpEnableReqCerts => "KVM_SEV_SNP_ENABLE_REQ_CERTS",
+            SevOp::Other(_) => "KVM_MEMORY_ENCRYPT_OP",
+        }
+    }
+
     /// The number.
     pub fn id(&self) -> u32 {
         match self {

@@ -16,7 +16,6 @@
 //! | `vcpu.rs` | VMCB and VMSA pages, VMRUN |
 //! | `check.rs` | what must hold of all this, at the steps that could break it |
 //! | `access.rs`, `insn.rs` | not KVM: what the processor does for an SNP guest |
-//! | `page.rs` | not KVM: a request as it lies in a GHCB |
 //!
 //! Simplified: neither SEV nor SEV-ES guests, no certificates, no interrupts; of the events of a GHCB those of `protocol/ghcb.rs` only, and of the MSR's requests all
 //! but AP reset hold; no CPUID of user space's (each register reads as 0, which is what KVM says then); registers of a guest are not in its VMSA but where those of
@@ -37,7 +36,6 @@ pub mod insn;
 mod ioctl;
 mod launch;
 mod msr;
-pub mod page;
 pub mod protocol;
 mod psc;
 #[cfg(test)]

@@ -5,11 +5,13 @@ use super::host::TdxHost;
 use super::sept::MirrorHooks;
 use super::vm::{KvmTdx, TdState};
 use crate::kvm::host::Existing;
+use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use sim_coco::tdx::{LineOwner, OpState, PageType, SeptState, VcpuState};
-use sim_kernel::Pfn;
-use sim_mmu::Level;
+use sim_kernel::{Cx, Pfn};
+use sim_mmu::{ExternalTable, Gfn, Root};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 impl MirrorHooks {
     /// TDX-INV-018: a frame that leaves the TD is the host's again.
@@ -18,6 +20,33 @@ impl MirrorHooks {
     /// If it is not.
     pub(super) fn check_returned(&self, pfn: Pfn) {
         self.host().assert_returned(pfn);
+    }
+}
+
+impl MirrorHooks {
+    /// TDX-INV-020: tables of the Secure EPT are taken back when the TD has no KeyID any more, or has lost it.
+    ///
+    /// # Panics
+    /// If nobody has tried to free it.
+    pub(super) fn check_released(&self, table: &ExternalTable) {
+        let tried = self.tdx.release_tried.load(Ordering::Relaxed);
+        assert!(tried, "TDX-INV-020: the table for {:?} is taken back while its TD has a KeyID", table.gfn);
+    }
+}
+
+impl Vcpu {
+    /// TDX-INV-016: nobody is about to change an entry while nobody holds mmu_lock.
+    ///
+    /// # Panics
+    /// If an entry on the way to the frame is frozen.
+    pub(crate) fn tdx_check_thawed(&self, cx: &Cx<'_>, mirror: &Root, gfn: Gfn) {
+        let mmu = &self.vm.mmu;
+        // Natively others go on while this looks.
+        if cx.is_native() || mmu.mmu_lock.is_locked() {
+            return;
+        }
+        let frozen = mmu.peek_frozen(mirror, gfn);
+        assert!(frozen.is_none(), "TDX-INV-016: {gfn:?} is frozen at {frozen:?}, and nobody holds mmu_lock");
     }
 }
 
@@ -60,6 +89,7 @@ impl TdxHost {
         self.check_quiescent(&nothing);
         assert!(self.peek_keyids().is_empty(), "TDX-INV-012: a KeyID is left: {:?}", self.peek_keyids());
         assert!(self.leaked().is_empty(), "TDX-INV-018: pages are lost: {:?}", self.leaked());
+        self.check_pamt_end();
     }
 
     /// What must hold while no operation is under way, of the machine and of everything that exists.
@@ -70,6 +100,8 @@ impl TdxHost {
         if let Err(violation) = self.tdx().check_invariants() {
             panic!("{violation}");
         }
+        let is_whole = self.leaked().is_empty() && !existing.vms.iter().any(|vm| vm.is_bugged());
+        self.check_pamt(is_whole);
         let mut hkids = BTreeSet::new();
         let mut owned: BTreeSet<Pfn> = self.leaked().into_iter().collect();
         for vm in existing.vms.iter().filter(|vm| !vm.is_destroyed()) {
@@ -114,11 +146,11 @@ impl Vm {
                 return;
             }
             leafs += 1;
-            let entry = module.peek_sept(tdr, leaf.gfn, Level::L4K);
+            let entry = module.peek_sept(tdr, leaf.gfn, leaf.level);
             let entry = entry.unwrap_or_else(|| panic!("TDX-INV-015: {:?} is in the mirror only", leaf.gfn));
             let is_there = matches!(entry.state(), Some(SeptState::Mapped | SeptState::Pending));
             assert!(
-                is_there && entry.pfn() == leaf.spte.pfn(),
+                is_there && entry.is_leaf() && entry.pfn_at(leaf.level) == leaf.spte.pfn(),
                 "TDX-INV-015: {:?} is {entry:?} in the Secure EPT",
                 leaf.gfn
             );

@@ -40,6 +40,20 @@ pub enum TdxOp {
 }
 
 impl TdxOp {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TdxOp::Capabilities(_) => "KVM_TDX_CAPABILITIES",
+            TdxOp::InitVm(_) => "KVM_TDX_INIT_VM",
+            TdxOp::InitVcpu { .. } => "KVM_TDX_INIT_VCPU",
+            TdxOp::InitMemRegion(_) => "KVM_TDX_INIT_MEM_REGION",
+            TdxOp::FinalizeVm => "KVM_TDX_FINALIZE_VM",
+            TdxOp::GetCpuid(_) => "KVM_TDX_GET_CPUID",
+            TdxOp::TerminateVm => "KVM_TDX_TERMINATE_VM",
+            TdxOp::Other(_) => "KVM_MEMORY_ENCRYPT_OP",
+        }
+    }
+
     /// The number.
     pub fn id(&self) -> u32 {
         match self {
@@ -94,11 +108,15 @@ impl Drop for StateLocks<'_> {
     }
 }
 
-/// `tdx_acquire_vm_state_locks`. Simplified: a signal does not end the wait.
-fn acquire_state_locks<'a>(cx: &'a Cx<'_>, vm: &'a Vm, tdx: &'a KvmTdx, vcpus: &'a [Arc<Vcpu>]) -> StateLocks<'a> {
-    let kvm = Some(tdx.lock.lock(cx));
+/// `tdx_acquire_vm_state_locks`, from the second on: `kvm` is `kvm->lock`, under which `vcpus` are all that there are. Simplified: a signal does not end the wait.
+fn acquire_state_locks<'a>(
+    cx: &'a Cx<'_>,
+    vm: &'a Vm,
+    kvm: MutexGuard<'a, ()>,
+    vcpus: &'a [Arc<Vcpu>],
+) -> StateLocks<'a> {
     let vcpus = vcpus.iter().map(|vcpu| vcpu.mutex.lock(cx)).collect();
-    StateLocks { slots: Some(vm.slots_lock.lock(cx)), vcpus, kvm }
+    StateLocks { slots: Some(vm.slots_lock.lock(cx)), vcpus, kvm: Some(kvm) }
 }
 
 impl Vm {
@@ -115,8 +133,9 @@ impl Vm {
             }
             return capabilities.get(tdx.host.tdx().config());
         }
+        let kvm = tdx.lock.lock(cx);
         let vcpus = self.all_vcpus();
-        let _locks = acquire_state_locks(cx, self, tdx, &vcpus);
+        let _locks = acquire_state_locks(cx, self, kvm, &vcpus);
         match &cmd.op {
             TdxOp::InitVm(init) => self.tdx_td_init(cx, tdx, init, cmd.flags, &mut cmd.hw_error),
             TdxOp::FinalizeVm => self.tdx_td_finalize(cx, tdx, &mut cmd.hw_error),
@@ -144,8 +163,9 @@ impl Vcpu {
         };
         cmd.check()?;
         {
+            let kvm = tdx.lock.lock(cx);
             let vcpus = self.vm.all_vcpus();
-            let mut locks = acquire_state_locks(cx, &self.vm, tdx, &vcpus);
+            let mut locks = acquire_state_locks(cx, &self.vm, kvm, &vcpus);
             is_being_built(tdx)?;
             let mine = vcpus.iter().position(|vcpu| Arc::ptr_eq(vcpu, self)).expect("a vCPU is one of its VM's");
             let state = &mut *locks.vcpus[mine];

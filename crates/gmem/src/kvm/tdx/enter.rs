@@ -2,7 +2,7 @@
 
 use super::guest::Left;
 use super::vcpu::tdx_state_mut;
-use crate::kvm::mutants::TDX_ENTERS_WHILE_ZAPPING;
+use crate::kvm::mutants::{TDX_ENTERS_WHILE_ZAPPING, TDX_SPINS_IN_GUEST_MODE};
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
 use sim_coco::tdx::{Entry, Leaf, Status, TdExit};
@@ -41,7 +41,10 @@ impl Vcpu {
         self.show_guest_mode(cx);
         let visit = srcu.outside(|| {
             let may_run = self.enter_guest_mode(cx);
-            let visit = may_run.then(|| self.tdx_vcpu_run(cx, state));
+            let mut visit = may_run.then(|| self.tdx_vcpu_run(cx, state));
+            while cx.has_mutant(TDX_SPINS_IN_GUEST_MODE) && matches!(visit, Some(TdVisit::KeptOut | TdVisit::Busy)) {
+                visit = Some(self.tdx_vcpu_run(cx, state));
+            }
             self.leave_guest_mode(cx, may_run);
             visit
         });

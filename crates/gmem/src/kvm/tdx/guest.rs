@@ -243,6 +243,7 @@ impl Vcpu {
                 false
             }
             TdInsn::Accept { gpa, size } => {
+                cx.note("guest", "TDG.MEM.PAGE.ACCEPT");
                 let operand = SeptInfo(gpa.0 & !(PAGE_SIZE - 1) | size & 7);
                 let answer = self.tdcall(cx, state, guest, |guest| guest.mem_page_accept(cx, operand))?;
                 state.regs.rbx = rax(&answer);
@@ -295,6 +296,7 @@ impl Vcpu {
 
     /// TDG.VP.VMCALL: the vCPU leaves, and the instruction is complete with the answer.
     fn ask(&self, cx: &Cx<'_>, state: &mut VcpuState, guest: &mut InTd<'_>, why: GuestCall, call: VmCall) -> Left {
+        cx.note("guest", "TDG.VP.VMCALL");
         tdx_state_mut(state).guest_call = why;
         match guest.vp_vmcall(cx, call) {
             Err(GuestStop::Exit(exit)) => Left::Exit(exit),

@@ -1,9 +1,11 @@
 //! What the host keeps for TDX: the module, the KeyIDs that TDs may have, and pages that can never be used again
 //! (`arch/x86/virt/vmx/tdx/tdx.c`).
 
+use super::pamt::PamtCounts;
 use crate::kvm::config::MachineConfig;
 use sim_coco::tdx::{Hkid, Hpa, Leaf, Lp, Seam, Seamcall, StatusName, Tdmr, Tdx, TdxConfig};
 use sim_kernel::mm::PhysMem;
+use sim_kernel::sched::TaskId;
 use sim_kernel::sched::Tracepoint;
 use sim_kernel::sync::{Mutex, WaitQueue};
 use sim_kernel::{Cx, Errno, PAGE_SHIFT, Pfn};
@@ -18,6 +20,29 @@ pub(crate) static TDX_SEAMCALL: Tracepoint = Tracepoint { name: "tdx_seamcall", 
 /// `RDRAND_RETRY_LOOPS`: how often a leaf that found no random numbers is called.
 const ENTROPY_TRIES: u32 = 10;
 
+/// How often something was done, by whom.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    all: AtomicU64,
+    of: parking_lot::Mutex<BTreeMap<TaskId, u64>>,
+}
+
+impl Tally {
+    pub(super) fn add(&self, cx: &Cx<'_>) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        *self.of.lock().entry(cx.task()).or_default() += 1;
+    }
+
+    pub(super) fn all(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// By other tasks than this.
+    pub(super) fn of_others(&self, cx: &Cx<'_>) -> u64 {
+        self.all() - self.of.lock().get(&cx.task()).copied().unwrap_or(0)
+    }
+}
+
 /// TDX on a host.
 pub struct TdxHost {
     tdx: Arc<Tdx>,
@@ -26,13 +51,15 @@ pub struct TdxHost {
     keyids: Mutex<BTreeSet<Hkid>>,
     /// `tdx_lock`: leaves that take a lock of the whole module.
     pub(super) tdx_lock: Mutex<()>,
+    has_large_pages: bool,
+    pub(super) pamt: PamtCounts,
     /// Pages that were leaked.
     leaked: parking_lot::Mutex<Vec<Pfn>>,
     /// How often each leaf was called by KVM.
     calls: parking_lot::Mutex<BTreeMap<Leaf, u64>>,
     /// Leaves that are being executed, and how many have returned: who met a lock waits for one to return, instead of trying again and again.
     in_flight: AtomicU64,
-    returned: AtomicU64,
+    pub(super) returned: Tally,
     returns: WaitQueue,
 }
 
@@ -57,6 +84,7 @@ impl TdxHost {
         machine.tree_host_priority = config.tdx_host_priority;
         machine.partial_write_erratum = config.tdx_erratum;
         machine.caches = config.tdx_caches;
+        machine.dynamic_pamt = config.tdx_dynamic_pamt;
         let tdx = Arc::new(Tdx::new(cx, Arc::clone(phys), machine));
         tdx.bring_up(cx);
         let watched = Arc::downgrade(&tdx);
@@ -71,10 +99,12 @@ impl TdxHost {
             phys: Arc::clone(phys),
             keyids: Mutex::new(cx, "tdx_guest_keyid_pool", BTreeSet::new()),
             tdx_lock: Mutex::new(cx, "tdx_lock", ()),
+            has_large_pages: config.tdx_2m,
+            pamt: PamtCounts::new(cx),
             leaked: Default::default(),
             calls: Default::default(),
             in_flight: AtomicU64::new(0),
-            returned: AtomicU64::new(0),
+            returned: Tally::default(),
             returns: WaitQueue::new(cx, "SEAMCALL"),
         }))
     }
@@ -86,6 +116,11 @@ impl TdxHost {
 
     pub(super) fn phys(&self) -> &Arc<PhysMem> {
         &self.phys
+    }
+
+    /// Whether the Secure EPT may have leaves of 2 MiB (`tdx_huge_page`, the machine's `tdx_2m`).
+    pub(super) fn has_large_pages(&self) -> bool {
+        self.has_large_pages
     }
 
     /// Pages that the kernel could not take back and never uses again.
@@ -127,7 +162,7 @@ impl TdxHost {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let result = self.tdx.refuses(leaf).map_or_else(|| call(self.tdx.on(lp)), Err);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.returned.fetch_add(1, Ordering::Relaxed);
+        self.returned.add(cx);
         self.returns.wake_unscheduled(cx);
         *self.calls.lock().entry(leaf).or_default() += 1;
         let rax = result.as_ref().err().map_or(0, |fail| fail.status.raw());
@@ -159,10 +194,15 @@ impl TdxHost {
     /// After a lock of the module was met: the turn is given away, and if another leaf is being executed, until one has returned.
     pub(super) fn wait_for_lock(&self, cx: &Cx<'_>) {
         cx.cond_resched();
-        let seen = self.returned.load(Ordering::Relaxed);
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
-            self.returns.wait_event(cx, || self.returned.load(Ordering::Relaxed) != seen || cx.signal_pending());
+        let seen = self.returned.all();
+        if self.is_calling() {
+            self.returns.wait_event(cx, || self.returned.all() != seen || cx.signal_pending());
         }
+    }
+
+    /// Whether a leaf is being executed.
+    pub(super) fn is_calling(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0
     }
 
     /// INVEPT of all contexts on the task's processor.
@@ -193,22 +233,24 @@ impl TdxHost {
         self.keyids.peek(|keyids| keyids.iter().copied().collect())
     }
 
-    /// A page for the module.
+    /// `tdx_alloc_control_page`: a page for the module, with metadata.
     ///
     /// # Errors
-    /// `ENOMEM`.
-    pub(super) fn alloc_page(&self) -> Result<Pfn, Errno> {
-        self.phys.alloc_zeroed()
+    /// `ENOMEM`, and those of [`TdxHost::pamt_get`].
+    pub(super) fn alloc_page(&self, cx: &Cx<'_>) -> Result<Pfn, Errno> {
+        let page = self.phys.alloc_zeroed()?;
+        self.pamt_get(cx, page).inspect_err(|_| self.phys.put(cx, page))?;
+        Ok(page)
     }
 
     /// As many pages, or none.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// As [`TdxHost::alloc_page`].
     pub(super) fn alloc_pages(&self, cx: &Cx<'_>, count: usize) -> Result<Vec<Pfn>, Errno> {
         let mut pages = Vec::with_capacity(count);
         while pages.len() < count {
-            match self.alloc_page() {
+            match self.alloc_page(cx) {
                 Ok(page) => pages.push(page),
                 Err(errno) => {
                     self.free_pages(cx, pages);
@@ -219,7 +261,9 @@ impl TdxHost {
         Ok(pages)
     }
 
+    /// `tdx_free_control_page`.
     pub(super) fn free_page(&self, cx: &Cx<'_>, pfn: Pfn) {
+        self.pamt_put(cx, pfn);
         self.phys.put(cx, pfn);
     }
 

@@ -266,7 +266,7 @@ impl Vm {
     }
 
     fn tdx_alloc_td(&self, cx: &Cx<'_>, tdx: &KvmTdx) -> Result<(Pfn, Vec<Pfn>), Errno> {
-        let tdr = tdx.host.alloc_page()?;
+        let tdr = tdx.host.alloc_page(cx)?;
         let tdcs = tdx.host.alloc_pages(cx, tdx.host.tdx().config().tdcs_pages.0 as usize);
         tdcs.map(|tdcs| (tdr, tdcs)).inspect_err(|_| tdx.host.free_page(cx, tdr))
     }
@@ -304,11 +304,12 @@ impl Vm {
             }
             tdx.pages.lock().tdcs.push(page);
         }
-        let memory = host.alloc_page()?;
+        // The host's own: the module only reads it.
+        let memory = host.phys().alloc_zeroed()?;
         let written = host.tdx().on(host.lp(cx)).host_write(cx, memory, 0, &params.to_bytes());
         written.expect("a page that was just allocated holds no poison");
         let inited = host.call(cx, Leaf::MngInit, |seam| seam.mng_init(cx, tdr, Hpa::of(memory)));
-        host.free_page(cx, memory);
+        host.phys().put(cx, memory);
         match inited {
             Ok(()) => Ok(()),
             Err(fail) if fail.name() == StatusName::OperandInvalid => {

@@ -10,8 +10,9 @@
 //! | `cmd.rs` | `tdx_vm_ioctl`, `tdx_vcpu_unlocked_ioctl`, `tdx_vcpu_ioctl`: which command, and under which locks |
 //! | `vm.rs`, `init_vm.rs` | `struct kvm_tdx`; `tdx_td_init`, `tdx_td_finalize` |
 //! | `vcpu.rs` | `struct vcpu_tdx`, `tdx_vcpu_create`, `tdx_vcpu_init`, `tdx_vcpu_load`, `tdx_vcpu_free` |
+//! | `pamt.rs` | metadata of pages that the module is given pages for: `tdx_pamt_get`, `tdx_pamt_put` |
 //! | `populate.rs` | `tdx_vcpu_init_mem_region` |
-//! | `sept.rs` | the hooks of the mirror: tables and pages are added, blocked, tracked, removed; `tdh_do_no_vcpus` |
+//! | `sept.rs` | the hooks of the mirror: tables and pages are added, blocked, tracked, split, removed; `tdh_do_no_vcpus` |
 //! | `shared_ept.rs` | the direct root as the processor walks it |
 //! | `enter.rs`, `exit.rs`, `fault.rs` | `tdx_vcpu_run`, `tdx_handle_exit`, `tdx_handle_ept_violation` |
 //! | `tdvmcall.rs`, `protocol.rs` | what guests ask for by TDG.VP.VMCALL |
@@ -33,6 +34,7 @@ mod guest;
 mod host;
 mod init_vm;
 pub mod insn;
+mod pamt;
 mod populate;
 pub mod protocol;
 mod sept;

@@ -119,7 +119,10 @@ impl Vcpu {
         let mirror = tdx_state(state).mirror.clone().expect("just loaded");
         let slot = self.vm.memslots.peek_active(0, |set| set.by_gfn(gfn).cloned()).ok_or(Errno::EINVAL)?;
         let view = self.vm.slot_view(&slot);
+        self.vm.tdx().expect("a vCPU of a TD").pamt_topup(cx)?;
         let _srcu = self.vm.srcu.read(cx);
-        self.vm.mmu.map_private_pfn(cx, &mirror, gfn, pfn, &view, &*self.vm)
+        let mapped = self.vm.mmu.map_private_pfn(cx, &mirror, gfn, pfn, &view, &*self.vm);
+        self.tdx_check_thawed(cx, &mirror, gfn);
+        mapped
     }
 }

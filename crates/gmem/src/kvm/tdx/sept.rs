@@ -8,6 +8,7 @@ use super::vm::{KvmTdx, TdState};
 use crate::kvm::mutants::*;
 use crate::kvm::vm::Vm;
 use sim_coco::tdx::{Hpa, Leaf, Seam, SeamFail, Seamcall, SeptInfo, StatusName};
+use sim_kernel::mm::PhysMem;
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::{ExternalChange, ExternalTable, ExternalTables, Gfn, Level};
 use std::fmt;
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering;
 
 /// The hooks of one TD.
 pub(crate) struct MirrorHooks {
-    tdx: Arc<KvmTdx>,
+    pub(super) tdx: Arc<KvmTdx>,
 }
 
 impl fmt::Debug for MirrorHooks {
@@ -29,8 +30,10 @@ impl ExternalTables for MirrorHooks {
     /// `tdx_sept_set_private_spte`.
     fn set_external_spte(&self, cx: &Cx<'_>, change: &ExternalChange) -> Result<(), Errno> {
         let Some(vm) = self.tdx.vm() else { return Err(Errno::EIO) };
-        self.tdx.begun.fetch_add(1, Ordering::Relaxed);
-        let result = if change.old.is_present() {
+        self.tdx.begun.add(cx);
+        let result = if change.old.is_present() && change.new.is_table(change.level) {
+            self.split_leaf(cx, &vm, change)
+        } else if change.old.is_present() {
             self.remove_leaf(cx, &vm, change)
         } else if !change.new.is_leaf(change.level) {
             self.map_nonleaf(cx, &vm, change)
@@ -44,6 +47,7 @@ impl ExternalTables for MirrorHooks {
     /// `tdx_sept_free_private_spt`.
     fn free_external_spt(&self, cx: &Cx<'_>, table: &ExternalTable) -> Result<(), Errno> {
         if self.tdx.is_hkid_assigned() {
+            self.check_released(table);
             if let Some(vm) = self.tdx.vm() {
                 vm.bug(cx);
             }
@@ -55,9 +59,30 @@ impl ExternalTables for MirrorHooks {
         })
     }
 
+    fn alloc_external_spt(&self, cx: &Cx<'_>, _phys: &PhysMem) -> Result<Pfn, Errno> {
+        self.tdx.host.alloc_page(cx)
+    }
+
+    fn put_external_spt(&self, cx: &Cx<'_>, _phys: &PhysMem, page: Pfn) {
+        self.tdx.host.free_page(cx, page);
+    }
+
+    fn prepare_split(&self, cx: &Cx<'_>) -> Result<(), Errno> {
+        self.tdx.pamt_topup(cx)
+    }
+
+    fn max_level(&self) -> Level {
+        if self.tdx.host.has_large_pages() { Level::L2M } else { Level::L4K }
+    }
+
     fn is_vm_dead(&self) -> bool {
         self.tdx.vm().is_none_or(|vm| vm.is_dead())
     }
+}
+
+/// Frames of a leaf.
+fn frames(first: Pfn, level: Level) -> impl Iterator<Item = Pfn> {
+    (0..level.span()).map(move |i| first + i)
 }
 
 /// The first frame and level of an entry as an operand.
@@ -107,19 +132,34 @@ impl MirrorHooks {
 
     /// `tdx_sept_map_leaf_spte`.
     fn map_leaf(&self, cx: &Cx<'_>, vm: &Vm, change: &ExternalChange) -> Result<(), Errno> {
-        if change.level != Level::L4K {
+        let (host, level, pfn) = (&self.tdx.host, change.level, change.new.pfn());
+        if level > self.max_level() {
             vm.bug(cx);
             return Err(Errno::EIO);
         }
-        let pfn = change.new.pfn();
+        if level == Level::L4K {
+            let found = self.tdx.pamt_get_spare(cx, pfn);
+            found.inspect_err(|errno| {
+                if *errno != Errno::EBUSY {
+                    vm.bug(cx)
+                }
+            })?;
+        }
         if !cx.has_mutant(TDX_NO_CLFLUSH) {
-            self.tdx.host.clflush_page(cx, pfn);
+            frames(pfn, level).for_each(|pfn| host.clflush_page(cx, pfn));
         }
-        if self.tdx.state(cx) == TdState::Runnable {
-            self.page_aug(cx, vm, change.gfn, pfn)
-        } else {
+        let result = if self.tdx.state(cx) == TdState::Runnable {
+            self.page_aug(cx, vm, info(change.gfn, level), pfn)
+        } else if level == Level::L4K {
             self.page_add(cx, vm, change.gfn, pfn)
+        } else {
+            vm.bug(cx);
+            Err(Errno::EIO)
+        };
+        if level == Level::L4K && result.is_err() {
+            self.tdx.pamt_put_spare(cx, pfn);
         }
+        result
     }
 
     /// `tdx_mem_page_add`.
@@ -139,8 +179,8 @@ impl MirrorHooks {
     }
 
     /// `tdx_mem_page_aug`.
-    fn page_aug(&self, cx: &Cx<'_>, vm: &Vm, gfn: Gfn, pfn: Pfn) -> Result<(), Errno> {
-        let (tdr, at) = (self.tdx.tdr_hpa(), info(gfn, Level::L4K));
+    fn page_aug(&self, cx: &Cx<'_>, vm: &Vm, at: SeptInfo, pfn: Pfn) -> Result<(), Errno> {
+        let tdr = self.tdx.tdr_hpa();
         let added = self.tdx.host.call(cx, Leaf::MemPageAug, |seam| seam.mem_page_aug(cx, at, tdr, Hpa::of(pfn)));
         self.added(cx, vm, added)
     }
@@ -172,6 +212,7 @@ impl MirrorHooks {
 
     /// `KVM_REQ_OUTSIDE_GUEST_MODE` to all vCPUs: each has been out of the guest when this returns.
     fn kick(&self, cx: &Cx<'_>, vm: &Vm) {
+        cx.note("TLB", "all vCPUs kicked");
         self.tdx.kicks.fetch_add(1, Ordering::Relaxed);
         vm.kick_all_and_wait(cx);
     }
@@ -205,34 +246,86 @@ impl MirrorHooks {
         };
         let Some(hkid) = self.tdx.hkid() else {
             // Only a TD that was terminated has memory without a KeyID.
-            if !vm.host.config.tdx_terminate_vm || !vm.is_dead() {
-                return Err(bugged());
-            }
-            self.tdx.host.reclaim_page(cx, pfn).map_err(|_| bugged())?;
-            self.check_returned(pfn);
+            let is_terminated = vm.host.config.tdx_terminate_vm && vm.is_dead();
+            assert!(is_terminated, "TDX-INV-020: {gfn:?} is taken from a TD that has no KeyID any more");
+            self.tdx.host.reclaim(cx, pfn).map_err(|_| bugged())?;
+            self.returned(cx, change);
             return Ok(());
         };
-        if change.level != Level::L4K {
-            return Err(bugged());
-        }
-        let (tdr, at) = (self.tdx.tdr_hpa(), info(gfn, Level::L4K));
-        if !cx.has_mutant(TDX_NO_BLOCK) {
-            let blocked = self.no_vcpus(cx, vm, Leaf::MemRangeBlock, |seam| seam.mem_range_block(cx, at, tdr));
-            blocked.map_err(|_| bugged())?;
-        }
-        self.track(cx, vm);
+        let (tdr, at) = (self.tdx.tdr_hpa(), info(gfn, change.level));
+        self.block_and_track(cx, vm, at).map_err(|()| bugged())?;
         let removed = self.no_vcpus(cx, vm, Leaf::MemPageRemove, |seam| seam.mem_page_remove(cx, at, tdr));
         removed.map_err(|_| bugged())?;
         let host = &self.tdx.host;
         if !cx.has_mutant(TDX_NO_WBINVD) {
-            let page = Hpa::of(pfn).with_keyid(hkid, host.tdx().config().keyid_shift);
-            let written = host.call(cx, Leaf::PhymemPageWbinvd, |seam| seam.phymem_page_wbinvd(cx, page));
-            written.map_err(|_| bugged())?;
+            // Of whatever size the page was, it is written back in those of 4 KiB.
+            for pfn in frames(pfn, change.level) {
+                let page = Hpa::of(pfn).with_keyid(hkid, host.tdx().config().keyid_shift);
+                let written = host.call(cx, Leaf::PhymemPageWbinvd, |seam| seam.phymem_page_wbinvd(cx, page));
+                written.map_err(|_| bugged())?;
+            }
         }
-        if !cx.has_mutant(TDX_NO_RESET) {
-            host.quirk_reset_page(cx, pfn);
+        self.returned(cx, change);
+        Ok(())
+    }
+
+    /// BLOCK, TRACK, and the kick: no vCPU can use what the entry maps any more.
+    fn block_and_track(&self, cx: &Cx<'_>, vm: &Vm, at: SeptInfo) -> Result<(), ()> {
+        let tdr = self.tdx.tdr_hpa();
+        if !cx.has_mutant(TDX_NO_BLOCK) {
+            let blocked = self.no_vcpus(cx, vm, Leaf::MemRangeBlock, |seam| seam.mem_range_block(cx, at, tdr));
+            blocked.map_err(drop)?;
         }
-        self.check_returned(pfn);
+        self.track(cx, vm);
+        Ok(())
+    }
+
+    /// The frames of a leaf are the host's again.
+    fn returned(&self, cx: &Cx<'_>, change: &ExternalChange) {
+        let (host, first) = (&self.tdx.host, change.old.pfn());
+        for pfn in frames(first, change.level) {
+            if !cx.has_mutant(TDX_NO_RESET) {
+                host.quirk_reset_page(cx, pfn);
+            }
+            self.check_returned(pfn);
+        }
+        if change.level == Level::L4K {
+            host.pamt_put(cx, first);
+        }
+    }
+
+    /// `tdx_sept_split_private_spte`: under `mmu_lock` for writing. No vCPU is in the TD when DEMOTE comes, and none that was out has the large page in its TLB; an
+    /// interrupt of the host puts DEMOTE off. A failure breaks the VM.
+    fn split_leaf(&self, cx: &Cx<'_>, vm: &Vm, change: &ExternalChange) -> Result<(), Errno> {
+        let bugged = || {
+            vm.bug(cx);
+            Errno::EIO
+        };
+        let (host, tdr, at) = (&self.tdx.host, self.tdx.tdr_hpa(), info(change.gfn, change.level));
+        let table = change.external_spt.expect("MMU-INV-062: a table of a mirror has a page of the external tables");
+        if !self.tdx.is_hkid_assigned() || change.level != Level::L2M {
+            return Err(bugged());
+        }
+        self.block_and_track(cx, vm, at).map_err(|()| bugged())?;
+        host.clflush_page(cx, table);
+        let metadata = self.tdx.pamt_take_spare(cx);
+        let pamt = metadata.map(|pages| pages.map(Hpa::of));
+        let demote = |seam: Seam<'_>| seam.mem_page_demote(cx, at, tdr, Hpa::of(table), pamt);
+        loop {
+            match self.no_vcpus(cx, vm, Leaf::MemPageDemote, demote) {
+                Ok(()) => break,
+                Err(fail) if fail.name() == StatusName::InterruptedRestartable => {
+                    // It is served between two tries.
+                    host.tdx().ack_interrupt(host.lp(cx));
+                }
+                Err(_) => {
+                    metadata.into_iter().flatten().for_each(|page| host.leak_page(page));
+                    return Err(bugged());
+                }
+            }
+        }
+        host.pamt_note_split(cx, change.old.pfn());
+        self.tdx.splits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -4,10 +4,11 @@
 //! guest_memfds. What is left is tables, and what the TD and its vCPUs consist of, which is reclaimed without any tracking, because nobody can run any more.
 
 use super::vm::KvmTdx;
-use crate::kvm::mutants::TDX_FREEID_BEFORE_CACHE_WB;
+use crate::kvm::mutants::{TDX_FREEID_BEFORE_CACHE_WB, TDX_RELEASE_UNLOCKED};
 use crate::kvm::vm::Vm;
 use sim_coco::tdx::{Hpa, Leaf, Lp, StatusName};
 use sim_kernel::Cx;
+use std::sync::atomic::Ordering;
 
 /// `TDX_SEAMCALL_RETRIES`.
 const CACHE_WB_TRIES: u32 = 10_000;
@@ -23,7 +24,8 @@ impl Vm {
             vcpu.tdx().expect("a vCPU of a TD").flush_on_cpu(cx, self, tdx);
         }
         let (host, tdr) = (&tdx.host, tdx.tdr_hpa());
-        let _global = host.tdx_lock.lock(cx);
+        tdx.release_tried.store(true, Ordering::Relaxed);
+        let _global = (!cx.has_mutant(TDX_RELEASE_UNLOCKED)).then(|| host.tdx_lock.lock(cx));
         match host.call(cx, Leaf::MngVpflushdone, |seam| seam.mng_vpflushdone(cx, tdr)) {
             Ok(()) => {}
             // A vCPU belongs to a processor all the same: the KeyID is lost.
@@ -99,6 +101,7 @@ impl KvmTdx {
 
     /// `tdx_vm_destroy`.
     pub(crate) fn vm_destroy(&self, cx: &Cx<'_>, vm: &Vm) {
+        self.pamt_drop_spare(cx);
         self.reclaim_td_control_pages(cx, vm);
     }
 }

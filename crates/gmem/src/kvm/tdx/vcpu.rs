@@ -45,6 +45,8 @@ pub(crate) struct TdxState {
     pub(crate) shared_mapping: bool,
     /// Not KVM's: instructions that are complete, from which the guest's RIP follows.
     pub(super) retired: u64,
+    /// Not KVM's: how often in a row the guest wanted to accept a page that is mapped, and how many changes of the Secure EPT had begun then.
+    pub(super) spurious_accepts: (u64, u32),
 }
 
 impl TdxState {
@@ -242,7 +244,7 @@ impl Vm {
     /// # Errors
     /// `EIO` before `KVM_TDX_INIT_VM` and after `KVM_TDX_FINALIZE_VM` (`tdx_vcpu_create`); otherwise as of any VM.
     pub(crate) fn tdx_vcpu_create(self: &Arc<Vm>, cx: &Cx<'_>, tdx: &KvmTdx, id: u64) -> Result<Arc<Vcpu>, Errno> {
-        tdx.begin_vcpu(cx);
+        tdx.begin_vcpu();
         let made =
             if tdx.state(cx) == TdState::Initialized { self.make_vcpu(cx, id, None, None) } else { Err(Errno::EIO) };
         made.inspect_err(|_| tdx.abandon_vcpu())

@@ -1,12 +1,13 @@
 //! What a VM has of TDX (`struct kvm_tdx`).
 
-use super::host::TdxHost;
+use super::host::{Tally, TdxHost};
 use crate::kvm::vm::{Vm, WeakVm};
 use sim_coco::tdx::{Gpaw, Hkid, Hpa};
 use sim_kernel::sync::{Atomic64, Mutex};
 use sim_kernel::{Cx, Pfn};
-use sim_mmu::Gpa;
-use std::sync::atomic::{AtomicU64, Ordering};
+use sim_mmu::{Gpa, Level};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// `enum kvm_tdx_state`.
@@ -39,13 +40,31 @@ pub(super) struct TdPages {
     pub(super) tdcs: Vec<Pfn>,
 }
 
+/// What other tasks do to the Secure EPT and the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Interference {
+    /// A change of the Secure EPT, or a SEAMCALL, is not done.
+    under_way: bool,
+    /// Changes of the Secure EPT that were begun.
+    changes: u64,
+    /// SEAMCALLs that have returned.
+    calls: u64,
+}
+
+impl Interference {
+    /// Whether others were in the way of what has begun after `self` and ended before `later`.
+    pub(crate) fn explains(&self, later: &Interference) -> bool {
+        self.under_way || (self.changes, self.calls) != (later.changes, later.calls)
+    }
+}
+
 /// TDX of one VM.
 #[derive(Debug)]
 pub struct KvmTdx {
     pub(super) host: Arc<TdxHost>,
     vm: OnceLock<WeakVm>,
     /// `kvm->lock`.
-    pub(super) lock: Mutex<()>,
+    pub(crate) lock: Mutex<()>,
     /// `state`.
     state: Atomic64,
     /// `hkid`; `None`: not assigned. Changes under the locks of the commands, and when the VM dies.
@@ -58,15 +77,21 @@ pub struct KvmTdx {
     /// `kvm->created_vcpus`.
     created_vcpus: AtomicU64,
     gpaw: OnceLock<Gpaw>,
+    /// Pairs of pages for metadata, by the task that will need one.
+    pub(super) pamt_spare: parking_lot::Mutex<BTreeMap<u8, [Pfn; 2]>>,
     /// What `KVM_TDX_INIT_VM` was told of CPUID.
     pub(super) cpuid: OnceLock<Vec<super::TdxCpuidEntry>>,
     /// Changes of the Secure EPT that were begun, and those that were done. Not KVM's: they explain why a fault was tried again (INV-506).
-    pub(super) begun: AtomicU64,
+    pub(super) begun: Tally,
     pub(super) done: AtomicU64,
     /// vCPUs whose guest spins. Not KVM's.
     pub(crate) spinners: crate::kvm::kernel::Spinners,
+    /// `tdx_mmu_release_hkid` was called; without success if there is a KeyID all the same, which is lost then.
+    pub(super) release_tried: AtomicBool,
     /// How often all vCPUs were called out of the guest for the Secure EPT. Not KVM's.
     pub(super) kicks: AtomicU64,
+    /// Pages of 2 MiB that were split. Not KVM's.
+    pub(super) splits: AtomicU64,
 }
 
 impl KvmTdx {
@@ -82,11 +107,14 @@ impl KvmTdx {
             wait_for_sept_zap: Atomic64::new(cx, "wait_for_sept_zap", 0),
             created_vcpus: AtomicU64::new(0),
             gpaw: OnceLock::new(),
+            pamt_spare: Default::default(),
             cpuid: OnceLock::new(),
-            begun: AtomicU64::new(0),
+            begun: Tally::default(),
             done: AtomicU64::new(0),
             spinners: crate::kvm::kernel::Spinners::new(cx),
+            release_tried: AtomicBool::new(false),
             kicks: AtomicU64::new(0),
+            splits: AtomicU64::new(0),
         })
     }
 
@@ -161,6 +189,12 @@ impl KvmTdx {
         self.gpaw.set(gpaw).expect("INIT_VM succeeds once");
     }
 
+    /// `tdx_gmem_max_mapping_level`: before the TD runs, memory is added to it in pages of 4 KiB.
+    pub(crate) fn gmem_max_mapping_level(&self) -> Level {
+        let is_large = self.host.has_large_pages() && self.peek_state() == TdState::Runnable;
+        if is_large { Level::L2M } else { Level::L4K }
+    }
+
     /// `vt_is_tdx_private_gpa`. Before `KVM_TDX_INIT_VM` there is no shared bit, and nothing is private.
     pub(crate) fn is_private_gpa(&self, gpa: Gpa) -> bool {
         self.gpaw().is_some_and(|gpaw| !gpaw.is_shared(gpa))
@@ -176,9 +210,8 @@ impl KvmTdx {
         self.created_vcpus.load(Ordering::SeqCst)
     }
 
-    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts.
-    pub(crate) fn begin_vcpu(&self, cx: &Cx<'_>) {
-        let _lock = self.lock.lock(cx);
+    /// `kvm_vm_ioctl_create_vcpu`, before anything is made: the vCPU counts. Under `kvm->lock`, as all of the creation.
+    pub(crate) fn begin_vcpu(&self) {
         self.created_vcpus.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -192,9 +225,17 @@ impl KvmTdx {
         self.kicks.load(Ordering::Relaxed)
     }
 
-    /// Changes of the Secure EPT that were begun and not done, and all that were begun.
-    pub(crate) fn changes(&self) -> (u64, u64) {
-        let (done, begun) = (self.done.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed));
-        (begun - done, begun)
+    /// How many pages of 2 MiB were split.
+    pub fn splits(&self) -> u64 {
+        self.splits.load(Ordering::Relaxed)
+    }
+
+    /// What others do, because of which a fault of this task that changes nothing itself now may have to be tried again.
+    pub(crate) fn interference(&self, cx: &Cx<'_>) -> Interference {
+        Interference {
+            under_way: self.begun.all() > self.done.load(Ordering::Relaxed) || self.host.is_calling(),
+            changes: self.begun.of_others(cx),
+            calls: self.host.returned.of_others(cx),
+        }
     }
 }

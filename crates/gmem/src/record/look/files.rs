@@ -12,7 +12,7 @@ pub(super) fn page_caches(moment: &mut Moment<'_>, store: &mut Store) {
     for inode in moment.inodes.clone() {
         let id = u64::from(inode.mapping().id());
         for (index, pfn) in inode.mapping().peek_range(0..u64::MAX, ROWS_MAX) {
-            moment.frames.insert(pfn, ());
+            moment.frames.push(pfn);
             let free = !moment.phys.is_allocated(pfn);
             let flags = moment.phys.flags(pfn);
             let words = [
@@ -22,19 +22,19 @@ pub(super) fn page_caches(moment: &mut Moment<'_>, store: &mut Store) {
                 (!flags.contains(FrameFlags::UPTODATE), "not uptodate"),
                 (flags.contains(FrameFlags::HWPOISON), "broken"),
             ];
-            let words: Vec<&str> = words.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| *word).collect();
-            store.row(
-                Table::CACHE,
-                [id, index.0, 0, 0],
-                (0, 0),
+            let bits = (0..).zip(&words).fold(0, |bits, (at, (is_so, _))| bits | u64::from(*is_so) << at);
+            let references = if free { 0 } else { moment.phys.refcount(pfn) };
+            let stamp = [pfn.0, bits, u64::from(references), 0];
+            store.row_by(Table::CACHE, [id, index.0, 0, 0], (0, 0), stamp, || {
+                let words: Vec<&str> = words.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| *word).collect();
                 [
                     Value::Named(Kind::File, id),
                     Value::Hex(index.0),
                     Value::Hex(pfn.0),
-                    if free { Value::Empty } else { Value::Number(u64::from(moment.phys.refcount(pfn))) },
+                    if free { Value::Empty } else { Value::Number(u64::from(references)) },
                     Value::Text(words.join(", ")),
-                ],
-            );
+                ]
+            });
         }
     }
 }

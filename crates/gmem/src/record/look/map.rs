@@ -1,11 +1,13 @@
 //! The guest-physical map: what a guest frame is to KVM, for ranges in which it is the same.
 //!
-//! Attribute (`kvm->mem_attr_array`), slot, the memory behind it, and what valid roots of stage 2 map there.
+//! Attribute (`kvm->mem_attr_array`), slot, the memory behind it, and what valid roots of stage 2 map there; with pKVM, what the hypervisor maps, and whose the page is.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use sim_coco::pkvm::{Handle, PageState};
 use sim_kernel::Pfn;
-use sim_mmu::{Gfn, LeafInfo, Level};
+use sim_mmu::{Gfn, Level};
 
 use super::Moment;
 use crate::kvm::guest_memfd::GmemFile;
@@ -19,25 +21,62 @@ use crate::record::table::{ROWS_MAX, Table};
 /// Frames of a range: first, end, and what they have in common.
 type Run<T> = (u64, u64, T);
 
+/// A leaf of stage 2, whosever it is.
+struct Leaf {
+    as_id: u32,
+    first: u64,
+    level: Level,
+    /// The frame behind its first page; `None` where only a mark is left.
+    pfn: Option<Pfn>,
+    grants: Grants,
+}
+
+/// What a leaf says of its page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grants {
+    ReadOnly,
+    ReadWrite,
+    /// The page's states, as the hypervisor keeps them for the guest and for the host.
+    States(PageState, PageState),
+    /// The page was taken by force.
+    Poison,
+}
+
+impl Grants {
+    fn words(self) -> Cow<'static, str> {
+        match self {
+            Grants::ReadOnly => "read-only".into(),
+            Grants::ReadWrite => "read-write".into(),
+            Grants::States(guest, host) => format!("guest {guest:?}, host {host:?}").into(),
+            Grants::Poison => "taken by force: Poison".into(),
+        }
+    }
+}
+
+impl Leaf {
+    fn end(&self) -> u64 {
+        self.first + self.level.span()
+    }
+}
+
 /// What a leaf grants, and how large it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Mapping {
     level: Level,
-    writable: bool,
+    grants: Grants,
     free: bool,
 }
 
 pub(super) fn guest_physical_map(moment: &mut Moment<'_>, store: &mut Store) {
     for at in 0..moment.vms.len() {
         let (number, vm) = moment.vms[at].clone();
+        let mut leafs = match vm.pkvm() {
+            Some(pkvm) => hypervisors_leafs(moment, pkvm.handle()),
+            None => kvms_leafs(&vm),
+        };
+        leafs.sort_by_key(|leaf| leaf.first);
         for as_id in 0..vm.address_spaces() {
-            let mut leafs: Vec<LeafInfo> = Vec::new();
-            vm.mmu().for_each_leaf(|leaf| {
-                if u32::from(leaf.as_id) == as_id && !leaf.invalid_root {
-                    leafs.push(leaf);
-                }
-            });
-            leafs.sort_by_key(|leaf| leaf.gfn);
+            let leafs: Vec<&Leaf> = leafs.iter().filter(|leaf| leaf.as_id == as_id).collect();
             let slots: Vec<Arc<Memslot>> = vm.memslots().peek_active(as_id, |set| set.iter().cloned().collect());
             for slot in slots {
                 describe(moment, store, (number, at), &vm, &slot, &leafs);
@@ -46,26 +85,54 @@ pub(super) fn guest_physical_map(moment: &mut Moment<'_>, store: &mut Store) {
     }
 }
 
+/// What valid roots of KVM's own tables map.
+fn kvms_leafs(vm: &Vm) -> Vec<Leaf> {
+    let mut leafs = Vec::new();
+    vm.mmu().for_each_leaf(|leaf| {
+        if !leaf.invalid_root {
+            leafs.push(Leaf {
+                as_id: u32::from(leaf.as_id),
+                first: leaf.gfn.0,
+                level: leaf.level,
+                pfn: Some(leaf.spte.pfn()),
+                grants: if leaf.spte.is_writable() { Grants::ReadWrite } else { Grants::ReadOnly },
+            });
+        }
+    });
+    leafs
+}
+
+/// What the hypervisor's stage 2 of a VM maps, page by page, with whose each page is; KVM has no tables of its own there.
+fn hypervisors_leafs(moment: &Moment<'_>, handle: Handle) -> Vec<Leaf> {
+    let Some(ownership) = moment.ownership else { return Vec::new() };
+    let leaf = |gfn: Gfn, pfn, grants| Leaf { as_id: 0, first: gfn.0, level: Level::L4K, pfn, grants };
+    let pages = ownership.pages.iter().flat_map(|(pfn, page)| page.guests.iter().map(move |guest| (*pfn, page, guest)));
+    let mapped = pages
+        .filter(|(_, _, guest)| guest.handle == handle)
+        .map(|(pfn, page, guest)| leaf(guest.gfn, Some(pfn), Grants::States(guest.state(), page.host.state)));
+    let poisoned = ownership.poisoned.iter().filter(|(whose, _)| *whose == handle);
+    mapped.chain(poisoned.map(|(_, gfn)| leaf(*gfn, None, Grants::Poison))).collect()
+}
+
 fn describe(
     moment: &mut Moment<'_>,
     store: &mut Store,
     (number, at): (u64, usize),
     vm: &Vm,
     slot: &Memslot,
-    leafs: &[LeafInfo],
+    leafs: &[&Leaf],
 ) {
     let (first, end) = (slot.gfns().start.0, slot.gfns().end.0);
     let attributes = attributes(vm, first, end);
     let file = slot.gmem.peek_file().and_then(|file| file.upgrade());
     let view = file.as_ref().and_then(|file| file.downcast::<GmemFile>());
-    let inside = leafs.iter().filter(|leaf| leaf.gfn.0 < end && first < leaf.gfn.0 + leaf.level.span());
+    let inside = leafs.iter().filter(|leaf| leaf.first < end && first < leaf.end());
     let mappings = runs(
         (first, end),
         inside.map(|leaf| {
-            let pfn = leaf.spte.pfn();
-            let free = !moment.phys.is_allocated(pfn);
-            let mapping = Mapping { level: leaf.level, writable: leaf.spte.is_writable(), free };
-            (leaf.gfn.0.max(first), (leaf.gfn.0 + leaf.level.span()).min(end), mapping)
+            let free = leaf.pfn.is_some_and(|pfn| !moment.phys.is_allocated(pfn));
+            let mapping = Mapping { level: leaf.level, grants: leaf.grants, free };
+            (leaf.first.max(first), leaf.end().min(end), mapping)
         }),
     );
     let mut rows = 0;
@@ -123,14 +190,16 @@ fn describe(
             let mapped = match mapping {
                 None => Value::Word("not mapped"),
                 Some(mapping) => {
-                    let covers = |leaf: &&LeafInfo| leaf.gfn.0 <= from && from < leaf.gfn.0 + leaf.level.span();
-                    let leaf = leafs.iter().find(covers).filter(|_| one || mapping.level != Level::L4K);
-                    let right = if mapping.writable { "read-write" } else { "read-only" };
-                    let frame = leaf.map_or_else(
-                        || if mapping.free { ", frames that are free" } else { "" }.to_string(),
-                        |leaf| format!(", {}", moment.frame(Pfn(leaf.spte.pfn().0 + (from - leaf.gfn.0)))),
-                    );
-                    Value::Text(format!("{}, {right}{frame}", size(mapping.level)))
+                    // Sorted by where they begin: one that covers it is mostly the last that does not begin behind it.
+                    let before = &leafs[..leafs.partition_point(|leaf| leaf.first <= from)];
+                    let leaf = before.iter().rev().find(|leaf| from < leaf.end());
+                    let leaf = leaf.filter(|_| one || mapping.level != Level::L4K);
+                    let frame = match leaf.map(|leaf| (leaf.pfn, from - leaf.first)) {
+                        Some((Some(pfn), offset)) => format!(", {}", moment.frame(pfn + offset)),
+                        Some((None, _)) => String::new(),
+                        None => if mapping.free { ", frames that are free" } else { "" }.to_string(),
+                    };
+                    Value::Text(format!("{}, {}{frame}", size(mapping.level), mapping.grants.words()))
                 }
             };
             let attribute = match (vm.has_private_mem(), private) {

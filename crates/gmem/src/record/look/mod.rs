@@ -55,8 +55,8 @@ struct Moment<'a> {
     mapped: &'a [BTreeMap<Hva, MappedPage>],
     /// For each VM, the place of its process among them.
     process: Vec<Option<usize>>,
-    /// Frames that a row names.
-    frames: BTreeMap<Pfn, ()>,
+    /// Frames that a row names, some more than once.
+    frames: Vec<Pfn>,
 }
 
 /// The parts of the state, each with the function that describes it. A new machine adds its own.
@@ -114,7 +114,7 @@ impl Looker {
             inodes,
             mapped: &self.mapped,
             process,
-            frames: BTreeMap::new(),
+            frames: Vec::new(),
         };
         store.begin();
         for part in PARTS {
@@ -127,8 +127,18 @@ impl Looker {
 impl Moment<'_> {
     /// A frame in words; whoever names it has it listed.
     fn frame(&mut self, pfn: Pfn) -> String {
-        self.frames.insert(pfn, ());
-        let free = if self.phys.is_allocated(pfn) { "" } else { ", which is free" };
-        format!("frame {:#x}{free}", pfn.0)
+        let free = self.names(pfn);
+        frame(pfn, free)
     }
+
+    /// Has a frame listed. Whether it is free.
+    fn names(&mut self, pfn: Pfn) -> bool {
+        self.frames.push(pfn);
+        !self.phys.is_allocated(pfn)
+    }
+}
+
+/// A frame in words.
+fn frame(pfn: Pfn, free: bool) -> String {
+    format!("frame {:#x}{}", pfn.0, if free { ", which is free" } else { "" })
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use sim_coco::pkvm::{Handle, Owner, PageState, PageView, Vmid};
+use sim_coco::pkvm::{Handle, HypView, Owner, PageState, PageView, Prot, Vmid};
 
 use super::Moment;
 use crate::record::names::Kind;
@@ -20,8 +20,18 @@ pub(super) fn owners(moment: &mut Moment<'_>, store: &mut Store) {
     let Some(ownership) = moment.ownership else { return };
     let numbers = numbers(moment);
     let shown = ownership.pages.iter().filter(|(_, page)| !is_the_hosts_alone(page));
-    for (pfn, page) in shown.take(ROWS_MAX) {
-        moment.frames.insert(*pfn, ());
+    let mut shown = shown.take(ROWS_MAX).peekable();
+    while let Some((pfn, page)) = shown.next() {
+        moment.frames.push(*pfn);
+        // What the hypervisor keeps for itself lies side by side and is all the same.
+        let mut last = *pfn;
+        while page.guests.is_empty()
+            && let Some((next, _)) = shown.next_if(|(next, other)| {
+                **next == last + 1 && host_side(other) == host_side(page) && other.guests.is_empty()
+            })
+        {
+            last = *next;
+        }
         let first = page.guests.first();
         let gfn = first.map(|guest| guest.gfn).or(match page.host.pte.owner() {
             Some(Owner::Guest(_, gfn)) => Some(gfn),
@@ -41,7 +51,13 @@ pub(super) fn owners(moment: &mut Moment<'_>, store: &mut Store) {
             Table::PKVM,
             [pfn.0, 0, 0, 0],
             gfn.map_or((0, 0), |gfn| (gfn.0, gfn.0 + 1)),
-            [Value::Hex(pfn.0), host(&numbers, page), hypervisor(page), guest, Value::Text(states.join(", "))],
+            [
+                Value::Range(pfn.0, last.0),
+                host(&numbers, page),
+                hypervisor(page),
+                guest,
+                Value::Text(states.join(", ")),
+            ],
         );
     }
     for (handle, gfn) in ownership.poisoned.iter().take(ROWS_MAX) {
@@ -89,10 +105,21 @@ pub(super) fn translations(moment: &mut Moment<'_>, store: &mut Store) {
                 Value::Hex(page.0 << sim_kernel::PAGE_SHIFT),
                 if is_hosts { Value::Empty } else { Value::Hex(page.0) },
                 Value::Text(backing),
-                Value::Text(format!("{:?}, {:?}", entry.pte.prot(), entry.pte.state())),
+                Value::Text(format!("{}, {:?}", rights(entry.pte.prot()), entry.pte.state())),
             ],
         );
     }
+}
+
+fn rights(prot: Prot) -> String {
+    let rights = [(Prot::R, "R"), (Prot::W, "W"), (Prot::X, "X")];
+    let granted: Vec<&str> = rights.iter().filter(|(right, _)| prot.contains(*right)).map(|(_, name)| *name).collect();
+    granted.join(" ")
+}
+
+/// What of a page is in the cells that are not the guests'.
+fn host_side(page: &PageView) -> (PageState, u32, Option<Owner>, HypView) {
+    (page.host.state, page.host.share_guest_count, page.host.pte.owner(), page.hyp)
 }
 
 fn is_the_hosts_alone(page: &PageView) -> bool {

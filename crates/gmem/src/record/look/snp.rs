@@ -24,7 +24,7 @@ pub(super) fn rmp(moment: &mut Moment<'_>, store: &mut Store) {
         let gpa = if of_guest { Value::Hex(page.gpa.0) } else { Value::Empty };
         let owner = if of_guest { Value::Text(format!("ASID {}", page.asid.0)) } else { Value::Word("firmware") };
         let gfn = page.gpa.0 >> PAGE_SHIFT;
-        moment.frames.insert(pfn, ());
+        moment.frames.push(pfn);
         store.row(
             Table::RMP,
             [pfn.0, 0, 0, 0],

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sim_mmu::{Gfn, Level, Root, Spte, Stage2Kind};
 
-use super::Moment;
 use super::map::{size, span};
+use super::{Moment, frame};
 use crate::kvm::vm::Vm;
 use crate::record::store::{Store, Value};
 use crate::record::table::{ROWS_MAX, Table};
@@ -36,19 +36,18 @@ pub(super) fn trees(moment: &mut Moment<'_>, store: &mut Store) {
                 }
             });
             for (gfn, level, spte) in entries {
-                let entry = entry(moment, &vm, level, spte);
-                store.row(
-                    Table::STAGE2,
-                    [number, root.table().0, 1 + gfn.0, u64::from(u8::MAX - level.number())],
-                    (gfn.0, gfn.0 + level.span()),
+                let free = names(moment, level, spte);
+                let key = [number, root.table().0, 1 + gfn.0, u64::from(u8::MAX - level.number())];
+                let stamp = [spte.0, u64::from(free), 0, 0];
+                store.row_by(Table::STAGE2, key, (gfn.0, gfn.0 + level.span()), stamp, || {
                     [
                         tree.clone(),
                         Value::Text(span(gfn.0, level.span())),
                         Value::Number(u64::from(level.number())),
-                        Value::Text(entry),
+                        Value::Text(entry(&vm, level, spte, free)),
                         Value::Text(rights(&vm, level, spte)),
-                    ],
-                );
+                    ]
+                });
             }
         }
     }
@@ -65,14 +64,19 @@ fn name(vm: &Arc<Vm>, root: &Root) -> String {
     format!("{format} {:#x}{space}", root.table().0)
 }
 
-/// An entry in words.
-pub(super) fn entry(moment: &mut Moment<'_>, vm: &Vm, level: Level, spte: Spte) -> String {
+/// Has the frame of a leaf listed. Whether it is free.
+pub(super) fn names(moment: &mut Moment<'_>, level: Level, spte: Spte) -> bool {
+    !spte.is_frozen() && spte.is_leaf(level) && moment.names(spte.pfn())
+}
+
+/// An entry in words. `free` says whether the frame of a leaf is.
+pub(super) fn entry(vm: &Vm, level: Level, spte: Spte, free: bool) -> String {
     if spte.is_frozen() {
         "FROZEN".to_string()
     } else if spte.is_table(level) {
         format!("table {:#x}", spte.pfn().0)
     } else if spte.is_leaf(level) {
-        format!("{} leaf, {}", size(level), moment.frame(spte.pfn()))
+        format!("{} leaf, {}", size(level), frame(spte.pfn(), free))
     } else if vm.mmu().masks().is_mmio(spte) {
         format!("MMIO, generation {}", vm.mmu().masks().mmio_generation(spte))
     } else {

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 
 use sim_coco::tdx::{PageSize, SeptEntry, SeptState, Tdx};
 use sim_kernel::Pfn;
-use sim_mmu::{Gfn, Level};
+use sim_mmu::{Gfn, Level, Spte};
 
-use super::Moment;
 use super::map::{size, span};
-use super::stage2;
+use super::{Moment, frame, stage2};
 use crate::record::names::Kind;
 use crate::record::store::{Store, Value};
 use crate::record::table::{ROWS_MAX, Table};
@@ -26,8 +25,8 @@ struct Td {
     vcpus: BTreeMap<Pfn, u64>,
 }
 
-/// What a place in the trees has: its level, the entry of the Secure EPT, and the words for the mirror's.
-type Place = (Level, Option<SeptEntry>, Option<String>);
+/// What a place in the trees has: its level, the entry of the Secure EPT, and the mirror's.
+type Place = (Level, Option<SeptEntry>, Option<Spte>);
 
 /// TDs, the epochs, and what processors remember.
 pub(super) fn tds(moment: &mut Moment<'_>, store: &mut Store) {
@@ -101,16 +100,16 @@ pub(super) fn sept_and_pamt(moment: &mut Moment<'_>, store: &mut Store) {
         secure_ept(moment, store, module, &td, &mut gfns);
     }
     for (base, size, entry) in module.peek_used_pages().into_iter().take(ROWS_MAX) {
-        moment.frames.insert(base, ());
-        let owner = match entry.owner {
-            Some(tdr) if tdr == base => Value::Word("itself"),
-            Some(tdr) => Value::Text(format!("TDR {:#x}", tdr.0)),
-            None => Value::Empty,
-        };
-        store.row(
-            Table::PAMT,
-            [base.0, 0, 0, 0],
-            gfns.get(&base).copied().unwrap_or((0, 0)),
+        moment.frames.push(base);
+        let pages = gfns.get(&base).copied().unwrap_or((0, 0));
+        let owner = entry.owner.map_or(u64::MAX, |tdr| tdr.0);
+        let stamp = [entry.page_type as u64, size as u64, owner, entry.bepoch];
+        store.row_by(Table::PAMT, [base.0, 0, 0, 0], pages, stamp, || {
+            let owner = match entry.owner {
+                Some(tdr) if tdr == base => Value::Word("itself"),
+                Some(tdr) => Value::Text(format!("TDR {:#x}", tdr.0)),
+                None => Value::Empty,
+            };
             [
                 Value::Hex(base.0),
                 Value::Text(format!("PT_{:?}", entry.page_type).to_uppercase()),
@@ -121,8 +120,8 @@ pub(super) fn sept_and_pamt(moment: &mut Moment<'_>, store: &mut Store) {
                 }),
                 owner,
                 Value::Number(entry.bepoch),
-            ],
-        );
+            ]
+        });
     }
 }
 
@@ -137,39 +136,42 @@ fn secure_ept(moment: &mut Moment<'_>, store: &mut Store, module: &Tdx, td: &Td,
     for root in vm.mmu().peek_roots().iter().filter(|root| root.is_mirror()) {
         vm.mmu().for_each_entry(root, |gfn, level, spte| {
             if both.len() < 2 * ROWS_MAX {
-                let words = stage2::entry(moment, &vm, level, spte);
-                both.entry(place(gfn, level)).or_insert((level, None, None)).2 = Some(words);
+                both.entry(place(gfn, level)).or_insert((level, None, None)).2 = Some(spte);
             }
         });
     }
     for ((gfn, order), (level, entry, mirror)) in both {
         let pages = (gfn.0, gfn.0 + level.span());
-        let state = match entry {
-            None => "Free".to_string(),
-            Some(entry) => {
-                let state =
-                    entry.state().map_or_else(|| "no state".to_string(), |state: SeptState| format!("{state:?}"));
-                if entry.is_leaf() {
-                    gfns.insert(entry.pfn_at(level), pages);
-                    format!("{state}, {} leaf, {}", size(level), moment.frame(entry.pfn_at(level)))
-                } else {
-                    format!("{state}, table {:#x}", entry.pfn().0)
-                }
-            }
-        };
-        let mirror = mirror.map_or(Value::Word("not present"), Value::Text);
-        store.row(
-            Table::SEPT,
-            [td.number, gfn.0, u64::from(order), 0],
-            pages,
+        let leaf = entry.filter(|entry| entry.is_leaf()).map(|entry| entry.pfn_at(level));
+        if let Some(pfn) = leaf {
+            gfns.insert(pfn, pages);
+        }
+        let free = leaf.is_some_and(|pfn| moment.names(pfn));
+        let mirror_free = mirror.is_some_and(|spte| stage2::names(moment, level, spte));
+        let bits = [entry.is_some(), mirror.is_some(), free, mirror_free];
+        let bits = bits.into_iter().fold(0, |bits, bit| bits << 1 | u64::from(bit));
+        let stamp = [entry.map_or(0, |entry| entry.0), mirror.map_or(0, |spte| spte.0), bits, 0];
+        store.row_by(Table::SEPT, [td.number, gfn.0, u64::from(order), 0], pages, stamp, || {
+            let state = |entry: SeptEntry| {
+                entry.state().map_or_else(|| "no state".to_string(), |state: SeptState| format!("{state:?}"))
+            };
+            let entry = match (entry, leaf) {
+                (None, _) => "Free".to_string(),
+                (Some(entry), Some(pfn)) => format!("{}, {} leaf, {}", state(entry), size(level), frame(pfn, free)),
+                (Some(entry), None) => format!("{}, table {:#x}", state(entry), entry.pfn().0),
+            };
+            let mirror = mirror.map_or_else(
+                || Value::Word("not present"),
+                |spte| Value::Text(stage2::entry(&vm, level, spte, mirror_free)),
+            );
             [
                 Value::Named(Kind::Vm, td.number),
                 Value::Text(span(gfn.0, level.span())),
                 Value::Number(u64::from(level.number())),
-                Value::Text(state),
+                Value::Text(entry),
                 mirror,
-            ],
-        );
+            ]
+        });
     }
 }
 

@@ -6,6 +6,8 @@
   const $ = (id) => document.getElementById(id);
   const steps = data.steps.task.length;
   const LINE = 18, PAD = 4, LANE = 9, LANES = 10;
+  // The column of numbers, and what a column of a task leaves at its right for arrows.
+  const NUMBERS = 64, GUTTER = 22;
 
   // ---- What was packed -----------------------------------------------------------------------------------------------
 
@@ -75,31 +77,67 @@
     }
   }
   // Columns whose changes a row of the timeline tells, by table: 1 cells, 2 whole rows that come and go.
-  const TOLD = { counters: { 1: 1 }, vcpus: { 2: 1 }, cache: { 0: 2, 4: 1 }, map: { 1: 1, 4: 1 }, rmp: { 0: 2, 1: 1, 2: 1, 3: 1, 4: 1 } };
+  const TOLD = {
+    counters: { 1: 1 }, vcpus: { 2: 1 }, cache: { 0: 2, 4: 1 }, map: { 1: 1, 4: 1 }, rmp: { 0: 2, 1: 1, 2: 1, 3: 1, 4: 1 },
+    td: { 1: 1, 3: 1, 4: 1 }, sept: { 0: 2, 3: 1, 4: 1 }, pamt: { 0: 2, 1: 1 }, pkvm: { 0: 2, 1: 1, 2: 1, 4: 1 },
+  };
+  // What a row of a table is called, by its values: what goes before it where the table is not named, and the name.
+  const CALLED = {
+    cache: ["page ", (value) => `${value(0)}[${value(1)}]`], map: ["gfn ", (value) => value(0)], rmp: ["RMP frame ", (value) => value(0)],
+    sept: ["", (value) => `gfn ${value(1)}, level ${value(2)}`], pamt: ["PAMT frame ", (value) => value(0)], pkvm: ["pKVM frame ", (value) => value(0)],
+    stage2: ["", (value) => `${value(0)}, gfn ${value(1)}, level ${value(2)}`],
+  };
+  // What of an old value is not also at the end of the new one.
+  const shorter = (old, now) => {
+    const [a, b] = [old.split(", "), now.split(", ")];
+    while (a.length > 1 && b.length > 1 && a[a.length - 1] === b[b.length - 1]) { a.pop(); b.pop(); }
+    return a.join(", ");
+  };
+  // What else is said of it when it comes.
+  const COMES = { cache: [2], rmp: [1], sept: [3, 4], pamt: [1], pkvm: [1, 4] };
   const isTold = new Uint8Array(cells);
   for (let row = 0; row < rowTable.length; row++) {
-    const told = TOLD[data.tables[rowTable[row]].id] ?? {};
+    const id = data.tables[rowTable[row]].id;
+    const told = TOLD[id] ?? {};
+    // Sums of what other rows tell.
+    if (id === "counters" && /^(leafs|frames) /.test(data.values[lastValue[rowCell[row]]])) continue;
     for (const [column, how] of Object.entries(told)) isTold[rowCell[row] + Number(column)] = how;
   }
   const tells = (i) => {
     const told = isTold[changeCell[i]], old = changeOld[i], now = changeValue[i];
     return told === 2 ? (old === 0) !== (now === 0) : told === 1 && old !== 0 && now !== 0 && old !== now;
   };
-  const DELTAS = 2;
-  // What of the state a step changes, as far as a row tells it.
+  const DELTAS = 3;
+  // What of the state a step changes, as far as a row tells it: a text for each row of a table.
   const deltas = (step) => {
-    const out = [];
-    let count = 0;
+    const out = new Map();
+    let left = 0;
     for (let i = changeEnd[step + 1]; i < (changeEnd[step + 2] ?? 0); i++) {
-      if (!tells(i) || ++count > DELTAS) continue;
+      if (!tells(i)) continue;
       const cell = changeCell[i], row = rowOf(cell), first = rowCell[row];
+      if (!out.has(row) && out.size === DELTAS) { left++; continue; }
       const table = data.tables[rowTable[row]], value = (at) => data.values[lastValue[first + at]];
-      const name = table.id === "cache" ? `${value(0)}[${value(1)}]` : value(0);
+      const [kind, called] = CALLED[table.id] ?? ["", () => value(0)];
+      const name = kind + called(value);
       const old = data.values[changeOld[i]], now = data.values[changeValue[i]];
-      if (isTold[cell] === 2) out.push((changeOld[i] === 0 ? "+ " : "− ") + (table.id === "cache" ? `page ${name}, frame ${value(2)}` : name));
-      else out.push(`${name}${table.columns.length > 2 ? " " + table.columns[cell - first] : ""}: ${old || "none"} → ${now || "none"}`);
+      if (isTold[cell] === 2) {
+        const more = changeOld[i] === 0 ? (COMES[table.id] ?? []).map((at) => data.values[changedTo(step, first + at)]).filter(Boolean) : [];
+        const whole = table.id === "sept" ? "Secure EPT of " : "";
+        out.set(row, (changeOld[i] === 0 ? "+ " : "− ") + whole + name + (more.length ? ": " + more.join("; ") : ""));
+      } else {
+        const before = out.get(row);
+        out.set(row, (before ? before + ", " : name + (table.columns.length > 2 ? ", " : "")) +
+          `${table.columns.length > 2 ? table.columns[cell - first] : ""}: ${shorter(old, now) || "none"} → ${now || "none"}`);
+      }
     }
-    return out.length ? "Δ " + out.join(",  ") + (count > DELTAS ? ", …" : "") : "";
+    const texts = [...out.values()].map((text) => "Δ " + text);
+    if (left > 0) texts.push(`Δ and ${left} more`);
+    return texts;
+  };
+  // The value that a step gives to a cell.
+  const changedTo = (step, cell) => {
+    for (let i = changeEnd[step + 1]; i < changeEnd[step + 2]; i++) if (changeCell[i] === cell) return changeValue[i];
+    return 0;
   };
   let shown = { look: 0, state: kept.length ? kept[0].slice() : new Int32Array(0) };
   // The state after `look` steps.
@@ -130,15 +168,8 @@
     }
     return false;
   };
+  // Whether the line of the scenario that a step performs stands above its row: it does above the first that is shown.
   const lineBegins = new Uint8Array(steps);
-  {
-    const line = new Map();
-    for (let step = 0; step < steps; step++) {
-      const task = data.steps.task[step], now = data.steps.line[step];
-      if (now >= 0 && line.get(task) !== now) lineBegins[step] = 1;
-      line.set(task, now);
-    }
-  }
   const collides = (step) => (data.pair ? data.pair.indexOf(step) : -1);
   // What a row says below its operation.
   const extras = (step) => {
@@ -147,6 +178,7 @@
     for (let i = from; i < to; i++) {
       const kind = data.notes.kind[i], text = data.notes.text[i];
       if (kind === 1) out.push(["trace", data.strings[text]]);
+      if (kind === 6) out.push(["call", data.strings[text]]);
       if (kind === 2) {
         const line = data.lines[text];
         out.push([line.problem ? "answer bad" : "answer", "⇒ " + (line.answer ?? "") + (line.problem ? "  " + line.problem : "")]);
@@ -154,38 +186,123 @@
       if (kind === 4) out.push(["stop", "ends"]);
       if (kind === 5) out.push(["answer bad", "✗ " + data.strings[text]]);
     }
-    const delta = deltas(step);
-    if (delta) out.unshift(["delta", delta]);
+    for (const text of flows.get(step) ?? []) out.unshift(text);
+    out.unshift(...deltas(step).map((text) => ["delta", text]));
     const side = collides(step);
     if (side === 0) out.unshift(["collide", `① collides with ② (step ${number(data.pair[1])})`]);
     if (side === 1) out.unshift(["collide", `② collides with ① (step ${number(data.pair[0])})`]);
     return out;
   };
-  const extraCount = new Uint8Array(steps);
-  for (let i = 0; i < noteStep.length; i++) {
-    const kind = data.notes.kind[i];
-    if (kind !== 0 && kind !== 3 && extraCount[noteStep[i]] < 200) extraCount[noteStep[i]]++;
+  // What arrows say at their ends, by step.
+  const flows = new Map();
+  for (const [kind, from, to] of data.arrows) {
+    const text = kind === 0 ? `asks for a flush, for what step ${number(from)} took away` : `flushes, as step ${number(from)} asked`;
+    const known = flows.get(to) ?? [];
+    if (!known.some(([its]) => its === "flow" + kind)) flows.set(to, [...known, ["flow" + kind, text]]);
   }
-  for (const step of data.pair ?? []) extraCount[step]++;
+  const hasExtras = new Uint8Array(steps);
+  for (let i = 0; i < noteStep.length; i++) {
+    if (data.notes.kind[i] !== 0 && data.notes.kind[i] !== 3) hasExtras[noteStep[i]] = 1;
+  }
+  for (const step of [...data.pair ?? [], ...flows.keys()]) hasExtras[step] = 1;
   for (let step = 0; step < steps; step++) {
     for (let i = changeEnd[step + 1]; i < (changeEnd[step + 2] ?? 0); i++) {
-      if (tells(i)) { extraCount[step]++; break; }
+      if (tells(i)) { hasExtras[step] = 1; break; }
     }
   }
-  const height = (step) => PAD + LINE * (1 + lineBegins[step] + extraCount[step] + (stopped(step) >= 0 ? 1 : 0));
+  // Texts are broken into lines here, not by the browser: rows that are not drawn have a height too. Their letters are all of one width.
+  const SMALL = 11 / 12, WRAPPED = 4;
+  let letter = 7.2;        // pixels of a letter of 12 pixels
+  const room = [];         // pixels for text, by task
+  const broken = (text, size, task) => {
+    const width = Math.max(16, Math.floor(room[task] / (letter * size)) - 1);
+    if (text.length <= width) return [text];
+    const out = [];
+    let line = "";
+    for (let word of text.split(" ")) {
+      while (word.length > width - 2) {
+        if (line.trim()) out.push(line);
+        line = "  ";
+        out.push(line + word.slice(0, width - 2));
+        word = word.slice(width - 2);
+      }
+      if (line === "" || line === "  ") line += word;
+      else if (line.length + 1 + word.length <= width) line += " " + word;
+      else {
+        out.push(line);
+        line = "  " + word;
+      }
+    }
+    if (line.trim()) out.push(line);
+    if (out.length > WRAPPED) out.splice(WRAPPED - 1, out.length, out[WRAPPED - 1] + " …");
+    return out;
+  };
+  // Whether the function around an operation stands on a line of its own.
+  const opBreaks = (step) => {
+    const [verb, object, place] = words(step);
+    const site = data.sites[data.steps.site[step]][1].length + (flag(step, 2) ? 15 : 0);
+    return letter * (verb.length + 1 + object.length) + letter * SMALL * ((place ? place.length + 1 : 0) + (site ? site + 2 : 0)) > room[data.steps.task[step]];
+  };
+  const lineOf = (step) => broken(data.lines[data.steps.line[step]].text, 1, data.steps.task[step]);
+  // Lines of text that a row has; 0 is not known.
+  const textLines = new Uint8Array(steps);
+  const height = (step) => {
+    if (textLines[step] === 0) {
+      let count = 1 + (stopped(step) >= 0 ? 1 : 0) + (opBreaks(step) ? 1 : 0);
+      if (lineBegins[step]) count += lineOf(step).length;
+      if (hasExtras[step]) for (const [, text] of extras(step)) count += broken(text, SMALL, data.steps.task[step]).length;
+      textLines[step] = Math.min(255, count);
+    }
+    return PAD + LINE * textLines[step];
+  };
 
   const refilter = () => {
     list = [];
     const all = filter.tasks.size === data.tasks.length;
+    const about = filter.gfn === null ? null : aboutFrame(filter.gfn);
     for (let step = 0; step < steps; step++) {
       if (!all && !filter.tasks.has(data.steps.task[step])) continue;
       if (filter.notable && !flag(step, 1)) continue;
-      if (filter.gfn !== null && !touches(step, filter.gfn)) continue;
+      if (about && !about[step]) continue;
       list.push(step);
     }
     guest = -1;
-    layOut();
+    lineBegins.fill(0);
+    const last = data.tasks.map(() => -1);
+    for (const step of list) {
+      const task = data.steps.task[step], line = data.steps.line[step];
+      if (line >= 0 && last[task] !== line) lineBegins[step] = 1;
+      last[task] = line;
+    }
     fixLanes();
+    makeRoom();
+    layOut();
+  };
+  // Steps that have to do with a guest frame: those that touch it, and of the lines that do, what they call below the kernel and what they
+  // answer; where they led to by arrows; and what went wrong.
+  const aboutFrame = (gfn) => {
+    const about = new Uint8Array(steps), lines = new Set();
+    for (let step = 0; step < steps; step++) {
+      if (!touches(step, gfn)) continue;
+      about[step] = 1;
+      lines.add(data.steps.line[step]);
+    }
+    for (let i = 0; i < noteStep.length; i++) {
+      const step = noteStep[i], kind = data.notes.kind[i];
+      if (kind === 5 || (kind === 2 && lines.has(data.notes.text[i])) || (kind === 6 && lines.has(data.steps.line[step]))) about[step] = 1;
+    }
+    for (const [, from, to] of data.arrows) if (about[from]) about[to] = 1;
+    for (const step of data.pair ?? []) about[step] = 1;
+    return about;
+  };
+  // How much room texts have, now that the columns are known.
+  const makeRoom = () => {
+    const wide = view.width - NUMBERS;
+    for (const task of data.tasks.keys()) {
+      const column = task === 0 || columns.length === 0 ? wide : wide / columns.length;
+      room[task] = Math.max(60, column - (6 + LANE * lanes[task]) - GUTTER);
+    }
+    textLines.fill(0);
   };
   const layOut = () => {
     tops = new Float64Array(list.length + 1);
@@ -250,7 +367,7 @@
     columns = [...data.tasks.keys()].filter((task) => task > 0 && filter.tasks.has(task) && present.has(task));
     // What comes before and after the threads runs alone: its rows go across all columns.
     if (columns.length === 0) columns = [0];
-    const template = "64px " + columns.map(() => "minmax(0, 1fr)").join(" ");
+    const template = NUMBERS + "px " + columns.map(() => "minmax(0, 1fr)").join(" ");
     document.documentElement.style.setProperty("--template", template);
     const head = $("columns");
     head.style.gridTemplateColumns = template;
@@ -277,6 +394,7 @@
     view.height = $("timeline").clientHeight;
     view.width = $("rows").clientWidth;
     view.top = $("timeline").scrollTop;
+    letter = $("letters").getBoundingClientRect().width / 100 || letter;
   };
   const scrollTo = (top) => {
     view.top = Math.max(0, Math.min(top, tops[list.length] - view.height));
@@ -353,19 +471,28 @@
     return made;
   };
 
+  // A text of a row, on as many lines as it needs.
+  const text = (kind, lines, title) => {
+    const made = element("div", { class: kind, title }, lines.join("\n"));
+    made.style.height = LINE * lines.length + "px";
+    return made;
+  };
   const fill = (cell, step) => {
-    if (stopped(step) >= 0) cell.append(element("div", { class: "stop" }, data.tasks[stopped(step)] + " is stopped, " + data.tasks[data.steps.task[step]] + " goes on"));
+    const task = data.steps.task[step];
+    if (stopped(step) >= 0) cell.append(element("div", { class: "stop" }, data.tasks[stopped(step)] + " is stopped, " + data.tasks[task] + " goes on"));
     if (lineBegins[step]) {
       const line = data.lines[data.steps.line[step]];
-      cell.append(element("div", { class: "line", title: "line " + line.number + ": " + line.text }, line.text));
+      cell.append(text("line", lineOf(step), "line " + line.number + ": " + line.text));
     }
     const [verb, object, place] = words(step);
     const op = element("div", { class: "op" }, verb + " ", element("b", {}, object), element("span", { class: "place" }, place ? " " + place : ""));
     const site = data.sites[data.steps.site[step]];
     op.title = `${verb} ${object} ${place}, in ${site[1]} (${site[0]})` + (flag(step, 2) ? ", by the store buffer" : "");
-    op.append(element("span", { class: "place" }, (site[1] ? "  " + site[1] : "") + (flag(step, 2) ? " (store buffer)" : "")));
+    const around = (site[1] ? "  " + site[1] : "") + (flag(step, 2) ? " (store buffer)" : "");
     cell.append(op);
-    for (const [kind, text] of extras(step)) cell.append(element("div", { class: kind, title: text }, text));
+    if (opBreaks(step)) cell.append(element("div", { class: "op" }, element("span", { class: "place" }, around)));
+    else op.append(element("span", { class: "place" }, around));
+    for (const [kind, words] of extras(step)) cell.append(text(kind, broken(words, SMALL, task), words));
   };
 
   // Where a step is in the list, or where it would be.
@@ -377,8 +504,8 @@
     svg.setAttribute("height", tops[list.length]);
     const parts = [];
     if (from < to && columns.length > 0) {
-      const width = view.width - 64;
-      const left = (task) => 64 + width * columns.indexOf(task) / columns.length;
+      const width = view.width - NUMBERS;
+      const left = (task) => NUMBERS + width * columns.indexOf(task) / columns.length;
       const right = (task) => left(task) + width / columns.length;
       const [low, high] = [list[from], list[to - 1]];
       for (const [kind, a, b] of data.arrows) {
@@ -407,12 +534,6 @@
           line.setAttribute("class", "a" + kind);
           parts.push(line);
         }
-        const label = document.createElementNS(SVG, "text");
-        label.setAttribute("x", ta === tb ? right(ta) - 16 : (left(ta) < left(tb) ? right(ta) - 16 : right(tb) - 16));
-        label.setAttribute("y", (ya + yb) / 2 + 3);
-        label.setAttribute("text-anchor", "end");
-        label.textContent = kind === 0 ? "zapped, asks for a flush" : "flush acknowledged";
-        if (Math.abs(yb - ya) > 20) parts.push(label);
       }
     }
     svg.replaceChildren(...parts);
@@ -431,7 +552,8 @@
 
   const open = new Map();
   const more = new Set();
-  const ROWS = 60;
+  // Rows of a table that are drawn before somebody asks for more, and of one that is open only because something in it changed.
+  const ROWS = 60, FEW = 10;
   const aboutGfn = (row) => filter.gfn === null || rowGfn[row] < 0 || (rowGfn[row] <= filter.gfn && filter.gfn < rowGfn[row] + rowGfns[row]);
 
   const drawState = () => {
@@ -484,7 +606,7 @@
     return made;
   };
 
-  const OPEN = new Set(["map", "counters", "vcpus", "tlb", "cache", "frames", "rmp", "td", "sept", "pamt", "pkvm"]);
+  const OPEN = new Set(["map", "counters", "vcpus", "tlb", "cache", "rmp", "td", "sept", "pamt", "pkvm"]);
   const section = (table, from, to, changed, before, state) => {
     const rows = [];
     let count = 0, changes = 0;
@@ -504,7 +626,8 @@
     const drawn = element("table", {}, element("thead", {}, element("tr", {}, ...table.columns.map((name) => element("th", { scope: "col" }, name)))));
     const body = element("tbody", {});
     let part = rows;
-    if (rows.length > ROWS && !more.has(table.id)) {
+    if (rows.length > FEW && !OPEN.has(table.id) && !open.has(table.id) && !more.has(table.id)) part = rows.filter((row) => changed.has(row));
+    else if (rows.length > ROWS && !more.has(table.id)) {
       // Those that changed, and what is around the first of them.
       const first = Math.max(0, rows.findIndex((row) => changed.has(row)) - ROWS / 2);
       part = rows.filter((row, i) => changed.has(row) || (i >= first && i < first + ROWS)).slice(0, 4 * ROWS);
@@ -551,7 +674,8 @@
       if (added) td.append(element("b", {}, "+ "), text(state));
       else if (gone) td.append(element("b", {}, "− "), element("span", { class: "old" }, text(before)));
       else {
-        td.append(data.values[state[first]] + ": ");
+        const value = (at) => data.values[state[first + at]];
+        td.append((CALLED[spec.id]?.[1](value) ?? value(0)) + (spec.id in CALLED ? ", " : ": "));
         list.filter((cell) => cell !== first || list.length === 1).forEach((cell, i) => {
           if (i > 0) td.append(", ");
           const old = data.values[before[cell]];
@@ -595,6 +719,7 @@
           () => `line ${line.number} answers ${line.answer ?? ""}${line.problem ? ": " + line.problem : ""}`,
           () => "starts " + data.tasks[text],
           () => "ends",
+          () => data.strings[text],
           () => data.strings[text],
         ][data.notes.kind[i]]();
         list.append(element("li", {}, item));
@@ -791,7 +916,7 @@
     if (!view.moves) view.top = $("timeline").scrollTop;
     draw();
   }), { passive: true });
-  addEventListener("resize", () => { measure(); drawnFrom = -1; draw(); });
+  addEventListener("resize", () => { measure(); makeRoom(); layOut(); draw(); });
   addEventListener("hashchange", fromHash);
   let printing = false;
   addEventListener("beforeprint", () => { printing = true; drawnFrom = -1; draw(); drawState(); });

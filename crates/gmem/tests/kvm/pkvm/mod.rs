@@ -1,6 +1,7 @@
 //! KVM's use of pKVM, by the ids of its checklist (`PK-...`; those of the hypervisor alone are in `crates/sim-coco/tests/pkvm`): scripts in the language of scenarios, each line with
 //! what it must answer, and looks at the hypervisor and KVM's records in between.
 
+mod designs;
 mod faults;
 mod host;
 mod in_place;

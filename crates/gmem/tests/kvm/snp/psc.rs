@@ -4,16 +4,32 @@ use super::Script;
 use gmem::kvm::ioctl;
 use gmem::kvm::kernel::KernelInsn;
 use gmem::kvm::sev::insn::SnpInsn;
-use gmem::kvm::sev::page::Request;
 use gmem::kvm::sev::protocol::ghcb::{ValidBitmap, exit, offset};
 use gmem::kvm::sev::protocol::msr::PageOp;
 use gmem::kvm::sev::protocol::psc::{PscEntry, PscHeader};
 use gmem::kvm::vcpu::{ExitInfo, GuestInsn};
-use sim_kernel::Errno;
+use sim_kernel::{Errno, PAGE_SIZE};
 use sim_mmu::{Gfn, Gpa};
 
 /// Where the GHCB is.
 const GHCB: Gpa = Gpa(0x20_8000);
+
+/// The GHCB with a list of page-state changes, as it lies in memory.
+fn asking_for(list: &[u64]) -> Box<[u8]> {
+    let mut page = vec![0; PAGE_SIZE as usize];
+    let mut put = |at: u64, word: u64| page[at as usize..][..8].copy_from_slice(&word.to_le_bytes());
+    put(offset::SW_EXITCODE, exit::PSC);
+    put(offset::SW_SCRATCH, GHCB.0 + offset::SHARED_BUFFER);
+    let fields = [offset::SW_EXITCODE, offset::SW_EXITINFO1, offset::SW_EXITINFO2, offset::SW_SCRATCH];
+    for (at, word) in (offset::VALID_BITMAP..).step_by(8).zip(ValidBitmap::of(&fields).0) {
+        put(at, word);
+    }
+    for (at, word) in (offset::SHARED_BUFFER..).step_by(8).zip(list) {
+        put(at, *word);
+    }
+    page[offset::PROTOCOL_VERSION as usize] = 2;
+    page.into()
+}
 
 impl Script {
     /// A list of page-state changes by `c0`, of which the VMM answers each exit with the next of these: the exits, as address, pages and attributes.
@@ -21,8 +37,7 @@ impl Script {
         let header = PscHeader { cur_entry: 0, end_entry: entries.len() as u16 - 1, reserved: 0 };
         let words: Vec<u64> =
             std::iter::once(header.to_word()).chain(entries.iter().map(|entry| entry.to_word())).collect();
-        let scratch = Some(GHCB + offset::SHARED_BUFFER);
-        let page = Request { code: exit::PSC, info1: 0, info2: 0, rax: 0, scratch }.page(&words);
+        let page = asking_for(&words);
         self.with(|cx, world| {
             let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
             vcpu.set_blocks(cx, vec![page]);
@@ -118,9 +133,7 @@ fn sn_163_what_is_valid_is_said_anew_with_each_request() {
         let vcpu = ioctl::peek_vcpu(cx, world.process(), world.fd(&"c0".into())).unwrap();
         let list = PscEntry::new(Gfn(0x201), PageOp::Shared, false);
         let header = PscHeader { cur_entry: 0, end_entry: 0, reserved: 0 };
-        let scratch = Some(GHCB + offset::SHARED_BUFFER);
-        let request = Request { code: exit::PSC, info1: 0, info2: 0, rax: 0, scratch };
-        vcpu.set_blocks(cx, vec![request.page(&[header.to_word(), list.to_word()])]);
+        vcpu.set_blocks(cx, vec![asking_for(&[header.to_word(), list.to_word()])]);
         let insns = [
             GuestInsn::Snp(SnpInsn::SetShared { shared: true }),
             GuestInsn::Kernel(KernelInsn::WriteBlock { gpa: GHCB, block: 0 }),
@@ -306,6 +319,30 @@ fn sn_152_nobody_is_asked_unless_user_space_wants_it() {
         "enable_cap vm0 exit_hypercall 0          => ok
          guest_pvalidate c0 0x201000              => hlt 0
          guest_psc c0 0x208000 0x201000 4K shared => system_event 0x11100",
+    );
+    script.end();
+}
+
+#[test]
+fn sn_183_a_list_of_2m_is_validated_in_4k_where_the_rmp_has_those() {
+    let mut script = Script::new(gmem::MachineConfig::default());
+    // 2 MiB of private memory, all of it accepted; the GHCB lies behind.
+    script.run(
+        "create_vm vm0 type=snp                                   => ok
+         sev_init2 vm0                                            => ok
+         create_vcpu vm0 c0                                       => ok
+         enable_cap vm0 exit_hypercall 4096                       => ok
+         mmap m0 len=4M                                           => ok
+         create_guest_memfd vm0 g0 size=4M                        => ok
+         set_user_memory_region2 vm0 slot=0 flags=guest_memfd gpa=0x200000 size=4M hva=m0 guest_memfd=g0 => ok
+         snp_launch_start vm0                                     => ok
+         snp_launch_finish vm0                                    => ok
+         guest_ghcb_msr c0 0x400012                               => hlt 0x400013
+         guest_psc c0 0x400000 0x200000 2M private huge=on        => hlt
+         guest_write c0 0x3ff000 6                                => hlt
+         guest_read c0 0x3ff000                                   => hlt 6
+         guest_psc c0 0x400000 0x200000 2M shared huge=on         => hlt
+         guest_read_shared c0 0x3ff000                            => hlt 0",
     );
     script.end();
 }

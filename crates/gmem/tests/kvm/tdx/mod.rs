@@ -3,6 +3,10 @@
 
 mod answers;
 mod build;
+mod failures;
+mod known;
+mod large;
+mod pamt;
 mod refused;
 mod runtime;
 mod slots;
@@ -11,7 +15,7 @@ use gmem::kvm::tdx::{KvmTdx, TdxHost};
 use gmem::{MachineConfig, Stage2Kind};
 use sim_coco::tdx::{Leaf, SeptState};
 use sim_kernel::sched::TraceRecord;
-use sim_kernel::{Cx, PAGE_SHIFT};
+use sim_kernel::{Cx, PAGE_SHIFT, Pfn};
 use sim_mmu::{Gfn, Level};
 use std::sync::Arc;
 
@@ -76,6 +80,12 @@ impl Script {
     /// How often KVM called a leaf so far.
     fn calls(&mut self, leaf: Leaf) -> u64 {
         self.host(|_, host| host.calls(leaf))
+    }
+
+    /// The frame of a private page.
+    fn frame(&mut self, gpa: u64) -> Pfn {
+        let (tdr, module) = self.of_td(|tdx| (tdx.tdr().expect("it was created"), Arc::clone(tdx.host().tdx())));
+        module.peek_sept(tdr, Gfn(gpa >> PAGE_SHIFT), Level::L4K).expect("it is mapped").pfn()
     }
 
     /// State of the entry of a page in the Secure EPT; `None` without a table for it.

@@ -1,7 +1,11 @@
 //! TD-064 to TD-077: a TD runs, memory comes and goes, and the guest asks for conversions.
 
 use super::{RUNNING, Script, TD, config, leaves};
-use sim_coco::tdx::{Leaf, SeptState};
+use gmem::kvm::ioctl;
+use gmem::kvm::tdx::insn::TdInsn;
+use gmem::kvm::vcpu::{ExitInfo, GuestInsn};
+use sim_coco::tdx::{Leaf, LineOwner, SeptState};
+use std::sync::Arc;
 
 #[test]
 fn a_td_is_built_runs_and_ends() {
@@ -43,6 +47,7 @@ fn td_068_a_page_leaves_in_this_order() {
         let mut script = Script::new(gmem::MachineConfig { tdx_erratum: erratum, ..config() });
         script.run(&format!("{TD}{RUNNING}"));
         script.run("guest_accept c0 0x201000 => hlt 0");
+        let page = script.frame(0x20_1000);
         let called = script.with(|cx, world| {
             drop(cx.take_trace());
             let step = gmem::scenario::parse_line("fallocate g0 punch_hole 4K 4K").unwrap();
@@ -53,6 +58,10 @@ fn td_068_a_page_leaves_in_this_order() {
         assert_eq!(called, expected);
         assert_eq!(script.of_td(|tdx| tdx.kicks()), 1);
         assert_eq!(script.sept(0x20_1000), Some(SeptState::Free));
+        // Where it matters the page was written as a whole; elsewhere its lines are as the guest's accept has left them.
+        let module = script.of_td(|tdx| Arc::clone(tdx.host().tdx()));
+        let is_hosts = (0..64).all(|line| module.peek_line(page, line).owner == LineOwner::Host);
+        assert_eq!(is_hosts, erratum);
         script.end();
     }
 }
@@ -140,6 +149,53 @@ fn td_070_map_gpa_checks() {
          guest_tdvmcall c0 get_td_vm_call_info                    => hlt 0",
     );
     script.end();
+}
+
+/// What user space is told of a MapGPA of 5 MiB, and where its guest goes on.
+#[test]
+fn td_070_map_gpa_goes_in_pieces_of_2_mib() {
+    const AT: u64 = 0x4000_0000;
+    const SHARED: u64 = 1 << 47;
+    let (again, invalid) = (11, 22);
+    for (answers, status, progress) in [
+        (vec![0, 0, 0], 0, None),
+        (vec![again], 1, Some(AT)),
+        (vec![0, again], 1, Some(AT + (2 << 20))),
+        (vec![0, 0, invalid], 1 << 63, Some(AT + (4 << 20))),
+    ] {
+        for shared in [0, SHARED] {
+            let mut script = Script::running();
+            let (told, rbx, rax) = script.with(|cx, world| {
+                let fd = world.fd(&"c0".into());
+                let vcpu = ioctl::peek_vcpu(cx, world.process(), fd).unwrap();
+                let operands = [AT | shared, 5 << 20, 0, 0];
+                vcpu.set_program(cx, &[GuestInsn::Td(TdInsn::VmCall { leaf: 0x1_0001, operands })]);
+                let mut told = Vec::new();
+                let mut answer = None;
+                loop {
+                    match ioctl::run_answered(cx, world.process(), fd, answer) {
+                        Ok((Ok(()), ExitInfo::Hypercall { nr: 12, args, ret: 0, .. })) => {
+                            answer = Some(answers[told.len()]);
+                            told.push(args);
+                        }
+                        Ok((Ok(()), ExitInfo::Hlt)) => break,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                let regs = vcpu.regs(cx);
+                (told, regs.rbx, regs.rax)
+            });
+            let encrypted = if shared == 0 { 1 << 4 } else { 0 };
+            let pieces =
+                [(0, 512), (2 << 20, 512), (4 << 20, 256)].map(|(from, pages)| [AT + from, pages, encrypted, 0]);
+            assert_eq!(told, pieces[..answers.len()], "the shared bit is not told");
+            assert_eq!(rbx, status);
+            if let Some(progress) = progress {
+                assert_eq!(rax, progress | shared, "R11 has it");
+            }
+            script.end();
+        }
+    }
 }
 
 #[test]

@@ -169,6 +169,7 @@ impl Snp {
         body: impl FnOnce(&mut Psp) -> Result<R, FwStatus>,
     ) -> Result<R, PspFail> {
         let mut psp = self.psp.lock(cx);
+        cx.note("firmware", command.name());
         if psp.is_dead {
             return Err(PspFail::Dead);
         }

@@ -51,6 +51,30 @@ impl Command {
         Command::PageUnsmash,
     ];
 
+    /// Its name in AMD's specification.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Command::Init => "SNP_INIT",
+            Command::Shutdown => "SNP_SHUTDOWN",
+            Command::PlatformStatus => "SNP_PLATFORM_STATUS",
+            Command::DfFlush => "SNP_DF_FLUSH",
+            Command::Decommission => "SNP_DECOMMISSION",
+            Command::Activate => "SNP_ACTIVATE",
+            Command::GuestStatus => "SNP_GUEST_STATUS",
+            Command::GctxCreate => "SNP_GCTX_CREATE",
+            Command::GuestRequest => "SNP_GUEST_REQUEST",
+            Command::LaunchStart => "SNP_LAUNCH_START",
+            Command::LaunchUpdate => "SNP_LAUNCH_UPDATE",
+            Command::LaunchFinish => "SNP_LAUNCH_FINISH",
+            Command::DbgDecrypt => "SNP_DBG_DECRYPT",
+            Command::DbgEncrypt => "SNP_DBG_ENCRYPT",
+            Command::PageMove => "SNP_PAGE_MOVE",
+            Command::PageSetState => "SNP_PAGE_SET_STATE",
+            Command::PageReclaim => "SNP_PAGE_RECLAIM",
+            Command::PageUnsmash => "SNP_PAGE_UNSMASH",
+        }
+    }
+
     /// Whether the command is for a platform that is initialised; INIT is for one that is not.
     pub(super) const fn needs_init(self) -> bool {
         !matches!(self, Command::Init)
