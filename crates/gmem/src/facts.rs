@@ -284,6 +284,14 @@ pub const FACTS: &[Fact] = &[
         set: |machine, value| number(value, 1..=1023, &mut machine.tdx_hkids),
     },
     Fact {
+        name: "tdx_packages",
+        what: "number of packages",
+        expected: "a number from 1 to 64",
+        is_number: true,
+        get: |machine| FactValue::Number(machine.tdx_packages.into()),
+        set: |machine, value| number(value, 1..=64, &mut machine.tdx_packages),
+    },
+    Fact {
         name: "tdx_contention",
         what: "switch",
         expected: "true or false",

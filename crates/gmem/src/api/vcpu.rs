@@ -18,6 +18,8 @@ use std::sync::Arc;
 enum KvmRun {
     /// Nothing that the vCPU will look at.
     Nothing,
+    /// The data of a read from a port.
+    Io([u8; 4]),
     /// `kvm_run.mmio.data`; only a read takes it back.
     Mmio([u8; 8]),
     /// `kvm_run.hypercall.ret`.
@@ -119,6 +121,7 @@ impl VcpuFd {
         let answer = match self.run {
             KvmRun::Nothing => None,
             KvmRun::Mmio(data) => Some(u64::from_le_bytes(data)),
+            KvmRun::Io(data) => Some(u32::from_le_bytes(data).into()),
             KvmRun::Hypercall(ret) => Some(ret),
         };
         let (result, exit) =
@@ -141,9 +144,14 @@ impl VcpuFd {
             ExitInfo::Intr => VcpuExit::Intr,
             ExitInfo::InternalError { .. } => VcpuExit::InternalError,
             ExitInfo::Shutdown => VcpuExit::Shutdown,
-            ExitInfo::Io { port, data } => {
+            ExitInfo::Io { port, len, data, is_write: true } => {
                 self.out = data.to_le_bytes();
-                VcpuExit::IoOut(port, &self.out)
+                VcpuExit::IoOut(port, &self.out[..usize::from(len)])
+            }
+            ExitInfo::Io { port, len, data, is_write: false } => {
+                self.run = KvmRun::Io(data.to_le_bytes());
+                let KvmRun::Io(bytes) = &mut self.run else { unreachable!("just stored") };
+                VcpuExit::IoIn(port, &mut bytes[..usize::from(len)])
             }
             ExitInfo::MemoryFault { .. } => VcpuExit::Unsupported(KVM_EXIT_MEMORY_FAULT),
             ExitInfo::SystemEvent { kind, data } => {

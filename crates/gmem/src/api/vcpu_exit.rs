@@ -40,6 +40,8 @@ pub enum VcpuExit<'a> {
     MmioRead(u64, &'a mut [u8]),
     /// The guest writes where no memory is, or to a read-only slot.
     MmioWrite(u64, &'a [u8]),
+    /// The guest reads from a port. Fill the slice before the vCPU runs again.
+    IoIn(u16, &'a mut [u8]),
     /// The guest writes to a port.
     IoOut(u16, &'a [u8]),
     /// A hypercall that user space handles.

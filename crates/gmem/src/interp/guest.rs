@@ -174,7 +174,9 @@ pub(super) fn answer_of(result: Result<(), Errno>, exit: ExitInfo, halted: Optio
         ExitInfo::SystemEvent { kind, data } => Exit::SystemEvent { kind: u64::from(kind), data },
         ExitInfo::FailEntry { reason } => Exit::FailEntry { reason },
         ExitInfo::SnpReqCerts { .. } => Exit::Reason(u64::from(KVM_EXIT_SNP_REQ_CERTS)),
-        ExitInfo::InternalError { suberror, .. } => Exit::InternalError { suberror: Some(u64::from(suberror)) },
+        ExitInfo::InternalError { suberror, reason, .. } => {
+            Exit::InternalError { suberror: Some(u64::from(suberror)), data: reason }
+        }
         ExitInfo::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa: gpa.0, size },
     };
     Answer::Exit { errno: result.err().map(errno_of), exit }

@@ -104,6 +104,8 @@ pub struct MachineConfig {
     pub tdx: bool,
     /// KeyIDs that TDs may have.
     pub tdx_hkids: u16,
+    /// Packages, of 64 processors each.
+    pub tdx_packages: u16,
     /// Leaves of the module can be seen half done: then others meet their locks, and are told OPERAND_BUSY.
     pub tdx_contention: bool,
     /// The lock of a Secure EPT knows the host's priority (module 2.0; 1.5 does not).
@@ -166,6 +168,7 @@ impl Default for MachineConfig {
             gmem_2m_enabled: false,
             tdx: false,
             tdx_hkids: 31,
+            tdx_packages: 1,
             tdx_contention: false,
             tdx_host_priority: false,
             tdx_erratum: false,

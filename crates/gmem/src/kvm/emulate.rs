@@ -59,7 +59,7 @@ impl Vcpu {
                 return inject(state, fault);
             }
             // The emulator cannot fetch from where no memory is.
-            state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, gpa: None };
+            state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, gpa: None, reason: None };
             return Next::Exit;
         }
         let emulated = match state.program[state.regs.rip] {

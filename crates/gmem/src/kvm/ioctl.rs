@@ -290,7 +290,7 @@ pub fn memory_encrypt_op_tdx(cx: &Cx<'_>, process: &Process, vm: RawFd, cmd: &mu
 /// `KVM_MEMORY_ENCRYPT_OP` on a vCPU of a TD; `cmd` is updated.
 ///
 /// # Errors
-/// As [`TdxCmd`]'s commands; `ENOTTY` if the VM is no TD.
+/// As [`TdxCmd`]'s commands. If the VM is no TD, `EINVAL` on Intel's machines, and `ENOTTY` elsewhere.
 pub fn memory_encrypt_op_vcpu(cx: &Cx<'_>, process: &Process, vcpu: RawFd, cmd: &mut TdxCmd) -> Result<(), Errno> {
     cx.note("call", cmd.op.name());
     with_vcpu(cx, process, vcpu, |vcpu| vcpu.tdx_vcpu_ioctl(cx, cmd))

@@ -67,18 +67,17 @@ impl Vcpu {
         if !vm.pre_fault_allowed(cx) && !cx.has_mutant(SEV_PRE_FAULT_EARLY) {
             return Err(Errno::EOPNOTSUPP);
         }
+        // `kvm_is_gfn_alias`.
+        if vm.tdx().is_some_and(|tdx| !tdx.is_private_gpa(gpa)) {
+            return Err(Errno::EINVAL);
+        }
         if state.root.as_ref().is_some_and(|root| root.is_invalid_lockless(cx)) {
             let root = state.root.take().expect("just seen");
             vm.mmu.put_root(cx, root);
         }
+        self.load_mmu(cx, state)?;
         if let Some(tdx) = vm.tdx() {
-            if !tdx.is_private_gpa(gpa) {
-                return Err(Errno::EINVAL);
-            }
-            self.tdx_load_mmu(cx, state)?;
             tdx.pamt_topup(cx)?;
-        } else {
-            self.load_mmu(cx, state)?;
         }
         let root = state.root.clone().expect("just loaded");
         if !vm.host.config.tdp_enabled {

@@ -134,7 +134,7 @@ impl Vcpu {
             return Err(Errno::EINTR);
         }
         self.sev_vcpu_pre_run()?;
-        if self.tdx_needs_initialization(state) {
+        if self.tdx_needs_initialization() {
             return Err(Errno::EINVAL);
         }
         state.exit = ExitInfo::Unknown;
@@ -222,6 +222,9 @@ impl Vcpu {
     /// # Errors
     /// `ENOMEM`.
     pub(super) fn load_mmu(&self, cx: &Cx<'_>, state: &mut VcpuState) -> Result<(), Errno> {
+        if self.tdx.is_some() {
+            return self.tdx_load_mmu(cx, state);
+        }
         if state.root.is_none() {
             state.root = Some(self.vm.load_root(cx)?);
             if !cx.has_mutant(ROOTLOAD_NO_FLUSH) {
@@ -315,7 +318,7 @@ impl Vcpu {
             }
             Visit::NoVmsa => Err(Errno::EINVAL),
             Visit::Io { port, data } => {
-                state.exit = ExitInfo::Io { port, data };
+                state.exit = ExitInfo::Io { port, len: 4, data, is_write: true };
                 state.pending_exit = Some(state.exit);
                 Ok(Next::Exit)
             }
@@ -336,7 +339,7 @@ impl Vcpu {
                 RetPf::Emulate => {
                     // `kvm_prepare_event_vectoring_exit`: what the processor itself was doing cannot be emulated.
                     let suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
-                    state.exit = ExitInfo::InternalError { suberror, gpa: Some(fault.gpa) };
+                    state.exit = ExitInfo::InternalError { suberror, gpa: Some(fault.gpa), reason: None };
                     Ok(Next::Exit)
                 }
                 // The event is injected again.

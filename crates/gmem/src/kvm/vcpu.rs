@@ -89,12 +89,16 @@ pub enum ExitInfo {
     },
     /// `KVM_EXIT_INTR`: a signal is pending.
     Intr,
-    /// `KVM_EXIT_IO`: the guest writes to a port; it reads from none.
+    /// `KVM_EXIT_IO`.
     Io {
         /// The port.
         port: u16,
-        /// The value, four bytes.
+        /// Bytes: 1, 2 or 4.
+        len: u8,
+        /// The value of a write; for a read, what user space supplies before it runs again.
         data: u32,
+        /// Whether the guest writes.
+        is_write: bool,
     },
     /// `KVM_EXIT_SHUTDOWN`: an exception could not be delivered, nor the double fault, nor anything after it.
     Shutdown,
@@ -104,6 +108,8 @@ pub enum ExitInfo {
         suberror: u32,
         /// With `KVM_INTERNAL_ERROR_DELIVERY_EV`: the address that the delivery touched (`kvm_run.internal.data[3]`).
         gpa: Option<Gpa>,
+        /// With `KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON`: of a TD what RAX held after VP.ENTER (`kvm_run.internal.data[0]`).
+        reason: Option<u64>,
     },
     /// `KVM_EXIT_MEMORY_FAULT`; comes with an error of the ioctl.
     MemoryFault {
@@ -118,7 +124,7 @@ pub enum ExitInfo {
     SystemEvent {
         /// `KVM_SYSTEM_EVENT_*`.
         kind: u32,
-        /// `data[0]`.
+        /// `data[0]`. Of a TD that ends itself `data[12]`, the only one of the sixteen registers there that is kept: R12.
         data: u64,
     },
     /// `KVM_EXIT_FAIL_ENTRY`: the processor did not enter the guest.
@@ -162,6 +168,7 @@ impl ExitInfo {
     pub(crate) fn set_answer(&mut self, value: u64) {
         match self {
             ExitInfo::Mmio { data, is_write: false, .. } => *data = value,
+            ExitInfo::Io { data, is_write: false, .. } => *data = value as u32,
             ExitInfo::Hypercall { ret, .. } => *ret = value,
             // Two fields of `kvm_run` in one word: the error, and above it how many pages are needed, if that is to be said.
             ExitInfo::SnpReqCerts { ret, npages, .. } => {

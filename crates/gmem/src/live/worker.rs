@@ -324,7 +324,7 @@ impl Live {
                 Exit::Hypercall { nr, args: all[..args.clamp(3, 4)].to_vec(), rax: Some(rax) }
             }
             Left::MemoryFault { flags, gpa, size } => Exit::MemoryFault { flags, gpa, size },
-            Left::InternalError { suberror } => Exit::InternalError { suberror: Some(suberror.into()) },
+            Left::InternalError { suberror } => Exit::InternalError { suberror: Some(suberror.into()), data: None },
             Left::Shutdown => Exit::Shutdown,
             Left::Intr => Exit::Intr,
             Left::Reason(number) => Exit::Reason(number.into()),

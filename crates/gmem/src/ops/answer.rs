@@ -142,6 +142,8 @@ pub enum Exit {
     InternalError {
         /// The kind of error.
         suberror: Option<u64>,
+        /// What came with it, of a TD that could not go on: what RAX held after VP.ENTER.
+        data: Option<u64>,
     },
     /// `KVM_EXIT_SHUTDOWN`: a triple fault.
     Shutdown,
@@ -327,13 +329,19 @@ impl Exit {
                 put("gpa", (*gpa).into());
                 put("size", (*size).into());
             }
-            Exit::InternalError { suberror: Some(suberror) } => put("suberror", (*suberror).into()),
+            Exit::InternalError { suberror, data } => {
+                for (name, value) in [("suberror", suberror), ("data", data)] {
+                    if let Some(value) = value {
+                        put(name, (*value).into());
+                    }
+                }
+            }
             Exit::SystemEvent { kind, data } => {
                 put("type", (*kind).into());
                 put("data", (*data).into());
             }
             Exit::FailEntry { reason } => put("reason", (*reason).into()),
-            Exit::Hlt { value: None } | Exit::Done { value: None } | Exit::InternalError { suberror: None } => {}
+            Exit::Hlt { value: None } | Exit::Done { value: None } => {}
             Exit::Shutdown | Exit::Intr | Exit::Reason(_) => {}
         }
     }
@@ -417,7 +425,7 @@ impl Fields {
                 gpa: self.required("gpa")?,
                 size: self.required("size")?,
             },
-            "internal_error" => Exit::InternalError { suberror: self.number("suberror")? },
+            "internal_error" => Exit::InternalError { suberror: self.number("suberror")?, data: self.number("data")? },
             "shutdown" => Exit::Shutdown,
             "system_event" if self.has(&["type", "data"]) => {
                 Exit::SystemEvent { kind: self.required("type")?, data: self.required("data")? }

@@ -65,7 +65,10 @@ pub enum Pattern {
     /// A hypercall exit.
     Hypercall,
     /// An internal error of KVM.
-    InternalError,
+    InternalError {
+        /// What came with it; `None` if anything or nothing.
+        data: Option<u64>,
+    },
     /// A triple fault.
     Shutdown,
     /// An event of the whole guest.
@@ -156,7 +159,7 @@ impl Pattern {
                 }
                 Exit::Mmio { write, .. } => Pattern::Mmio { write: Some(*write) },
                 Exit::Hypercall { .. } => Pattern::Hypercall,
-                Exit::InternalError { .. } => Pattern::InternalError,
+                Exit::InternalError { data, .. } => Pattern::InternalError { data: *data },
                 Exit::Shutdown => Pattern::Shutdown,
                 Exit::SystemEvent { data, .. } => Pattern::SystemEvent { data: Some(*data) },
                 Exit::FailEntry { .. } => Pattern::FailEntry,
@@ -202,12 +205,12 @@ impl Pattern {
                 private.is_none_or(|private| private == was_private) && gpa.is_none_or(|gpa| gpa == *at)
             }
             (Pattern::Mmio { write }, Exit::Mmio { write: wrote, .. }) => write.is_none_or(|write| write == *wrote),
+            (Pattern::InternalError { data }, Exit::InternalError { data: got, .. }) => data.is_none() || data == got,
             (Pattern::SystemEvent { data }, Exit::SystemEvent { data: got, .. }) => {
                 data.is_none_or(|data| data == *got)
             }
             (Pattern::Hypercall, Exit::Hypercall { .. })
             | (Pattern::FailEntry, Exit::FailEntry { .. })
-            | (Pattern::InternalError, Exit::InternalError { .. })
             | (Pattern::Shutdown, Exit::Shutdown)
             | (Pattern::Intr, Exit::Intr) => true,
             _ => false,
@@ -274,7 +277,14 @@ impl Pattern {
                 },
             },
             "hypercall" => Pattern::Hypercall,
-            "internal_error" => Pattern::InternalError,
+            "internal_error" => Pattern::InternalError {
+                data: match rest.next() {
+                    None => None,
+                    Some((i, word)) => {
+                        Some(words::number(word).ok_or((i, "expected what came with the error".to_string()))?)
+                    }
+                },
+            },
             "shutdown" => Pattern::Shutdown,
             "system_event" => Pattern::SystemEvent {
                 data: match rest.next() {
@@ -357,7 +367,8 @@ impl fmt::Display for Pattern {
             Pattern::Mmio { write: Some(false) } => f.write_str("mmio read"),
             Pattern::Mmio { write: Some(true) } => f.write_str("mmio write"),
             Pattern::Hypercall => f.write_str("hypercall"),
-            Pattern::InternalError => f.write_str("internal_error"),
+            Pattern::InternalError { data: None } => f.write_str("internal_error"),
+            Pattern::InternalError { data: Some(data) } => write!(f, "internal_error {data:#x}"),
             Pattern::Shutdown => f.write_str("shutdown"),
             Pattern::SystemEvent { data: None } => f.write_str("system_event"),
             Pattern::SystemEvent { data: Some(data) } => write!(f, "system_event {data:#x}"),

@@ -169,7 +169,7 @@ impl Vmm {
             answer = None;
             match (result, exit) {
                 (Ok(()), ExitInfo::Hlt) => return,
-                (Ok(()), ExitInfo::Io { port: PHASE_PORT, data }) => self.begins(data),
+                (Ok(()), ExitInfo::Io { port: PHASE_PORT, data, .. }) => self.begins(data),
                 (Ok(()), ExitInfo::Hypercall { nr: KVM_HC_MAP_GPA_RANGE, args: [gpa, npages, attributes, _], .. }) => {
                     match self.convert(cx, Gpa(gpa), npages, attributes & ENCRYPTED != 0) {
                         Ok(()) => answer = Some(0),

@@ -40,7 +40,7 @@ fn a_loop_ends_when_memory_changes() {
         vcpu.set_kvm_immediate_exit(cx, 0);
         memory.write_u64(cx, PAGE, 5).unwrap();
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::IoOut(7, [5, 0, 0, 0]))));
-        assert_eq!(vcpu.exit_info(), ExitInfo::Io { port: 7, data: 5 });
+        assert_eq!(vcpu.exit_info(), ExitInfo::Io { port: 7, len: 4, data: 5, is_write: true });
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::Hlt)), "a place behind the program is its end");
         assert_eq!(KVM_EXIT_IO, 2);
     });
@@ -143,8 +143,11 @@ fn a_table_in_no_memory_ends_the_run() {
         vcpu.load_program(cx, &[GuestInsn::Exception { vector: 14 }]);
         for _ in 0..2 {
             assert!(matches!(vcpu.run(cx), Ok(VcpuExit::InternalError)));
-            let exit =
-                ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, gpa: Some(Gpa(MMIO + 14 * 16)) };
+            let exit = ExitInfo::InternalError {
+                suberror: KVM_INTERNAL_ERROR_DELIVERY_EV,
+                gpa: Some(Gpa(MMIO + 14 * 16)),
+                reason: None,
+            };
             assert_eq!(vcpu.exit_info(), exit, "once more with the MMIO entry in place");
         }
     });

@@ -198,7 +198,10 @@ fn code_must_be_in_memory_if_it_is_fetched() {
         let mut vcpu = vm.create_vcpu(cx, 0).unwrap();
         vcpu.set_code_page(cx, Some(Gpa(MMIO)));
         assert!(matches!(vcpu.run(cx), Ok(VcpuExit::InternalError)));
-        assert_eq!(vcpu.exit_info(), ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, gpa: None });
+        assert_eq!(
+            vcpu.exit_info(),
+            ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, gpa: None, reason: None }
+        );
         vcpu.set_code_page(cx, Some(Gpa(0x1000)));
         assert_halts(cx, &mut vcpu);
         vcpu.set_code_page(cx, None);

@@ -100,6 +100,7 @@ fn a_scenario_says_everything_of_a_machine() {
         ciphertext_hiding = true
         tdx = true
         tdx_hkids = 7
+        tdx_packages = 2
         tdx_contention = true
         tdx_host_priority = true
         tdx_erratum = true
@@ -137,6 +138,7 @@ fn a_scenario_says_everything_of_a_machine() {
         ciphertext_hiding: true,
         tdx: true,
         tdx_hkids: 7,
+        tdx_packages: 2,
         tdx_contention: true,
         tdx_host_priority: true,
         tdx_erratum: true,

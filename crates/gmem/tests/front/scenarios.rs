@@ -170,7 +170,10 @@ fn expectations_match_what_they_say() {
         ("shutdown", &hypercall, false),
         ("shutdown", &Answer::exit(Exit::Shutdown), true),
         ("intr", &Answer::exit(Exit::Intr), true),
-        ("internal_error", &Answer::exit(Exit::InternalError { suberror: Some(1) }), true),
+        ("internal_error", &Answer::exit(Exit::InternalError { suberror: Some(1), data: None }), true),
+        ("internal_error 2", &Answer::exit(Exit::InternalError { suberror: Some(4), data: Some(2) }), true),
+        ("internal_error 2", &Answer::exit(Exit::InternalError { suberror: Some(4), data: Some(3) }), false),
+        ("internal_error 2", &Answer::exit(Exit::InternalError { suberror: Some(4), data: None }), false),
         ("ok|EFAULT", &Answer::errno(efault), true),
         ("ok | EINVAL", &Answer::errno(efault), false),
     ];

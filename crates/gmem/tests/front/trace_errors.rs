@@ -324,7 +324,7 @@ fn machines() {
     check(
         r#""kernel": "7.3", "stage2": "npt", "machine": {"memroy": 4096}"#,
         expect![
-            "bad.jsonl:1:116: field `machine`: no fact `memroy`; did you mean `memory`?; expected one of memory, maxphyaddr, tlb, transparent_hugepage, sw_protected_vm, memory_attributes, smm, eager_page_split, ept_ad_bits, pml, nx_huge_pages, memory_failure, hwpoison_abba, xarray_steps, max_vcpus, files_max, snp, snp_asids, snp_contention, snp_cpuid, ciphertext_hiding, gmem_2m_enabled, tdx, tdx_hkids, tdx_contention, tdx_host_priority, tdx_erratum, tdx_terminate_vm, tdx_caches, tdx_2m, tdx_dynamic_pamt, pkvm, pkvm_gmem, memlock, fail_frame, fail_table, fail_node, busy_private, psp_timeout, signal_step, signal_task"
+            "bad.jsonl:1:116: field `machine`: no fact `memroy`; did you mean `memory`?; expected one of memory, maxphyaddr, tlb, transparent_hugepage, sw_protected_vm, memory_attributes, smm, eager_page_split, ept_ad_bits, pml, nx_huge_pages, memory_failure, hwpoison_abba, xarray_steps, max_vcpus, files_max, snp, snp_asids, snp_contention, snp_cpuid, ciphertext_hiding, gmem_2m_enabled, tdx, tdx_hkids, tdx_packages, tdx_contention, tdx_host_priority, tdx_erratum, tdx_terminate_vm, tdx_caches, tdx_2m, tdx_dynamic_pamt, pkvm, pkvm_gmem, memlock, fail_frame, fail_table, fail_node, busy_private, psp_timeout, signal_step, signal_task"
         ],
     );
     check(

@@ -8,7 +8,7 @@ use super::memory::{DirtyLine, LineMemory, LineMeta};
 use super::mutants;
 use super::pamt::{PageType, Pamt, PamtAt, PamtEntry, PamtNode};
 use super::sept::SeptEntry;
-use super::status::{Seamcall, StatusName};
+use super::status::{SeamFail, Seamcall, Status, StatusName};
 use super::sys::SysState;
 use super::td::{SEPT_ROOT, Td, TdInfo};
 use super::tlb::TlbEntry;
@@ -32,6 +32,15 @@ pub enum Injected {
     KeyGenerationFailed,
     /// The locks of the TD are somebody else's when this leaf wants its op_state: OPERAND_BUSY.
     Busy(Leaf),
+    /// The host's call of the leaf fails before it does anything, after so many that do not. Only who calls by number knows: it asks [`Tdx::refuses`].
+    Status {
+        /// The leaf.
+        leaf: Leaf,
+        /// Calls that are not refused.
+        after: u64,
+        /// What RAX holds.
+        status: Status,
+    },
     /// An interrupt arrives after so many 4 KiB pages of an ACCEPT of 2 MiB.
     InterruptAcceptAfter(u64),
 }
@@ -343,6 +352,26 @@ impl Tdx {
     /// Lets something happen to the next leaf that can meet it.
     pub fn inject(&self, injected: Injected) {
         self.state.lock().injected.push(injected);
+    }
+
+    /// Whether the next call of this leaf is refused, because that was injected ([`Injected::Status`]). Of several for one leaf the first comes first.
+    pub fn refuses(&self, leaf: Leaf) -> Option<SeamFail> {
+        let mut state = self.state.lock();
+        let injected = &mut state.injected;
+        let is_it = |injected: &Injected| matches!(injected, Injected::Status { leaf: of, .. } if *of == leaf);
+        let at = injected.iter().position(is_it)?;
+        match &mut injected[at] {
+            Injected::Status { after: 0, status, .. } => {
+                let fail = SeamFail { status: *status, ..SeamFail::bare(status.name) };
+                injected.remove(at);
+                Some(fail)
+            }
+            Injected::Status { after, .. } => {
+                *after -= 1;
+                None
+            }
+            _ => unreachable!("just looked for"),
+        }
     }
 
     /// An interrupt of the host arrives at a processor, and waits until [`Tdx::ack_interrupt`]. No step of its own.

@@ -257,7 +257,7 @@ fn deleting(to: To) -> Outcome {
                 VcpuExit::InternalError => {
                     equal("rip", ok("KVM_GET_REGS", vcpu.get_regs(cx))?.rip, last)?;
                     let suberror = KVM_INTERNAL_ERROR_EMULATION;
-                    equal("the exit", vcpu.exit_info(), ExitInfo::InternalError { suberror, gpa: None })
+                    equal("the exit", vcpu.exit_info(), ExitInfo::InternalError { suberror, gpa: None, reason: None })
                 }
                 other => Err(unexpected("expected a shutdown or an internal error", &other)),
             }

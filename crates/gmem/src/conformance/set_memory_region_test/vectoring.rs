@@ -44,7 +44,7 @@ pub(super) fn mmio_during_vectoring() -> Outcome {
             other => return Err(unexpected("KVM_RUN: expected an internal error", &other)),
         }
         let gpa = Some(Gpa(UNMAPPED + 16 * u64::from(GP_VECTOR)));
-        let expected = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, gpa };
+        let expected = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, gpa, reason: None };
         equal("the exit", vcpu.exit_info(), expected)
     })
 }

@@ -12,12 +12,13 @@ use crate::kvm::vcpu::{Vcpu, VcpuState};
 use crate::kvm::vm::Vm;
 use sim_kernel::sync::MutexGuard;
 use sim_kernel::{Cx, Errno};
+use sim_mmu::Stage2Kind;
 use std::sync::Arc;
 
 /// A command, with its data, which it may change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum TdxOp {
-    /// `KVM_TDX_CAPABILITIES` (0), of a VM: gives what TDs may have.
+    /// `KVM_TDX_CAPABILITIES` (0), of a VM: gives what TDs may have. The entries of CPUID in it are the room for them.
     Capabilities(TdxCapabilities),
     /// `KVM_TDX_INIT_VM` (1), of a VM.
     InitVm(Box<TdxInitVm>),
@@ -130,8 +131,7 @@ impl Vm {
             if cmd.flags != 0 {
                 return Err(Errno::EINVAL);
             }
-            *capabilities = TdxCapabilities::of(tdx.host.tdx().config());
-            return Ok(());
+            return capabilities.get(tdx.host.tdx().config());
         }
         let kvm = tdx.lock.lock(cx);
         let vcpus = self.all_vcpus();
@@ -152,10 +152,15 @@ impl Vcpu {
     /// `tdx_vcpu_unlocked_ioctl`, and `tdx_vcpu_ioctl` for what that does not know.
     ///
     /// # Errors
-    /// `ENOTTY` if the VM is no TD; `EINVAL` before `KVM_TDX_INIT_VM`, after `KVM_TDX_FINALIZE_VM`, for commands that are not a vCPU's, and for an error that user space
+    /// Of a VM that is no TD `EINVAL` where the machine may have TDX, and `ENOTTY` elsewhere. `EINVAL` before `KVM_TDX_INIT_VM`, after `KVM_TDX_FINALIZE_VM`, for commands that are not a vCPU's, and for an error that user space
     /// supplies; otherwise the command's.
     pub(crate) fn tdx_vcpu_ioctl(self: &Arc<Vcpu>, cx: &Cx<'_>, cmd: &mut TdxCmd) -> Result<(), Errno> {
-        let tdx = self.vm.tdx().ok_or(Errno::ENOTTY)?;
+        let Some(tdx) = self.vm.tdx() else {
+            // Intel's code has the hook whatever the VM; AMD's has none.
+            let config = &self.vm.host.config;
+            let is_known = !config.pkvm && config.stage2 == Stage2Kind::Ept && config.kernel.has_tdx();
+            return Err(if is_known { Errno::EINVAL } else { Errno::ENOTTY });
+        };
         cmd.check()?;
         {
             let kvm = tdx.lock.lock(cx);
@@ -166,7 +171,7 @@ impl Vcpu {
             let state = &mut *locks.vcpus[mine];
             self.tdx_vcpu_load(cx);
             match &mut cmd.op {
-                TdxOp::InitVcpu { rcx } => return self.tdx_vcpu_init(cx, tdx, state, cmd.flags, *rcx),
+                TdxOp::InitVcpu { rcx } => return self.tdx_vcpu_init(cx, tdx, cmd.flags, *rcx),
                 TdxOp::InitMemRegion(region) => {
                     return self.tdx_vcpu_init_mem_region(cx, tdx, state, cmd.flags, region);
                 }

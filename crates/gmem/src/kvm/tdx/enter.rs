@@ -5,7 +5,7 @@ use super::vcpu::tdx_state_mut;
 use crate::kvm::mutants::{TDX_ENTERS_WHILE_ZAPPING, TDX_SPINS_IN_GUEST_MODE};
 use crate::kvm::run::Next;
 use crate::kvm::vcpu::{Vcpu, VcpuState};
-use sim_coco::tdx::{Entry, Leaf, TdExit};
+use sim_coco::tdx::{Entry, Leaf, Status, TdExit};
 use sim_kernel::sync::SrcuReadGuard;
 use sim_kernel::{Cx, Errno};
 
@@ -16,8 +16,8 @@ pub(crate) enum TdVisit {
     KeptOut,
     /// As before, because VP.ENTER has met a lock.
     Busy,
-    /// VP.ENTER failed for another reason: KVM tells user space only that it did.
-    Failed,
+    /// VP.ENTER failed for another reason, which user space is told.
+    Failed(Status),
     /// The vCPU has left its TD.
     Exit(TdExit),
     /// The same, because the program is at its end.
@@ -70,7 +70,7 @@ impl Vcpu {
         let entered = tdx.host.call(cx, Leaf::VpEnter, |seam| seam.vp_enter_with(cx, tdvpr, &args));
         match entered {
             Err(fail) if fail.is_operand_busy() => TdVisit::Busy,
-            Err(_) => TdVisit::Failed,
+            Err(fail) => TdVisit::Failed(fail.status),
             Ok(Entry::Exit(exit)) => TdVisit::Exit(exit),
             Ok(Entry::Inside(mut guest)) => match self.tdx_guest(cx, state, &mut guest) {
                 Left::Exit(exit) => TdVisit::Exit(exit),

@@ -6,7 +6,7 @@ use super::vcpu::tdx_state_mut;
 use crate::kvm::run::Next;
 use crate::kvm::uapi::{KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_TDX_FATAL};
 use crate::kvm::vcpu::{ExitInfo, Vcpu, VcpuState};
-use sim_coco::tdx::{StatusName, TdExit, exit};
+use sim_coco::tdx::{Status, StatusName, TdExit, exit};
 use sim_kernel::sync::{SrcuReadGuard, Until};
 use sim_kernel::{Cx, Errno};
 
@@ -35,7 +35,7 @@ impl Vcpu {
                 return Ok(Next::Enter);
             }
             TdVisit::Spins(_) => return Ok(Next::Enter),
-            TdVisit::Failed => return Ok(self.tdx_unhandled_exit(state)),
+            TdVisit::Failed(status) => return Ok(self.tdx_unhandled_exit(state, status)),
             TdVisit::Halted => {
                 self.tdx_take_vmcall(state);
                 state.exit = ExitInfo::Hlt;
@@ -46,7 +46,7 @@ impl Vcpu {
         let is_triple_fault = exit.exit_reason() == exit::TRIPLE_FAULT;
         let is_bad = exit.status.is_error() || is_non_recoverable(exit.status.name);
         if is_bad && !is_triple_fault {
-            return Ok(self.tdx_unhandled_exit(state));
+            return Ok(self.tdx_unhandled_exit(state, exit.status));
         }
         match exit.exit_reason() {
             exit::TRIPLE_FAULT => {
@@ -68,13 +68,14 @@ impl Vcpu {
                 self.tdx_take_vmcall(state);
                 self.handle_tdcall_exit(state)
             }
-            _ => Ok(self.tdx_unhandled_exit(state)),
+            _ => Ok(self.tdx_unhandled_exit(state, exit.status)),
         }
     }
 
-    /// `kvm_prepare_unexpected_reason_exit`.
-    fn tdx_unhandled_exit(&self, state: &mut VcpuState) -> Next {
-        state.exit = ExitInfo::InternalError { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, gpa: None };
+    /// `kvm_prepare_unexpected_reason_exit`, with `vp_enter_ret`.
+    fn tdx_unhandled_exit(&self, state: &mut VcpuState, status: Status) -> Next {
+        let suberror = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON;
+        state.exit = ExitInfo::InternalError { suberror, gpa: None, reason: Some(status.raw()) };
         Next::Exit
     }
 

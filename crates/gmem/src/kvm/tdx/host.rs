@@ -79,6 +79,7 @@ impl TdxHost {
         let first = machine.hkids.start;
         // One more: the first is the global one.
         machine.hkids = first..first + 1 + config.tdx_hkids;
+        machine.packages = config.tdx_packages.into();
         machine.contention = config.tdx_contention;
         machine.tree_host_priority = config.tdx_host_priority;
         machine.partial_write_erratum = config.tdx_erratum;
@@ -137,7 +138,7 @@ impl TdxHost {
         Lp(u32::from(cx.task().0))
     }
 
-    /// A SEAMCALL of the task's processor.
+    /// A SEAMCALL of the task's processor, and again while there are no random numbers (`sc_retry`), unless it is VP.ENTER.
     ///
     /// # Errors
     /// The leaf's.
@@ -145,9 +146,28 @@ impl TdxHost {
         &'a self,
         cx: &Cx<'_>,
         leaf: Leaf,
-        call: impl FnOnce(Seam<'a>) -> Seamcall<T>,
+        call: impl FnMut(Seam<'a>) -> Seamcall<T>,
     ) -> Seamcall<T> {
         self.call_on(cx, self.lp(cx), leaf, call)
+    }
+
+    /// One SEAMCALL.
+    fn call_once<'a, T>(
+        &'a self,
+        cx: &Cx<'_>,
+        lp: Lp,
+        leaf: Leaf,
+        call: impl FnOnce(Seam<'a>) -> Seamcall<T>,
+    ) -> Seamcall<T> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let result = self.tdx.refuses(leaf).map_or_else(|| call(self.tdx.on(lp)), Err);
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.returned.add(cx);
+        self.returns.wake_unscheduled(cx);
+        *self.calls.lock().entry(leaf).or_default() += 1;
+        let rax = result.as_ref().err().map_or(0, |fail| fail.status.raw());
+        cx.trace(&TDX_SEAMCALL, &[u64::from(leaf.number()), rax]);
+        result
     }
 
     /// The same of another processor, by an interrupt that it cannot refuse (`smp_call_function_single`).
@@ -159,33 +179,13 @@ impl TdxHost {
         cx: &Cx<'_>,
         lp: Lp,
         leaf: Leaf,
-        call: impl FnOnce(Seam<'a>) -> Seamcall<T>,
-    ) -> Seamcall<T> {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let result = call(self.tdx.on(lp));
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.returned.add(cx);
-        self.returns.wake_unscheduled(cx);
-        *self.calls.lock().entry(leaf).or_default() += 1;
-        let rax = result.as_ref().err().map_or(0, |fail| fail.status.raw());
-        cx.trace(&TDX_SEAMCALL, &[u64::from(leaf.number()), rax]);
-        result
-    }
-
-    /// The same again while there are no random numbers (`sc_retry`).
-    ///
-    /// # Errors
-    /// The leaf's.
-    pub(super) fn call_for_entropy<'a, T>(
-        &'a self,
-        cx: &Cx<'_>,
-        leaf: Leaf,
         mut call: impl FnMut(Seam<'a>) -> Seamcall<T>,
     ) -> Seamcall<T> {
+        let most = if leaf == Leaf::VpEnter { 1 } else { ENTROPY_TRIES };
         let mut tries = 1;
         loop {
-            match self.call(cx, leaf, &mut call) {
-                Err(fail) if fail.name() == StatusName::RndNoEntropy && tries < ENTROPY_TRIES => tries += 1,
+            match self.call_once(cx, lp, leaf, &mut call) {
+                Err(fail) if fail.name() == StatusName::RndNoEntropy && tries < most => tries += 1,
                 result => return result,
             }
         }

@@ -19,6 +19,14 @@ const CPUID_CONFIG: [(u32, u32); 4] = [(1, 0), (4, 0), (7, 0), (CPUID_ADDRESS_SI
 const SUPPORTED_ATTRIBUTES: TdAttributes = TdAttributes::SEPT_VE_DISABLE;
 /// XFAM bits that are always set.
 const XFAM_FIXED1: u64 = 3;
+/// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`.
+pub const KVM_CPUID_FLAG_SIGNIFCANT_INDEX: u32 = 1 << 0;
+/// `TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT`.
+const TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT: u64 = 1 << 1;
+/// Leaf of CPUID with features that KVM keeps from TDs, and those: HLE and RTM in EBX, WAITPKG in ECX.
+const CPUID_FEATURES: u32 = 7;
+const TSX: u32 = 1 << 4 | 1 << 11;
+const WAITPKG: u32 = 1 << 5;
 
 /// A value of CPUID (`struct kvm_cpuid_entry2`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -27,6 +35,8 @@ pub struct TdxCpuidEntry {
     pub function: u32,
     /// ECX of the query.
     pub index: u32,
+    /// [`KVM_CPUID_FLAG_SIGNIFCANT_INDEX`] if `index` matters; without it the entry is that of every index.
+    pub flags: u32,
     /// EAX, EBX, ECX, EDX.
     pub registers: [u32; 4],
 }
@@ -52,6 +62,23 @@ pub struct TdxInitVm {
     pub cpuid: Vec<TdxCpuidEntry>,
 }
 
+impl TdxCpuidEntry {
+    /// `tdx_unsupported_cpuid`.
+    fn is_unsupported(&self) -> bool {
+        let [_, ebx, ecx, _] = self.registers;
+        (self.function, self.index) == (CPUID_FEATURES, 0) && (ebx & TSX != 0 || ecx & WAITPKG != 0)
+    }
+}
+
+/// `kvm_find_cpuid_entry2`.
+fn find_cpuid_entry(entries: &[TdxCpuidEntry], (function, index): (u32, u32)) -> Option<&TdxCpuidEntry> {
+    let is_it = |entry: &&TdxCpuidEntry| {
+        let is_any_index = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0;
+        entry.function == function && (is_any_index || entry.index == index)
+    };
+    entries.iter().find(is_it)
+}
+
 impl Default for TdxInitVm {
     /// A TD as Linux wants it: an access to what is not accepted ends it; 48 bits of address.
     fn default() -> TdxInitVm {
@@ -62,7 +89,8 @@ impl Default for TdxInitVm {
 impl TdxInitVm {
     /// A TD with addresses of so many bits (GUEST_PHYS_ADDR_BITS of CPUID).
     pub fn with_width(bits: u32) -> TdxInitVm {
-        let sizes = TdxCpuidEntry { function: CPUID_ADDRESS_SIZES, index: 0, registers: [bits << 16 | 46, 0, 0, 0] };
+        let registers = [bits << 16 | 46, 0, 0, 0];
+        let sizes = TdxCpuidEntry { function: CPUID_ADDRESS_SIZES, index: 0, flags: 0, registers };
         TdxInitVm {
             attributes: TdAttributes::SEPT_VE_DISABLE.bits(),
             xfam: XFAM_FIXED1,
@@ -83,20 +111,50 @@ pub struct TdxCapabilities {
     pub supported_attrs: u64,
     /// XFAM bits that may be set.
     pub supported_xfam: u64,
+    /// What user space can do of the calls that [`leaf::GET_TD_VM_CALL_INFO`](super::protocol::leaf::GET_TD_VM_CALL_INFO) tells of: R11 of its leaf 1.
+    pub user_tdvmcallinfo_1_r11: u64,
     /// Leaves of CPUID that may be given values.
     pub cpuid: Vec<TdxCpuidEntry>,
 }
 
 impl TdxCapabilities {
-    /// What KVM and the module have in common.
-    pub(super) fn of(config: &TdxConfig) -> TdxCapabilities {
-        let entry = |(function, index)| TdxCpuidEntry { function, index, registers: [u32::MAX; 4] };
-        TdxCapabilities {
-            supported_attrs: config.attributes & SUPPORTED_ATTRIBUTES.bits(),
-            supported_xfam: config.xfam | XFAM_FIXED1,
-            cpuid: CPUID_CONFIG.into_iter().map(entry).collect(),
+    /// `tdx_get_capabilities`: what KVM and the module have in common, if there is room for it.
+    ///
+    /// # Errors
+    /// `E2BIG`; `EIO` if they have nothing in common, with which KVM would have no TDs.
+    pub(super) fn get(&mut self, config: &TdxConfig) -> Result<(), Errno> {
+        if self.cpuid.len() < CPUID_CONFIG.len() {
+            return Err(Errno::E2BIG);
         }
+        let (supported_attrs, supported_xfam) = (supported_attrs(config), supported_xfam(config));
+        if supported_attrs == 0 || supported_xfam == 0 {
+            return Err(Errno::EIO);
+        }
+        let entry = |(function, index)| {
+            let [eax, mut ebx, mut ecx, edx] = [u32::MAX; 4];
+            if function == CPUID_FEATURES {
+                (ebx, ecx) = (ebx & !TSX, ecx & !WAITPKG);
+            }
+            TdxCpuidEntry { function, index, flags: 0, registers: [eax, ebx, ecx, edx] }
+        };
+        *self = TdxCapabilities {
+            supported_attrs,
+            supported_xfam,
+            user_tdvmcallinfo_1_r11: TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT,
+            cpuid: CPUID_CONFIG.into_iter().map(entry).collect(),
+        };
+        Ok(())
     }
+}
+
+/// `tdx_get_supported_attrs`. The module here has none that must be set.
+fn supported_attrs(config: &TdxConfig) -> u64 {
+    config.attributes & SUPPORTED_ATTRIBUTES.bits()
+}
+
+/// `tdx_get_supported_xfam`: none if one is missing that must be set. KVM is taken to know all that the module does.
+fn supported_xfam(config: &TdxConfig) -> u64 {
+    if config.xfam & XFAM_FIXED1 == XFAM_FIXED1 { config.xfam } else { 0 }
 }
 
 /// `setup_tdparams`.
@@ -105,26 +163,21 @@ impl TdxCapabilities {
 /// `EBUSY` if there are vCPUs; `EINVAL` for attributes, XFAM, a width of addresses or a leaf of CPUID that there is not.
 fn setup_tdparams(tdx: &KvmTdx, init: &TdxInitVm, max_vcpus: u64) -> Result<TdParams, Errno> {
     let config = tdx.host.tdx().config();
-    let known = TdxCapabilities::of(config);
     if tdx.created_vcpus() != 0 {
         return Err(Errno::EBUSY);
     }
-    if init.attributes & !known.supported_attrs != 0 || init.xfam & !known.supported_xfam != 0 {
+    if init.attributes & !supported_attrs(config) != 0 || init.xfam & !supported_xfam(config) != 0 {
         return Err(Errno::EINVAL);
     }
-    let sizes = init.cpuid.iter().find(|entry| entry.function == CPUID_ADDRESS_SIZES).ok_or(Errno::EINVAL)?;
+    let sizes = find_cpuid_entry(&init.cpuid, (CPUID_ADDRESS_SIZES, 0)).ok_or(Errno::EINVAL)?;
     let (eptp_controls, gpaw) = match sizes.registers[0] >> 16 & 0xff {
         48 => (EPTP_4_LEVELS, 0),
         52 if config.five_levels => (EPTP_5_LEVELS, CONFIG_GPAW),
         _ => return Err(Errno::EINVAL),
     };
-    let copied = init.cpuid.iter().filter(|entry| CPUID_CONFIG.contains(&(entry.function, entry.index))).count();
-    // An entry that the module would not take, or one that is there twice.
-    let distinct = CPUID_CONFIG
-        .iter()
-        .filter(|leaf| init.cpuid.iter().any(|entry| (entry.function, entry.index) == **leaf))
-        .count();
-    if copied != init.cpuid.len() || distinct != copied {
+    let copied: Vec<_> = CPUID_CONFIG.into_iter().filter_map(|leaf| find_cpuid_entry(&init.cpuid, leaf)).collect();
+    // Otherwise there is an entry that the module would not take, or one that is there twice.
+    if copied.iter().any(|entry| entry.is_unsupported()) || copied.len() != init.cpuid.len() {
         return Err(Errno::EINVAL);
     }
     Ok(TdParams {
@@ -190,7 +243,7 @@ impl Vm {
         let created = {
             let _global = host.tdx_lock.lock(cx);
             host.clflush_page(cx, tdr);
-            host.call_for_entropy(cx, Leaf::MngCreate, |seam| seam.mng_create(cx, Hpa::of(tdr), hkid))
+            host.call(cx, Leaf::MngCreate, |seam| seam.mng_create(cx, Hpa::of(tdr), hkid))
         };
         if let Err(fail) = created {
             if fail.name() != StatusName::RndNoEntropy {
@@ -240,7 +293,7 @@ impl Vm {
         left.reverse();
         while let Some(page) = left.pop() {
             host.clflush_page(cx, page);
-            let added = host.call_for_entropy(cx, Leaf::MngAddcx, |seam| seam.mng_addcx(cx, Hpa::of(page), tdr));
+            let added = host.call(cx, Leaf::MngAddcx, |seam| seam.mng_addcx(cx, Hpa::of(page), tdr));
             if let Err(fail) = added {
                 left.push(page);
                 if fail.name() == StatusName::RndNoEntropy {

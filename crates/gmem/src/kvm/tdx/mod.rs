@@ -21,7 +21,9 @@
 //! | `check.rs` | TDX-INV-015 to TDX-INV-022 |
 //!
 //! Simplified: no interrupts, so that an APIC is never asked for and `hlt` leaves to user space, as of all guests here; no CPUID or MSR emulation;
-//! no quotes. A TD's registers are KVM's to see, because they are the program's.
+//! no quotes: what user space may be asked (KVM_EXIT_TDX) it answers as one that knows nothing of it. A TD's registers are KVM's to see, because they are the
+//! program's. A vCPU is loaded on the task's processor, which is VP.FLUSH on the one before, by KVM_RUN, KVM_PRE_FAULT_MEMORY and the commands; in Linux by every
+//! ioctl that gets its mutex. Nothing is charged to the misc cgroup for a KeyID.
 
 mod check;
 mod cmd;
@@ -45,7 +47,7 @@ mod vm;
 pub use cmd::{TdxCmd, TdxOp};
 pub(crate) use host::TDX_SEAMCALL;
 pub use host::TdxHost;
-pub use init_vm::{TdxCapabilities, TdxCpuidEntry, TdxInitVm};
+pub use init_vm::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, TdxCapabilities, TdxCpuidEntry, TdxInitVm};
 pub use populate::{KVM_TDX_MEASURE_MEMORY_REGION, TdxInitMemRegion};
 pub(crate) use sept::MirrorHooks;
 pub(crate) use vcpu::TdxState;

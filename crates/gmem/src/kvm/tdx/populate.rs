@@ -52,7 +52,7 @@ impl Vcpu {
         flags: u32,
         region: &mut TdxInitMemRegion,
     ) -> Result<(), Errno> {
-        let valid = tdx_state(state).is_initialized
+        let valid = self.vcpu_tdx().is_initialized()
             && tdx.peek_state() != TdState::Runnable
             && flags & !KVM_TDX_MEASURE_MEMORY_REGION == 0
             && region.is_valid(tdx);

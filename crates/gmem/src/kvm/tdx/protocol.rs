@@ -12,8 +12,12 @@ pub mod leaf {
     pub const GET_TD_VM_CALL_INFO: u64 = 0x10000;
     /// MapGPA.
     pub const MAP_GPA: u64 = 0x10001;
+    /// GetQuote.
+    pub const GET_QUOTE: u64 = 0x10002;
     /// ReportFatalError.
     pub const REPORT_FATAL_ERROR: u64 = 0x10003;
+    /// SetupEventNotifyInterrupt.
+    pub const SETUP_EVENT_NOTIFY_INTERRUPT: u64 = 0x10004;
 }
 
 /// What R10 says.

@@ -30,10 +30,17 @@ pub(crate) enum TdCall {
         /// Where the range ends.
         end: u64,
     },
-    /// A read of a device.
-    MmioRead,
+    /// A read of a device, of so many bytes.
+    MmioRead(u32),
+    /// A read of a port, of so many bytes.
+    IoRead(u8),
     /// An access after which there is nothing to do.
     Done,
+}
+
+/// The bits of so many bytes, 1 to 8.
+const fn mask(bytes: u32) -> u64 {
+    u64::MAX >> (64 - 8 * bytes)
 }
 
 impl Vcpu {
@@ -63,34 +70,36 @@ impl Vcpu {
         Next::Exit
     }
 
-    /// `tdx_emulate_io`, of four bytes.
+    /// `tdx_emulate_io`. What is too large for a port is cut.
     pub(super) fn tdx_emulate_io(&self, state: &mut VcpuState) -> Next {
         let args = tdx_state(state).args;
-        let (size, is_write, port, value) = (args[12], args[13], args[14], args[15]);
+        let (size, direction, port, value) = (args[12], args[13], args[14], args[15]);
         self.set_return_code(state, status::SUCCESS);
-        if size != 4 || is_write != 1 || port > u64::from(u16::MAX) {
+        if !matches!(size, 1 | 2 | 4) || direction > 1 {
             self.set_return_code(state, status::INVALID_OPERAND);
             return Next::Enter;
         }
-        state.exit = ExitInfo::Io { port: port as u16, data: value as u32 };
-        self.ask_user(state, TdCall::Done)
+        let (len, is_write) = (size as u8, direction == 1);
+        let data = if is_write { (value & mask(size as u32)) as u32 } else { 0 };
+        state.exit = ExitInfo::Io { port: port as u16, len, data, is_write };
+        self.ask_user(state, if is_write { TdCall::Done } else { TdCall::IoRead(len) })
     }
 
-    /// `tdx_emulate_mmio`: only of shared memory, which user space has.
+    /// `tdx_emulate_mmio`: only of shared memory, which user space has. Of size and direction KVM looks at 32 bits.
     pub(super) fn tdx_emulate_mmio(&self, state: &mut VcpuState) -> Next {
         let args = tdx_state(state).args;
-        let (size, direction, gpa, value) = (args[12], args[13], Gpa(args[14]), args[15]);
+        let (size, direction, gpa, value) = (args[12] as u32, args[13] as u32, Gpa(args[14]), args[15]);
         let tdx = self.vm.tdx().expect("a vCPU of a TD");
-        let last = Gpa(gpa.0.wrapping_add(size).wrapping_sub(1));
+        let last = Gpa(gpa.0.wrapping_add(size.into()).wrapping_sub(1));
         if !matches!(size, 1 | 2 | 4 | 8) || direction > 1 || tdx.is_private_gpa(gpa) || tdx.is_private_gpa(last) {
             self.set_return_code(state, status::INVALID_OPERAND);
             return Next::Enter;
         }
         self.set_return_code(state, status::SUCCESS);
         let is_write = direction == 1;
-        let data = if is_write { value } else { 0 };
-        state.exit = ExitInfo::Mmio { gpa: tdx.without_shared_bit(gpa), len: size as u32, data, is_write };
-        self.ask_user(state, if is_write { TdCall::Done } else { TdCall::MmioRead })
+        let data = if is_write { value & mask(size) } else { 0 };
+        state.exit = ExitInfo::Mmio { gpa: tdx.without_shared_bit(gpa), len: size, data, is_write };
+        self.ask_user(state, if is_write { TdCall::Done } else { TdCall::MmioRead(size) })
     }
 
     /// `handle_tdvmcall`, of leaves that KVM answers itself or asks user space about.
@@ -99,7 +108,7 @@ impl Vcpu {
         match args[11] {
             leaf::MAP_GPA => self.tdx_map_gpa(state, args[12], args[13]),
             leaf::GET_TD_VM_CALL_INFO => {
-                // Simplified: what there is beside the base interface, which user space is asked for, is nothing.
+                // Simplified: of what there is beside the base interface (1) user space is asked, which says nothing here.
                 if args[12] > 1 {
                     self.set_return_code(state, status::INVALID_OPERAND);
                     return Next::Enter;
@@ -107,11 +116,24 @@ impl Vcpu {
                 tdx_state_mut(state).args[10..15].fill(0);
                 Next::Enter
             }
+            leaf::GET_QUOTE => {
+                let tdx = self.vm.tdx().expect("a vCPU of a TD");
+                self.unknown_to_user(state, !tdx.is_private_gpa(Gpa(args[12])))
+            }
+            leaf::SETUP_EVENT_NOTIFY_INTERRUPT => self.unknown_to_user(state, (32..=255).contains(&args[12])),
             _ => {
                 self.set_return_code(state, status::SUBFUNC_UNSUPPORTED);
                 Next::Enter
             }
         }
+    }
+
+    /// KVM_EXIT_TDX for a leaf that user space may answer. Simplified: it knows nothing of it and runs the vCPU again, so that the guest gets the answer that KVM
+    /// had put there.
+    fn unknown_to_user(&self, state: &mut VcpuState, are_operands_valid: bool) -> Next {
+        let code = if are_operands_valid { status::SUBFUNC_UNSUPPORTED } else { status::INVALID_OPERAND };
+        self.set_return_code(state, code);
+        Next::Enter
     }
 
     /// `tdx_map_gpa`.
@@ -167,7 +189,8 @@ impl Vcpu {
         match (call, pending) {
             (TdCall::None, _) => return Ok(None),
             (TdCall::Done, _) => {}
-            (TdCall::MmioRead, ExitInfo::Mmio { data, .. }) => tdx.args[11] = data,
+            (TdCall::MmioRead(len), ExitInfo::Mmio { data, .. }) => tdx.args[11] = data & mask(len),
+            (TdCall::IoRead(len), ExitInfo::Io { data, .. }) => tdx.args[11] = u64::from(data) & mask(len.into()),
             (TdCall::Hypercall, ExitInfo::Hypercall { ret, .. }) => self.set_return_code(state, ret),
             (TdCall::MapGpa { next, end }, ExitInfo::Hypercall { ret, .. }) => {
                 return self.complete_map_gpa(cx, state, next, end, ret).map(Some);

@@ -11,6 +11,7 @@ use sim_coco::tdx::{Hpa, Leaf, Lp, StatusName};
 use sim_kernel::{Cx, Errno, Pfn};
 use sim_mmu::Root;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `struct tdx_vp`: the pages of a vCPU.
 #[derive(Debug, Default)]
@@ -25,13 +26,13 @@ pub struct VcpuTdx {
     pages: parking_lot::Mutex<VpPages>,
     /// `vcpu->cpu`: where it was loaded last. `None`: nowhere since it was flushed.
     cpu: parking_lot::Mutex<Option<Lp>>,
+    /// `state` is `VCPU_TD_STATE_INITIALIZED`. Changes under `vcpu->mutex`.
+    is_initialized: AtomicBool,
 }
 
 /// TDX of one vCPU: what `vcpu->mutex` protects.
 #[derive(Debug, Default)]
 pub(crate) struct TdxState {
-    /// `state` is `VCPU_TD_STATE_INITIALIZED`.
-    pub(super) is_initialized: bool,
     /// The mirror's root, which a vCPU keeps for life.
     pub(super) mirror: Option<Arc<Root>>,
     /// `vp_enter_args`: the registers that a TDG.VP.VMCALL showed, and what KVM answers in them.
@@ -67,6 +68,11 @@ impl VcpuTdx {
         pages.tdvpr.into_iter().chain(pages.tdcx.iter().copied()).collect()
     }
 
+    /// Whether `KVM_TDX_INIT_VCPU` has succeeded.
+    pub(super) fn is_initialized(&self) -> bool {
+        self.is_initialized.load(Ordering::Relaxed)
+    }
+
     /// The TDVPR as an operand.
     ///
     /// # Panics
@@ -75,28 +81,33 @@ impl VcpuTdx {
         Hpa::of(self.tdvpr().expect("the vCPU was initialised"))
     }
 
-    /// `tdx_vcpu_free`: its pages go back to the host, once the TD has no KeyID any more; otherwise they are leaked.
+    /// `tdx_vcpu_free`: its pages go back to the host, once the TD has no KeyID any more; otherwise they are leaked, as those of a vCPU that belongs to a
+    /// processor all the same.
     pub(crate) fn free(&self, cx: &Cx<'_>, vm: &Vm, tdx: &KvmTdx) {
-        if self.cpu.lock().is_some() {
-            if self.tdvpr().is_some() && tdx.is_hkid_assigned() {
+        let is_loaded = self.cpu.lock().is_some();
+        if is_loaded {
+            if self.is_initialized() {
                 vm.bug(cx);
             }
             self.flush_on_cpu(cx, vm, tdx);
         }
         let pages = std::mem::take(&mut *self.pages.lock());
         let all = pages.tdcx.into_iter().chain(pages.tdvpr);
-        if tdx.is_hkid_assigned() {
+        if is_loaded || tdx.is_hkid_assigned() {
             all.for_each(|page| tdx.host.leak_page(page));
             return;
         }
         all.for_each(|page| tdx.host.reclaim_control_page(cx, page));
     }
 
-    /// `tdx_flush_vp_on_cpu`: the vCPU leaves the processor that it was loaded on, which forgets the TD's translations.
+    /// `tdx_flush_vp_on_cpu`: the vCPU leaves the processor that it was loaded on, which forgets the TD's translations. One that was never initialised has none.
     pub(super) fn flush_on_cpu(&self, cx: &Cx<'_>, vm: &Vm, tdx: &KvmTdx) {
         let Some(lp) = self.cpu.lock().take() else { return };
-        let Some(tdvpr) = self.tdvpr() else { return };
-        let flushed = tdx.host.call_on(cx, lp, Leaf::VpFlush, |seam| seam.vp_flush(cx, Hpa::of(tdvpr)));
+        if !self.is_initialized() {
+            return;
+        }
+        let tdvpr = self.tdvpr_hpa();
+        let flushed = tdx.host.call_on(cx, lp, Leaf::VpFlush, |seam| seam.vp_flush(cx, tdvpr));
         if flushed.is_err_and(|fail| fail.name() != StatusName::VcpuNotAssociated) {
             vm.bug(cx);
         }
@@ -109,7 +120,7 @@ impl Vcpu {
         self.tdx.as_ref()
     }
 
-    fn vcpu_tdx(&self) -> &VcpuTdx {
+    pub(super) fn vcpu_tdx(&self) -> &VcpuTdx {
         self.tdx().expect("a vCPU of a TD")
     }
 
@@ -128,28 +139,21 @@ impl Vcpu {
     }
 
     /// `tdx_vcpu_needs_initialization`.
-    pub(crate) fn tdx_needs_initialization(&self, state: &VcpuState) -> bool {
+    pub(crate) fn tdx_needs_initialization(&self) -> bool {
         let Some(tdx) = self.vm.tdx() else { return false };
-        !tdx_state(state).is_initialized || tdx.peek_state() != TdState::Runnable
+        !self.vcpu_tdx().is_initialized() || tdx.peek_state() != TdState::Runnable
     }
 
     /// `tdx_vcpu_init`.
     ///
     /// # Errors
     /// `EINVAL` for flags, and the second time; `ENOMEM`; `EIO` if the VM is bugged by it.
-    pub(super) fn tdx_vcpu_init(
-        &self,
-        cx: &Cx<'_>,
-        tdx: &KvmTdx,
-        state: &mut VcpuState,
-        flags: u32,
-        rcx: u64,
-    ) -> Result<(), Errno> {
-        if flags != 0 || tdx_state(state).is_initialized {
+    pub(super) fn tdx_vcpu_init(&self, cx: &Cx<'_>, tdx: &KvmTdx, flags: u32, rcx: u64) -> Result<(), Errno> {
+        if flags != 0 || self.vcpu_tdx().is_initialized() {
             return Err(Errno::EINVAL);
         }
         self.tdx_td_vcpu_init(cx, tdx, rcx)?;
-        tdx_state_mut(state).is_initialized = true;
+        self.vcpu_tdx().is_initialized.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -190,7 +194,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// `kvm_mmu_load` of a TD: the mirror first, then the direct root, which the processor is told of (`tdx_load_mmu_pgd`).
+    /// `kvm_mmu_load` of a TD: the mirror first, then the direct root, which the module is told of (`tdx_load_mmu_pgd`). Linux does that also for a vCPU that
+    /// `KVM_TDX_INIT_VCPU` has not given a TDVPR, which a pre-fault comes to: it fails, and breaks the VM.
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -205,9 +210,10 @@ impl Vcpu {
         let root = self.vm.load_root(cx)?;
         let tables = Arc::new(SharedTables::new(&self.vm, &root));
         state.root = Some(root);
-        let tdvpr = self.vcpu_tdx().tdvpr_hpa();
-        let written = tdx.host.tdx().on(tdx.host.lp(cx)).vp_wr_shared_eptp(cx, tdvpr, tables);
-        if written.is_err() {
+        let tdvpr = self.vcpu_tdx().tdvpr().map(Hpa::of);
+        let seam = tdx.host.tdx().on(tdx.host.lp(cx));
+        let is_written = tdvpr.is_some_and(|tdvpr| seam.vp_wr_shared_eptp(cx, tdvpr, tables).is_ok());
+        if !is_written {
             self.vm.bug(cx);
         }
         self.flush_tlb_all(cx, state);

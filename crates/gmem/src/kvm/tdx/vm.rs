@@ -195,9 +195,9 @@ impl KvmTdx {
         if is_large { Level::L2M } else { Level::L4K }
     }
 
-    /// `vt_is_tdx_private_gpa`. Before `KVM_TDX_INIT_VM` there is no shared bit.
+    /// `vt_is_tdx_private_gpa`. Before `KVM_TDX_INIT_VM` there is no shared bit, and nothing is private.
     pub(crate) fn is_private_gpa(&self, gpa: Gpa) -> bool {
-        self.gpaw().is_none_or(|gpaw| !gpaw.is_shared(gpa))
+        self.gpaw().is_some_and(|gpaw| !gpaw.is_shared(gpa))
     }
 
     /// The address without the shared bit.

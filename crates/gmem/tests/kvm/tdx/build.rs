@@ -2,9 +2,11 @@
 
 use super::{Script, TD, config};
 use gmem::kvm::ioctl;
-use gmem::kvm::tdx::{TdxCapabilities, TdxCmd, TdxCpuidEntry, TdxInitMemRegion, TdxInitVm, TdxOp};
+use gmem::kvm::tdx::{
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, TdxCapabilities, TdxCmd, TdxCpuidEntry, TdxInitMemRegion, TdxInitVm, TdxOp,
+};
 use sim_coco::tdx::{Leaf, SeptState};
-use sim_kernel::{Cx, Errno, Hva};
+use sim_kernel::{Cx, Errno, Hva, Pgoff};
 use sim_mmu::Gpa;
 
 impl Script {
@@ -44,7 +46,12 @@ impl Script {
 fn without_tdx_there_are_no_tds() {
     Script::new(gmem::MachineConfig::default()).run("create_vm vm0 type=tdx => EINVAL");
     let npt = gmem::MachineConfig { stage2: gmem::Stage2Kind::Npt, ..config() };
-    Script::new(npt).run("create_vm vm0 type=tdx => EINVAL");
+    Script::new(npt).run(
+        "create_vm vm0 type=tdx     => EINVAL
+         create_vm vm1              => ok
+         create_vcpu vm1 c1         => ok
+         tdx_init_vcpu c1           => ENOTTY",
+    );
     let no_dirty_bits = gmem::MachineConfig { ept_ad_bits: false, ..config() };
     Script::new(no_dirty_bits).run("create_vm vm0 type=tdx => EINVAL");
     let mut script = Script::new(config());
@@ -53,9 +60,17 @@ fn without_tdx_there_are_no_tds() {
          check_extension vm_types   => ok 35
          create_vm vm1              => ok
          tdx_init_vm vm1            => ENOTTY
-         tdx_finalize_vm vm1        => ENOTTY",
+         tdx_finalize_vm vm1        => ENOTTY
+         create_vcpu vm1 c1         => ok
+         tdx_init_vcpu c1           => EINVAL",
     );
     script.end();
+}
+
+/// A TD with a value of CPUID more.
+fn with_entry(entry: TdxCpuidEntry) -> TdxInitVm {
+    let default = TdxInitVm::default();
+    TdxInitVm { cpuid: [default.cpuid.clone(), vec![entry]].concat(), nent: 2, ..default }
 }
 
 /// The checks in their order: each input is wrong in what is checked there and in all that is checked later.
@@ -99,6 +114,15 @@ fn td_060_init_vm_checks_in_this_order() {
             nent: 2,
             ..TdxInitVm::default()
         },
+        with_entry(TdxCpuidEntry { function: 7, registers: [0, 1 << 11, 0, 0], ..TdxCpuidEntry::default() }),
+        with_entry(TdxCpuidEntry { function: 7, registers: [0, 1 << 4, 0, 0], ..TdxCpuidEntry::default() }),
+        with_entry(TdxCpuidEntry { function: 7, registers: [0, 0, 1 << 5, 0], ..TdxCpuidEntry::default() }),
+        with_entry(TdxCpuidEntry {
+            function: 1,
+            index: 7,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            ..TdxCpuidEntry::default()
+        }),
     ] {
         assert_eq!(script.init_vm(init.clone()), Err(Errno::EINVAL), "{init:?}");
     }
@@ -107,7 +131,9 @@ fn td_060_init_vm_checks_in_this_order() {
     let (refused, cmd) = script.of_vm_command(command(&TdxInitVm { xfam: 1 << 5 | 3, ..TdxInitVm::default() }));
     assert_eq!((refused, cmd.hw_error), (Err(Errno::EINVAL), 0xc000_0100_0000_0041), "OPERAND_INVALID|XFAM");
     assert!(script.host(|_, host| host.peek_keyids()).is_empty(), "what was created has been taken apart");
-    assert_eq!(script.init_vm(TdxInitVm::default()), Ok(()));
+    // An index counts only if the entry says so.
+    let entry = TdxCpuidEntry { function: 1, index: 7, ..TdxCpuidEntry::default() };
+    assert_eq!(script.init_vm(with_entry(entry)), Ok(()));
     assert_eq!(script.init_vm(TdxInitVm::default()), Err(Errno::EINVAL), "once");
     script.run("create_vcpu vm0 c0 => ok");
     script.end();
@@ -146,9 +172,16 @@ fn td_060_a_td_of_52_bits_has_its_shared_bit_at_51() {
 fn capabilities_say_what_init_vm_takes() {
     let mut script = Script::new(config());
     script.run("create_vm vm0 type=tdx => ok");
-    let (result, cmd) = script.of_vm_command(TdxCmd::new(TdxOp::Capabilities(TdxCapabilities::default())));
+    let with_room =
+        |entries| TdxCapabilities { cpuid: vec![TdxCpuidEntry::default(); entries], ..TdxCapabilities::default() };
+    let few = TdxCmd::new(TdxOp::Capabilities(with_room(3)));
+    assert_eq!(script.of_vm_command(few.clone()), (Err(Errno::E2BIG), few));
+    let (result, cmd) = script.of_vm_command(TdxCmd::new(TdxOp::Capabilities(with_room(9))));
     let TdxOp::Capabilities(known) = cmd.op else { panic!("it stays what it was") };
-    assert_eq!((result, known.supported_attrs), (Ok(()), 1 << 28));
+    assert_eq!((result, known.supported_attrs, known.user_tdvmcallinfo_1_r11), (Ok(()), 1 << 28, 2));
+    assert_eq!(known.cpuid.len(), 4);
+    let features = known.cpuid.iter().find(|entry| entry.function == 7).expect("features may be given");
+    assert_eq!(features.registers, [u32::MAX, !(1 << 4 | 1 << 11), !(1 << 5), u32::MAX]);
     let all = TdxInitVm { attributes: known.supported_attrs, xfam: known.supported_xfam, ..TdxInitVm::default() };
     assert_eq!(script.init_vm(all), Ok(()));
     script.end();
@@ -182,6 +215,31 @@ fn td_061_what_a_region_must_be() {
          tdx_init_mem_region c0 0x202000 m1 4K                   => EINVAL",
     );
     script.end();
+}
+
+#[test]
+fn td_061_what_a_page_must_be() {
+    let mut script = Script::td();
+    script.run(
+        "mmap m1 len=16K                                                         => ok
+         set_user_memory_region vm0 slot=1 gpa=0x400000 size=16K hva=m1          => ok
+         set_memory_attributes vm0 0x400000 16K private                          => ok
+         set_memory_attributes vm0 0x800000 16K private                          => ok
+         tdx_init_mem_region c0 0x400000 m1 4K                                   => EINVAL
+         tdx_init_mem_region c0 0x800000 m1 4K                                   => EINVAL
+         fallocate g0 keep_size 4K 4K                                            => ok",
+    );
+    let broken = script.with(|cx, world| {
+        let file = ioctl::peek_gmem(cx, world.process(), world.fd(&"g0".into())).unwrap();
+        file.memory_failure(cx, Pgoff(1))
+    });
+    assert_eq!(broken, Err(Errno::EBUSY), "nobody can mend it");
+    script.run(
+        "tdx_init_mem_region c0 0x200000 m1 8K                                   => EHWPOISON
+         close g0                                                                => ok
+         tdx_init_mem_region c0 0x202000 m1 4K                                   => EFAULT",
+    );
+    script.of_vm("vm0", |_, vm| assert!(!vm.is_dead()));
 }
 
 #[test]
@@ -259,6 +317,23 @@ fn td_063_nothing_runs_before_the_end_of_the_launch() {
          pre_fault_memory c0 0x200000 4K         => ok",
     );
     assert_eq!(script.sept(0x20_0000), Some(SeptState::Pending));
+    script.end();
+}
+
+/// `KVM_RUN` asks whether the vCPU was initialised; a pre-fault does not, and has KVM tell the module of a vCPU that there is not.
+#[test]
+fn td_063_a_vcpu_that_was_not_initialised() {
+    let mut script = Script::td();
+    script.run(
+        "create_vcpu vm0 c1 index=1              => ok
+         tdx_finalize_vm vm0                     => ok
+         guest_read c1 0x200000                  => EINVAL
+         guest_accept c0 0x200000                => hlt 0
+         pre_fault_memory c1 0x201000 4K         => EIO
+         enable_cap vm0 exit_hypercall 0         => EIO",
+    );
+    assert_eq!(script.sept(0x20_1000), Some(SeptState::Free));
+    assert!(script.with(|cx, world| world.vm(cx, &"vm0".into()).is_some_and(|vm| vm.is_bugged())));
     script.end();
 }
 

@@ -1,11 +1,13 @@
 //! KVM's use of TDX, by the ids of its checklist (`TD-060` and above): scripts in the language of scenarios, each line with what it must answer, and looks at the
 //! module in between.
 
+mod answers;
 mod build;
 mod failures;
 mod known;
 mod large;
 mod pamt;
+mod refused;
 mod runtime;
 mod slots;
 
