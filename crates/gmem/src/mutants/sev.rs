@@ -210,8 +210,8 @@ pub(super) static ROWS: &[MutantInfo] = &[
         SEV_PSMASH_NO_RETRY,
         "P x guest, 2 MiB",
         "trying PSMASH again while another processor is at work",
-        "nothing: the other one splits the page, and until then the guest faults again, or RMPUPDATE overlaps and is tried again",
-        &[],
+        "the other one was the guest, at a PVALIDATE: nobody splits the page, and RMPUPDATE overlaps for ever",
+        &["SNP-INV-038"],
         "snp/large-overlap.toml",
     )
     .also(&["SNP-R07"]),

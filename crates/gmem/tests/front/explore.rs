@@ -111,18 +111,21 @@ fn an_exploration_goes_on_from_its_checkpoint() {
         let plan = plan(strategy, executions, true);
         let whole = explore(program, &plan, 2);
         let identity = identity(plan);
-        let mut progress = Progress::default();
-        let mut stops = 0;
-        while !progress.finished {
-            let before = progress.executions();
-            let stop = &mut |now: &Progress| if now.executions() > before { Flow::Stop } else { Flow::Continue };
-            let stopped = campaign::explore(program, &plan, progress, 2, stop).unwrap();
-            let text = Checkpoint { identity: identity.clone(), progress: stopped }.print();
-            progress = Checkpoint::read(&text, &identity).unwrap();
-            stops += 1;
+        for jobs in [1, 2] {
+            let mut progress = Progress::default();
+            let mut stops = 0;
+            while !progress.finished {
+                let before = progress.executions();
+                let stop = &mut |now: &Progress| if now.executions() > before { Flow::Stop } else { Flow::Continue };
+                let stopped = campaign::explore(program, &plan, progress, jobs, stop).unwrap();
+                let text = Checkpoint { identity: identity.clone(), progress: stopped }.print();
+                progress = Checkpoint::read(&text, &identity).unwrap();
+                stops += 1;
+            }
+            assert_eq!(progress, whole, "{strategy}");
+            // How many units two workers do before anybody looks is the machine's business.
+            assert!(jobs > 1 || stops > 2, "{strategy} was stopped {stops} times");
         }
-        assert_eq!(progress, whole, "{strategy}");
-        assert!(stops > 2, "{strategy} was stopped {stops} times");
     }
 }
 

@@ -3,7 +3,7 @@
 use gmem::MachineConfig;
 use gmem::interp::Sequential;
 use gmem::ops::table::{Kind, OPS, Object};
-use gmem::ops::{Op, ProtectedOp, SnpOp, SpteChange, SpteRun, SpteState, TdxOp, fold};
+use gmem::ops::{Op, PkvmOp, ProtectedOp, SnpOp, SpteChange, SpteRun, SpteState, TdxOp, fold};
 use gmem::replay::Executor;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -80,6 +80,7 @@ fn enum_has_no_operation_that_the_table_lacks() {
         serde_json::from_str::<Op>(unknown).unwrap_err().to_string(),
         serde_json::from_str::<SnpOp>(unknown).unwrap_err().to_string(),
         serde_json::from_str::<TdxOp>(unknown).unwrap_err().to_string(),
+        serde_json::from_str::<PkvmOp>(unknown).unwrap_err().to_string(),
         serde_json::from_str::<ProtectedOp>(unknown).unwrap_err().to_string(),
     ];
     let names: Vec<&str> = errors.iter().flat_map(|error| error.split('`').skip(3).step_by(2)).collect();

@@ -201,7 +201,7 @@ fn a_page_of_a_td_is_blocked() {
     let mut stepper = stepper(&read, &Schedule::default());
     back_to(&mut stepper, "TDH.MEM.RANGE.BLOCK: SUCCESS");
     expect![[r#"
-        drop-and-refault  step 21 of 159
+        drop-and-refault  step 21 of 157
         schedule gmem1:aexa
         ┌Steps───────────────────────────────────────────────────────┐┌State───────────────────────────────────────────────────┐
         │       vmm: line 26: fallocate g0 punch_hole 0 4K           ││Locks held                                              │
