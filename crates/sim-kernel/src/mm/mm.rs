@@ -234,7 +234,7 @@ impl Mm {
     pub fn register_notifier(&self, cx: &Cx<'_>, notifier: Arc<dyn MmuNotifier>) {
         // `mmap_lock` for writing: no invalidation of a call on the address space is half-way while the list changes.
         let _tree = self.mmap_lock.write(cx);
-        self.notifiers.register(notifier);
+        self.notifiers.register(cx, notifier);
     }
 
     /// `mmu_notifier_unregister`: returns when no call of the listener runs any more. An invalidation that was started is not

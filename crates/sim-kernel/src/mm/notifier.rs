@@ -6,6 +6,7 @@
 //! Simplified: of ageing only `clear_young`, since nothing here reclaims (`clear_flush_young`) or makes pages huge by itself
 //! (`test_young`), and it is called without the page-table lock. All callbacks may sleep, and none fails.
 
+use crate::sched::Access;
 use crate::sync::{LockMap, Srcu};
 use crate::{Cx, HvaRange};
 use std::fmt;
@@ -34,6 +35,9 @@ pub trait MmuNotifier: Send + Sync + fmt::Debug {
 /// `__mmu_notifier_invalidate_range_start_map`: from a start to its end. Whoever waits until no pair is open waits for this.
 pub const INVALIDATE_RANGE: LockMap = LockMap::new("mmu_notifier_invalidate_range");
 
+/// The list, as a place of its SRCU's object, whose others are its counters. Looking at it is no step of its own: it belongs to the one under way.
+const LIST: u64 = 1 << 32;
+
 type Subscription = (u64, Arc<dyn MmuNotifier>);
 
 /// The listeners of one address space (`struct mmu_notifier_subscriptions`).
@@ -55,7 +59,8 @@ impl Notifiers {
         Notifiers { srcu: Srcu::new(cx, "mmu_notifier_srcu"), list: parking_lot::Mutex::new((0, Arc::new([]))) }
     }
 
-    pub(super) fn register(&self, notifier: Arc<dyn MmuNotifier>) {
+    pub(super) fn register(&self, cx: &Cx<'_>, notifier: Arc<dyn MmuNotifier>) {
+        cx.also(Access::Store, self.srcu.object(), LIST, 1);
         let mut list = self.list.lock();
         list.0 += 1;
         let number = list.0;
@@ -66,6 +71,7 @@ impl Notifiers {
     /// If the listener is not registered.
     pub(super) fn unregister(&self, cx: &Cx<'_>, notifier: &Arc<dyn MmuNotifier>) {
         {
+            cx.also(Access::Store, self.srcu.object(), LIST, 1);
             let mut list = self.list.lock();
             let at = list.1.iter().position(|(_, n)| std::ptr::addr_eq(Arc::as_ptr(n), Arc::as_ptr(notifier)));
             let number = list.1[at.expect("only a registered notifier is unregistered")].0;
@@ -74,18 +80,19 @@ impl Notifiers {
         self.srcu.synchronize(cx);
     }
 
-    fn current(&self) -> Arc<[Subscription]> {
+    fn current(&self, cx: &Cx<'_>) -> Arc<[Subscription]> {
+        cx.also(Access::Load, self.srcu.object(), LIST, 1);
         Arc::clone(&self.list.lock().1)
     }
 
     /// `mmu_notifier_invalidate_range_start`.
     pub(super) fn start(&self, cx: &Cx<'_>, range: HvaRange) -> Invalidation {
         // `mm_has_notifiers`: most processes have none and pay nothing.
-        if self.current().is_empty() {
+        if self.current(cx).is_empty() {
             return Invalidation { range, told: Arc::new([]) };
         }
         let _srcu = self.srcu.read(cx);
-        let told = self.current();
+        let told = self.current(cx);
         if !told.is_empty() {
             INVALIDATE_RANGE.enter(cx);
         }
@@ -97,19 +104,19 @@ impl Notifiers {
 
     /// `mmu_notifier_release`, at the end of the address space.
     pub(super) fn release(&self, cx: &Cx<'_>) {
-        for (_, notifier) in &*self.current() {
+        for (_, notifier) in &*self.current(cx) {
             notifier.release(cx);
         }
     }
 
     /// `mmu_notifier_clear_young`: whether any listener has used the range.
     pub(super) fn clear_young(&self, cx: &Cx<'_>, range: HvaRange) -> bool {
-        if self.current().is_empty() {
+        if self.current(cx).is_empty() {
             return false;
         }
         let _srcu = self.srcu.read(cx);
         // All are asked, whatever the first says.
-        self.current().iter().fold(false, |young, (_, notifier)| notifier.clear_young(cx, range) | young)
+        self.current(cx).iter().fold(false, |young, (_, notifier)| notifier.clear_young(cx, range) | young)
     }
 
     /// `mmu_notifier_invalidate_range_end`. Who unregistered meanwhile is not called any more; who registered meanwhile was
@@ -119,7 +126,7 @@ impl Notifiers {
             return;
         }
         let _srcu = self.srcu.read(cx);
-        let registered = self.current();
+        let registered = self.current(cx);
         for (number, notifier) in &*invalidation.told {
             if registered.iter().any(|(n, _)| n == number) {
                 notifier.invalidate_range_end(cx, invalidation.range);
@@ -131,6 +138,6 @@ impl Notifiers {
 
 impl fmt::Debug for Notifiers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Notifiers").field("registered", &self.current().len()).finish()
+        f.debug_struct("Notifiers").field("registered", &self.list.lock().1.len()).finish()
     }
 }

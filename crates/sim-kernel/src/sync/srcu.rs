@@ -52,6 +52,11 @@ impl Srcu {
         }
     }
 
+    /// The domain's object: for what it protects, if that has none of its own.
+    pub(crate) fn object(&self) -> ObjId {
+        self.object
+    }
+
     /// `srcu_read_lock`: enters a read section.
     #[track_caller]
     pub fn read_lock(&self, cx: &Cx<'_>) -> SrcuIdx {
