@@ -6,7 +6,8 @@ use super::machine::Pkvm;
 use super::trace::TraceEvent;
 use super::types::{CpuId, PageState, Vmid};
 use super::vm::{GuestMmu, HypVm, VmTable};
-use sim_kernel::sync::MutexGuard;
+use sim_kernel::sched::Access;
+use sim_kernel::sync::{Mutex, MutexGuard};
 use sim_kernel::{Cx, Errno, Pfn};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -95,7 +96,13 @@ impl<'a> El2<'a> {
         self.hv.recorder.record(self.cpu, event);
     }
 
-    fn locked<T>(&self, guard: MutexGuard<'a, T>, class: &'static str, vmid: Option<Vmid>) -> Locked<'a, T> {
+    #[track_caller]
+    fn locked<T>(&self, lock: &'a Mutex<T>, class: &'static str, vmid: Option<Vmid>) -> Locked<'a, T> {
+        /// What is under a lock, as a place of the lock's object.
+        const DATA: u64 = 1;
+        let guard = lock.lock(self.cx);
+        // It is said nowhere else what of that is used: two sections of the same lock are not independent.
+        self.cx.also(Access::Rmw, lock.object(), DATA, 1);
         self.record(TraceEvent::Lock { class, vmid });
         Locked { guard, el2: *self, class, vmid }
     }
@@ -103,19 +110,19 @@ impl<'a> El2<'a> {
     /// `vm_table_lock`.
     #[track_caller]
     pub(super) fn lock_vms(&self) -> Locked<'a, VmTable> {
-        self.locked(self.hv.vms.lock(self.cx), "vm_table", None)
+        self.locked(&self.hv.vms, "vm_table", None)
     }
 
     /// `host_mmu.lock`.
     #[track_caller]
     pub(super) fn lock_host(&self) -> Locked<'a, HostMmu> {
-        self.locked(self.hv.host.lock(self.cx), "host", None)
+        self.locked(&self.hv.host, "host", None)
     }
 
     /// `pkvm_pgd_lock`.
     #[track_caller]
     pub(super) fn lock_hyp(&self) -> Locked<'a, HypMmu> {
-        self.locked(self.hv.hyp.lock(self.cx), "hyp", None)
+        self.locked(&self.hv.hyp, "hyp", None)
     }
 
     /// The lock of a VM.
@@ -125,7 +132,7 @@ impl<'a> El2<'a> {
         'a: 'v,
     {
         let el2: El2<'v> = *self;
-        el2.locked(vm.mmu.lock(el2.cx), "vm", Some(vm.vmid()))
+        el2.locked(&vm.mmu, "vm", Some(vm.vmid()))
     }
 
     /// Clears a page, down to the point of coherency: an alias that is not cached sees it, too.

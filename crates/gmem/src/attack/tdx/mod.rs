@@ -62,11 +62,11 @@ pub static FACTS: Facts = Facts {
 /// A vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Vcpu {
-    /// The first of [`Who::G`].
+    /// The first of `Who::G`.
     G,
     /// Its second.
     G2,
-    /// That of [`Who::H`].
+    /// That of `Who::H`.
     H,
 }
 

@@ -44,7 +44,7 @@ impl Vm {
     pub(crate) fn pkvm_prepare_memory_region(&self, cx: &Cx<'_>, change: &SlotChange<'_>) -> Result<(), Errno> {
         let Some(pkvm) = self.pkvm() else { return Ok(()) };
         if pkvm.is_protected() {
-            if pkvm.is_created() && change.removes && !cx.has_mutant(PKVM_SLOTS_CHANGE) {
+            if pkvm.sees_created(cx) && change.removes && !cx.has_mutant(PKVM_SLOTS_CHANGE) {
                 return Err(Errno::EPERM);
             }
             if change.new.is_some_and(|(_, flags, _)| flags & (KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0) {

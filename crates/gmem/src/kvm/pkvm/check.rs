@@ -15,7 +15,7 @@ use std::sync::Arc;
 impl KvmPkvm {
     /// PKVM-INV-015: no page is left with a VM that the hypervisor is about to forget.
     pub(super) fn check_all_reclaimed(&self) {
-        if let Some(mapping) = self.mappings.lock().all().first() {
+        if let Some(mapping) = self.mappings().first() {
             panic!("PKVM-INV-015: a VM is finalized that still has {:?} at {:?}", mapping.pfn, mapping.gfn);
         }
     }

@@ -124,7 +124,7 @@ impl Vcpu {
     ) -> Result<(), Errno> {
         let (vm, gfn) = (&self.vm, fault.gfn());
         vm.with_gmem(cx, fault.slot, |inode| {
-            let known = u32::from(!fault.pkvm.mappings.lock().in_range(GfnRange::new(gfn, gfn + 1)).is_empty());
+            let known = u32::from(!fault.pkvm.records(cx).in_range(GfnRange::new(gfn, gfn + 1)).is_empty());
             inode.make_private(cx, fault.slot.gmem_index(gfn), 1 + known)
         })
         .inspect_err(|_| self.pkvm_memory_fault(state, fault, true))?;
@@ -163,7 +163,7 @@ impl Vcpu {
             return Ok(true);
         }
         let Some((slot, gfn)) = self.converted(cx, pkvm, args) else { return Ok(true) };
-        let known = pkvm.mappings.lock().in_range(GfnRange::new(gfn, gfn + 1)).len() as u32;
+        let known = pkvm.records(cx).in_range(GfnRange::new(gfn, gfn + 1)).len() as u32;
         let private = self.vm.with_gmem(cx, &slot, |inode| inode.make_private(cx, slot.gmem_index(gfn), known));
         match private {
             Err(Errno::EAGAIN) => {
@@ -195,13 +195,13 @@ impl Vcpu {
 impl Vm {
     /// A guest_memfd takes pages of these guest frames away, under `mmu_lock` for writing: private ones are taken from the guest by force.
     pub(crate) fn pkvm_gmem_unmap(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
-        let takes = |pkvm: &&KvmPkvm| pkvm.is_protected() && pkvm.has_pgt() && pkvm.host.backs_with_gmem();
+        let takes = |pkvm: &&KvmPkvm| pkvm.is_protected() && pkvm.has_pgt(cx) && pkvm.host.backs_with_gmem();
         let Some(pkvm) = self.pkvm().filter(takes) else { return };
-        let known: Vec<Mapping> = pkvm.mappings.lock().in_range(range);
+        let known: Vec<Mapping> = pkvm.records(cx).in_range(range);
         for Mapping { gfn, pfn, .. } in known.into_iter().filter(|mapping| mapping.gmem && !mapping.taken) {
             let taken = pkvm.host.call(cx, HostCall::ForceReclaimGuestPage { pa: Pa::of(pfn) });
             if taken.is_ok() {
-                pkvm.mappings.lock().set_taken(gfn);
+                pkvm.records(cx).set_taken(gfn);
                 self.host.phys.put(cx, pfn);
             }
         }

@@ -78,7 +78,7 @@ impl KvmPkvm {
         gmem: bool,
     ) -> Result<(), Errno> {
         let page = GfnRange::new(gfn, gfn + 1);
-        let known = !self.mappings.lock().in_range(page).is_empty();
+        let known = !self.records(cx).in_range(page).is_empty();
         if known && !cx.has_mutant(PKVM_NO_RECORD_CHECK) {
             let poisoned = self.host.call(cx, HostCall::VcpuInPoisonFault);
             return Err(match poisoned {
@@ -88,7 +88,7 @@ impl KvmPkvm {
         }
         assert!(!known, "PKVM-INV-012: {pfn:?} is donated at {gfn:?}, of which there is a record");
         self.host.call(cx, HostCall::HostDonateGuest { pfn, gfn })?;
-        self.mappings.lock().insert(Mapping { gfn, pfn, nr_pages: 1, gmem, taken: false });
+        self.records(cx).insert(Mapping { gfn, pfn, nr_pages: 1, gmem, taken: false });
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl KvmPkvm {
         prot: Prot,
     ) -> Result<(), Errno> {
         let Mapping { gfn, pfn, nr_pages: pages, .. } = mapping;
-        let known = self.mappings.lock().in_range(mapping.gfns());
+        let known = self.records(cx).in_range(mapping.gfns());
         if let Some(first) = known.first() {
             if first.nr_pages == pages {
                 return Err(Errno::EAGAIN);
@@ -112,7 +112,7 @@ impl KvmPkvm {
             self.stage2_unshare(cx, lock, mapping.gfns());
         }
         self.host.call(cx, HostCall::HostShareGuest { pfn, gfn, pages, prot })?;
-        self.mappings.lock().insert(mapping);
+        self.records(cx).insert(mapping);
         Ok(())
     }
 
@@ -126,7 +126,7 @@ impl KvmPkvm {
 
     /// The same where nobody else has the records: under `mmu_lock`, or when the stage 2 goes.
     fn unshare(&self, cx: &Cx<'_>, range: GfnRange) {
-        let known = self.mappings.lock().in_range(range);
+        let known = self.records(cx).in_range(range);
         for Mapping { gfn, nr_pages: pages, .. } in known {
             if cx.has_mutant(PKVM_UNMAP_INSIDE_ONLY) && gfn < range.start {
                 continue;
@@ -134,13 +134,13 @@ impl KvmPkvm {
             let handle = self.handle();
             let unshared = self.host.call(cx, HostCall::HostUnshareGuest { handle, gfn, pages });
             assert_eq!(unshared, Ok(0), "PKVM-INV-012: a record of {gfn:?} is of something that is not shared");
-            self.mappings.lock().remove(gfn);
+            self.records(cx).remove(gfn);
         }
     }
 
     /// `pkvm_pgtable_stage2_wrprotect`.
     pub(super) fn stage2_wrprotect(&self, cx: &Cx<'_>, _lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
-        let known = self.mappings.lock().in_range(range);
+        let known = self.records(cx).in_range(range);
         for Mapping { gfn, nr_pages: pages, .. } in known {
             let call = HostCall::HostWrprotectGuest { handle: self.handle(), gfn, pages };
             assert_eq!(self.host.call(cx, call), Ok(0), "PKVM-INV-012: the record of {gfn:?} is wrong");
@@ -156,7 +156,7 @@ impl KvmPkvm {
 
     /// `pkvm_pgtable_stage2_test_clear_young`, under `mmu_lock`.
     pub(super) fn stage2_age(&self, cx: &Cx<'_>, range: GfnRange) -> bool {
-        let known = self.mappings.lock().in_range(range);
+        let known = self.records(cx).in_range(range);
         let age = |Mapping { gfn, nr_pages: pages, .. }: Mapping| {
             let handle = self.handle();
             let young = self.host.call(cx, HostCall::HostTestClearYoungGuest { handle, gfn, pages, mkold: true });
@@ -193,7 +193,7 @@ impl Vm {
             return pkvm.unshare(cx, GfnRange::new(Gfn(0), Gfn(u64::MAX)));
         }
         // Not inside the `for`: its lock would last.
-        let all = pkvm.mappings.lock().all();
+        let all = pkvm.records(cx).all();
         for (i, mapping) in all.into_iter().enumerate() {
             if cx.has_mutant(PKVM_RECLAIM_SKIPS) && i == 0 {
                 continue;
@@ -208,13 +208,13 @@ impl Vm {
                 let unlimited = self.mm.account_locked_vm(cx, 1, false, u64::MAX);
                 unlimited.expect("less is always possible");
             }
-            pkvm.mappings.lock().remove(mapping.gfn);
+            pkvm.records(cx).remove(mapping.gfn);
         }
     }
 
     /// `kvm_unmap_gfn_range`, under `mmu_lock` for writing. Pages of protected VMs are pinned, so nothing has to happen.
     pub(crate) fn pkvm_unmap_gfn_range(&self, cx: &Cx<'_>, lock: &mut RwLockWriteGuard<'_, ()>, range: GfnRange) {
-        if let Some(pkvm) = self.pkvm().filter(|pkvm| !pkvm.is_protected() && pkvm.has_pgt()) {
+        if let Some(pkvm) = self.pkvm().filter(|pkvm| !pkvm.is_protected() && pkvm.has_pgt(cx)) {
             pkvm.check_handle();
             pkvm.stage2_unshare(cx, lock, range);
         }
@@ -223,7 +223,7 @@ impl Vm {
     /// `kvm_age_gfn`. Of protected VMs nothing is known.
     pub(crate) fn pkvm_age_gfn(&self, cx: &Cx<'_>, pkvm: &KvmPkvm, range: GfnRange) -> bool {
         let _lock = self.mmu.mmu_lock.write(cx);
-        !pkvm.is_protected() && pkvm.has_pgt() && pkvm.stage2_age(cx, range)
+        !pkvm.is_protected() && pkvm.has_pgt(cx) && pkvm.stage2_age(cx, range)
     }
 
     /// `kvm_mmu_wp_memory_region`, and the same for a part: pages become read-only, and no processor remembers that they were not.

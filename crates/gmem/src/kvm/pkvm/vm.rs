@@ -8,10 +8,16 @@ use crate::kvm::vm::Vm;
 use crate::kvm::x86_ops::VmKind;
 use sim_coco::pkvm::{Handle, HostCall, HostKvm};
 use sim_kernel::mm::PhysMem;
+use sim_kernel::sched::Access;
 use sim_kernel::sync::Mutex;
 use sim_kernel::{Cx, Errno, PAGES_PER_PMD, Pfn};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+
+/// What KVM has of the VM beside its locks, as places of `config_lock`'s object: looked at and changed in steps that announce something else.
+const PGT: u64 = 1;
+const RECORDS: u64 = 2;
+const CREATED: u64 = 3;
 
 /// pKVM of one VM.
 #[derive(Debug)]
@@ -34,7 +40,7 @@ pub struct KvmPkvm {
     /// `mmu.pgt`: there is a stage 2 to be changed. Goes under `mmu_lock` for writing.
     pgt: AtomicBool,
     /// `pkvm_mappings`, under `mmu_lock`.
-    pub(super) mappings: parking_lot::Mutex<Mappings>,
+    mappings: parking_lot::Mutex<Mappings>,
     /// `kvm->created_vcpus`.
     pub(super) created_vcpus: AtomicU32,
 }
@@ -89,8 +95,21 @@ impl KvmPkvm {
     }
 
     /// Whether the stage 2 may still be changed, with `mmu_lock` held: once it goes, nothing is asked of the hypervisor for a notifier.
-    pub(super) fn has_pgt(&self) -> bool {
+    pub(super) fn has_pgt(&self, cx: &Cx<'_>) -> bool {
+        cx.also(Access::Load, self.config_lock.object(), PGT, 1);
         self.pgt.load(Ordering::Acquire)
+    }
+
+    /// The records, which are under `mmu_lock`.
+    pub(super) fn records(&self, cx: &Cx<'_>) -> parking_lot::MutexGuard<'_, Mappings> {
+        cx.also(Access::Rmw, self.config_lock.object(), RECORDS, 1);
+        self.mappings.lock()
+    }
+
+    /// [`KvmPkvm::is_created`], for who acts on it.
+    pub(super) fn sees_created(&self, cx: &Cx<'_>) -> bool {
+        cx.also(Access::Load, self.config_lock.object(), CREATED, 1);
+        self.is_created()
     }
 
     /// What is mapped, by guest frame: for checkers, while nobody changes it.
@@ -122,6 +141,7 @@ impl KvmPkvm {
             return Err(errno);
         }
         self.kvm.set(kvm).expect("a VM is made once");
+        cx.also(Access::Store, self.config_lock.object(), CREATED, 1);
         self.created.store(true, Ordering::Release);
         Ok(())
     }
@@ -204,7 +224,7 @@ impl Vm {
     pub(super) fn pkvm_create_hyp_vm(&self, cx: &Cx<'_>, pkvm: &KvmPkvm) -> Result<(), Errno> {
         let _slots = (!cx.has_mutant(PKVM_CREATE_NO_SLOTS_LOCK)).then(|| self.slots_lock.lock(cx));
         let _config = pkvm.config_lock.lock(cx);
-        if pkvm.is_created() { Ok(()) } else { pkvm.create_locked(cx) }
+        if pkvm.sees_created(cx) { Ok(()) } else { pkvm.create_locked(cx) }
     }
 
     /// `kvm_arch_flush_shadow_all`: nothing stays mapped. When the process ends, or the VM, whichever is first.
@@ -214,6 +234,7 @@ impl Vm {
         let Some(pkvm) = self.pkvm() else { return };
         let had = {
             let _lock = (!cx.has_mutant(PKVM_FREE_PGD_NO_LOCK)).then(|| self.mmu.mmu_lock.write(cx));
+            cx.also(Access::Store, pkvm.config_lock.object(), PGT, 1);
             pkvm.pgt.swap(false, Ordering::AcqRel)
         };
         if !had {
