@@ -203,15 +203,20 @@ fn every_race_of_the_mmu_has_a_mutant_or_a_reason() {
     }
 }
 
+/// Each of these is a mutant or a row without one, and not both.
+fn assert_accounted_for(ids: impl Iterator<Item = String>) {
+    for id in ids {
+        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
+        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
+    }
+}
+
 /// SEV-SNP's table of races, R1 to R27, and the defects of Linux that are about it.
 #[test]
 fn every_race_and_defect_of_sev_snp_has_a_mutant_or_a_reason() {
     let races = (1..=27).map(|row| format!("SNP-R{row:02}"));
     let defects = [28].into_iter().chain(40..=50).map(|row| format!("BUG-{row}"));
-    for id in races.chain(defects) {
-        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
-        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
-    }
+    assert_accounted_for(races.chain(defects));
 }
 
 /// pKVM's table of races, K1 to K17, and the defects of hypervisors and of arm64 that it could have.
@@ -219,10 +224,7 @@ fn every_race_and_defect_of_sev_snp_has_a_mutant_or_a_reason() {
 fn every_race_and_defect_of_pkvm_has_a_mutant_or_a_reason() {
     let races = (1..=17).map(|row| format!("PKVM-K{row:02}"));
     let defects = [36, 74, 82, 83, 84, 86].map(|row| format!("BUG-{row}"));
-    for id in races.chain(defects) {
-        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
-        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
-    }
+    assert_accounted_for(races.chain(defects));
 }
 
 /// TDX's table of races, R1 to R31, and the defects of Linux that are about it.
@@ -230,10 +232,7 @@ fn every_race_and_defect_of_pkvm_has_a_mutant_or_a_reason() {
 fn every_race_and_defect_of_tdx_has_a_mutant_or_a_reason() {
     let races = (1..=31).map(|row| format!("TDX-R{row:02}"));
     let defects = [26].into_iter().chain(51..=60).map(|row| format!("BUG-{row}"));
-    for id in races.chain(defects) {
-        let absent = mutants::ABSENT.iter().any(|absent| absent.id == id);
-        assert!(mutants::find(&id).is_some() != absent, "{id}: a mutant, or a reason why there is none");
-    }
+    assert_accounted_for(races.chain(defects));
 }
 
 /// What `sim-coco` can switch off at EL2, and the rows: KVM brings it about, or there is a reason, with a file that shows what the rule is for.

@@ -529,17 +529,15 @@ impl PhysMem {
     #[track_caller]
     pub fn put(&self, cx: &Cx<'_>, pfn: Pfn) {
         cx.point(Access::Rmw, self.counts, pfn.0);
-        if !cx.has_mutants() {
+        let has_mutants = cx.has_mutants();
+        if !has_mutants {
             self.count_of_broken_frame(cx, pfn);
-            if self.drop_reference(pfn) {
-                cx.note("page", "freed");
-                self.free(pfn);
-            }
-            return;
         }
         if self.drop_reference(pfn) {
             cx.note("page", "freed");
-            cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+            if has_mutants {
+                cx.point_range(Access::Store, self.bytes, pfn.0 * WORDS_PER_PAGE as u64, WORDS_PER_PAGE as u64);
+            }
             self.free(pfn);
         }
     }

@@ -7,9 +7,7 @@ use gmem::kvm::vcpu::{ExitInfo, GuestInsn};
 use gmem::ops::{Answer, Exit};
 use gmem::scenario::parse_line;
 use sim_coco::tdx::{Lp, Status, StatusName};
-use sim_kernel::PAGE_SHIFT;
-use sim_mmu::{Gfn, Gpa, Level};
-use std::sync::Arc;
+use sim_mmu::Gpa;
 
 const INVALID_OPERAND: u64 = 1 << 63;
 const IO: u64 = 30;
@@ -96,8 +94,7 @@ fn td_080_user_space_is_told_why_a_td_cannot_go_on() {
     script.run(RUNNING);
     // Later the module could not be told of the vCPU's Shared EPT, which breaks the VM.
     script.run("guest_read c0 0x200000 => hlt 7\nguest_read c1 0x200000 => hlt 7");
-    let (tdr, module) = script.of_td(|tdx| (tdx.tdr().unwrap(), Arc::clone(tdx.host().tdx())));
-    let page = module.peek_sept(tdr, Gfn(0x20_0000 >> PAGE_SHIFT), Level::L4K).unwrap().pfn();
+    let page = script.frame(0x20_0000);
     script.host(|cx, host| host.tdx().on(Lp(40)).host_write(cx, page, 0, &[9; 64]).unwrap());
     let mut why = |line: &str| {
         let step = parse_line(line).unwrap();

@@ -5,7 +5,7 @@ use gmem::MachineConfig;
 use gmem::kvm::ioctl;
 use gmem::kvm::mutants::TDX_FREEID_BEFORE_CACHE_WB;
 use gmem::kvm::tdx::{TdxCmd, TdxOp};
-use sim_coco::tdx::{Hpa, Injected, Leaf, Lp, PageType, SeptState, Tdx};
+use sim_coco::tdx::{Hpa, Injected, Leaf, Lp, PageType, SeptState};
 use sim_kernel::mm::PhysMem;
 use sim_kernel::{MutantSet, Pfn};
 use std::collections::BTreeSet;
@@ -15,10 +15,6 @@ use std::sync::Arc;
 const ELSEWHERE: Lp = Lp(40);
 
 impl Script {
-    fn module(&mut self) -> Arc<Tdx> {
-        self.host(|_, host| Arc::clone(host.tdx()))
-    }
-
     fn phys(&mut self) -> Arc<PhysMem> {
         self.module().phys()
     }
@@ -27,10 +23,6 @@ impl Script {
     fn busy(&mut self, leaf: Leaf, times: usize) {
         let module = self.module();
         (0..times).for_each(|_| module.inject(Injected::Busy(leaf)));
-    }
-
-    fn tdr(&mut self) -> Pfn {
-        self.of_td(|tdx| tdx.tdr().expect("it was created"))
     }
 
     fn is_bugged(&mut self) -> bool {

@@ -5,7 +5,7 @@ use gmem::MachineConfig;
 use gmem::kvm::mutants::TDX_NO_SPLIT;
 use sim_coco::tdx::{Leaf, SeptState};
 use sim_kernel::{MutantSet, PAGE_SHIFT};
-use sim_mmu::{Gfn, Level};
+use sim_mmu::Level;
 
 /// A TD that runs, with 4 MiB of private memory at 0x200000 and two vCPUs.
 const LARGE: &str = "
@@ -44,8 +44,7 @@ fn large() -> Script {
 impl Script {
     /// State of the entry of 2 MiB in the Secure EPT.
     fn sept_2m(&mut self, gpa: u64) -> Option<SeptState> {
-        let (tdr, module) = self.of_td(|tdx| (tdx.tdr().unwrap(), std::sync::Arc::clone(tdx.host().tdx())));
-        module.peek_sept(tdr, Gfn(gpa >> PAGE_SHIFT), Level::L2M).and_then(|entry| entry.state())
+        self.entry(gpa, Level::L2M).and_then(|entry| entry.state())
     }
 
     fn splits(&mut self) -> u64 {

@@ -13,7 +13,7 @@ mod slots;
 
 use gmem::kvm::tdx::{KvmTdx, TdxHost};
 use gmem::{MachineConfig, Stage2Kind};
-use sim_coco::tdx::{Leaf, SeptState};
+use sim_coco::tdx::{Leaf, SeptEntry, SeptState, Tdx};
 use sim_kernel::sched::TraceRecord;
 use sim_kernel::{Cx, PAGE_SHIFT, Pfn};
 use sim_mmu::{Gfn, Level};
@@ -82,16 +82,30 @@ impl Script {
         self.host(|_, host| host.calls(leaf))
     }
 
+    /// The module of the machine.
+    fn module(&mut self) -> Arc<Tdx> {
+        self.host(|_, host| Arc::clone(host.tdx()))
+    }
+
+    /// The TDR of the TD.
+    fn tdr(&mut self) -> Pfn {
+        self.of_td(|tdx| tdx.tdr().expect("it was created"))
+    }
+
+    /// An entry of the Secure EPT; `None` without a table for it.
+    fn entry(&mut self, gpa: u64, level: Level) -> Option<SeptEntry> {
+        let tdr = self.tdr();
+        self.module().peek_sept(tdr, Gfn(gpa >> PAGE_SHIFT), level)
+    }
+
     /// The frame of a private page.
     fn frame(&mut self, gpa: u64) -> Pfn {
-        let (tdr, module) = self.of_td(|tdx| (tdx.tdr().expect("it was created"), Arc::clone(tdx.host().tdx())));
-        module.peek_sept(tdr, Gfn(gpa >> PAGE_SHIFT), Level::L4K).expect("it is mapped").pfn()
+        self.entry(gpa, Level::L4K).expect("it is mapped").pfn()
     }
 
     /// State of the entry of a page in the Secure EPT; `None` without a table for it.
     fn sept(&mut self, gpa: u64) -> Option<SeptState> {
-        let (tdr, module) = self.of_td(|tdx| (tdx.tdr().expect("it was created"), Arc::clone(tdx.host().tdx())));
-        module.peek_sept(tdr, Gfn(gpa >> PAGE_SHIFT), Level::L4K).and_then(|entry| entry.state())
+        self.entry(gpa, Level::L4K).and_then(|entry| entry.state())
     }
 }
 
